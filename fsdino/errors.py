@@ -1,0 +1,27 @@
+"""The errors a user meets: each message is one line that names the thing and the remedy."""
+
+from __future__ import annotations
+
+
+class FsdinoError(Exception):
+    """Base of every error fsdino raises on purpose. The command line exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(FsdinoError, ValueError):
+    """An argument that cannot be meant: a missing path, no support, an unknown model."""
+
+    exit_code = 2
+
+
+class DataError(FsdinoError):
+    """Content that cannot be used: a truncated image, a mask without foreground."""
+
+
+class CheckpointError(FsdinoError):
+    """Weights that are corrupt, incomplete or belong to another model."""
+
+
+class BackendError(FsdinoError, RuntimeError):
+    """A backend asked for by name that cannot run the call here."""

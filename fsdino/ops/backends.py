@@ -1,0 +1,139 @@
+"""Which backend runs a call, and why.
+
+A backend is a module that implements the eight functions in `FUNCTIONS` (each op, forward and
+backward, with the signatures of `fsdino/ops/reference.py`) and a predicate that says why it cannot
+run a given call. `auto` asks the predicates in order of priority; a backend asked for by name
+raises the predicate's reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import importlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+from fsdino.errors import BackendError, UsageError
+
+logger = logging.getLogger("fsdino.ops")
+
+OPS = (
+    "correlation4d",
+    "center_pivot_conv4d",
+    "center_pivot_block4d",
+    "correlation_center_pivot4d",
+)
+FUNCTIONS = tuple(name + suffix for name in OPS for suffix in ("", "_backward"))
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of the four ops.
+
+    Attributes:
+        name: what users write in `backend=`, `use_backend` and FSDINO_BACKEND.
+        priority: `auto` asks the highest first.
+        module: dotted path of the module with the functions, imported at the first call.
+        why_not: (op, device, dtype) -> None where the backend can run the call, else the reason.
+    """
+
+    name: str
+    priority: int
+    module: str
+    why_not: Callable[[str, torch.device, torch.dtype], str | None]
+
+    def load(self) -> ModuleType:
+        """Import the implementation."""
+        return importlib.import_module(self.module)
+
+
+_registry: dict[str, Backend] = {}
+# FSDINO_BACKEND is read once: torch.compile does not guard on the environment.
+_forced: contextvars.ContextVar[str] = contextvars.ContextVar(
+    "fsdino_backend", default=os.environ.get("FSDINO_BACKEND", "auto")
+)
+
+
+def register(backend: Backend) -> None:
+    """Add a backend. Callers need no change: `auto`, `use_backend` and `fsdino info` see it."""
+    _registry[backend.name] = backend
+
+
+def names() -> tuple[str, ...]:
+    """Registered backends, in the order in which `auto` asks them."""
+    ranked = sorted(_registry.values(), key=lambda backend: -backend.priority)
+    return tuple(backend.name for backend in ranked)
+
+
+def why_not(name: str, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """The reason why backend `name` cannot run `op` for this device and dtype; None if it can."""
+    return _find(name).why_not(op, device, dtype)
+
+
+def select(op: str, tensor: torch.Tensor, requested: str = "auto") -> str:
+    """Name of the backend that runs `op` on tensors like `tensor`.
+
+    An explicit `requested` wins over `use_backend`, which wins over FSDINO_BACKEND.
+
+    Raises:
+        UsageError: no backend has that name.
+        BackendError: the backend asked for by name cannot run this call.
+    """
+    if requested == "auto":
+        requested = _forced.get()
+    if requested != "auto":
+        reason = why_not(requested, op, tensor.device, tensor.dtype)
+        if reason is not None:
+            raise BackendError(f"backend {requested!r} cannot run {op} here: {reason}")
+        return requested
+    for name in names():
+        if _registry[name].why_not(op, tensor.device, tensor.dtype) is None:
+            return name
+    raise BackendError(f"no backend can run {op} for {tensor.dtype} on {tensor.device}")
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every op inside the `with` block on backend `name` ("auto" lifts an outer choice).
+
+    Applies to the current thread or task; enter it outside of a compiled function.
+
+    Raises:
+        UsageError: no backend has that name.
+    """
+    if name != "auto":
+        _find(name)
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def run(backend: str, function: str, tensor: torch.Tensor, *args: object) -> torch.Tensor:
+    """Call one of `FUNCTIONS` of a backend, outside of autocast: the dtypes are already chosen."""
+    implementation = getattr(_registry[backend].load(), function)
+    logger.debug("%s runs on %s", function, backend)
+    if torch.is_autocast_enabled(tensor.device.type):
+        with torch.autocast(tensor.device.type, enabled=False):
+            return implementation(tensor, *args)  # type: ignore[no-any-return]
+    return implementation(tensor, *args)  # type: ignore[no-any-return]
+
+
+def _find(name: str) -> Backend:
+    if name not in _registry:
+        raise UsageError(f"unknown backend {name!r}: choose from auto, {', '.join(names())}")
+    return _registry[name]
+
+
+def _reference_why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    return None
+
+
+register(Backend("reference", 0, "fsdino.ops.reference", _reference_why_not))

@@ -1,0 +1,221 @@
+"""The eager formulation to beat, and the standard workloads.
+
+What people write today, as HSNet's public code does (Min, Kang, Cho, ICCV 2021): per layer
+normalise, bmm, clamp, then stack; permute, Conv2d twice and add; GroupNorm; ReLU. It is kept
+honestly fast: native dtype, in place where autograd is off, no copy the formulation does not need.
+It shares no code with `fsdino/ops/reference.py`, which tests hold against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+KERNEL, STRIDE, GROUPS = 3, 2, 4
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One standard size of the 4D chain.
+
+    Attributes:
+        name: as in tables.
+        batch: B.
+        layers: L.
+        grid: side of the query and support grids, in tokens.
+        channels: C of the features.
+        block_channels: output channels of the three blocks.
+        backward: forward and backward, features frozen.
+    """
+
+    name: str
+    batch: int
+    layers: int
+    grid: int = 37
+    channels: int = 768
+    block_channels: tuple[int, ...] = (16, 64, 128)
+    backward: bool = False
+
+    def flop(self) -> dict[str, float]:
+        """Forward operations, 2 per multiply-add, of the correlation and of each block."""
+        tokens = self.grid**2
+        counts = {"correlation": 2.0 * self.batch * self.layers * tokens**2 * self.channels}
+        inner, side = self.layers, self.grid
+        for index, outer in enumerate(self.block_channels, start=1):
+            side = -(-side // STRIDE)
+            taps = 2 * KERNEL**2
+            counts[f"block {index}"] = 2.0 * self.batch * tokens * side**2 * outer * inner * taps
+            inner = outer
+        return counts
+
+
+_FORWARD = (
+    Workload("W4", batch=1, layers=4),
+    Workload("W6", batch=1, layers=6),
+    Workload("W12", batch=1, layers=12),
+    Workload("W12x8", batch=8, layers=12),
+    Workload("HR", batch=1, layers=12, grid=74),
+)
+WORKLOADS: dict[str, Workload] = {w.name: w for w in _FORWARD} | {
+    w.name.replace("W", "T"): replace(w, name=w.name.replace("W", "T"), backward=True)
+    for w in _FORWARD
+    if w.name != "HR"
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Parameters of one block: weights [Co, Ci, 3, 3], vectors [Co]."""
+
+    weight_query: Tensor
+    weight_support: Tensor
+    bias: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """In the order in which the ops take them."""
+        return (
+            self.weight_query, self.weight_support, self.bias, self.norm_weight, self.norm_bias,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one run of a workload consumes: [B, L, C, h, w] twice, [B, h, w], and the blocks."""
+
+    query: Tensor
+    support: Tensor
+    support_weight: Tensor
+    blocks: tuple[Block, ...]
+
+
+def make_inputs(
+    workload: Workload,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    foreground: float | None = None,
+    seed: int = 0,
+) -> Inputs:
+    """Random inputs of a workload.
+
+    Args:
+        workload: which.
+        device: where.
+        dtype: floating type of all tensors.
+        foreground: share of support tokens of weight 1, the rest 0; None takes the signed weights
+            of contrastive enhancement, +1 for 20 % of the tokens and -1 for the rest.
+        seed: of the values.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    side = workload.grid
+    features = (workload.batch, workload.layers, workload.channels, side, side)
+    share = 0.2 if foreground is None else foreground
+    object_tokens = torch.rand(workload.batch, side, side, generator=generator) < share
+    weight = torch.where(object_tokens, 1.0, -1.0 if foreground is None else 0.0)
+    blocks, inner = [], workload.layers
+    for outer in workload.block_channels:
+        scale = (2 * inner * KERNEL**2) ** -0.5
+        kernel = (outer, inner, KERNEL, KERNEL)
+        blocks.append(
+            Block(
+                weight_query=normal(*kernel) * scale,
+                weight_support=normal(*kernel) * scale,
+                bias=normal(outer) * 0.1,
+                norm_weight=1 + normal(outer) * 0.1,
+                norm_bias=normal(outer) * 0.1,
+            )
+        )
+        inner = outer
+    if workload.backward:
+        for block in blocks:
+            for tensor in block.tensors():
+                tensor.requires_grad_()
+    return Inputs(normal(*features), normal(*features), weight.to(device, dtype), tuple(blocks))
+
+
+def correlation4d(
+    query: Tensor, support: Tensor, support_weight: Tensor | None = None, *, eps: float = 1e-5
+) -> Tensor:
+    """Eager `fsdino.ops.correlation4d`: [B, L, Hq, Wq, Hs, Ws]."""
+    batch, _, _, *query_size = query.shape
+    support_size = support.shape[3:]
+    volumes = []
+    for q, s in zip(query.flatten(3).unbind(1), support.flatten(3).unbind(1), strict=True):
+        q = q / (q.norm(dim=1, keepdim=True) + eps)  # [B, C, N]
+        s = s / (s.norm(dim=1, keepdim=True) + eps)
+        volume = torch.bmm(q.transpose(1, 2), s)
+        volume = volume.clamp(min=0) if volume.requires_grad else volume.clamp_(min=0)
+        volumes.append(volume.view(batch, *query_size, *support_size))
+    correlation = torch.stack(volumes, dim=1)
+    if support_weight is None:
+        return correlation
+    weight = support_weight[:, None, None, None]
+    return correlation * weight if correlation.requires_grad else correlation.mul_(weight)
+
+
+def center_pivot_conv4d(
+    x: Tensor,
+    weight_query: Tensor,
+    weight_support: Tensor,
+    bias: Tensor | None = None,
+    *,
+    support_stride: int = 1,
+) -> Tensor:
+    """Eager `fsdino.ops.center_pivot_conv4d`: [B, Co, Hq, Wq, hs, ws]."""
+    batch, _, hq, wq, _, _ = x.shape
+    out_channels = weight_query.shape[0]
+    pruned = x[..., ::support_stride, ::support_stride]
+    kept = pruned.shape[-2:]
+    planes = pruned.permute(0, 4, 5, 1, 2, 3).contiguous().flatten(0, 2)
+    over_query = F.conv2d(planes, weight_query, bias, padding=weight_query.shape[-1] // 2)
+    planes = x.permute(0, 2, 3, 1, 4, 5).contiguous().flatten(0, 2)
+    over_support = F.conv2d(
+        planes, weight_support, stride=support_stride, padding=weight_support.shape[-1] // 2
+    )
+    y_query = over_query.view(batch, *kept, out_channels, hq, wq).permute(0, 3, 4, 5, 1, 2)
+    y_support = over_support.view(batch, hq, wq, out_channels, *kept).permute(0, 3, 1, 2, 4, 5)
+    return y_query + y_support
+
+
+def center_pivot_block4d(
+    x: Tensor,
+    weight_query: Tensor,
+    weight_support: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    *,
+    num_groups: int = GROUPS,
+    norm_eps: float = 1e-5,
+    support_stride: int = 1,
+    reduce_support: bool = False,
+) -> Tensor:
+    """Eager `fsdino.ops.center_pivot_block4d`."""
+    y = center_pivot_conv4d(x, weight_query, weight_support, bias, support_stride=support_stride)
+    y = F.group_norm(y, num_groups, norm_weight, norm_bias, norm_eps)
+    y = y.relu() if y.requires_grad else y.relu_()
+    return y.mean((4, 5)) if reduce_support else y
+
+
+def chain(inputs: Inputs) -> Tensor:
+    """A whole workload, eagerly: correlation and three blocks -> [B, Co, Hq, Wq]."""
+    x = correlation4d(inputs.query, inputs.support, inputs.support_weight)
+    return run_blocks(x, inputs.blocks, center_pivot_block4d)
+
+
+def run_blocks(x: Tensor, blocks: tuple[Block, ...], block4d: Callable[..., Tensor]) -> Tensor:
+    """Pass a correlation through all blocks with one implementation of the block."""
+    for index, block in enumerate(blocks):
+        last = index == len(blocks) - 1
+        x = block4d(x, *block.tensors(), support_stride=STRIDE, reduce_support=last)
+    return x

@@ -1,0 +1,290 @@
+"""center_pivot_conv4d and center_pivot_block4d: schema, argument checks, fake and autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsdino.ops import arguments, backends
+from fsdino.ops.correlation import asked_for, given
+
+_CONV = "center_pivot_conv4d"
+_BLOCK = "center_pivot_block4d"
+
+torch.library.define(
+    "fsdino::center_pivot_conv4d",
+    "(Tensor x, Tensor weight_query, Tensor weight_support, Tensor? bias, SymInt support_stride,"
+    " str backend) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.define(
+    "fsdino::center_pivot_conv4d_backward",
+    "(Tensor grad, Tensor x, Tensor weight_query, Tensor weight_support, SymInt support_stride,"
+    " bool[] needs, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.define(
+    "fsdino::center_pivot_block4d",
+    "(Tensor x, Tensor weight_query, Tensor weight_support, Tensor? bias, Tensor norm_weight,"
+    " Tensor norm_bias, SymInt num_groups, float norm_eps, SymInt support_stride,"
+    " bool reduce_support, bool save, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.define(
+    "fsdino::center_pivot_block4d_backward",
+    "(Tensor grad, Tensor x, Tensor weight_query, Tensor weight_support, Tensor norm_weight,"
+    " Tensor norm_bias, Tensor raw, Tensor mean, Tensor rstd, SymInt support_stride,"
+    " bool reduce_support, bool[] needs, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+def center_pivot_conv4d(
+    x: Tensor,
+    weight_query: Tensor,
+    weight_support: Tensor,
+    bias: Tensor | None = None,
+    *,
+    support_stride: int = 1,
+    backend: str = "auto",
+) -> Tensor:
+    """Center-pivot 4D convolution: a 2D convolution over each pair of dims, added.
+
+    A k x k x k x k kernel whose only non-zero taps lie on the two planes through its centre
+    (HSNet; Min, Kang, Cho, ICCV 2021). Odd kernels, zero padding k // 2, query stride 1; the
+    support positions 0, s, 2s, ... are kept.
+
+    Args:
+        x: [B, Ci, Hq, Wq, Hs, Ws].
+        weight_query: [Co, Ci, kq, kq], over the query dims at each kept support position.
+        weight_support: [Co, Ci, ks, ks], over the support dims, strided, at each query position.
+        bias: [Co], the sum of the two biases of HSNet's layer.
+        support_stride: s, at least 1.
+        backend: "auto", or the name of the backend that must run it.
+
+    Returns:
+        [B, Co, Hq, Wq, ceil(Hs / s), ceil(Ws / s)], of x's dtype.
+
+    Raises:
+        TypeError: dtypes that differ or are not floating, a stride that is no integer.
+        ValueError: shapes, kernels or devices that do not fit; the message names the argument.
+        BackendError: `backend` was asked for by name and cannot run this call.
+    """
+    x, weight_query, weight_support, bias = arguments.autocast(  # type: ignore[assignment]
+        x, weight_query, weight_support, bias
+    )
+    arguments.check_tensors(
+        _CONV, x=x, weight_query=weight_query, weight_support=weight_support, bias=bias
+    )
+    arguments.check_volume(_CONV, x)
+    arguments.check_weights(_CONV, x.shape[1], weight_query, weight_support, bias)
+    arguments.check_stride(_CONV, support_stride)
+    name = backends.select(_CONV, x, backend)
+    return torch.ops.fsdino.center_pivot_conv4d(  # type: ignore[no-any-return]
+        x, weight_query, weight_support, bias, support_stride, name
+    )
+
+
+def center_pivot_block4d(
+    x: Tensor,
+    weight_query: Tensor,
+    weight_support: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    *,
+    num_groups: int = 4,
+    norm_eps: float = 1e-5,
+    support_stride: int = 1,
+    reduce_support: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """`relu(group_norm(center_pivot_conv4d(...)))`, HSNet's squeezing block.
+
+    Args:
+        x: [B, Ci, Hq, Wq, Hs, Ws].
+        weight_query: [Co, Ci, kq, kq].
+        weight_support: [Co, Ci, ks, ks].
+        bias: [Co] or None.
+        norm_weight: [Co], the group normalisation's scale.
+        norm_bias: [Co], its shift.
+        num_groups: divides Co.
+        norm_eps: added to the variance; greater than 0.
+        support_stride: at least 1.
+        reduce_support: return the mean over the support dims.
+        backend: "auto", or the name of the backend that must run it.
+
+    Returns:
+        [B, Co, Hq, Wq, ceil(Hs / s), ceil(Ws / s)], or [B, Co, Hq, Wq] with `reduce_support`.
+
+    Raises:
+        TypeError, ValueError, BackendError: as `center_pivot_conv4d`.
+    """
+    x, weight_query, weight_support, bias, norm_weight, norm_bias = arguments.autocast(  # type: ignore[assignment]
+        x, weight_query, weight_support, bias, norm_weight, norm_bias
+    )
+    tensors = (x, weight_query, weight_support, bias, norm_weight, norm_bias)
+    tensor_names = ("x", "weight_query", "weight_support", "bias", "norm_weight", "norm_bias")
+    arguments.check_tensors(_BLOCK, **dict(zip(tensor_names, tensors, strict=True)))
+    arguments.check_volume(_BLOCK, x)
+    arguments.check_weights(_BLOCK, x.shape[1], weight_query, weight_support, bias)
+    arguments.check_vector(_BLOCK, "norm_weight", norm_weight, weight_query.shape[0])
+    arguments.check_vector(_BLOCK, "norm_bias", norm_bias, weight_query.shape[0])
+    arguments.check_stride(_BLOCK, support_stride)
+    arguments.check_eps(_BLOCK, "norm_eps", norm_eps)
+    if num_groups < 1 or weight_query.shape[0] % num_groups:
+        raise ValueError(
+            f"{_BLOCK}: num_groups must divide Co = {weight_query.shape[0]}, got {num_groups}"
+        )
+    name = backends.select(_BLOCK, x, backend)
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    y, *_ = torch.ops.fsdino.center_pivot_block4d(
+        *tensors, num_groups, norm_eps, support_stride, reduce_support, save, name
+    )
+    return y  # type: ignore[no-any-return]
+
+
+def kept(size: int, stride: int) -> int:
+    """Support positions that a stride keeps: 0, s, 2s, ..."""
+    return (size + stride - 1) // stride
+
+
+@torch.library.impl("fsdino::center_pivot_conv4d", "CompositeExplicitAutograd")
+def _conv_forward(x: Tensor, *args: Any) -> Tensor:
+    *rest, backend = args
+    return backends.run(backend, _CONV, x, *rest)
+
+
+@torch.library.impl("fsdino::center_pivot_conv4d_backward", "CompositeExplicitAutograd")
+def _conv_backward_kernel(grad: Tensor, *args: Any) -> Any:
+    *rest, backend = args
+    return backends.run(backend, _CONV + "_backward", grad, *rest)
+
+
+@torch.library.register_fake("fsdino::center_pivot_conv4d")
+def _conv_fake(
+    x: Tensor,
+    weight_query: Tensor,
+    weight_support: Tensor,
+    bias: Tensor | None,
+    support_stride: int,
+    backend: str,
+) -> Tensor:
+    batch, _, hq, wq, hs, ws = x.shape
+    hs, ws = kept(hs, support_stride), kept(ws, support_stride)
+    return x.new_empty((batch, weight_query.shape[0], hq, wq, hs, ws))
+
+
+@torch.library.register_fake("fsdino::center_pivot_conv4d_backward")
+def _conv_backward_fake(
+    grad: Tensor,
+    x: Tensor,
+    weight_query: Tensor,
+    weight_support: Tensor,
+    support_stride: int,
+    needs: Sequence[bool],
+    backend: str,
+) -> tuple[Tensor, ...]:
+    bias = weight_query[:, 0, 0, 0]
+    return asked_for(grad, (x, weight_query, weight_support, bias), needs)
+
+
+def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight_query, weight_support, _, ctx.support_stride, ctx.backend = inputs
+    ctx.save_for_backward(x, weight_query, weight_support)
+
+
+def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    needs = list(ctx.needs_input_grad[:4])
+    grads = torch.ops.fsdino.center_pivot_conv4d_backward(
+        grad, *ctx.saved_tensors, ctx.support_stride, needs, ctx.backend
+    )
+    return (*given(grads, needs), None, None)
+
+
+@torch.library.impl("fsdino::center_pivot_block4d", "CompositeExplicitAutograd")
+def _block_forward(x: Tensor, *args: Any) -> Any:
+    *rest, backend = args
+    return backends.run(backend, _BLOCK, x, *rest)
+
+
+@torch.library.impl("fsdino::center_pivot_block4d_backward", "CompositeExplicitAutograd")
+def _block_backward_kernel(grad: Tensor, *args: Any) -> Any:
+    *rest, backend = args
+    return backends.run(backend, _BLOCK + "_backward", grad, *rest)
+
+
+@torch.library.register_fake("fsdino::center_pivot_block4d")
+def _block_fake(
+    x: Tensor,
+    weight_query: Tensor,
+    weight_support: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    num_groups: int,
+    norm_eps: float,
+    support_stride: int,
+    reduce_support: bool,
+    save: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    raw = _conv_fake(x, weight_query, weight_support, bias, support_stride, backend)
+    y = x.new_empty(raw.shape[:4] if reduce_support else raw.shape)
+    statistics = torch.float64 if x.dtype == torch.float64 else torch.float32
+    shape = (x.shape[0], num_groups) if save else (0,)
+    mean, rstd = (x.new_empty(shape, dtype=statistics) for _ in range(2))
+    return y, raw if save else x.new_empty(0), mean, rstd
+
+
+@torch.library.register_fake("fsdino::center_pivot_block4d_backward")
+def _block_backward_fake(
+    grad: Tensor,
+    x: Tensor,
+    weight_query: Tensor,
+    weight_support: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    raw: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    support_stride: int,
+    reduce_support: bool,
+    needs: Sequence[bool],
+    backend: str,
+) -> tuple[Tensor, ...]:
+    inputs = (x, weight_query, weight_support, norm_bias, norm_weight, norm_bias)
+    return asked_for(grad, inputs, needs)
+
+
+def _block_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight_query, weight_support, _, norm_weight, norm_bias = inputs[:6]
+    _, _, ctx.support_stride, ctx.reduce_support, save, ctx.backend = inputs[6:]
+    ctx.mark_non_differentiable(*output[1:])
+    if save:
+        ctx.save_for_backward(x, weight_query, weight_support, norm_weight, norm_bias, *output[1:])
+
+
+def _block_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    needs = list(ctx.needs_input_grad[:6])
+    if not ctx.saved_tensors:
+        raise RuntimeError(
+            "fsdino::center_pivot_block4d was called with save=False: nothing was kept for the "
+            "backward pass. Call fsdino.ops.center_pivot_block4d, which decides this itself."
+        )
+    grads = torch.ops.fsdino.center_pivot_block4d_backward(
+        grad, *ctx.saved_tensors, ctx.support_stride, ctx.reduce_support, needs, ctx.backend
+    )
+    return (*given(grads, needs), *(None,) * 6)
+
+
+torch.library.register_autograd(
+    "fsdino::center_pivot_conv4d", _conv_backward, setup_context=_conv_setup
+)
+torch.library.register_autograd(
+    "fsdino::center_pivot_block4d", _block_backward, setup_context=_block_setup
+)

@@ -1,0 +1,130 @@
+"""correlation4d: schema, argument checks, fake and autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsdino.ops import arguments, backends
+
+_NAME = "correlation4d"
+
+torch.library.define(
+    "fsdino::correlation4d",
+    "(Tensor query, Tensor support, Tensor? support_weight, float eps, str backend) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.define(
+    "fsdino::correlation4d_backward",
+    "(Tensor grad, Tensor query, Tensor support, Tensor? support_weight, float eps,"
+    " bool[] needs, str backend) -> (Tensor, Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+def correlation4d(
+    query: Tensor,
+    support: Tensor,
+    support_weight: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    backend: str = "auto",
+) -> Tensor:
+    """Rectified cosine of every query token with every support token, weighted by the support.
+
+    `relu(<q / (|q| + eps), s / (|s| + eps)>) * support_weight`, per layer. Where support_weight is
+    exactly 0 the result is exactly 0, also for NaN features. With a binary mask as the weight this
+    is HSNet's hypercorrelation (Min, Kang, Cho, ICCV 2021); a soft mask weights, where HSNet's
+    mask-then-normalise would cancel it. A signed weight, 2m - 1, gives foreground minus background
+    correlation in one volume.
+
+    Args:
+        query: [B, L, C, Hq, Wq] features of L layers.
+        support: [B, L, C, Hs, Ws].
+        support_weight: [B, Hs, Ws], any real numbers; None means 1 everywhere.
+        eps: added to the lengths; greater than 0.
+        backend: "auto", or the name of the backend that must run it.
+
+    Returns:
+        [B, L, Hq, Wq, Hs, Ws], of query's dtype. float32, float64, float16 and bfloat16 inputs,
+        all of one dtype; inside `torch.autocast` they are cast as for a convolution.
+
+    Raises:
+        TypeError: dtypes that differ or are not floating.
+        ValueError: shapes or devices that do not fit; the message names the argument.
+        BackendError: `backend` was asked for by name and cannot run this call.
+    """
+    query, support, support_weight = arguments.autocast(query, support, support_weight)  # type: ignore[assignment]
+    arguments.check_tensors(_NAME, query=query, support=support, support_weight=support_weight)
+    arguments.check_features(_NAME, query, support, support_weight)
+    arguments.check_eps(_NAME, "eps", eps)
+    name = backends.select(_NAME, query, backend)
+    return torch.ops.fsdino.correlation4d(query, support, support_weight, eps, name)  # type: ignore[no-any-return]
+
+
+@torch.library.impl("fsdino::correlation4d", "CompositeExplicitAutograd")
+def _forward(
+    query: Tensor, support: Tensor, support_weight: Tensor | None, eps: float, backend: str
+) -> Tensor:
+    return backends.run(backend, _NAME, query, support, support_weight, eps)
+
+
+@torch.library.impl("fsdino::correlation4d_backward", "CompositeExplicitAutograd")
+def _backward_kernel(grad: Tensor, *args: Any) -> Any:
+    *rest, backend = args
+    return backends.run(backend, _NAME + "_backward", grad, *rest)
+
+
+@torch.library.register_fake("fsdino::correlation4d")
+def _fake(
+    query: Tensor, support: Tensor, support_weight: Tensor | None, eps: float, backend: str
+) -> Tensor:
+    return query.new_empty((*query.shape[:2], *query.shape[3:], *support.shape[3:]))
+
+
+@torch.library.register_fake("fsdino::correlation4d_backward")
+def _backward_fake(
+    grad: Tensor,
+    query: Tensor,
+    support: Tensor,
+    support_weight: Tensor | None,
+    eps: float,
+    needs: Sequence[bool],
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = (query, support, support_weight)
+    return asked_for(grad, inputs, needs)  # type: ignore[return-value]
+
+
+def asked_for(
+    grad: Tensor, inputs: Sequence[Tensor | None], needs: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    """Fake gradients: one like each input that somebody asks for, else an empty tensor."""
+    return tuple(
+        t.new_empty(t.shape) if t is not None and need else grad.new_empty(0)
+        for t, need in zip(inputs, needs, strict=True)
+    )
+
+
+def given(grads: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+    """What autograd expects: None in place of a gradient that nobody asked for."""
+    return [grad if need else None for grad, need in zip(grads, needs, strict=True)]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    query, support, support_weight, ctx.eps, ctx.backend = inputs
+    ctx.save_for_backward(query, support, support_weight)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    needs = list(ctx.needs_input_grad[:3])
+    grads = torch.ops.fsdino.correlation4d_backward(
+        grad, *ctx.saved_tensors, ctx.eps, needs, ctx.backend
+    )
+    return (*given(grads, needs), None, None)
+
+
+torch.library.register_autograd("fsdino::correlation4d", _backward, setup_context=_setup)

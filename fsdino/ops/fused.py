@@ -1,0 +1,157 @@
+"""correlation_center_pivot4d: schema, argument checks, fake and autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsdino.ops import arguments, backends
+from fsdino.ops.center_pivot import kept
+from fsdino.ops.correlation import asked_for, given
+
+_NAME = "correlation_center_pivot4d"
+
+torch.library.define(
+    "fsdino::correlation_center_pivot4d",
+    "(Tensor query, Tensor support, Tensor? support_weight, Tensor weight_query,"
+    " Tensor weight_support, Tensor? bias, SymInt support_stride, float eps, str backend)"
+    " -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.define(
+    "fsdino::correlation_center_pivot4d_backward",
+    "(Tensor grad, Tensor query, Tensor support, Tensor? support_weight, Tensor weight_query,"
+    " Tensor weight_support, SymInt support_stride, float eps, bool[] needs, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+def correlation_center_pivot4d(
+    query: Tensor,
+    support: Tensor,
+    support_weight: Tensor | None,
+    weight_query: Tensor,
+    weight_support: Tensor,
+    bias: Tensor | None = None,
+    *,
+    support_stride: int = 1,
+    eps: float = 1e-5,
+    backend: str = "auto",
+) -> Tensor:
+    """`center_pivot_conv4d(correlation4d(...))` for when the correlation is too large to hold.
+
+    The `reference` backend defines the result and does hold it; kernels need not.
+
+    Args:
+        query: [B, L, C, Hq, Wq].
+        support: [B, L, C, Hs, Ws].
+        support_weight: [B, Hs, Ws] or None (1 everywhere).
+        weight_query: [Co, L, kq, kq].
+        weight_support: [Co, L, ks, ks].
+        bias: [Co] or None.
+        support_stride: at least 1.
+        eps: added to the features' lengths; greater than 0.
+        backend: "auto", or the name of the backend that must run it.
+
+    Returns:
+        [B, Co, Hq, Wq, ceil(Hs / s), ceil(Ws / s)], of query's dtype.
+
+    Raises:
+        TypeError, ValueError, BackendError: as `correlation4d` and `center_pivot_conv4d`.
+    """
+    query, support, support_weight, weight_query, weight_support, bias = arguments.autocast(  # type: ignore[assignment]
+        query, support, support_weight, weight_query, weight_support, bias
+    )
+    arguments.check_tensors(
+        _NAME,
+        query=query,
+        support=support,
+        support_weight=support_weight,
+        weight_query=weight_query,
+        weight_support=weight_support,
+        bias=bias,
+    )
+    arguments.check_features(_NAME, query, support, support_weight)
+    arguments.check_weights(_NAME, query.shape[1], weight_query, weight_support, bias)
+    arguments.check_stride(_NAME, support_stride)
+    arguments.check_eps(_NAME, "eps", eps)
+    name = backends.select(_NAME, query, backend)
+    return torch.ops.fsdino.correlation_center_pivot4d(  # type: ignore[no-any-return]
+        query,
+        support,
+        support_weight,
+        weight_query,
+        weight_support,
+        bias,
+        support_stride,
+        eps,
+        name,
+    )
+
+
+@torch.library.impl("fsdino::correlation_center_pivot4d", "CompositeExplicitAutograd")
+def _forward(query: Tensor, *args: Any) -> Tensor:
+    *rest, backend = args
+    return backends.run(backend, _NAME, query, *rest)
+
+
+@torch.library.impl("fsdino::correlation_center_pivot4d_backward", "CompositeExplicitAutograd")
+def _backward_kernel(grad: Tensor, *args: Any) -> Any:
+    *rest, backend = args
+    return backends.run(backend, _NAME + "_backward", grad, *rest)
+
+
+@torch.library.register_fake("fsdino::correlation_center_pivot4d")
+def _fake(
+    query: Tensor,
+    support: Tensor,
+    support_weight: Tensor | None,
+    weight_query: Tensor,
+    weight_support: Tensor,
+    bias: Tensor | None,
+    support_stride: int,
+    eps: float,
+    backend: str,
+) -> Tensor:
+    hs, ws = (kept(size, support_stride) for size in support.shape[3:])
+    return query.new_empty((query.shape[0], weight_query.shape[0], *query.shape[3:], hs, ws))
+
+
+@torch.library.register_fake("fsdino::correlation_center_pivot4d_backward")
+def _backward_fake(
+    grad: Tensor,
+    query: Tensor,
+    support: Tensor,
+    support_weight: Tensor | None,
+    weight_query: Tensor,
+    weight_support: Tensor,
+    support_stride: int,
+    eps: float,
+    needs: Sequence[bool],
+    backend: str,
+) -> tuple[Tensor, ...]:
+    bias = weight_query[:, 0, 0, 0]
+    inputs = (query, support, support_weight, weight_query, weight_support, bias)
+    return asked_for(grad, inputs, needs)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, _, ctx.support_stride, ctx.eps, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    needs = list(ctx.needs_input_grad[:6])
+    grads = torch.ops.fsdino.correlation_center_pivot4d_backward(
+        grad, *ctx.saved_tensors, ctx.support_stride, ctx.eps, needs, ctx.backend
+    )
+    return (*given(grads, needs), None, None, None)
+
+
+torch.library.register_autograd(
+    "fsdino::correlation_center_pivot4d", _backward, setup_context=_setup
+)

@@ -1,0 +1,148 @@
+"""The shared table: shapes x dtypes x tolerances that every backend of every op is held to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem for the ops; `weight` is none, binary, signed, soft or empty (all zero)."""
+
+    name: str
+    batch: int = 2
+    layers: int = 3
+    channels: int = 16
+    query: tuple[int, int] = (5, 4)
+    support: tuple[int, int] = (6, 5)
+    out: int = 8
+    kernel_query: int = 3
+    kernel_support: int = 3
+    stride: int = 2
+    groups: int = 4
+    weight: str = "signed"
+    layout: str = "contiguous"  # or: expanded, transposed
+    bias: bool = True
+
+
+CASES = (
+    Case("plain"),
+    Case("square", query=(7, 7), support=(7, 7)),
+    Case("one token", batch=1, query=(1, 1), support=(1, 1), stride=1),
+    Case("one support token", support=(1, 1)),
+    Case("one row", query=(1, 6), support=(5, 1), stride=3),
+    Case("kernels 1", kernel_query=1, kernel_support=1, stride=1),
+    Case("kernels 5 and 1", kernel_query=5, kernel_support=1, stride=1),
+    Case("kernels 1 and 7", kernel_query=1, kernel_support=7, stride=2),
+    Case("kernels 7 and 5", kernel_query=7, kernel_support=5, stride=3),
+    Case("stride 1", stride=1),
+    Case("stride 3", support=(7, 8), stride=3),
+    Case("stride 4", support=(5, 9), stride=4),
+    Case("stride beyond the grid", support=(3, 2), stride=4),
+    Case("one layer", layers=1, channels=5),
+    Case("many layers", batch=1, layers=20, channels=3, query=(3, 3), support=(3, 4)),
+    Case("odd channels", layers=2, channels=13, out=12, groups=3),
+    Case("one group", groups=1),
+    Case("group per channel", groups=8),
+    Case("no weight", weight="none"),
+    Case("binary weight", weight="binary"),
+    Case("soft weight", weight="soft"),
+    Case("all weights zero", weight="empty"),
+    Case("no bias", bias=False),
+    Case("empty batch", batch=0),
+    Case("expanded query", batch=3, layout="expanded"),
+    Case("transposed", layout="transposed"),
+)
+
+# ||out - ref|| / ||ref|| of one op: forward, gradients.
+TOLERANCE = {
+    torch.float64: (1e-12, 1e-10),
+    torch.float32: (1e-6, 1e-5),
+    torch.float16: (6e-4, 5e-3),
+    torch.bfloat16: (4e-3, 2e-2),
+}
+DTYPES = tuple(TOLERANCE)
+
+
+def features(case: Case, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
+    """query, support and support_weight of a case."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def make(size: tuple[int, int]) -> Tensor:
+        shape = (case.batch, case.layers, case.channels, *size)
+        if case.layout == "transposed":
+            return torch.randn(shape[::-1], generator=generator).to(dtype).permute(4, 3, 2, 1, 0)
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    query, support = make(case.query), make(case.support)
+    if case.layout == "expanded":  # K shots of one query
+        query = query[:1].expand(query.shape)
+    return query, support, _weight(case, generator, dtype)
+
+
+def _weight(case: Case, generator: torch.Generator, dtype: torch.dtype) -> Tensor | None:
+    uniform = torch.rand(case.batch, *case.support, generator=generator)
+    kinds = {
+        "none": None,
+        "binary": (uniform > 0.6).to(dtype),
+        "signed": torch.where(uniform > 0.6, 1.0, -1.0).to(dtype),
+        "soft": torch.where(uniform > 0.3, uniform * 2 - 1, 0.0).to(dtype),
+        "empty": torch.zeros_like(uniform, dtype=dtype),
+    }
+    return kinds[case.weight]
+
+
+def volume(case: Case, dtype: torch.dtype, seed: int = 1) -> Tensor:
+    """x of a case: [B, Ci, Hq, Wq, Hs, Ws]."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (case.batch, case.layers, *case.query, *case.support)
+    if case.layout == "transposed":
+        return torch.randn(shape[::-1], generator=generator).to(dtype).permute(5, 4, 3, 2, 1, 0)
+    x = torch.randn(shape, generator=generator).to(dtype)
+    return x[:1].expand(shape) if case.layout == "expanded" else x
+
+
+def parameters(case: Case, dtype: torch.dtype, seed: int = 2) -> dict[str, Tensor | None]:
+    """weight_query, weight_support, bias, norm_weight and norm_bias of a case."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def make(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    kq, ks = case.kernel_query, case.kernel_support
+    return {
+        "weight_query": make(case.out, case.layers, kq, kq) / (case.layers * kq * kq) ** 0.5,
+        "weight_support": make(case.out, case.layers, ks, ks) / (case.layers * ks * ks) ** 0.5,
+        "bias": make(case.out) if case.bias else None,
+        "norm_weight": make(case.out),
+        "norm_bias": make(case.out),
+    }
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str = "output") -> None:
+    """Norm-wise error within `tolerance` (absolute where the expectation is 0), and no element
+    further off than 30 times that, relative to the largest."""
+    assert actual.shape == expected.shape, f"{what}: {actual.shape} instead of {expected.shape}"
+    difference, expected = (actual.double() - expected.double()), expected.double()
+    if expected.numel() == 0:
+        return
+    assert torch.isfinite(actual).all(), f"{what}: not finite"
+    scale, largest = expected.norm().item() or 1.0, expected.abs().max().item() or 1.0
+    error = difference.norm().item() / scale
+    assert error <= tolerance, f"{what}: relative error {error:.2e} > {tolerance:.0e}"
+    worst = difference.abs().max().item() / largest
+    assert worst <= 30 * tolerance, f"{what}: worst element off by {worst:.2e} of the largest"
+
+
+def assert_no_worse(
+    actual: Tensor, eager: Tensor, expected: Tensor, tolerance: float, what: str = "output"
+) -> None:
+    """At most twice as far from the expectation as PyTorch's eager formulation, or within
+    `tolerance` of it (relative; absolute where the expectation is 0)."""
+    assert actual.shape == expected.shape, f"{what}: {actual.shape} instead of {expected.shape}"
+    error, allowed = ((y.double() - expected).norm().item() for y in (actual, eager))
+    floor = tolerance * (expected.norm().item() or 1.0)
+    assert error <= max(2 * allowed, floor), f"{what}: off by {error:.2e}, eager by {allowed:.2e}"

@@ -1,0 +1,80 @@
+"""What every test runs under: poisoned memory, a fair number of threads, no unexpected skip."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+# Read by cuBLAS when it starts; without it deterministic mode warns at every product on a GPU.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import pytest
+import torch
+
+EXPECTED_SKIPS = Path(__file__).with_name("expected_skips.txt")
+CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+
+
+def available_cores() -> int:
+    """Cores this process may use: the affinity mask, and a container's quota where one is set."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    if CGROUP_LIMIT.is_file():
+        quota, period = CGROUP_LIMIT.read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Generator[None]:
+    """Fill memory that PyTorch hands out uninitialised (NaN, or the largest integer).
+
+    A kernel that reads what it never wrote, or leaves part of its output unwritten, then fails
+    every time. The filling also reaches `at::empty` in C++, and comes only with PyTorch's
+    deterministic mode: a test that compares bits from run to run, or times something, calls
+    `torch.set_deterministic_debug_mode("default")` first. The mode is put back after each test.
+    (`torch.use_deterministic_algorithms` would do the same, and configure torch.compile as well.)
+    """
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("warn")
+    yield
+    torch.set_deterministic_debug_mode(mode)
+
+
+def unexpected_skip(nodeid: str, longrepr: object) -> str | None:
+    """Why a skip must not happen in CI, or None where tests/expected_skips.txt lists it."""
+    reason = longrepr[2] if isinstance(longrepr, tuple) else str(longrepr)
+    entry = f"{nodeid.partition('[')[0]} | {reason.removeprefix('Skipped: ')}"
+    lines = EXPECTED_SKIPS.read_text(encoding="utf-8").splitlines()
+    if entry in lines:
+        return None
+    return f"unexpected skip; if it is right, add this line to tests/expected_skips.txt:\n{entry}"
+
+
+def fail_unexpected_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """In CI, a skip that nobody committed is a failure: of the test, or of the file."""
+    if os.environ.get("CI") and report.outcome == "skipped" and not hasattr(report, "wasxfail"):
+        message = unexpected_skip(report.nodeid, report.longrepr)
+        if message is not None:
+            report.outcome = "failed"
+            report.longrepr = message
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    fail_unexpected_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    fail_unexpected_skip(report)
+    return report

@@ -1,0 +1,83 @@
+"""The ops once more, in float64 and slowly: sums over taps, sharing no code with the package.
+
+Autograd through these gives the expected gradients.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def correlation4d(
+    query: Tensor, support: Tensor, weight: Tensor | None, eps: float = 1e-5
+) -> Tensor:
+    query, support = query.double(), support.double()
+    unit_query = query / ((query**2).sum(2, keepdim=True).sqrt() + eps)
+    unit_support = support / ((support**2).sum(2, keepdim=True).sqrt() + eps)
+    cosine = torch.einsum("blcij,blckm->blijkm", unit_query, unit_support)
+    corr = torch.where(cosine > 0, cosine, torch.zeros_like(cosine))
+    return corr if weight is None else corr * weight.double()[:, None, None, None]
+
+
+def center_pivot_conv4d(
+    x: Tensor, weight_query: Tensor, weight_support: Tensor, bias: Tensor | None, stride: int
+) -> Tensor:
+    """The full 4D kernel, zero but for its two planes, applied tap by tap."""
+    x, weight_query, weight_support = x.double(), weight_query.double(), weight_support.double()
+    batch, _, hq, wq, hs, ws = x.shape
+    rows, columns = range(0, hs, stride), range(0, ws, stride)
+    y = x.new_zeros(batch, weight_query.shape[0], hq, wq, len(rows), len(columns))
+    taps = {}
+    for weight, plane in ((weight_query, "query"), (weight_support, "support")):
+        half = weight.shape[-1] // 2
+        for i in range(-half, half + 1):
+            for j in range(-half, half + 1):
+                tap = (i, j, 0, 0) if plane == "query" else (0, 0, i, j)
+                kernel = weight[:, :, i + half, j + half]
+                taps[tap] = taps[tap] + kernel if tap in taps else kernel
+    parts = []
+    for (a, b, c, d), kernel in taps.items():
+        shifted = _shift(_shift(_shift(_shift(x, 2, a), 3, b), 4, c), 5, d)
+        parts.append(torch.einsum("oc,bcijkm->boijkm", kernel, shifted[..., ::stride, ::stride]))
+    y = y + torch.stack(parts).sum(0)
+    return y if bias is None else y + bias.double()[:, None, None, None, None]
+
+
+def block(
+    x: Tensor,
+    weight_query: Tensor,
+    weight_support: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    stride: int,
+    groups: int,
+    reduce_support: bool,
+    norm_eps: float = 1e-5,
+) -> Tensor:
+    y = center_pivot_conv4d(x, weight_query, weight_support, bias, stride)
+    channels = y.shape[1]
+    size = channels // groups
+    normed = []
+    for group in range(groups):
+        part = y[:, group * size : (group + 1) * size]
+        mean = part.mean((1, 2, 3, 4, 5), keepdim=True)
+        variance = ((part - mean) ** 2).mean((1, 2, 3, 4, 5), keepdim=True)
+        normed.append((part - mean) / (variance + norm_eps).sqrt())
+    shape = (1, channels, 1, 1, 1, 1)
+    y = torch.cat(normed, 1) * norm_weight.double().view(shape) + norm_bias.double().view(shape)
+    y = torch.where(y > 0, y, torch.zeros_like(y))
+    return y.mean((4, 5)) if reduce_support else y
+
+
+def _shift(x: Tensor, dim: int, offset: int) -> Tensor:
+    """out[i] = x[i + offset], zero outside."""
+    if offset == 0:
+        return x
+    size = x.shape[dim]
+    index = torch.arange(size) + offset
+    inside = (index >= 0) & (index < size)
+    shape = [1] * x.ndim
+    shape[dim] = size
+    return x.index_select(dim, index.clamp(0, size - 1)) * inside.double().view(shape)
