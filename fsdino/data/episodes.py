@@ -1,0 +1,233 @@
+"""What an episode is, and how episodes become a batch of tensors.
+
+An episode asks one question: given K support images in which a class is marked, where is that
+class in the query image? Every data set of this package answers with the same objects, so that
+training and evaluation need not know which one they read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from fsdino.errors import UsageError
+
+Image = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+
+_IMAGE_NDIM = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image with one class marked in it.
+
+    Attributes:
+        image: uint8 [H, W, 3], RGB.
+        mask: bool [H, W], True where the class is.
+        name: identifies the image: its path, or the key a generator drew it from.
+        class_id: the data set's own index of the class.
+        ignore: bool [H, W], True where the annotation abstains; None where it never does.
+
+    Raises:
+        UsageError: a shape or dtype other than the above.
+    """
+
+    image: Image
+    mask: Mask
+    name: str
+    class_id: int
+    ignore: Mask | None = None
+
+    def __post_init__(self) -> None:
+        shape, dtype = self.image.shape, self.image.dtype
+        if len(shape) != _IMAGE_NDIM or shape[2] != 3 or dtype != np.uint8:
+            raise UsageError(f"image of {self.name}: expected uint8 [H, W, 3], got {dtype} {shape}")
+        for title, mask in (("mask", self.mask), ("ignore", self.ignore)):
+            if mask is not None and (mask.shape != shape[:2] or mask.dtype != np.bool_):
+                raise UsageError(
+                    f"{title} of {self.name}: expected bool {shape[:2]} like its image, "
+                    f"got {mask.dtype} {mask.shape}"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """One question: a query, its K supports (K >= 1), the class and the episode's index.
+
+    Raises:
+        UsageError: no support, or a sample marked with another class.
+    """
+
+    query: Sample
+    supports: tuple[Sample, ...]
+    class_id: int
+    class_name: str
+    index: int
+
+    def __post_init__(self) -> None:
+        if not self.supports:
+            raise UsageError(f"episode {self.index} has no support; give at least one")
+        for sample in (self.query, *self.supports):
+            if sample.class_id != self.class_id:
+                raise UsageError(
+                    f"episode {self.index} asks for class {self.class_id}, "
+                    f"but {sample.name} marks class {sample.class_id}"
+                )
+
+    @property
+    def shots(self) -> int:
+        """The number of supports, K."""
+        return len(self.supports)
+
+
+@runtime_checkable
+class Episodes(Protocol):
+    """A sequence of episodes with a random stream of its own.
+
+    Episode i is a pure function of (data set, fold, split, shots, seed, i): the number of
+    workers, the order of access and the batch size change nothing.
+    """
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Ids of the classes that episodes are drawn from."""
+        ...
+
+    @property
+    def class_names(self) -> Mapping[int, str]:
+        """A readable name for each of `classes`."""
+        ...
+
+    @property
+    def fold(self) -> int:
+        """The fold whose classes are held out of training."""
+        ...
+
+    @property
+    def shots(self) -> int:
+        """Supports per episode, K."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Key of the random stream."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of episodes."""
+        ...
+
+    def __getitem__(self, index: int) -> Episode:
+        """Return episode `index`; IndexError when there is none."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B episodes of K shots, at one image size.
+
+    Attributes:
+        support_images: float32 [B, K, 3, H, W] in [0, 1].
+        support_masks: float32 [B, K, H, W], 0 or 1.
+        query_images: float32 [B, 3, H, W] in [0, 1].
+        query_masks: float32 [B, H, W], 0 or 1.
+        query_ignore: bool [B, H, W], True where the query's annotation abstains.
+        class_ids: int64 [B].
+        indices: int64 [B], the episodes' own indices.
+    """
+
+    support_images: torch.Tensor
+    support_masks: torch.Tensor
+    query_images: torch.Tensor
+    query_masks: torch.Tensor
+    query_ignore: torch.Tensor
+    class_ids: torch.Tensor
+    indices: torch.Tensor
+
+    def __len__(self) -> int:
+        """Return the number of episodes, B."""
+        return int(self.class_ids.shape[0])
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory; `torch.utils.data.DataLoader` calls this."""
+        return Batch(**{name: tensor.pin_memory() for name, tensor in vars(self).items()})
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """Return the batch on `device`."""
+        moved: dict[str, Any] = {
+            name: tensor.to(device, non_blocking=non_blocking)
+            for name, tensor in vars(self).items()
+        }
+        return Batch(**moved)
+
+
+def collate(episodes: Sequence[Episode], size: int | tuple[int, int]) -> Batch:
+    """Stretch episodes to one size and stack them.
+
+    Images are resized bilinearly with antialiasing, masks by
+    `torch.nn.functional.interpolate(mode="nearest")`, as HSNet's evaluation does. Samples of
+    different sizes and aspect ratios may share a batch.
+
+    Args:
+        episodes: B >= 1 episodes, all with the same number of supports.
+        size: (height, width) in pixels, or the side of a square.
+
+    Raises:
+        UsageError: no episode, a size below 1, or episodes that differ in K.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise UsageError(f"size {size}: both sides must be at least 1 pixel")
+    if not episodes:
+        raise UsageError("cannot collate an empty list of episodes")
+    shots = sorted({episode.shots for episode in episodes})
+    if len(shots) > 1:
+        raise UsageError(
+            f"episodes of {shots} shots cannot share a batch; batch equal shots together"
+        )
+    target = (height, width)
+    queries = [episode.query for episode in episodes]
+    supports = [sample for episode in episodes for sample in episode.supports]
+    by_shot = (len(episodes), shots[0])
+    return Batch(
+        support_images=_images(supports, target).unflatten(0, by_shot),
+        support_masks=_masks([s.mask for s in supports], target).unflatten(0, by_shot),
+        query_images=_images(queries, target),
+        query_masks=_masks([query.mask for query in queries], target),
+        query_ignore=_masks([_ignore(query) for query in queries], target) > 0,
+        class_ids=torch.tensor([episode.class_id for episode in episodes]),
+        indices=torch.tensor([episode.index for episode in episodes]),
+    )
+
+
+def _images(samples: Sequence[Sample], size: tuple[int, int]) -> torch.Tensor:
+    """Return the samples' images, float32 [N, 3, H, W] in [0, 1]."""
+    resized = []
+    for sample in samples:
+        image = torch.from_numpy(np.array(sample.image)).permute(2, 0, 1)[None].float()
+        if image.shape[-2:] != size:
+            image = functional.interpolate(
+                image, size, mode="bilinear", align_corners=False, antialias=True
+            )
+        resized.append(image[0])
+    return torch.stack(resized).div_(255).clamp_(0, 1)
+
+
+def _masks(masks: Sequence[Mask], size: tuple[int, int]) -> torch.Tensor:
+    """Return masks, float32 [N, H, W], 0 or 1."""
+    resized = []
+    for mask in masks:
+        tensor = torch.from_numpy(np.array(mask))[None, None].float()
+        resized.append(functional.interpolate(tensor, size, mode="nearest")[0, 0])
+    return torch.stack(resized)
+
+
+def _ignore(sample: Sample) -> Mask:
+    return np.zeros_like(sample.mask) if sample.ignore is None else sample.ignore
