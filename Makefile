@@ -1,0 +1,41 @@
+PYTHON ?= python3
+
+.PHONY: help install test slow lint types check bench demo ci clean
+
+help:       ## this list
+	@sed -n 's/^\([a-z]*\): *## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+install:    ## fsdino from this checkout, with what its tests and tools need
+	$(PYTHON) -m pip install -e ".[dev]"
+
+test:       ## the default tests
+	$(PYTHON) -m pytest
+
+slow:       ## the tests that only CI runs by itself
+	$(PYTHON) -m pytest -m slow
+
+lint:       ## style and format, mended where that can be done safely
+	ruff check --fix
+	ruff format
+
+types:      ## mypy over fsdino/ and kernels/
+	bash .ci/types
+
+check:      ## lint without changes, types, tests
+	ruff check
+	ruff format --check
+	bash .ci/types
+	$(PYTHON) -m pytest
+
+bench:      ## the benchmark suites (needs the extra "bench")
+	$(PYTHON) -m pytest benchmarks
+
+demo:       ## the demo, into demo/
+	$(PYTHON) -m fsdino demo --out demo
+
+ci:         ## all that CI runs, in a fresh virtual environment
+	bash .ci/run
+
+clean:      ## remove what builds and tools leave behind
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

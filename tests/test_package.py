@@ -1,0 +1,167 @@
+"""What installing and importing the package promises."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.resources
+import inspect
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import fsdino
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+# Seconds. Importing fsdino comes on top of importing torch, which its users need anyway.
+IMPORT_LIMIT = 0.3
+HELP_LIMIT = 1.0
+
+
+def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter that finds fsdino as this one does."""
+    found_in = str(Path(fsdino.__file__).parent.parent)
+    path = os.pathsep.join(filter(None, [found_in, os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+        **options,
+    )
+
+
+def best_of_three(measure) -> float:
+    """The machine may be busy; the fastest of three says what the code itself takes."""
+    return min(measure() for _ in range(3))
+
+
+def test_import_after_torch_is_fast():
+    """Nobody waits for fsdino: its import adds at most 0.3 s to torch's."""
+    code = (
+        "import time, torch; start = time.perf_counter(); import fsdino; "
+        "print(time.perf_counter() - start)"
+    )
+
+    def measure() -> float:
+        finished = run("-c", code)
+        assert finished.returncode == 0, finished.stderr
+        return float(finished.stdout)
+
+    assert best_of_three(measure) <= IMPORT_LIMIT
+
+
+def test_import_leaves_torch_alone():
+    """Importing imports, builds and probes nothing heavy: not torch, and no build tool."""
+    code = (
+        "import sys, fsdino; "
+        "print(*sorted({'torch', 'numpy', 'triton', 'timm', 'subprocess'} & set(sys.modules)))"
+    )
+    finished = run("-c", code)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.split() == []
+
+
+def test_help_is_fast():
+    """`fsdino --help` answers within a second."""
+
+    def measure() -> float:
+        start = time.perf_counter()
+        finished = run("-m", "fsdino", "--help")
+        elapsed = time.perf_counter() - start
+        assert finished.returncode == 0, finished.stderr
+        assert "demo" in finished.stdout
+        return elapsed
+
+    assert best_of_three(measure) <= HELP_LIMIT
+
+
+def test_help_leaves_torch_alone():
+    """`fsdino --help` works without importing torch, which is what keeps it fast everywhere."""
+    finished = run("-X", "importtime", "-m", "fsdino", "--help")
+    assert finished.returncode == 0, finished.stderr
+    imported = re.findall(r"^import time:.*\| +([\w.]+)$", finished.stderr, flags=re.MULTILINE)
+    assert "fsdino.cli" in imported
+    assert "torch" not in imported
+
+
+@pytest.mark.parametrize("name", fsdino.__all__)
+def test_public_name_resolves_and_is_documented(name):
+    """Every public name can be had as an attribute and says what it is."""
+    value = getattr(fsdino, name)
+    if name == "__version__":
+        assert re.fullmatch(r"\d+\.\d+\.\d+", value)
+        return
+    assert value.__doc__ is not None and value.__doc__.strip()
+    if inspect.isclass(value):
+        # A dataclass without a docstring gets its signature as one, nn.Module's is inherited.
+        assert "__doc__" in vars(value)
+        assert not value.__doc__.startswith(f"{name}(")
+
+
+def test_public_names_agree():
+    """The list of public names, the lazy imports and `dir` know the same names."""
+    assert {*fsdino._HOMES, "ops", "__version__"} == set(fsdino.__all__)
+    assert set(fsdino.__all__) <= set(dir(fsdino))
+
+
+def test_unknown_name_is_an_attribute_error():
+    """A typing error in a name is reported as such, also by `from fsdino import ...`."""
+    with pytest.raises(AttributeError, match="module 'fsdino' has no attribute 'laod'"):
+        fsdino.laod  # noqa: B018
+    finished = run("-c", "from fsdino import laod")
+    assert "cannot import name 'laod'" in finished.stderr
+
+
+def test_version_is_the_installed_one():
+    """The version stands in one place, and the package's metadata repeats it."""
+    try:
+        installed = importlib.metadata.version("fsdino")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("fsdino is not installed")
+    assert installed == fsdino.__version__
+
+
+def test_kernels_are_found_beside_the_package():
+    """`fsdino.kernels` is this project's folder, wherever the package was found."""
+    import fsdino.kernels
+
+    folder = Path(fsdino.kernels.__file__).parent
+    assert folder in {ROOT / "kernels", Path(fsdino.__file__).parent / "kernels"}
+
+
+def test_kernels_refuse_their_bare_name():
+    """PyPI has another project called kernels; ours cannot be taken for it."""
+    finished = run("-c", "import kernels", cwd=ROOT)
+    assert finished.returncode == 1
+    assert "ImportError" in finished.stderr
+    assert "import fsdino.kernels" in finished.stderr
+
+
+def test_sources_are_found_as_data():
+    """The C++ and CUDA sources can be read from the package, installed or in a checkout."""
+    sources = importlib.resources.files("fsdino.csrc")
+    assert sources.joinpath("README.md").is_file()
+
+
+def test_every_package_is_installed():
+    """A new folder of modules that pyproject.toml does not name would be missing in a wheel."""
+    modules = {"fsdino.csrc": ROOT / "csrc", "fsdino.kernels": ROOT / "kernels"}
+    for file in (ROOT / "fsdino").rglob("*.py"):
+        modules[".".join(file.parent.relative_to(ROOT).parts)] = file.parent
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == set(modules)
+    del modules["fsdino.csrc"]
+    assert all((folder / "__init__.py").is_file() for folder in modules.values())
