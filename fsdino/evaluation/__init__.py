@@ -1,0 +1,1 @@
+"""Numbers: metrics and the loop that computes them."""

@@ -1,0 +1,1 @@
+"""FS-DINO: its parts, loading and saving, and the segmenter interface that every model offers."""

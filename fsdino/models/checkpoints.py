@@ -1,0 +1,114 @@
+"""Checkpoint files in and out: never pickled code, never half a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fsdino.errors import CheckpointError, FsdinoError, UsageError
+from fsdino.images import atomic_write
+from fsdino.models.config import ModelConfig
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+StateDict = dict[str, Tensor]
+
+
+def write_folder(config: ModelConfig, state: StateDict, folder: str | os.PathLike[str]) -> None:
+    """Write config.json and model.safetensors, each whole or not at all.
+
+    Raises:
+        FsdinoError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FsdinoError(f"cannot create {folder}: {error.strerror}") from error
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in state.items()}
+    with atomic_write(folder / WEIGHTS_FILE) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    with atomic_write(folder / CONFIG_FILE) as temporary:
+        Path(temporary).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The configuration in a folder that `write_folder` wrote.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise CheckpointError(f"model {folder} has no {CONFIG_FILE}: it is incomplete or no model")
+    try:
+        data = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is damaged: {first_line(error)}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{file} is damaged: it holds no object")
+    return ModelConfig.from_dict({**data, "pretrained": False})
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
+    """Tensors of a `.safetensors` file or of a `.pth`, read without executing pickled code.
+
+    Raises:
+        UsageError: there is no such file.
+        CheckpointError: the file is damaged or holds something else than tensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"weights {path}: a file is needed, this is a folder")
+    if not path.is_file():
+        raise UsageError(f"weights {path}: no such file; download it and pass its path")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"weights {path} are damaged ({first_line(error)}): fetch them again"
+        ) from error
+    except Exception as error:  # pickle.UnpicklingError and whatever a foreign file provokes
+        raise CheckpointError(
+            f"weights {path} cannot be read safely: {first_line(error)}"
+        ) from error
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
+        raise CheckpointError(f"weights {path} hold something else than named tensors")
+    return dict(state)
+
+
+def load_exactly(module: nn.Module, state: StateDict, path: str | os.PathLike[str]) -> None:
+    """Load a state dict whose names and shapes are exactly the module's.
+
+    Raises:
+        CheckpointError: lists what is missing, unexpected or of another shape.
+    """
+    own = module.state_dict()
+    problems = {
+        "missing": sorted(set(own) - set(state)),
+        "unexpected": sorted(set(state) - set(own)),
+        "of another shape": sorted(
+            f"{key} {list(state[key].shape)} instead of {list(own[key].shape)}"
+            for key in set(own) & set(state)
+            if own[key].shape != state[key].shape
+        ),
+    }
+    found = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys)
+    if found:
+        raise CheckpointError(f"weights {path} do not fit this model: {found}")
+    module.load_state_dict(state)
+
+
+def first_line(error: Exception) -> str:
+    """What a one-line message can quote of an error."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

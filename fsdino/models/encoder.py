@@ -1,0 +1,260 @@
+"""The frozen encoder: a timm ViT whose blocks' tokens feed every other part."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from fsdino.errors import UsageError
+from fsdino.models import attention
+from fsdino.models.config import ModelConfig
+
+logger = logging.getLogger("fsdino.models")
+
+
+@dataclass(frozen=True)
+class Features:
+    """Tokens of one batch of images; h x w is the token grid.
+
+    Attributes:
+        shallow: [B, C, h, w] raw output of the adapter's block; empty if nobody needs it.
+        last: [B, C, h, w] last block after the final norm.
+        correlation: [B, L, C, h, w] the correlation layers after the final norm.
+    """
+
+    shallow: Tensor
+    last: Tensor
+    correlation: Tensor
+
+    def __getitem__(self, index: slice | Tensor) -> Features:
+        """The features of some of the images."""
+        return Features(self.shallow[index], self.last[index], self.correlation[index])
+
+
+class Encoder(nn.Module):
+    """A timm ViT that returns patch tokens of the blocks the segmenter reads, in one pass.
+
+    Plain DINOv2 models resample their position embeddings as Meta's own code does (scale factors
+    (h + 0.1) / 37, bicubic, no antialiasing), which timm does not; the `reg4` models resample to
+    the target size with antialiasing in both.
+
+    Args:
+        config: `encoder`, `encoder_args`, `conv_stem`, `pretrained`, `mean`, `std`,
+            `adapter_layer` and `correlation_layers` are read.
+
+    Raises:
+        UsageError: timm knows no such model, or it is no ViT; a layer outside of its depth.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.vit: Any = _create(config)
+        self.depth = len(self.vit.blocks)
+        self.channels: int = self.vit.embed_dim
+        self.patch_size: int = self.vit.patch_embed.patch_size[0]
+        self.shallow_layer = config.adapter_layer
+        self.correlation_layers = config.correlation_layers or tuple(
+            range(self.depth - self.depth // 2 + 1, self.depth + 1)
+        )
+        for layer in (self.shallow_layer, *self.correlation_layers):
+            if not 1 <= layer <= self.depth:
+                raise UsageError(
+                    f"adapter_layer or correlation_layers: {config.encoder} has blocks 1 to "
+                    f"{self.depth}, got {layer}"
+                )
+        self.read_layers = sorted({self.shallow_layer, *self.correlation_layers, self.depth})
+        self.mean: Tensor
+        self.std: Tensor
+        for name, value in (("mean", config.mean), ("std", config.std)):
+            values = torch.tensor(value or self.vit.pretrained_cfg[name], dtype=torch.float32)
+            self.register_buffer(name, values[:, None, None], persistent=False)
+        # The plain DINOv2 models, whose class token has a position embedding of its own.
+        self.meta_resampling = (
+            "dinov2" in config.encoder
+            and isinstance(self.vit, VisionTransformer)
+            and not self.vit.no_embed_class
+        )
+
+    def forward(self, images: Tensor) -> Features:
+        """Encode images of one size.
+
+        Args:
+            images: [B, 3, H, W] RGB in [0, 1], H and W multiples of the patch size.
+
+        Raises:
+            UsageError: a size that is no multiple of the patch size.
+        """
+        grid = self._grid(images)
+        if not isinstance(self.vit, VisionTransformer):
+            outputs = self.vit.forward_intermediates(
+                self._normalise(images),
+                indices=[layer - 1 for layer in self.read_layers],
+                output_fmt="NLC",
+                intermediates_only=True,
+            )
+            return self._features(dict(zip(self.read_layers, outputs, strict=True)), grid)
+        tokens = self._embed(images, grid)
+        kept = {}
+        for index, block in enumerate(self.vit.blocks, start=1):
+            tokens = block(tokens)
+            if index in self.read_layers:
+                kept[index] = tokens[:, self.vit.num_prefix_tokens :]
+        return self._features(kept, grid)
+
+    def forward_list(
+        self, images: Sequence[Tensor], packed: attention.PackedAttention | None = None
+    ) -> list[Features]:
+        """Encode images [3, H, W] of different sizes, each with B = 1 in the result.
+
+        One pass over all of them where a variable-length attention is usable (`attention.packed`,
+        or the one given), else one by one.
+        """
+        if len({image.shape for image in images}) == 1:
+            batch = self(torch.stack(list(images)))
+            return [batch[i : i + 1] for i in range(len(images))]
+        packed = (packed or self._packed(images[0])) if self._packable() else None
+        if packed is None:
+            return [self(image[None]) for image in images]
+        grids = [self._grid(image) for image in images]
+        embedded = [self._embed(image[None], g)[0] for image, g in zip(images, grids, strict=True)]
+        lengths = [len(tokens) for tokens in embedded]
+        x = torch.cat(embedded)  # [N, C]
+        kept = {}
+        for index, block in enumerate(self.vit.blocks, start=1):
+            x = x + block.ls1(attention.attend(block.attn, block.norm1(x), lengths, packed))
+            x = x + block.ls2(block.mlp(block.norm2(x)))
+            if index in self.read_layers:
+                kept[index] = [t[None, self.vit.num_prefix_tokens :] for t in x.split(lengths)]
+        return [
+            self._features({layer: tokens[n] for layer, tokens in kept.items()}, grid)
+            for n, grid in enumerate(grids)
+        ]
+
+    def _packable(self) -> bool:
+        """Whether the blocks are the pre-norm ones that `forward_list` runs on packed tokens."""
+        return isinstance(self.vit, VisionTransformer) and all(
+            type(block) is Block and attention.packable(block.attn) for block in self.vit.blocks
+        )
+
+    def _packed(self, image: Tensor) -> attention.PackedAttention | None:
+        dtype = next(self.vit.parameters()).dtype
+        if torch.is_autocast_enabled(image.device.type):
+            dtype = torch.get_autocast_dtype(image.device.type)
+        return attention.packed(image.device, dtype, self.vit.blocks[0].attn.head_dim)
+
+    def _grid(self, images: Tensor) -> tuple[int, int]:
+        height, width = images.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise UsageError(
+                f"images must have sides that are multiples of the patch size {self.patch_size}, "
+                f"got {height} x {width}"
+            )
+        return height // self.patch_size, width // self.patch_size
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        return ((images - self.mean) / self.std).to(next(self.vit.parameters()).dtype)
+
+    def _embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Images -> tokens with positions [B, prefix + h*w, C]."""
+        patches = self.vit.patch_embed(self._normalise(images))  # [B, h, w, C]
+        if self.meta_resampling:
+            tokens = self._add_meta_positions(patches.flatten(1, 2), grid)
+        else:
+            tokens = self.vit._pos_embed(patches)
+        return self.vit.norm_pre(tokens)  # type: ignore[no-any-return]
+
+    def _add_meta_positions(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Class token and positions as `interpolate_pos_encoding` in Meta's dinov2 adds them."""
+        positions = self.vit.pos_embed  # [1, 1 + 37*37, C]
+        patches = positions[:, 1:]
+        side = self.vit.patch_embed.grid_size
+        if grid != side:
+            patches = F.interpolate(
+                patches.float().transpose(1, 2).unflatten(2, side),
+                scale_factor=((grid[0] + 0.1) / side[0], (grid[1] + 0.1) / side[1]),
+                mode="bicubic",
+            )
+            patches = patches.flatten(2).transpose(1, 2).to(positions.dtype)
+        class_token = (self.vit.cls_token + positions[:, :1]).expand(tokens.shape[0], -1, -1)
+        return torch.cat([class_token, tokens + patches], dim=1)
+
+    def _features(self, kept: Mapping[int, Tensor], grid: tuple[int, int]) -> Features:
+        """Raw patch tokens [B, h*w, C] of the blocks that are read -> Features."""
+
+        def to_map(tokens: Tensor) -> Tensor:
+            return tokens.transpose(1, 2).unflatten(2, grid)  # type: ignore[no-any-return]
+
+        normed = {
+            layer: to_map(self.vit.norm(kept[layer]))
+            for layer in {*self.correlation_layers, self.depth}
+        }
+        correlation = torch.stack([normed[layer] for layer in self.correlation_layers], dim=1)
+        return Features(to_map(kept[self.shallow_layer]), normed[self.depth], correlation)
+
+
+class ConvStem(PatchEmbed):
+    """Patch embedding by 3x3 convolutions, for small encoders trained from scratch.
+
+    Takes the place of timm's PatchEmbed (Xiao et al., Early Convolutions Help Transformers See
+    Better, 2021): one convolution of stride 2 per halving, each but the first followed by two of
+    stride 1, all with batch normalisation and ReLU; then a 1x1 convolution.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        width, patch = self.proj.out_channels, self.patch_size[0]
+        steps = patch.bit_length() - 1
+        if patch != 2**steps or steps < 1:
+            raise UsageError(f"conv_stem needs a patch size that is a power of 2, got {patch}")
+        layers: list[nn.Module] = []
+        inner = 3
+        for step in range(steps):
+            outer = width >> (steps - 1 - step)
+            for stride in (2, 1, 1) if step else (2,):
+                layers += [nn.Conv2d(inner, outer, 3, stride=stride, padding=1, bias=False)]
+                layers += [nn.BatchNorm2d(outer), nn.ReLU()]
+                inner = outer
+        self.proj = nn.Sequential(*layers, nn.Conv2d(width, width, 1))  # type: ignore[assignment]
+
+
+def _create(config: ModelConfig) -> Any:
+    vit: Any
+    arguments = dict(config.encoder_args)
+    if "checkpoint_path" in arguments:  # timm would read it wherever the configuration is loaded
+        raise UsageError("encoder_args must not name a checkpoint_path: load weights afterwards")
+    if config.conv_stem:
+        arguments["embed_layer"] = ConvStem
+    try:
+        vit = timm.create_model(
+            config.encoder,
+            pretrained=config.pretrained,
+            num_classes=0,
+            dynamic_img_size=True,
+            **arguments,
+        )
+    except (RuntimeError, TypeError, AssertionError) as error:
+        if timm.is_model(config.encoder):
+            raise UsageError(
+                f"timm cannot create encoder {config.encoder!r} with encoder_args "
+                f"{arguments}: {error}"
+            ) from error
+        near = difflib.get_close_matches(config.encoder, timm.list_models("*vit*"), n=3)
+        raise UsageError(
+            f"unknown encoder {config.encoder!r}: timm has no such model"
+            + (f"; did you mean {', '.join(near)}?" if near else "")
+        ) from error
+    if not hasattr(vit, "blocks") or not hasattr(vit, "patch_embed"):
+        raise UsageError(f"encoder {config.encoder!r} is no vision transformer: choose a timm ViT")
+    if config.pretrained:
+        logger.info("encoder %s: weights of %s", config.encoder, vit.pretrained_cfg.get("license"))
+    return vit

@@ -1,0 +1,140 @@
+"""4D correlation mining: from query and support features to a prior over the query."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fsdino import ops
+
+
+class CenterPivotConv4d(nn.Module):
+    """Center-pivot 4D convolution as a layer.
+
+    Its parameters have the names and shapes of HSNet's `CenterPivotConv4d` (Min, Kang, Cho, ICCV
+    2021), whose weights load as they are: `conv1.*` acts on the query dims, `conv2.*` on the
+    support dims, each with its bias.
+
+    Args:
+        in_channels: Ci.
+        out_channels: Co.
+        kernel_size: odd side of both kernels.
+        support_stride: stride over the support dims.
+
+    Shape:
+        [B, Ci, Hq, Wq, Hs, Ws] -> [B, Co, Hq, Wq, ceil(Hs / stride), ceil(Ws / stride)].
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, support_stride: int = 1
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        self.conv2 = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        self.support_stride = support_stride
+
+    @property
+    def bias(self) -> Tensor:
+        """The sum of both convolutions' biases, [Co]."""
+        return self.conv1.bias + self.conv2.bias  # type: ignore[operator]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve, on the backend that is selected."""
+        return ops.center_pivot_conv4d(
+            x, self.conv1.weight, self.conv2.weight, self.bias, support_stride=self.support_stride
+        )
+
+    def extra_repr(self) -> str:
+        """Shown when the module is printed."""
+        return f"support_stride={self.support_stride}"
+
+
+class CenterPivotBlock4d(nn.Module):
+    """Center-pivot 4D convolution, GroupNorm and ReLU; optionally the mean over the support."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int = 3,
+        support_stride: int = 2,
+        num_groups: int = 4,
+        reduce_support: bool = False,
+    ) -> None:
+        super().__init__()
+        self.conv = CenterPivotConv4d(in_channels, out_channels, kernel_size, support_stride)
+        self.norm = nn.GroupNorm(num_groups, out_channels)
+        self.reduce_support = reduce_support
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, Ci, Hq, Wq, Hs, Ws] -> [B, Co, Hq, Wq, hs, ws], or [B, Co, Hq, Wq] when reduced."""
+        return ops.center_pivot_block4d(
+            x,
+            self.conv.conv1.weight,
+            self.conv.conv2.weight,
+            self.conv.bias,
+            self.norm.weight,
+            self.norm.bias,
+            num_groups=self.norm.num_groups,
+            norm_eps=self.norm.eps,
+            support_stride=self.conv.support_stride,
+            reduce_support=self.reduce_support,
+        )
+
+
+class CorrelationPrior(nn.Module):
+    """Correlate every query token with every support token and squeeze the support away.
+
+    The 4D branch of FS-DINO's prompt generator (arXiv 2504.15669), with HSNet's center-pivot
+    blocks. With `contrastive` the support weight is 2m - 1, so that one volume holds foreground
+    minus background correlation; otherwise it is the mask m.
+
+    Args:
+        layers: L, encoder layers that are correlated.
+        channels: output channels of the blocks; the last is the prior's.
+        support_stride: of each block.
+        contrastive: use the background, too.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        channels: Sequence[int] = (16, 64, 128),
+        support_stride: int = 2,
+        contrastive: bool = True,
+    ) -> None:
+        super().__init__()
+        sides = (layers, *channels)
+        self.blocks = nn.Sequential(
+            *(
+                CenterPivotBlock4d(
+                    sides[i],
+                    sides[i + 1],
+                    support_stride=support_stride,
+                    reduce_support=i == len(channels) - 1,
+                )
+                for i in range(len(channels))
+            )
+        )
+        self.contrastive = contrastive
+
+    def forward(self, query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
+        """Prior over the query from one shot: [B, channels[-1], Hq, Wq].
+
+        Args:
+            query: [B, L, C, Hq, Wq].
+            support: [B, L, C, Hs, Ws].
+            mask: [B, Hs, Ws] share of foreground of each support token, in [0, 1].
+        """
+        weight = 2 * mask - 1 if self.contrastive else mask
+        correlation = ops.correlation4d(query, support, weight.to(query.dtype))
+        return self.blocks(correlation)  # type: ignore[no-any-return]
+
+
+def masked_mean(tokens: Tensor, weight: Tensor) -> Tensor:
+    """Masked average pooling: [B, C, h, w] and [B, h, w] -> [B, C]; 0 where the weight is 0."""
+    total = torch.einsum("bchw,bhw->bc", tokens.float(), weight.float())
+    return total / weight.float().sum((1, 2)).clamp_min(1e-6)[:, None]

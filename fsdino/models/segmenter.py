@@ -1,0 +1,295 @@
+"""What every model can do: encode a support, segment images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from fsdino import images as pixels
+from fsdino.errors import DataError, UsageError
+from fsdino.images import ImageLike, MaskLike
+from fsdino.models import tiling
+from fsdino.models.config import ModelConfig
+from fsdino.models.encoder import Features
+from fsdino.models.hypercorrelation import masked_mean
+from fsdino.models.supports import Support, SupportFeatures, token_mask
+
+_BATCH = 8  # queries that share an encoder pass
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The answer for one query image of H x W pixels.
+
+    Attributes:
+        image: uint8 [H, W, 3], the query as it was read.
+        probabilities: float32 [N, H, W] in [0, 1], one map per support.
+        names: the N supports' names; ("foreground",) for a single unnamed one.
+        threshold: probability from which a pixel belongs to a mask.
+    """
+
+    image: npt.NDArray[np.uint8]
+    probabilities: npt.NDArray[np.float32]
+    names: tuple[str, ...]
+    threshold: float
+
+    @property
+    def probability(self) -> npt.NDArray[np.float32]:
+        """float32 [H, W] in [0, 1]: the highest over the supports."""
+        return self.probabilities.max(0)  # type: ignore[no-any-return]
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """bool [H, W]: where any support's class is."""
+        return self.probability >= self.threshold
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """int64 [H, W]: 0 is background, i the class `names[i - 1]`.
+
+        The class of the highest probability, where that passes the threshold.
+        """
+        return np.where(self.mask, self.probabilities.argmax(0) + 1, 0)
+
+    def overlay(self) -> Image.Image:
+        """The query with the classes drawn over it."""
+        return pixels.overlay(self.image, self.labels)
+
+
+class Segmenter(nn.Module):
+    """A model that segments what a support shows. FSDINO and its baselines are Segmenters."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self._fingerprint: tuple[int, str] | None = None
+
+    @abstractmethod
+    def encode_list(self, images: Sequence[Tensor]) -> list[Features]:
+        """Encode images [3, H, W] in [0, 1] of any sizes, each with B = 1 in the result."""
+
+    @abstractmethod
+    def decode(self, query: Features, support: SupportFeatures) -> Tensor:
+        """Mask logits [B, 1, h', w'] of B queries at a resolution of the model's choice."""
+
+    @property
+    @abstractmethod
+    def patch_size(self) -> int:
+        """Pixels per token side."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def train(self, mode: bool = True) -> Segmenter:
+        """As in PyTorch. Training changes the model, so its fingerprint is taken anew."""
+        if mode != self.training:
+            self._fingerprint = None
+        return super().train(mode)
+
+    def fingerprint(self) -> str:
+        """Hash of configuration and weights: supports of another model are told apart by it.
+
+        Taken anew after weights were loaded or trained; a cast or a move keeps it.
+        """
+        # PyTorch counts in-place changes of a tensor, fused optimizers' excepted (see `train`).
+        version = sum(p._version for p in self.parameters() if not p.is_inference())
+        if self._fingerprint is None or self._fingerprint[0] != version:
+            config = {**self.config.to_dict(), "pretrained": False}  # as in a saved model
+            digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+            for name, tensor in sorted(self.state_dict().items()):
+                digest.update(name.encode())
+                flat = tensor.detach().cpu().reshape(-1)  # a view of bytes needs a dimension
+                digest.update(flat.view(torch.uint8).numpy().data)
+            self._fingerprint = (version, digest.hexdigest()[:16])
+        return self._fingerprint[1]
+
+    @torch.inference_mode()
+    def encode_support(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        masks: MaskLike | Sequence[MaskLike],
+    ) -> Support:
+        """Encode one to any number of annotated images of one class.
+
+        Args:
+            images: paths, PIL images, uint8 arrays [H, W, 3] or tensors; any sizes.
+            masks: one per image and of its size: bool, 0/1 or 0/255 arrays, PIL, or paths.
+
+        Raises:
+            UsageError: no image, another number of masks, a mask of another size.
+            DataError: an unreadable image, a mask without foreground.
+        """
+        image_list, mask_list = _as_list(images), _as_list(masks)
+        if not image_list:
+            raise UsageError("no support given: pass at least one image and its mask")
+        if len(image_list) != len(mask_list):
+            raise UsageError(
+                f"{len(image_list)} support images but {len(mask_list)} masks: "
+                "pass one mask per image"
+            )
+        arrays = [pixels.read_image(x, _name("image", k)) for k, x in enumerate(image_list)]
+        sizes = [(array.shape[0], array.shape[1]) for array in arrays]
+        flags = [
+            _filled(pixels.read_mask(x, sizes[k], _name("mask", k)), _label(x, _name("mask", k)))
+            for k, x in enumerate(mask_list)
+        ]
+        features = self.encode_list([self._prepare(array) for array in arrays])
+        grids = [(f.last.shape[-2], f.last.shape[-1]) for f in features]
+        covers = [
+            token_mask(torch.from_numpy(m).to(self.device)[None], grid)
+            for m, grid in zip(flags, grids, strict=True)
+        ]
+        pooled = list(zip(features, covers, strict=True))
+        return Support(
+            torch.cat([masked_mean(f.last, cover) for f, cover in pooled]),
+            torch.cat([masked_mean(f.last, 1 - cover) for f, cover in pooled]),
+            tuple(f.correlation[0] for f in features),
+            tuple(cover[0] for cover in covers),
+            tuple(sizes),
+            self.fingerprint(),
+        )
+
+    @overload
+    def segment(  # type: ignore[overload-overlap]  # a path is a sequence, too
+        self,
+        query: ImageLike,
+        support: Support | Mapping[str, Support],
+        *,
+        threshold: float | None = None,
+        tiles: bool = False,
+    ) -> Segmentation: ...
+
+    @overload
+    def segment(
+        self,
+        query: Sequence[ImageLike],
+        support: Support | Mapping[str, Support],
+        *,
+        threshold: float | None = None,
+        tiles: bool = False,
+    ) -> list[Segmentation]: ...
+
+    @torch.inference_mode()
+    def segment(
+        self,
+        query: ImageLike | Sequence[ImageLike],
+        support: Support | Mapping[str, Support],
+        *,
+        threshold: float | None = None,
+        tiles: bool = False,
+    ) -> Segmentation | list[Segmentation]:
+        """Segment what the support shows in one image, or in each of a list.
+
+        Args:
+            query: image, or list of images; any sizes.
+            support: from `encode_support`, or several by name (N-way), which share one encoder
+                pass per image.
+            threshold: probability from which a pixel belongs to the mask, in (0, 1); None takes
+                the model's.
+            tiles: cut images larger than the supports into overlapping tiles of the supports'
+                size, so that objects appear at the supports' scale.
+
+        Returns:
+            A Segmentation at the query's own size, or a list of them.
+
+        Raises:
+            UsageError: no support, a support of another model, a threshold outside of (0, 1).
+            DataError: an unreadable image.
+        """
+        named = support if isinstance(support, Mapping) else {"foreground": support}
+        self._check_supports(named)
+        threshold = self.config.threshold if threshold is None else threshold
+        if not 0 < threshold < 1:
+            raise UsageError(f"threshold must lie between 0 and 1, got {threshold}")
+        queries = _as_list(query)
+        arrays = [pixels.read_image(x, _name("query", k)) for k, x in enumerate(queries)]
+        dtype = next(self.parameters()).dtype
+        supports = [s.to(self.device, dtype) for s in named.values()]
+        if tiles:
+            maps = [self._probabilities_tiled(array, supports) for array in arrays]
+        else:
+            maps = []
+            for start in range(0, len(arrays), _BATCH):
+                maps += self._probabilities(arrays[start : start + _BATCH], supports)
+        results = [
+            Segmentation(array, m.cpu().numpy(), tuple(named), threshold)
+            for array, m in zip(arrays, maps, strict=True)
+        ]
+        return results if isinstance(query, list | tuple) else results[0]
+
+    def _probabilities(
+        self, arrays: Sequence[npt.NDArray[np.uint8]], supports: Sequence[Support]
+    ) -> list[Tensor]:
+        """One map [N, H, W] per image, at its own size."""
+        maps = []
+        for array, features in zip(
+            arrays, self.encode_list([self._prepare(a) for a in arrays]), strict=True
+        ):
+            logits = torch.cat([self.decode(features, s.features(1))[0] for s in supports])
+            size = (array.shape[0], array.shape[1])
+            maps.append(pixels.resize_back(logits.float(), size).sigmoid())
+        return maps
+
+    def _probabilities_tiled(
+        self, array: npt.NDArray[np.uint8], supports: Sequence[Support]
+    ) -> Tensor:
+        sizes = [size for s in supports for size in s.image_sizes]
+        height, width = (int(np.median([size[i] for size in sizes])) for i in (0, 1))
+        boxes = tiling.tile_boxes((array.shape[0], array.shape[1]), (height, width))
+        crops = [array[box.rows, box.columns] for box in boxes]
+        maps = []
+        for start in range(0, len(crops), _BATCH):
+            maps += self._probabilities(crops[start : start + _BATCH], supports)
+        return tiling.blend(maps, boxes, (array.shape[0], array.shape[1]))
+
+    def _prepare(self, array: npt.NDArray[np.uint8]) -> Tensor:
+        """uint8 [H, W, 3] -> [3, h, w] in [0, 1] at the model's size."""
+        side, patch = self.config.image_size, self.patch_size
+        size = (side, side)
+        if self.config.keep_aspect:
+            scale = side / max(array.shape[:2])
+            height, width = (max(round(n * scale / patch), 1) * patch for n in array.shape[:2])
+            size = (height, width)
+        return pixels.to_tensor(array, size).to(self.device)
+
+    def _check_supports(self, named: Mapping[str, Support]) -> None:
+        if not named or not all(isinstance(support, Support) for support in named.values()):
+            raise UsageError("no support given: pass at least one, from encode_support")
+        for name, support in named.items():
+            if support.model_fingerprint != self.fingerprint():
+                raise UsageError(
+                    f"support {name!r} was made by another model "
+                    f"({support.model_fingerprint}, this one is {self.fingerprint()}): "
+                    "encode it again with encode_support"
+                )
+
+
+def _as_list(value: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
+    """One image or mask, or several, as a list."""
+    return list(value) if isinstance(value, list | tuple) else [value]  # type: ignore[list-item]
+
+
+def _name(kind: str, index: int) -> str:
+    return f"{kind} {index + 1}"
+
+
+def _label(mask: object, name: str) -> str:
+    return f"{name} ({mask})" if isinstance(mask, str) else name
+
+
+def _filled(mask: npt.NDArray[np.bool_], name: str) -> npt.NDArray[np.bool_]:
+    if not mask.any():
+        raise DataError(f"{name} has no foreground: paint the object in white (255) on black (0)")
+    return mask

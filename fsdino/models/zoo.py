@@ -1,0 +1,154 @@
+"""Models by name, folder or hub id; official checkpoints in; checkpoints in and out."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from torch import nn
+
+from fsdino.errors import CheckpointError, UsageError
+from fsdino.models.checkpoints import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    first_line,
+    load_exactly,
+    read_config,
+    read_state_dict,
+)
+from fsdino.models.decoder import SAM_LEFTOVERS
+from fsdino.models.encoder import Encoder
+from fsdino.models.fsdino import FSDINO
+
+logger = logging.getLogger("fsdino.models")
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> FSDINO:
+    """Load a model, ready to segment.
+
+    Args:
+        name: "fsdino-tiny" (ships with the package), a folder written by `save_pretrained`, or
+            the id of a repository on the Hugging Face hub, "owner/name", which is downloaded.
+        device: where to put it.
+        dtype: floating type of the weights; None keeps float32.
+
+    Raises:
+        UsageError: there is no such model.
+        CheckpointError: its files are damaged or of another kind.
+    """
+    model = _read(_locate(name)).eval()
+    model.fingerprint()  # of the weights as stored: the same for every dtype and device
+    return model.to(device=device, dtype=dtype)
+
+
+def names() -> tuple[str, ...]:
+    """Models that ship with the package."""
+    return tuple(sorted(path.parent.name for path in WEIGHTS.glob(f"*/{CONFIG_FILE}")))
+
+
+def load_dinov2(encoder: Encoder, path: str | os.PathLike[str]) -> None:
+    """Load Meta's `dinov2_vit{s,b,l,g}14[_reg4]_pretrain.pth` (Apache-2.0) into an encoder.
+
+    Raises:
+        UsageError: there is no such file.
+        CheckpointError: the file is damaged, or its weights are not this encoder's.
+    """
+    state = read_state_dict(path)
+    state.pop("mask_token", None)
+    # timm adds no position to the class token of the reg models: fold it in.
+    if {"register_tokens", "pos_embed", "cls_token"} <= state.keys():
+        positions = state.pop("pos_embed")
+        state["reg_token"] = state.pop("register_tokens")
+        state["cls_token"] = state["cls_token"] + positions[:, :1]
+        state["pos_embed"] = positions[:, 1:]
+    renamed = {
+        key.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2."): value
+        for key, value in state.items()
+    }
+    load_exactly(encoder.vit, renamed, path)
+    logger.info("encoder weights from %s (DINOv2, Apache-2.0)", path)
+
+
+def load_sam_decoder(model: FSDINO, path: str | os.PathLike[str]) -> None:
+    """Load the decoder of an official `sam_vit_{b,l,h}_*.pth` (Apache-2.0).
+
+    Raises:
+        UsageError: there is no such file, or the model has no decoder.
+        CheckpointError: the file is damaged, or its decoder is not this model's.
+    """
+    if model.config.variant == "training_free":
+        raise UsageError("variant 'training_free' has no decoder: choose full, comp or comp_frozen")
+    state = read_state_dict(path)
+    matrix = "positional_encoding_gaussian_matrix"
+    kept = {}
+    for key, value in state.items():
+        if key == f"prompt_encoder.pe_layer.{matrix}":
+            kept[f"positions.{matrix}"] = value
+        elif not key.startswith(SAM_LEFTOVERS):
+            kept[key.removeprefix("mask_decoder.")] = value
+    load_exactly(model.decoder, kept, path)
+    logger.info("decoder weights from %s (Segment Anything, Apache-2.0)", path)
+
+
+def parameter_table(model: FSDINO) -> dict[str, tuple[int, int]]:
+    """Per part: (trained, frozen) parameters."""
+    return {
+        name: (_count(part, lambda p: p.requires_grad), _count(part, lambda p: not p.requires_grad))
+        for name, part in model.parts()
+    }
+
+
+def _count(module: nn.Module, wanted: Callable[[nn.Parameter], bool]) -> int:
+    return sum(p.numel() for p in module.parameters() if wanted(p))
+
+
+def _locate(name: str | os.PathLike[str]) -> Path:
+    text = os.fspath(name)
+    if text in names():
+        return WEIGHTS / text
+    folder = Path(text)
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise UsageError(
+            f"model {text!r} is a file: pass the folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
+        )
+    if text.count("/") == 1 and not text.startswith((".", "~", "/")):
+        try:
+            return Path(snapshot_download(text, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            raise UsageError(
+                f"model {text!r} is no folder and cannot be fetched from the hub "
+                f"({first_line(error)}): download it and pass the folder"
+            ) from error
+    raise UsageError(
+        f"unknown model {text!r}: choose {', '.join(names()) or 'a folder'}, a folder written by "
+        "save_pretrained, or a hub id owner/name"
+    )
+
+
+def _read(folder: Path) -> FSDINO:
+    config = read_config(folder)
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():
+        raise CheckpointError(f"model {folder} has no {WEIGHTS_FILE}: it is incomplete or no model")
+    try:
+        model = FSDINO(config)
+    except (ValueError, AssertionError, RuntimeError, TypeError) as error:
+        raise CheckpointError(
+            f"model {folder}: its {CONFIG_FILE} describes no model ({first_line(error)})"
+        ) from error
+    load_exactly(model, read_state_dict(weights), weights)
+    return model

@@ -1,0 +1,1 @@
+"""Long work: training runs that survive interruption."""

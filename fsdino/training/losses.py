@@ -1,0 +1,80 @@
+"""Losses of the second training stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross entropy plus Dice, equally weighted; the mean over the batch.
+
+    Args:
+        logits: [B, 1, H, W].
+        target: [B, H, W] in [0, 1].
+    """
+    logits = logits[:, 0].float()
+    return F.binary_cross_entropy_with_logits(logits, target) + dice_loss(logits, target)
+
+
+def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """1 - Dice coefficient of the probabilities (Milletari et al., V-Net, 2016), batch mean.
+
+    Args:
+        logits: [B, H, W].
+        target: [B, H, W] in [0, 1].
+    """
+    probability = logits.sigmoid()
+    overlap = 2 * (probability * target).sum((1, 2)) + 1
+    return (1 - overlap / (probability.sum((1, 2)) + target.sum((1, 2)) + 1)).mean()
+
+
+def prototype_loss(score: Tensor, target: Tensor, temperature: float = 0.1) -> Tensor:
+    """Cross entropy of the prototype score, to shape an encoder that is trained from scratch.
+
+    Args:
+        score: [B, 1, h, w], cosine to the foreground minus cosine to the background prototype.
+        target: [B, H, W] in [0, 1], brought to h x w by its area mean.
+        temperature: divides the score.
+    """
+    cover = F.adaptive_avg_pool2d(target[:, None], (score.shape[-2], score.shape[-1]))
+    return F.binary_cross_entropy_with_logits(score.float() / temperature, cover)
+
+
+class TokenClassifier(nn.Module):
+    """Cross entropy of foreground tokens against the base classes, for an encoder from scratch.
+
+    A cosine classifier with one learned prototype per class; it exists during training only.
+
+    Args:
+        channels: C of the tokens.
+        classes: ids of the base classes.
+        temperature: divides the cosine.
+    """
+
+    def __init__(self, channels: int, classes: Sequence[int], temperature: float = 0.1) -> None:
+        super().__init__()
+        self.prototypes = nn.Parameter(torch.randn(len(classes), channels))
+        self.rows = {class_id: row for row, class_id in enumerate(classes)}
+        self.temperature = temperature
+
+    def forward(self, tokens: Tensor, target: Tensor, class_ids: Tensor) -> Tensor:
+        """Mean loss over the tokens that are mostly foreground.
+
+        Args:
+            tokens: [B, C, h, w].
+            target: [B, H, W] in [0, 1].
+            class_ids: int [B].
+        """
+        grid = (tokens.shape[-2], tokens.shape[-1])
+        inside = F.adaptive_avg_pool2d(target[:, None], grid)[:, 0] > 0.5
+        rows = torch.tensor([self.rows[int(c)] for c in class_ids])[:, None, None]
+        labels = rows.expand(inside.shape)[inside]  # [M]
+        chosen = tokens.permute(0, 2, 3, 1)[inside]  # [M, C]
+        if len(labels) == 0:
+            return tokens.sum() * 0
+        cosine = F.normalize(chosen, dim=1) @ F.normalize(self.prototypes, dim=1).T
+        return F.cross_entropy(cosine / self.temperature, labels)
