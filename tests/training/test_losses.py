@@ -24,7 +24,7 @@ def test_mask_loss_adds_equal_parts() -> None:
 
 
 def test_prototype_loss_compares_with_the_share_of_each_token() -> None:
-    """The mask reaches the token grid as its area mean: a 2 x 2 token with one true pixel is 1/4."""
+    """The mask reaches the token grid as its area mean: one true pixel of 2 x 2 is 1/4."""
     score, target = torch.tensor([[[[0.1]]]]), torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
     probability = 1 / (1 + math.exp(-1))
     expected = -(0.25 * math.log(probability) + 0.75 * math.log(1 - probability))

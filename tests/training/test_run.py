@@ -58,7 +58,7 @@ def test_a_damaged_checkpoint_falls_back(tmp_path: Path, damage: bytes | None) -
     newest.write_bytes(newest.read_bytes()[:-3] if damage is None else damage)
     assert run.load()[0] == 10
     oldest.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no checkpoint in .* can be read"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read"):
         run.load()
 
 
@@ -77,5 +77,5 @@ def test_metrics_of_repeated_steps_are_dropped(tmp_path: Path) -> None:
 def test_an_unusable_folder_is_named(tmp_path: Path) -> None:
     """A file where the folder should be is an error that names it."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(FsdinoError, match="cannot create .*file"):
+    with pytest.raises(FsdinoError, match=r"cannot create .*file"):
         Run(tmp_path / "file" / "run", {}, resume=False)
