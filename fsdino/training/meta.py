@@ -22,6 +22,7 @@ from fsdino.data.episodes import Batch, Episodes, collate
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.errors import FsdinoError, UsageError
 from fsdino.evaluation.evaluate import evaluate, predictor
+from fsdino.models import zoo
 from fsdino.models.config import ModelConfig
 from fsdino.models.fsdino import FSDINO, pool_supports
 from fsdino.models.training_free import prototype_score
@@ -48,6 +49,8 @@ class TrainConfig:
         warmup: steps.
         weight_decay: AdamW's, for matrices only.
         gradient_clip: largest gradient norm.
+        encoder_from: name or folder of a model whose encoder is taken; None starts from the
+            model's own (random, or `pretrained`).
         train_encoder: learn the encoder too, for small ones that start from scratch.
         train_adapter: learn the adapter too.
         prototype_weight, class_weight: weights of the two losses that shape a trained encoder, by
@@ -71,6 +74,7 @@ class TrainConfig:
     warmup: int = 200
     weight_decay: float = 0.05
     gradient_clip: float = 1.0
+    encoder_from: str | None = None
     train_encoder: bool = False
     train_adapter: bool = False
     prototype_weight: float = 0.0
@@ -174,7 +178,8 @@ class Trainer:
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
-        self.model = FSDINO(config.model)
+        encoder = zoo.load(config.encoder_from).encoder if config.encoder_from else None
+        self.model = FSDINO(config.model, encoder)
         self.model.set_trainable(encoder=config.train_encoder, adapter=config.train_adapter)
         self.classifier: TokenClassifier | None = None
         if config.class_weight:

@@ -25,7 +25,7 @@ from fsdino.data.procedural import (
 )
 from fsdino.errors import UsageError
 
-FROZEN = {"1": "ebf6d50a161aa906c007a69d1adbcb3b2c4bf56521994e8374c45bd6a28c8b89"}
+FROZEN = {"1": "9c39103459c1fed6ed436bd7ae63c179729857290c431184f68aba3828c1e6c6"}
 
 
 def pixels(episode: Episode) -> list[bytes]:

@@ -1,0 +1,800 @@
+"""Pixels in and out: reading images and masks, resizing there and back, overlays, whole files."""
+
+from __future__ import annotations
+
+import colorsys
+import contextlib
+import errno
+import logging
+import os
+import secrets
+import stat
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from fsdino.errors import DataError, FsdinoError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("fsdino.images")
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+Flags: TypeAlias = npt.NDArray[np.bool_]
+AnyArray: TypeAlias = npt.NDArray[Any]
+Color: TypeAlias = tuple[int, int, int]
+# A quoted Union, since torch is imported only where it is needed.
+ImageLike: TypeAlias = Union[str, "os.PathLike[str]", Image.Image, AnyArray, "torch.Tensor"]
+MaskLike: TypeAlias = ImageLike
+
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+# Others stay closed: Pillow hands PostScript, for one, to an interpreter.
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+
+# Labels 1 to 10 in overlays; further ones get hues that a golden angle spreads.
+COLORS: tuple[Color, ...] = (
+    (0, 158, 255),
+    (230, 0, 126),
+    (255, 183, 3),
+    (38, 190, 92),
+    (138, 79, 255),
+    (255, 110, 48),
+    (0, 201, 190),
+    (226, 34, 40),
+    (168, 208, 30),
+    (150, 98, 60),
+)
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Of a mask with gray edges, this share must lie this near to black or white (of 255).
+_CLEAR_SHARE, _CLEAR_RANGE = 0.98, 32
+# Float images may leave [0, 1] by what resampling and rounding add.
+_FLOAT_SLACK = 1e-3
+
+
+def read_image(image: ImageLike, name: str = "image") -> Pixels:
+    """Any image as RGB with 8 bits per channel, upright.
+
+    Files may be JPEG, PNG, WebP, TIFF, BMP, GIF or PNM; of several frames the first is read.
+    The EXIF orientation is applied to files and PIL images; colour profiles are not.
+    Grayscale is repeated, transparency lies over white, 16-bit values are divided by 257 (so
+    65535 is white, whatever the brightest pixel is), CMYK is converted without a profile.
+
+    Args:
+        image: a path, a PIL image, or an array or tensor: uint8, uint16 or another integer type
+            (0..255, or 0..65535 where a value passes 255), bool, or floats in [0, 1]; [H, W] or
+            [H, W, C] or [C, H, W] with 1 to 4 channels (gray, gray and alpha, RGB, RGBA). Where
+            both orders fit, arrays count as [H, W, C] and tensors as [C, H, W].
+        name: what an error calls it; a file's path is added.
+
+    Returns:
+        uint8 [H, W, 3], contiguous and writable, in memory of its own.
+
+    Raises:
+        UsageError: a missing path, a folder, an unsupported type or shape.
+        DataError: a corrupt or truncated file, too many pixels or none, values out of range.
+    """
+    label = _label(image, name)
+    source = _source(image, label)
+    if isinstance(source, Image.Image):
+        return _rgb(source, label)
+    return _rgb_of_array(source, label)
+
+
+def list_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """The image files of a folder, by suffix (`IMAGE_SUFFIXES`, in any case), sorted by name.
+
+    Hidden files and subfolders are left out; no image at all is an empty list.
+
+    Raises:
+        UsageError: there is no such folder, or it cannot be read.
+    """
+    folder = Path(folder)
+    try:
+        entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+    except FileNotFoundError as error:
+        raise UsageError(f"{folder}: no such folder; check the path") from error
+    except NotADirectoryError as error:
+        raise UsageError(f"{folder}: this is a file; pass the folder that it is in") from error
+    except OSError as error:
+        raise UsageError(
+            f"{folder}: cannot be read ({error.strerror}); check the path and its permissions"
+        ) from error
+    return [
+        entry
+        for entry in entries
+        if not entry.name.startswith(".")
+        and entry.suffix.lower() in IMAGE_SUFFIXES
+        and entry.is_file()
+    ]
+
+
+def _label(source: object, name: str) -> str:
+    """What errors call a source: its name, and its path where the name does not hold it yet."""
+    if not isinstance(source, str | os.PathLike):
+        return name
+    path = os.fsdecode(source)
+    if not path or not path.isprintable():
+        path = repr(path)
+    return name if path in name else f"{name} ({path})"
+
+
+def _source(source: object, label: str) -> Image.Image | AnyArray:
+    """An upright, decoded PIL image, or an array [H, W] or [H, W, 2 to 4]."""
+    if isinstance(source, str | os.PathLike):
+        with _open_file(os.fsdecode(source), label) as file:
+            return _decode(file, label)
+    if isinstance(source, Image.Image):
+        return _decode(source, label)
+    if isinstance(source, np.ndarray):
+        return _channels_last(source, label, channels_first=False)
+    # What is no tensor of an imported torch is no tensor.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(source, torch.Tensor):
+        tensor = source.detach().cpu()
+        if tensor.dtype == torch.bfloat16:
+            tensor = tensor.float()
+        return _channels_last(tensor.numpy(), label, channels_first=True)
+    raise UsageError(
+        f"{label}: {type(source).__name__} is no image; pass a path, a PIL image, a NumPy array "
+        "or a tensor"
+    )
+
+
+def _open_file(path: str, label: str) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"{label}: no such file; check the path") from error
+    except IsADirectoryError as error:
+        raise UsageError(f"{label}: this is a folder; pass an image file in it") from error
+    except PermissionError as error:
+        raise UsageError(f"{label}: no permission to read it; change its permissions") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{label}: cannot be opened ({reason}); check the path") from error
+
+
+def _decode(source: BinaryIO | Image.Image, label: str) -> Image.Image:
+    """Read all pixels and turn them upright; whatever a decoder raises is worded."""
+    try:
+        image = source if isinstance(source, Image.Image) else _open_image(source)
+        if 0 in image.size:
+            raise DataError(f"{label}: has no pixels ({image.width} × {image.height})")
+        image.load()
+        image = _upright(image, label)
+        # Gray with premultiplied alpha is the one mode that Pillow turns into few others.
+        return image.convert("LA") if image.mode == "La" else image
+    except FsdinoError:
+        raise
+    except Image.DecompressionBombError as error:
+        counts = str(error).partition(",")[0].lower()
+        raise DataError(
+            f"{label}: {counts}; make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS (half the "
+            "limit) if you trust it"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{label}: no image in a format that can be read; convert it to JPEG or PNG"
+        ) from error
+    except MemoryError as error:
+        raise DataError(f"{label}: does not fit into memory; make it smaller") from error
+    except Exception as error:  # decoders meet damaged files with nearly every type
+        detail = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{label}: corrupt or truncated ({detail}); copy or export it again"
+        ) from error
+
+
+def _open_image(file: BinaryIO) -> Image.Image:
+    with warnings.catch_warnings():
+        # Pillow warns from half its limit on; up to the limit an image is fine.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(file, formats=_FORMATS)
+
+
+def _upright(image: Image.Image, label: str) -> Image.Image:
+    """Apply the EXIF orientation; damaged EXIF data does not cost the picture."""
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception as error:
+        logger.warning("%s: the EXIF data cannot be read and are ignored (%s)", label, error)
+        return image
+    method = _UPRIGHT.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _channels_last(array: AnyArray, label: str, *, channels_first: bool) -> AnyArray:
+    """Bring [H, W], [H, W, C] or [C, H, W] to [H, W], or [H, W, C] with C = 2 to 4."""
+    if array.dtype.kind not in "buif":
+        raise UsageError(f"{label}: values of type {array.dtype}; pass uint8 or floats in [0, 1]")
+    if array.ndim == 3:
+        axes = (0, 2) if channels_first else (2, 0)
+        axis = next((axis for axis in axes if 1 <= array.shape[axis] <= 4), None)
+        if axis is not None:
+            array = np.moveaxis(array, axis, 2)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and not 0 < array.shape[2] <= 4):
+        raise UsageError(
+            f"{label}: shape {list(array.shape)} is not one image; pass [H, W], [H, W, C] or "
+            "[C, H, W] with 1 to 4 channels"
+        )
+    if array.size == 0:
+        raise DataError(f"{label}: has no pixels (shape {list(array.shape)})")
+    return array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+
+
+def _rgb(image: Image.Image, label: str) -> Pixels:
+    """A decoded PIL image of any mode as uint8 [H, W, 3]."""
+    if image.mode.startswith("I"):  # I;16 and its byte orders, and I, as which some 16 bits come
+        return _rgb_of_array(_sixteen_bit(np.asarray(image), label), label)
+    if image.mode == "F":
+        return _rgb_of_array(np.asarray(image), label)
+    if image.mode != "RGB" or image.has_transparency_data:
+        image = _over_white(image) if image.has_transparency_data else image.convert("RGB")
+    return np.array(image)
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    canvas = Image.new("RGB", image.size, (255, 255, 255))
+    canvas.paste(image, mask=image.getchannel("A"))
+    return canvas
+
+
+def _sixteen_bit(values: AnyArray, label: str) -> npt.NDArray[np.uint16]:
+    low, high = values.min(), values.max()
+    if low < 0 or high > 65535:
+        raise DataError(
+            f"{label}: values from {low} to {high} are no 16-bit image; scale them to 0..65535"
+        )
+    return values.astype(np.uint16)
+
+
+def _rgb_of_array(array: AnyArray, label: str) -> Pixels:
+    """An array [H, W] or [H, W, 2 to 4] of any type as uint8 [H, W, 3]."""
+    pixels = _eight_bit(array, label)
+    if pixels.ndim == 2:
+        return np.repeat(pixels[:, :, None], 3, axis=2)
+    if pixels.shape[2] == 3:
+        return np.array(pixels, order="C")
+    if pixels.shape[2] == 2:
+        pixels = pixels[:, :, [0, 0, 0, 1]]
+    return np.array(_over_white(Image.fromarray(np.ascontiguousarray(pixels))))
+
+
+def _eight_bit(array: AnyArray, label: str) -> Pixels:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype.kind == "f":
+        low, high = array.min(), array.max()
+        if not np.isfinite([low, high]).all():
+            raise DataError(f"{label}: holds NaN or infinity; replace them by values in [0, 1]")
+        if low < -_FLOAT_SLACK or high > 1 + _FLOAT_SLACK:
+            raise DataError(f"{label}: float values from {low:g} to {high:g}; scale them to [0, 1]")
+        scaled: Pixels = np.rint(np.clip(array, 0, 1).astype(np.float32) * 255).astype(np.uint8)
+        return scaled
+    if array.dtype != np.uint16:
+        values = _sixteen_bit(array, label)
+        if values.max() <= 255:
+            return values.astype(np.uint8)
+        array = values
+    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def read_mask(
+    mask: MaskLike,
+    size: tuple[int, int] | None = None,
+    name: str = "mask",
+    *,
+    allow_empty: bool = False,
+) -> Flags:
+    """A mask of two values as bool, upright like its image.
+
+    What counts as two values:
+
+    * bool, or 0 and one other value of any numeric type: 0/1, 0/255, 0/7, 0./1.
+    * gray edges (a soft brush, JPEG): at least 98 % of the pixels within 32 of black or of white
+      (of 255; 16-bit and float values likewise), cut at one half. A few low values beside 255
+      are class labels with an ignored border, and no gray edges.
+    * RGB: gray as above, or one colour on black, cut at half its brightness.
+    * RGBA and other alpha: the alpha channel, unless it is constant; then the colours.
+    * palette files: a gray palette counts as gray. Of two colours, black is the background;
+      otherwise the palette's indices are the values.
+
+    Args:
+        mask: as in `read_image`; colour arrays and tensors must be uint8.
+        size: (H, W) of the image, as `read_image` returns it, that the mask belongs to.
+        name: what an error calls it; a file's path is added.
+        allow_empty: whether no foreground at all is an answer (of a frame that the object has
+            left, say) rather than an error.
+
+    Returns:
+        bool [H, W], True in the foreground.
+
+    Raises:
+        UsageError: as in `read_image`, and a mask of another size than its image.
+        DataError: as in `read_image`, and an empty mask or unexpected values.
+    """
+    label = _label(mask, name)
+    source = _source(mask, label)
+    if isinstance(source, Image.Image):
+        _check_size((source.height, source.width), size, label)
+        values = _values_of_image(source, label)
+    else:
+        _check_size((source.shape[0], source.shape[1]), size, label)
+        values = _values_of_array(source, label)
+    foreground = _foreground(values, label)
+    if not allow_empty and not foreground.any():
+        raise DataError(f"{label} has no foreground: paint the object in white (255) on black (0)")
+    return foreground
+
+
+def _check_size(found: tuple[int, int], wanted: tuple[int, int] | None, label: str) -> None:
+    if wanted is None or found == tuple(wanted):
+        return
+    hint = "paint it on the image itself, at full size"
+    if found == tuple(wanted)[::-1]:
+        hint = "one of them is turned: paint it on the image as it is displayed"
+    raise UsageError(
+        f"{label}: {found[1]} × {found[0]} pixels, but its image has {wanted[1]} × {wanted[0]}; "
+        f"{hint}"
+    )
+
+
+def _values_of_image(image: Image.Image, label: str) -> AnyArray:
+    """The values [H, W] that a PIL mask's pixels stand for."""
+    if image.mode == "P" and "transparency" not in image.info:
+        return _values_of_palette(image)
+    if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
+        return np.asarray(image)
+    if image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa"):
+        return _values_of_colors(np.asarray(image.convert("RGBA")), label)
+    return _values_of_colors(np.asarray(image.convert("RGB")), label)
+
+
+def _values_of_array(array: AnyArray, label: str) -> AnyArray:
+    if array.ndim == 2:
+        return array
+    if array.dtype != np.uint8:
+        raise UsageError(f"{label}: shape {list(array.shape)} is not one mask; pass [H, W]")
+    if array.shape[2] == 2:
+        array = array[:, :, [0, 0, 0, 1]]
+    return _values_of_colors(array, label)
+
+
+def _values_of_palette(image: Image.Image) -> AnyArray:
+    indices: AnyArray = np.asarray(image)
+    used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256))
+    palette = np.zeros((256, 3), np.uint8)
+    stored = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+    palette[: len(stored)] = stored
+    colors = palette[used]
+    gray = bool((colors == colors[:, :1]).all())
+    if gray and len(np.unique(colors[:, 0])) == len(used):
+        return np.take(palette[:, 0], indices)
+    black = (colors == 0).all(axis=1)
+    if len(used) == 2 and black.sum() == 1:
+        indices = indices != used[black][0]
+    return indices
+
+
+def _values_of_colors(pixels: Pixels, label: str) -> AnyArray:
+    """uint8 or bool [H, W] of colours [H, W, 3 or 4]: alpha, gray, or one colour's brightness."""
+    if pixels.shape[2] == 4:
+        alpha = pixels[:, :, 3]
+        if alpha.min() != alpha.max():
+            return alpha
+    color = pixels[:, :, :3]
+    red, green, blue = np.moveaxis(color.astype(np.int32), 2, 0)
+    codes = (red << 16) | (green << 8) | blue
+    if ((codes == 0) | (codes == codes.max())).all():
+        return cast(Flags, codes != 0)
+    value: Pixels = color.max(axis=2)
+    tint = value - color.min(axis=2)
+    tinted = float((tint > _CLEAR_RANGE).mean())
+    if not tint.any() or (value.max() >= 128 and tinted <= 1 - _CLEAR_SHARE):
+        return value
+    return _brightness_of_one_color(color, value, label)
+
+
+def _brightness_of_one_color(color: Pixels, value: Pixels, label: str) -> Pixels:
+    """uint8 [H, W]: how much of the mask's only colour is in a pixel, 255 for all of it."""
+    solid = color[value >= max(1, int(value.max()) * 7 // 8)]
+    solid = solid[:: max(1, len(solid) // 100_000)].astype(np.float32)  # a sample is enough
+    solid *= 255 / solid.max(axis=1, keepdims=True)
+    only = np.median(solid, axis=0)
+    other = np.abs(solid - only).max(axis=1) > 2 * _CLEAR_RANGE
+    if other.mean() > 0.005:
+        raise DataError(
+            f"{label} has several colours: a mask has one on black; select one object's colour, "
+            "for example `(mask == color).all(-1)`"
+        )
+    brightness: Pixels = np.rint(value.astype(np.float32) * (255 / value.max())).astype(np.uint8)
+    return brightness
+
+
+def _foreground(values: AnyArray, label: str) -> Flags:
+    """The foreground of values [H, W]: all that is not 0, or the bright side of gray edges."""
+    if values.dtype == np.bool_:
+        return values.copy()
+    low, high = values.min(), values.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise DataError(f"{label}: holds NaN or infinity; write 0 and 1")
+    if low == high or (low == 0 and ((values == low) | (values == high)).all()):
+        return values.astype(np.bool_)
+    white = 255 if high > 1 else 1
+    if values.dtype.kind != "f" and high > 255:
+        white = 65535
+    scaled = values.astype(np.float32) * (255 / white)
+    if low < 0 or high > white or not _has_soft_edges(scaled):
+        raise DataError(f"{label} {_unexpected(values)}")
+    return scaled >= 127.5
+
+
+def _has_soft_edges(scaled: npt.NDArray[np.float32]) -> bool:
+    """Whether values in [0, 255] are black and white but for gray edges.
+
+    A few dark values and 255, but nothing between, are labels with an ignored border, as in
+    PASCAL VOC: what softens edges leaves values between, or just below white.
+    """
+    levels = np.bincount(np.rint(scaled).astype(np.intp).ravel(), minlength=256)
+    dark, gray, bright = np.split(levels, [_CLEAR_RANGE + 1, 255 - _CLEAR_RANGE])
+    if not bright.any() or gray.sum() > (1 - _CLEAR_SHARE) * scaled.size:
+        return False
+    between = np.count_nonzero(gray) > np.count_nonzero(dark[1:])
+    return bool(between or bright[:-1].any())
+
+
+def _unexpected(values: AnyArray) -> str:
+    present = np.unique(values)
+    if len(present) <= 32:
+        shown = ", ".join(f"{value:g}" for value in present[:8])
+        shown += ", …" if len(present) > 8 else ""
+        return (
+            f"has the values {shown}: a mask has two, 0 and one other; select one object, for "
+            f"example `mask == {present[-1]:g}`"
+        )
+    return (
+        f"has {len(present)} values from {present[0]:g} to {present[-1]:g}: a mask is black and "
+        f"white but for edges (2 % of the pixels); make it so, for example `mask >= "
+        f"{(float(present[0]) + float(present[-1])) / 2:g}`"
+    )
+
+
+def to_tensor(image: Pixels, size: tuple[int, int]) -> torch.Tensor:
+    """Resize an image to a model's input, bilinear with antialiasing.
+
+    Args:
+        image: uint8 [H, W, 3].
+        size: (h, w) of the result; the aspect ratio follows it.
+
+    Returns:
+        float32 [3, h, w] in [0, 1], on the CPU.
+
+    Raises:
+        UsageError: another type or shape, or a size below 1.
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    _check_target(size)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise UsageError(
+            f"to_tensor: {image.dtype} {list(image.shape)} is not uint8 [H, W, 3]; read it with "
+            "read_image"
+        )
+    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"]))
+    # One channel at a time: as floats a large photograph takes gigabytes.
+    planes = [
+        interpolate(
+            pixels[None, None, :, :, channel].float(),
+            size,
+            mode="bilinear",
+            antialias=True,
+            align_corners=False,
+        )
+        for channel in range(3)
+    ]
+    return torch.cat(planes, dim=1)[0].div_(255).clamp_(0, 1)
+
+
+def mask_to_tensor(mask: Flags, size: tuple[int, int]) -> torch.Tensor:
+    """The share of each cell that a mask covers, exact for any ratio of sizes.
+
+    Args:
+        mask: bool [H, W].
+        size: (h, w) of the result.
+
+    Returns:
+        float32 [h, w] in [0, 1], on the CPU; its mean is the mask's.
+
+    Raises:
+        UsageError: another type or shape, or a size below 1.
+    """
+    import torch
+
+    _check_target(size)
+    if mask.dtype != np.bool_ or mask.ndim != 2 or mask.size == 0:
+        raise UsageError(
+            f"mask_to_tensor: {mask.dtype} {list(mask.shape)} is not bool [H, W]; read it with "
+            "read_mask"
+        )
+    rows, columns = (_overlap(cells, n) for cells, n in zip(size, mask.shape, strict=True))
+    flags = torch.from_numpy(np.require(mask, requirements=["C", "W"])).to(torch.float32)
+    return (rows @ flags @ columns.T).clamp_(0, 1)
+
+
+def _overlap(cells: int, pixels: int) -> torch.Tensor:
+    """float32 [cells, pixels]: the share of each cell that each pixel of the same line fills."""
+    import torch
+
+    edges = torch.arange(cells + 1, dtype=torch.float64) * (pixels / cells)
+    pixel = torch.arange(pixels, dtype=torch.float64)
+    end = torch.minimum(edges[1:, None], pixel + 1)
+    start = torch.maximum(edges[:-1, None], pixel)
+    return ((end - start).clamp_(min=0) * (cells / pixels)).float()
+
+
+def resize_back(map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize a model's output maps to the image that they are about.
+
+    Bilinear, pixel centres at half integers, and antialiased where `size` is the smaller one.
+    Differentiable.
+
+    Args:
+        map: floating [N, h, w] on any device.
+        size: (H, W) of the image.
+
+    Returns:
+        [N, H, W] on the same device; float32, or float64 if the map is.
+
+    Raises:
+        UsageError: another type or shape, or a size below 1.
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    _check_target(size)
+    if not map.is_floating_point() or map.ndim != 3:
+        raise UsageError(f"resize_back: {map.dtype} {list(map.shape)} is not floating [N, h, w]")
+    map = map if map.dtype == torch.float64 else map.float()
+    antialias = size[0] < map.shape[1] or size[1] < map.shape[2]
+    return interpolate(map[None], size, mode="bilinear", antialias=antialias, align_corners=False)[
+        0
+    ]
+
+
+def _check_target(size: tuple[int, int]) -> None:
+    if len(size) != 2 or min(size) < 1:
+        raise UsageError(f"size {tuple(size)}: pass (height, width), each at least 1")
+
+
+def overlay(
+    image: Pixels,
+    mask: Flags | npt.NDArray[np.integer[Any]],
+    colors: Sequence[Color] | None = None,
+    alpha: float = 0.45,
+) -> Image.Image:
+    """Draw a mask or labels over an image: a translucent colour, and its outline in full.
+
+    The outline lies inside the region, about 1/400 of the image's longer side wide, and leaves
+    out the image's border.
+
+    Args:
+        image: uint8 [H, W, 3].
+        mask: bool [H, W], or labels, integers [H, W]: 0 is background, i gets `colors[i - 1]`.
+        colors: RGB, 0..255, repeated where there are more labels; by default `label_color`.
+        alpha: how much of the colour is in the region, 0 to 1.
+
+    Returns:
+        PIL image, RGB, of the image's size.
+
+    Raises:
+        UsageError: shapes that do not fit, negative labels, alpha outside 0..1, no colours.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UsageError(f"overlay: {image.dtype} {list(image.shape)} is not uint8 [H, W, 3]")
+    if mask.shape != image.shape[:2] or mask.dtype.kind not in "bui":
+        raise UsageError(
+            f"overlay: {mask.dtype} {list(mask.shape)} is neither mask nor labels for an image "
+            f"{list(image.shape)}"
+        )
+    if not 0 <= alpha <= 1:
+        raise UsageError(f"overlay: alpha must lie between 0 and 1, got {alpha}")
+    whole = mask.astype(np.uint8) if mask.dtype == np.bool_ else mask
+    labels = cast("npt.NDArray[np.integer[Any]]", whole)
+    if labels.size and labels.min() < 0:
+        raise UsageError(f"overlay: label {labels.min()} is negative; 0 is background")
+    table = _color_table(int(labels.max(initial=0)), colors)
+    drawn = image.copy()
+    inside = labels > 0
+    fill = table[labels[inside]].astype(np.float32)
+    drawn[inside] = np.rint(drawn[inside].astype(np.float32) * (1 - alpha) + fill * alpha)
+    outline = _outline(labels, width=max(1, round(max(labels.shape) / 400))) & inside
+    drawn[outline] = table[labels[outline]]
+    return Image.fromarray(drawn)
+
+
+def label_color(label: int) -> Color:
+    """The colour that overlays give a label: `COLORS` for the first ones, then spread hues.
+
+    Raises:
+        UsageError: a label below 1.
+    """
+    if label < 1:
+        raise UsageError(f"label {label} has no colour: labels start at 1, 0 is background")
+    if label <= len(COLORS):
+        return COLORS[label - 1]
+    hue = (0.36 + label * 0.618034) % 1  # from where the hues keep clear of COLORS longest
+    red, green, blue = colorsys.hsv_to_rgb(hue, 1, (1.0, 0.7)[label % 2])
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def palette() -> list[int]:
+    """256 colours for `Image.putpalette`: black for 0, `label_color` for 1 to 255."""
+    return _color_table(255, None).ravel().tolist()
+
+
+def _color_table(labels: int, colors: Sequence[Color] | None) -> Pixels:
+    """uint8 [labels + 1, 3], black for 0."""
+    if colors is not None and not colors:
+        raise UsageError("overlay: no colours given; pass at least one, or None")
+    table = np.zeros((labels + 1, 3), np.uint8)
+    for label in range(1, labels + 1):
+        table[label] = label_color(label) if colors is None else colors[(label - 1) % len(colors)]
+    return table
+
+
+def _outline(labels: npt.NDArray[np.integer[Any]], width: int) -> Flags:
+    """bool [H, W]: where the label changes up to `width` pixels off along a row or a column."""
+    outline = np.zeros(labels.shape, np.bool_)
+    for axis in (0, 1):
+        line, near = labels.swapaxes(0, axis), outline.swapaxes(0, axis)
+        changes = line[1:] != line[:-1]  # between pixel i and i + 1
+        for step in range(min(width, len(changes))):
+            near[: len(changes) - step] |= changes[step:]
+            near[1 + step :] |= changes[: len(changes) - step]
+    return outline
+
+
+def write_png(path: str | os.PathLike[str], array: AnyArray | Image.Image) -> None:
+    """Write a PNG file, whole or not at all.
+
+    Args:
+        path: the file; its folder exists.
+        array: bool [H, W] (written as 0 and 255), uint8 [H, W], [H, W, 3] or [H, W, 4], uint16
+            [H, W], or a PIL image.
+
+    Raises:
+        UsageError: another type or shape, no such folder, a path that is no file.
+        FsdinoError: no write permission, disk full.
+    """
+    if isinstance(array, Image.Image):
+        image = array
+    else:
+        if array.dtype == np.bool_ and array.ndim == 2:
+            array = array.astype(np.uint8) * np.uint8(255)
+        gray = array.ndim == 2 and array.dtype in (np.uint8, np.uint16)
+        color = array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8
+        if array.size == 0 or not (gray or color):
+            raise UsageError(
+                f"{os.fspath(path)}: {array.dtype} {list(array.shape)} is no PNG image; pass bool, "
+                "uint8 or uint16 [H, W], or uint8 [H, W, 3 or 4]"
+            )
+        image = Image.fromarray(np.ascontiguousarray(array))
+    with atomic_write(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Have a file written under another name first, so that `path` is never half-written.
+
+    ```python
+    with atomic_write("report.json") as temporary:
+        temporary.write_text(report)
+    ```
+
+    The block writes the temporary file, which lies in the same folder, is hidden and has the
+    same suffix. When the block ends well, the file goes to disk (fsync) and takes the place of
+    `path` in one step, with the permissions that a file there had. When it does not (Ctrl-C
+    included), the temporary file is removed and `path` stays as it was. A link is followed.
+
+    Raises:
+        UsageError: no such folder, or `path` is a folder or a device.
+        FsdinoError: no write permission, disk full, or another reason of the system's.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".fsdino-{secrets.token_hex(6)}{target.suffix}")
+    try:
+        mode = _writable_mode(target, path)
+        # 0o666 is narrowed by the umask, as for any new file.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        if mode is not None:
+            os.chmod(temporary, mode)
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, target)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, Exception) and _is_about(error, temporary, target):
+            raise _write_error(error, path) from error
+        raise
+    with contextlib.suppress(OSError):  # the rename's own record, where folders can be synced
+        _sync(target.parent)
+
+
+def _writable_mode(target: Path, path: str | os.PathLike[str]) -> int | None:
+    """The permissions of a file that will be replaced; None if there is none."""
+    try:
+        status = target.stat()
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(status.st_mode):
+        raise UsageError(f"cannot write {os.fspath(path)}: this is a folder; pass a file name")
+    if not stat.S_ISREG(status.st_mode):
+        raise UsageError(f"cannot write {os.fspath(path)}: not a regular file; pass another path")
+    if not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+    return stat.S_IMODE(status.st_mode)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_about(error: Exception, temporary: Path, target: Path) -> bool:
+    """Whether an error is about writing the file, and not about another one that was read."""
+    if _is_disk_full(error):
+        return True
+    if not isinstance(error, OSError):
+        return False
+    return error.filename is None or os.fspath(error.filename) in {str(temporary), str(target)}
+
+
+def _is_disk_full(error: Exception) -> bool:
+    """OSError says it by number; safetensors and others pass on the system's words alone."""
+    full = {errno.ENOSPC, errno.EDQUOT}
+    if isinstance(error, OSError) and error.errno in full:
+        return True
+    return any(os.strerror(number) in str(error) for number in full)
+
+
+def _write_error(error: Exception, path: str | os.PathLike[str]) -> FsdinoError:
+    name = os.fspath(path)
+    if _is_disk_full(error):
+        return FsdinoError(f"cannot write {name}: the disk is full; free space or choose another")
+    number = cast(OSError, error).errno
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return UsageError(f"cannot write {name}: no such folder; create {Path(path).parent} first")
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return FsdinoError(
+            f"cannot write {name}: no write permission; change it or choose another folder"
+        )
+    return FsdinoError(f"cannot write {name}: {error}; choose another path")
