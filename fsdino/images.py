@@ -467,18 +467,17 @@ def _has_soft_edges(scaled: npt.NDArray[np.float32]) -> bool:
 
 
 def _unexpected(values: AnyArray) -> str:
-    present = np.unique(values)
+    present: list[int | float] = np.unique(values).tolist()
     if len(present) <= 32:
-        shown = ", ".join(f"{value:g}" for value in present[:8])
-        shown += ", …" if len(present) > 8 else ""
+        shown = ", ".join(map(str, present[:8])) + (", …" if len(present) > 8 else "")
         return (
             f"has the values {shown}: a mask has two, 0 and one other; select one object, for "
-            f"example `mask == {present[-1]:g}`"
+            f"example `mask == {present[-1]}`"
         )
     return (
-        f"has {len(present)} values from {present[0]:g} to {present[-1]:g}: a mask is black and "
-        f"white but for edges (2 % of the pixels); make it so, for example `mask >= "
-        f"{(float(present[0]) + float(present[-1])) / 2:g}`"
+        f"has {len(present)} values from {present[0]:.6g} to {present[-1]:.6g}: a mask is black "
+        "and white but for edges (2 % of the pixels); make it so, for example `mask >= "
+        f"{(present[0] + present[-1]) / 2:.6g}`"
     )
 
 

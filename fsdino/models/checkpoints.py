@@ -31,11 +31,24 @@ def write_folder(config: ModelConfig, state: StateDict, folder: str | os.PathLik
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FsdinoError(f"cannot create {folder}: {error.strerror}") from error
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in state.items()}
-    with atomic_write(folder / WEIGHTS_FILE) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS_FILE, state, {"format": "pt"})
     with atomic_write(folder / CONFIG_FILE) as temporary:
         Path(temporary).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str]
+) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Raises:
+        FsdinoError: the folder is missing, not writable or full.
+    """
+    contiguous = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    with atomic_write(path) as temporary:
+        mode = temporary.stat().st_mode
+        save_file(contiguous, temporary, metadata)
+        temporary.chmod(mode)  # save_file narrows it to the owner
 
 
 def read_config(folder: Path) -> ModelConfig:

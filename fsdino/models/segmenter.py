@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fsdino import images as pixels
-from fsdino.errors import DataError, UsageError
+from fsdino.errors import UsageError
 from fsdino.images import ImageLike, MaskLike
 from fsdino.models import tiling
 from fsdino.models.config import ModelConfig
@@ -141,10 +141,7 @@ class Segmenter(nn.Module):
             )
         arrays = [pixels.read_image(x, _name("image", k)) for k, x in enumerate(image_list)]
         sizes = [(array.shape[0], array.shape[1]) for array in arrays]
-        flags = [
-            _filled(pixels.read_mask(x, sizes[k], _name("mask", k)), _label(x, _name("mask", k)))
-            for k, x in enumerate(mask_list)
-        ]
+        flags = [pixels.read_mask(x, sizes[k], _name("mask", k)) for k, x in enumerate(mask_list)]
         features = self.encode_list([self._prepare(array) for array in arrays])
         grids = [(f.last.shape[-2], f.last.shape[-1]) for f in features]
         covers = [
@@ -283,13 +280,3 @@ def _as_list(value: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
 
 def _name(kind: str, index: int) -> str:
     return f"{kind} {index + 1}"
-
-
-def _label(mask: object, name: str) -> str:
-    return f"{name} ({mask})" if isinstance(mask, str) else name
-
-
-def _filled(mask: npt.NDArray[np.bool_], name: str) -> npt.NDArray[np.bool_]:
-    if not mask.any():
-        raise DataError(f"{name} has no foreground: paint the object in white (255) on black (0)")
-    return mask

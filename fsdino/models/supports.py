@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fsdino.errors import CheckpointError, UsageError
-from fsdino.images import atomic_write
+from fsdino.models.checkpoints import write_tensors
 
 _FORMAT = "fsdino-support-1"
 
@@ -105,9 +104,7 @@ class Support:
             "model_fingerprint": self.model_fingerprint,
             "image_sizes": " ".join(f"{height}x{width}" for height, width in self.image_sizes),
         }
-        tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-        with atomic_write(Path(path)) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        write_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Support:

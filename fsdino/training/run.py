@@ -12,12 +12,12 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fsdino import __version__
 from fsdino.errors import CheckpointError, FsdinoError, UsageError
 from fsdino.images import atomic_write
+from fsdino.models.checkpoints import write_tensors
 
 logger = logging.getLogger("fsdino.training")
 
@@ -59,8 +59,7 @@ class Run:
         """Write a checkpoint, whole or not at all; the last two are kept."""
         path = self.folder / "checkpoints" / f"{step:08d}.safetensors"
         metadata = {"step": str(step), "state": json.dumps(state)}
-        with atomic_write(path) as temporary:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
+        write_tensors(path, tensors, metadata)
         for old in self._checkpoints()[:-_KEPT]:
             old.unlink()
 
