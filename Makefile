@@ -27,8 +27,8 @@ check:      ## lint without changes, types, tests
 	bash .ci/types
 	$(PYTHON) -m pytest
 
-bench:      ## the benchmark suites (needs the extra "bench")
-	$(PYTHON) -m pytest benchmarks
+bench:      ## time the 4D ops on every backend that runs here
+	$(PYTHON) -m fsdino benchmark
 
 demo:       ## the demo, into demo/
 	$(PYTHON) -m fsdino demo --out demo

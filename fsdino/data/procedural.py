@@ -2,8 +2,8 @@
 
 A class is two textured parts and their arrangement; nothing else is constant. Eight palettes are
 shared by all classes, distractors and clutter and drawn per instance; a class merely wears its
-favourite one more often, and distractors borrow the target's. Of the 24
-classes of a fold, six (three pairs of twins) differ from another class by the arrangement alone.
+favourite one more often, and distractors borrow the target's. Of the 24 classes of a fold, six
+(three pairs of twins) differ from another class by the arrangement alone.
 
 What a picture of a class shows besides it comes from two places only: the class's own fold
 (distractors are other classes of that fold, some clutter wears its textures), and a neutral pool
@@ -881,8 +881,8 @@ def _occluder(rng: np.random.Generator, centre: Points, fraction: float, palette
 def _foreground(rng: np.random.Generator, class_id: int, palettes: Sequence[int]) -> list[_Layer]:
     """Draw the target and its distractors in random depth order, then occluders.
 
-    All objects follow one law of size, place, colour and occlusion, so none of these tells which
-    is the target; a distractor wears the target's palette (`palettes[1]`) half of the time.
+    All objects follow one law of size, place, colour and occlusion; only `_well_visible` treats
+    the target apart. A distractor borrows the target's palette (`palettes[1]`) half of the time.
     """
     kinds = [class_id, *_distractors(rng, class_id)]
     centres = _centres(rng, len(kinds))
