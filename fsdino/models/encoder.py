@@ -27,7 +27,7 @@ class Features:
     """Tokens of one batch of images; h x w is the token grid.
 
     Attributes:
-        shallow: [B, C, h, w] raw output of the adapter's block; empty if nobody needs it.
+        shallow: [B, C, h, w] raw output of the adapter's block.
         last: [B, C, h, w] last block after the final norm.
         correlation: [B, L, C, h, w] the correlation layers after the final norm.
     """

@@ -25,6 +25,7 @@ from fsdino.models.hypercorrelation import masked_mean
 from fsdino.models.supports import Support, SupportFeatures, token_mask
 
 _BATCH = 8  # queries that share an encoder pass
+_MOST_TILES = 2500
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Segmenter(nn.Module):
         features = self.encode_list([self._prepare(array) for array in arrays])
         grids = [(f.last.shape[-2], f.last.shape[-1]) for f in features]
         covers = [
-            token_mask(torch.from_numpy(m).to(self.device)[None], grid)
+            token_mask(pixels.mask_to_tensor(m, grid).to(self.device)[None], grid)
             for m, grid in zip(flags, grids, strict=True)
         ]
         pooled = list(zip(features, covers, strict=True))
@@ -202,7 +203,8 @@ class Segmenter(nn.Module):
             A Segmentation at the query's own size, or a list of them.
 
         Raises:
-            UsageError: no support, a support of another model, a threshold outside of (0, 1).
+            UsageError: no support, a support of another model, a threshold outside of (0, 1),
+                more tiles than can be meant.
             DataError: an unreadable image.
         """
         named = support if isinstance(support, Mapping) else {"foreground": support}
@@ -245,6 +247,12 @@ class Segmenter(nn.Module):
         sizes = [size for s in supports for size in s.image_sizes]
         height, width = (int(np.median([size[i] for size in sizes])) for i in (0, 1))
         boxes = tiling.tile_boxes((array.shape[0], array.shape[1]), (height, width))
+        if len(boxes) > _MOST_TILES:
+            raise UsageError(
+                f"the supports' size, {height} x {width}, cuts a query of {array.shape[0]} x "
+                f"{array.shape[1]} into {len(boxes)} tiles, more than {_MOST_TILES}: use larger "
+                "support images, or no tiles"
+            )
         crops = [array[box.rows, box.columns] for box in boxes]
         maps = []
         for start in range(0, len(crops), _BATCH):

@@ -1,0 +1,226 @@
+"""Checkpoint files: read without running pickled code, written whole, compared name by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fsdino.errors import CheckpointError, FsdinoError, UsageError
+from fsdino.models import checkpoints
+from fsdino.models.checkpoints import (
+    load_exactly,
+    read_config,
+    read_state_dict,
+    write_folder,
+    write_tensors,
+)
+from fsdino.models.config import ModelConfig
+
+STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(2, dtype=torch.bfloat16)}
+
+
+class Bomb:
+    """Unpickling it runs a shell command that creates a file."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch '{self.trace}'",)
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.pt", "weights.safetensors"])
+def test_reads_tensors(name: str, tmp_path: Path) -> None:
+    """Both kinds of file, names, values and dtypes."""
+    save = save_file if name.endswith("safetensors") else torch.save
+    save(STATE, tmp_path / name)
+    found = read_state_dict(str(tmp_path / name))
+    assert found.keys() == STATE.keys()
+    for key, tensor in STATE.items():
+        assert torch.equal(found[key], tensor)
+        assert found[key].dtype == tensor.dtype
+
+
+@pytest.mark.parametrize("wrapped", [True, False], ids=["torch.save", "bare pickle"])
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors", "weights"])
+def test_pickled_code_never_runs(wrapped: bool, name: str, tmp_path: Path) -> None:
+    """A malicious .pth is an error, whatever it is called, and its command does not run."""
+    trace = tmp_path / "executed"
+    bomb = {"a.weight": torch.zeros(1), "payload": Bomb(trace)}
+    if wrapped:
+        torch.save(bomb, tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(pickle.dumps(bomb, protocol=2))
+    with pytest.raises(CheckpointError, match="weights"):
+        read_state_dict(tmp_path / name)
+    assert not trace.exists()
+    torch.save(Bomb(trace), tmp_path / "control.pth")
+    torch.load(tmp_path / "control.pth", weights_only=False)
+    assert trace.exists()  # the command works: it was held back above
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped header"])
+def test_damaged_files(name: str, damage: str, tmp_path: Path) -> None:
+    """One line that names the file; never a bare exception of a library."""
+    path = tmp_path / name
+    (save_file if name.endswith("safetensors") else torch.save)(STATE, path)
+    data = path.read_bytes()
+    path.write_bytes(
+        {
+            "empty": b"",
+            "text": b"<html>404 not found</html>",
+            "cut": data[: len(data) // 2],
+            "flipped header": bytes(255 - b for b in data[:16]) + data[16:],
+        }[damage]
+    )
+    with pytest.raises(CheckpointError, match=name) as caught:
+        read_state_dict(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [torch.zeros(1)],
+        torch.zeros(1),
+        {"model": {"a": torch.zeros(1)}},
+        {"a": torch.zeros(1), "epoch": 3},
+        {0: torch.zeros(1)},
+        nn.Linear(1, 1),
+        "text",
+        None,
+    ],
+    ids=["list", "tensor", "nested", "with numbers", "unnamed", "module", "string", "None"],
+)
+def test_files_that_hold_something_else(content: Any, tmp_path: Path) -> None:
+    """A training checkpoint or a pickled model is not a file of named tensors."""
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"weights\.pth"):
+        read_state_dict(tmp_path / "weights.pth")
+
+
+def test_missing_files_and_folders_are_usage_errors(tmp_path: Path) -> None:
+    """The path is wrong, not the file."""
+    with pytest.raises(UsageError, match=r"nowhere\.pth: no such file"):
+        read_state_dict(tmp_path / "nowhere.pth")
+    with pytest.raises(UsageError, match="folder"):
+        read_state_dict(tmp_path)
+
+
+def test_load_exactly_loads_what_fits() -> None:
+    """Every value arrives."""
+    module, state = nn.Linear(3, 2), {"weight": torch.ones(2, 3), "bias": torch.tensor([1.0, 2.0])}
+    load_exactly(module, state, "file")
+    assert torch.equal(module.weight, state["weight"])
+    assert torch.equal(module.bias, state["bias"])
+
+
+def test_load_exactly_lists_every_difference() -> None:
+    """Missing, unexpected and misshapen names in one message; the module stays as it was."""
+    module = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    state = {"0.weight": torch.zeros(2, 4), "0.bias": torch.zeros(2), "1.bias": torch.zeros(2)}
+    state.update(wings=torch.zeros(1), tail=torch.zeros(1))
+    with pytest.raises(CheckpointError) as caught:
+        load_exactly(module, state, "some/file.pth")
+    message = str(caught.value)
+    assert "some/file.pth" in message
+    assert "missing: 1.weight" in message
+    assert "unexpected: tail, wings" in message
+    assert "0.weight [2, 4] instead of [2, 3]" in message
+    assert all(torch.equal(before[name], t) for name, t in module.state_dict().items())
+
+
+def test_write_and_read_a_folder(tmp_path: Path) -> None:
+    """config.json and model.safetensors, parents created, older files replaced."""
+    folder = tmp_path / "runs" / "a"
+    write_folder(ModelConfig(image_size=126), STATE, folder)
+    config = ModelConfig(image_size=98, correlation_layers=(2, 3), pretrained=False)
+    write_folder(config, {"c": torch.rand(3, 2).T}, folder)
+    assert sorted(entry.name for entry in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert read_config(folder) == config
+    assert load_file(folder / "model.safetensors")["c"].shape == (2, 3)
+
+
+def test_a_saved_model_never_downloads_again(tmp_path: Path) -> None:
+    """`pretrained` was how its weights began; loading it has them all."""
+    write_folder(ModelConfig(pretrained=True), STATE, tmp_path)
+    assert not read_config(tmp_path).pretrained
+
+
+def test_a_write_that_fails_leaves_the_old_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a file never takes the place of a whole one."""
+    write_folder(ModelConfig(), STATE, tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+
+    def half(_tensors: object, path: Path, *_options: object, **_more: object) -> None:
+        Path(path).write_bytes(before[:50])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", half)
+    with pytest.raises(FsdinoError):
+        write_folder(ModelConfig(image_size=98), {"c": torch.zeros(1)}, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert read_config(tmp_path).image_size == 518
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+def test_written_files_have_the_usual_permissions(tmp_path: Path) -> None:
+    """What the umask gives any new file: colleagues can read a model."""
+    (tmp_path / "other").touch()
+    write_folder(ModelConfig(), STATE, tmp_path)
+    expected = (tmp_path / "other").stat().st_mode
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / name).stat().st_mode == expected
+
+
+def test_writing_over_a_file_is_refused(tmp_path: Path) -> None:
+    """A folder cannot be made where a file lies."""
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(FsdinoError, match="model"):
+        write_folder(ModelConfig(), STATE, tmp_path / "model")
+    assert (tmp_path / "model").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", "null", "\ufffd\x00", '{"wings": 2}'])
+def test_damaged_config(content: str, tmp_path: Path) -> None:
+    """Named, and no traceback of the JSON reader."""
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        read_config(tmp_path)
+
+
+def test_missing_config(tmp_path: Path) -> None:
+    """A folder without one is no model."""
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        read_config(tmp_path)
+
+
+def test_config_file_is_plain_json(tmp_path: Path) -> None:
+    """Other programs can read it."""
+    write_folder(ModelConfig(), {}, tmp_path)
+    data = json.loads((tmp_path / "config.json").read_text())
+    assert data["encoder"] == "vit_base_patch14_dinov2.lvd142m"
+    assert data["correlation_channels"] == [16, 64, 128]
+
+
+def test_a_saved_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    """A model folder can be shared: safetensors itself would leave it to its owner alone."""
+    (tmp_path / "plain").write_text("")
+    write_tensors(tmp_path / "model.safetensors", {"a": torch.zeros(2)}, {})
+    modes = [(tmp_path / name).stat().st_mode for name in ("plain", "model.safetensors")]
+    assert modes[0] == modes[1]

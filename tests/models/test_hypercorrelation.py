@@ -1,0 +1,139 @@
+"""4D correlation mining: HSNet's convolution as a layer, and the prior from one shot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fsdino
+from fsdino.models.hypercorrelation import CorrelationPrior, masked_mean
+from tiny_models import randomise
+
+
+def center_pivot(x: Tensor, state: dict[str, Tensor], stride: int) -> Tensor:
+    """A 4D convolution whose kernel is zero but on the two planes through its centre.
+
+    Every tap of the dense kernel [Co, Ci, k, k, k, k] is a shifted product; the centre is on both
+    planes, so that its weights add up.
+    """
+    first, second = state["conv1.weight"], state["conv2.weight"]
+    side, half = first.shape[-1], first.shape[-1] // 2
+    kernel = x.new_zeros(*first.shape[:2], side, side, side, side)
+    kernel[:, :, :, :, half, half] += first
+    kernel[:, :, half, half, :, :] += second
+    padded = F.pad(x, (half, half) * 4)
+    sizes = x.shape[2:]
+    y = torch.zeros(())
+    for taps in torch.cartesian_prod(*[torch.arange(side)] * 4).tolist():
+        window = [slice(t, t + n) for t, n in zip(taps, sizes, strict=True)]
+        shifted = padded[(slice(None), slice(None), *window)]
+        y = y + torch.einsum("oi,nihwuv->nohwuv", kernel[(..., *taps)], shifted)
+    y = y + (state["conv1.bias"] + state["conv2.bias"])[:, None, None, None, None]
+    return y[..., ::stride, ::stride]
+
+
+@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 1), (3, 2), (5, 2), (1, 3)], ids=str)
+def test_layer_with_hsnets_weights(kernel_size: int, stride: int) -> None:
+    """A state dict with HSNet's names loads strictly and means the dense 4D convolution."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"weight": (4, 3, kernel_size, kernel_size), "bias": (4,)}
+    state = {
+        f"{conv}.{part}": torch.randn(shape, generator=generator)
+        for conv in ("conv1", "conv2")
+        for part, shape in shapes.items()
+    }
+    layer = fsdino.CenterPivotConv4d(3, 4, kernel_size=kernel_size, support_stride=stride)
+    layer.load_state_dict(state)
+    x = torch.randn(2, 3, 4, 5, 6, 3, generator=generator)
+    expected = center_pivot(x, state, stride)
+    assert layer(x).shape == (2, 4, 4, 5, -(-6 // stride), -(-3 // stride))
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_layer_learns() -> None:
+    """Both convolutions and both biases get a gradient; the biases' are equal, since they add."""
+    layer = fsdino.CenterPivotConv4d(2, 3)
+    layer(torch.randn(1, 2, 3, 3, 3, 3)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in layer.parameters())
+    torch.testing.assert_close(layer.conv1.bias.grad, layer.conv2.bias.grad)
+
+
+@pytest.mark.parametrize("contrastive", [True, False])
+def test_prior_written_out(contrastive: bool) -> None:
+    """Foreground minus background correlation (or foreground alone) through blocks, then a mean."""
+    prior = CorrelationPrior(3, (4, 8), support_stride=2, contrastive=contrastive)
+    randomise(prior, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    query = torch.randn(2, 3, 6, 3, 4, generator=generator)
+    support = torch.randn(2, 3, 6, 5, 3, generator=generator)
+    mask = torch.rand(2, 5, 3, generator=generator)
+    found = prior(query, support, mask)
+
+    similarity = torch.einsum(
+        "blchw,blcij->blhwij",
+        F.normalize(query.double(), dim=2),
+        F.normalize(support.double(), dim=2),
+    ).clamp_min(0)
+    weights = mask.double()[:, None, None, None]
+    x = similarity * weights - (similarity * (1 - weights) if contrastive else 0)
+    for block in prior.blocks:
+        state = {name: tensor.double() for name, tensor in block.conv.state_dict().items()}
+        x = center_pivot(x, state, stride=2)
+        x = F.group_norm(x, 4, block.norm.weight.double(), block.norm.bias.double()).clamp_min(0)
+    expected = x.mean((4, 5))
+    assert found.shape == (2, 8, 3, 4)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_published_sizes() -> None:
+    """6 -> 16 -> 64 -> 128 with two 3x3 kernels and biases each, GroupNorm; 37 -> 19 -> 10 -> 5."""
+    prior = CorrelationPrior(6)
+    convolutions = sum(2 * (9 * i * o + o) for i, o in ((6, 16), (16, 64), (64, 128)))
+    norms = 2 * (16 + 64 + 128)
+    assert sum(p.numel() for p in prior.parameters()) == convolutions + norms == 168_448
+    shapes = []
+    for block in prior.blocks:
+        block.reduce_support = False
+        block.register_forward_hook(lambda _m, _a, y: shapes.append(tuple(y.shape)))
+    with torch.no_grad():
+        prior(torch.randn(1, 6, 4, 2, 2), torch.randn(1, 6, 4, 37, 37), torch.ones(1, 37, 37))
+    assert shapes == [(1, 16, 2, 2, 19, 19), (1, 64, 2, 2, 10, 10), (1, 128, 2, 2, 5, 5)]
+
+
+def test_prior_in_bfloat16_stays_near_float32() -> None:
+    """A cast model takes the float32 masks that it is given."""
+    prior = CorrelationPrior(2, (4, 4))
+    query, support, mask = (
+        torch.randn(1, 2, 8, 5, 5),
+        torch.randn(1, 2, 8, 5, 5),
+        torch.rand(1, 5, 5),
+    )
+    with torch.no_grad():
+        expected = prior(query, support, mask)
+        found = prior.to(torch.bfloat16)(query.to(torch.bfloat16), support.to(torch.bfloat16), mask)
+    assert found.dtype == torch.bfloat16
+    assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+def test_masked_mean_by_hand() -> None:
+    """Weights are shares of foreground; without any the mean is 0 and not NaN."""
+    tokens = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]], [[10.0, 20.0], [30.0, 40.0]]]])
+    weight = torch.tensor([[[1.0, 0.0], [0.0, 0.5]]])
+    torch.testing.assert_close(masked_mean(tokens, weight), torch.tensor([[2.0, 20.0]]))
+    torch.testing.assert_close(masked_mean(tokens, weight / 10), torch.tensor([[2.0, 20.0]]))
+    assert masked_mean(tokens, torch.zeros(1, 2, 2)).tolist() == [[0, 0]]
+
+
+def test_masked_mean_accumulates_in_float32() -> None:
+    """1369 tokens of a bfloat16 model: the mean is exact where bfloat16 sums would stall."""
+    tokens = torch.ones(1, 1, 37, 37, dtype=torch.bfloat16)
+    assert masked_mean(tokens, torch.ones(1, 37, 37)).item() == pytest.approx(1)
+
+
+def test_even_kernels_are_refused() -> None:
+    """A center pivot needs a centre."""
+    layer = fsdino.CenterPivotConv4d(1, 1, kernel_size=2)
+    with pytest.raises(ValueError, match="odd k"):
+        layer(torch.zeros(1, 1, 3, 3, 3, 3))

@@ -1,0 +1,227 @@
+"""Supports: masks on the token grid, averages over shots, files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import fsdino
+from fsdino.errors import CheckpointError, FsdinoError, UsageError
+from fsdino.models.supports import Support, token_mask
+from tiny_models import box_mask, episode, picture, tiny_model
+
+
+def hand_made(shots: int = 2) -> Support:
+    """Numbers that tell every tensor and shot apart; the shots' grids differ."""
+    grids = [(2, 3), (4, 1), (3, 3)][:shots]
+    return Support(
+        foreground=torch.arange(shots * 4, dtype=torch.float32).reshape(shots, 4),
+        background=-torch.arange(shots * 4, dtype=torch.float32).reshape(shots, 4),
+        correlation=tuple(torch.rand(2, 4, *grid) for grid in grids),
+        masks=tuple(torch.rand(*grid) for grid in grids),
+        image_sizes=tuple((10 + k, 20 + k) for k in range(shots)),
+        model_fingerprint="0123456789abcdef",
+    )
+
+
+def assert_equal(found: Support, expected: Support) -> None:
+    assert found.image_sizes == expected.image_sizes
+    assert found.model_fingerprint == expected.model_fingerprint
+    for part in ("foreground", "background"):
+        assert torch.equal(getattr(found, part), getattr(expected, part))
+    for part in ("correlation", "masks"):
+        pairs = zip(getattr(found, part), getattr(expected, part), strict=True)
+        assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in pairs)
+
+
+def test_token_mask_is_the_area_mean_of_each_token() -> None:
+    """4 x 6 pixels to 2 x 2 tokens of 2 x 3: shares of 6, scaled by the best covered token's."""
+    mask = torch.zeros(1, 4, 6)
+    mask[0, 0, 0] = 1  # 1 of 6
+    mask[0, 0:2, 3:5] = 1  # 4 of 6
+    mask[0, 2:4, 3:4] = 1  # 2 of 6
+    expected = torch.tensor([[[1 / 4, 4 / 4], [0, 2 / 4]]])
+    torch.testing.assert_close(token_mask(mask, (2, 2)), expected)
+
+
+def test_token_mask_of_a_well_covered_token_is_its_share() -> None:
+    """Where one token is covered entirely nothing is scaled; batches do not mix."""
+    mask = torch.zeros(2, 4, 4)
+    mask[0, :2, :2], mask[0, 2, 2] = 1, 1
+    mask[1, 3, 3] = 1
+    found = token_mask(mask, (2, 2))
+    torch.testing.assert_close(found[0], torch.tensor([[1.0, 0.0], [0.0, 0.25]]))
+    torch.testing.assert_close(found[1], torch.tensor([[0.0, 0.0], [0.0, 1.0]]))
+
+
+def test_an_object_smaller_than_a_token_stays_foreground() -> None:
+    """One pixel of 518 x 518: its token is foreground, so that 2m - 1 is +1 there and not -0.99."""
+    mask = torch.zeros(1, 518, 518)
+    mask[0, 200, 300] = 1
+    found = token_mask(mask, (37, 37))
+    assert found[0, 200 // 14, 300 // 14] == 1
+    assert found.sum() == 1
+
+
+def test_token_mask_of_an_empty_or_full_mask() -> None:
+    """Neither divides by zero nor leaves [0, 1]; a mask smaller than the grid is spread."""
+    assert token_mask(torch.zeros(1, 9, 7), (3, 3)).abs().max() == 0
+    assert token_mask(torch.ones(1, 9, 7), (3, 3)).min() == 1
+    assert token_mask(torch.ones(1, 2, 2, dtype=torch.bool), (5, 5)).min() == 1
+
+
+def test_token_mask_keeps_the_area_when_sizes_do_not_divide() -> None:
+    """100 x 75 pixels to 7 x 5 tokens: no pixel counts twice, so a half mask covers about half."""
+    mask = torch.zeros(1, 100, 75)
+    mask[:, :50] = 1
+    found = token_mask(mask, (7, 5))[0]
+    torch.testing.assert_close(found[:3], torch.ones(3, 5))
+    torch.testing.assert_close(found[3], torch.full((5,), 0.5), atol=0.02, rtol=0)
+    torch.testing.assert_close(found[4:], torch.zeros(3, 5))
+
+
+def test_features_average_prototypes_over_shots() -> None:
+    """K prototypes become one; the shots stay apart, whatever their grids."""
+    support = hand_made(2)
+    features = support.features(3)
+    torch.testing.assert_close(features.foreground, torch.tensor([[2.0, 3.0, 4.0, 5.0]] * 3))
+    torch.testing.assert_close(features.background, -torch.tensor([[2.0, 3.0, 4.0, 5.0]] * 3))
+    assert [tuple(s.correlation.shape) for s in features.shots] == [
+        (3, 2, 4, 2, 3),
+        (3, 2, 4, 4, 1),
+    ]
+    assert [tuple(s.mask.shape) for s in features.shots] == [(3, 2, 3), (3, 4, 1)]
+
+
+def test_features_are_expanded_and_not_copied() -> None:
+    """K shots of many queries are a stride-0 view: no query pays for a copy."""
+    support = hand_made(1)
+    shot = support.features(100).shots[0]
+    assert shot.correlation.data_ptr() == support.correlation[0].data_ptr()
+    assert shot.correlation.stride(0) == 0
+
+
+@pytest.mark.parametrize("shots", [1, 3])
+def test_save_and_load(shots: int, tmp_path: Path) -> None:
+    """Everything comes back bit for bit, also over an older file."""
+    support = hand_made(shots)
+    hand_made(2).save(tmp_path / "cat.safetensors")
+    support.save(tmp_path / "cat.safetensors")
+    assert_equal(Support.load(str(tmp_path / "cat.safetensors")), support)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["cat.safetensors"]
+
+
+def test_save_and_load_what_a_model_encoded(tmp_path: Path) -> None:
+    """Shots that were encoded in one batch share memory, and an inference-mode tensor is saved."""
+    model = tiny_model()
+    images = [picture(40, 60, seed) for seed in range(3)]
+    support = model.encode_support(images, [box_mask(40, 60)] * 3)
+    support.save(tmp_path / "box.safetensors")
+    loaded = fsdino.Support.load(tmp_path / "box.safetensors")
+    assert_equal(loaded, support)
+    query = picture(50, 30, seed=9)
+    expected = model.segment(query, support).probability
+    found = model.segment(query, loaded).probability
+    np.testing.assert_allclose(found, expected, atol=1e-6)  # another memory layout sums otherwise
+
+
+@pytest.mark.parametrize("source", ["encoded", "loaded"])
+def test_a_support_can_be_trained_with(source: str, tmp_path: Path) -> None:
+    """Encoded in inference mode, it still takes part in a forward pass that builds gradients."""
+    model = tiny_model()
+    support = model.encode_support([picture(40, 60)], [box_mask(40, 60)])
+    if source == "loaded":
+        support.save(tmp_path / "box.safetensors")
+        support = Support.load(tmp_path / "box.safetensors")
+    _, _, queries = episode(2, 1)
+    logits = model.decode(model.encode(queries), support.features(2))
+    logits.square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_load_refuses_what_is_no_support(tmp_path: Path) -> None:
+    """Each error names the file and what to do."""
+    with pytest.raises(UsageError, match="nowhere"):
+        Support.load(tmp_path / "nowhere.safetensors")
+    with pytest.raises(UsageError, match=tmp_path.name):
+        Support.load(tmp_path)
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"weight": torch.zeros(1)}, foreign)
+    with pytest.raises(CheckpointError, match=r"foreign.*not written by Support\.save"):
+        Support.load(foreign)
+    (tmp_path / "text.safetensors").write_text("hello")
+    with pytest.raises(CheckpointError, match="text"):
+        Support.load(tmp_path / "text.safetensors")
+    (tmp_path / "empty.safetensors").touch()
+    with pytest.raises(CheckpointError, match="empty"):
+        Support.load(tmp_path / "empty.safetensors")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.99])
+def test_load_refuses_a_truncated_file(share: float, tmp_path: Path) -> None:
+    """A copy that broke off is an error, not a support with holes."""
+    path = tmp_path / "cat.safetensors"
+    hand_made().save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(CheckpointError, match="cat"):
+        Support.load(path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "missing"),
+    [
+        ({"image_sizes": "10x20 11x21 12x22"}, None),  # one more than there are shots
+        ({"image_sizes": "10x20 wide"}, None),
+        ({"image_sizes": "10x20 11x21x3"}, None),
+        ({"image_sizes": None}, None),
+        ({"model_fingerprint": None}, None),
+        ({}, "foreground"),
+        ({}, "masks.1"),
+    ],
+)
+def test_load_refuses_an_inconsistent_file(
+    metadata: dict[str, str | None], missing: str | None, tmp_path: Path
+) -> None:
+    """A file of the right format whose parts do not fit together is damaged."""
+    support = hand_made()
+    tensors = {"foreground": support.foreground, "background": support.background}
+    for k in range(2):
+        tensors[f"correlation.{k}"], tensors[f"masks.{k}"] = (
+            support.correlation[k],
+            support.masks[k],
+        )
+    tensors.pop(missing, None)
+    values = {
+        "format": "fsdino-support-1",
+        "image_sizes": "10x20 11x21",
+        "model_fingerprint": "0123456789abcdef",
+        **metadata,
+    }
+    present = {key: value for key, value in values.items() if value is not None}
+    save_file(tensors, tmp_path / "cat.safetensors", metadata=present)
+    with pytest.raises(CheckpointError, match="damaged"):
+        Support.load(tmp_path / "cat.safetensors")
+
+
+def test_save_into_a_missing_folder_says_so(tmp_path: Path) -> None:
+    """One line that names the path; nothing is left behind."""
+    with pytest.raises(FsdinoError, match="nowhere") as caught:
+        hand_made().save(tmp_path / "nowhere" / "cat.safetensors")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_to_moves_every_tensor() -> None:
+    """Features follow the model's dtype; weights between 0 and 1 stay float32."""
+    moved = hand_made().to("cpu", torch.bfloat16)
+    assert {t.dtype for t in moved.correlation} == {torch.bfloat16}
+    assert {t.dtype for t in moved.masks} == {torch.float32}
+    meta = hand_made().to("meta")
+    tensors = [meta.foreground, meta.background, *meta.correlation, *meta.masks]
+    assert {t.device.type for t in tensors} == {"meta"}

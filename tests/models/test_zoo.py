@@ -1,0 +1,442 @@
+"""Models by name, folder and hub id; Meta's DINOv2 and SAM files."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+
+import fsdino
+import plain_dinov2 as plain
+from fsdino.errors import CheckpointError, UsageError
+from fsdino.models import fsdino as model_module
+from fsdino.models import zoo
+from fsdino.models.encoder import Encoder
+from tiny_models import box_mask, episode, picture, randomise, tiny_config, tiny_model
+
+STEM = {"patch_size": 8, "img_size": 40, "embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+def logits_of(model: fsdino.FSDINO) -> torch.Tensor:
+    with torch.no_grad():
+        return model(*episode(1, 2, side=model.config.image_size))
+
+
+# ------------------------------------------------------------------------ saving and loading
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"variant": "comp_frozen", "prompt_tokens": 2},
+        {"variant": "training_free", "keep_aspect": True},
+        {"encoder": "vit_small_patch14_reg4_dinov2", "mean": (0.5, 0.5, 0.5), "contrastive": False},
+        {
+            "encoder": "vit_tiny_patch16_224",
+            "encoder_args": STEM,
+            "conv_stem": True,
+            "image_size": 40,
+        },
+    ],
+)
+def test_save_and_load(changes: dict[str, Any], tmp_path: Path) -> None:
+    """The same logits, the same fingerprint, ready in eval mode; supports carry over."""
+    model = tiny_model(**changes)
+    support = model.encode_support(picture(30, 40), box_mask(30, 40))
+    model.save_pretrained(tmp_path / "runs" / "a")
+    loaded = fsdino.load(str(tmp_path / "runs" / "a"))
+    assert not loaded.training
+    assert torch.equal(logits_of(loaded), logits_of(model))
+    assert loaded.config == model.config
+    assert loaded.fingerprint() == model.fingerprint()
+    assert {n: p.requires_grad for n, p in loaded.named_parameters()} == {
+        n: p.requires_grad for n, p in model.named_parameters()
+    }
+    query = picture(20, 20, seed=2)
+    np.testing.assert_allclose(
+        loaded.segment(query, support).probability,
+        model.segment(query, support).probability,
+        atol=1e-6,
+    )
+
+
+def test_supports_outlive_a_model_that_began_with_downloaded_weights(tmp_path: Path) -> None:
+    """`pretrained` says where weights came from; saved and loaded, it is the same model."""
+    encoder = tiny_model().encoder
+    model = fsdino.FSDINO(tiny_config(pretrained=True), encoder).eval()
+    support = model.encode_support(picture(30, 40), box_mask(30, 40))
+    model.save_pretrained(tmp_path)
+    assert fsdino.load(tmp_path).segment(picture(9, 9), support).mask.shape == (9, 9)
+
+
+def test_load_in_another_dtype(tmp_path: Path) -> None:
+    """The weights are cast; supports of the float32 model stay valid, in either direction."""
+    tiny_model().save_pretrained(tmp_path)
+    exact, half = fsdino.load(tmp_path), fsdino.load(tmp_path, dtype=torch.bfloat16)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    assert half.fingerprint() == exact.fingerprint()
+    query = picture(20, 20, seed=2)
+    for maker, user in ((exact, half), (half, exact)):
+        support = maker.encode_support(picture(30, 40), box_mask(30, 40))
+        found = user.eval().segment(query, support).probability
+        expected = exact.segment(query, support).probability
+        assert np.abs(found - expected).mean() < 0.05
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_incomplete_folder(missing: str, tmp_path: Path) -> None:
+    """Named by the file that is missing."""
+    tiny_model().save_pretrained(tmp_path)
+    (tmp_path / missing).unlink()
+    with pytest.raises(CheckpointError, match=f"no {missing}".replace(".", r"\.")):
+        fsdino.load(tmp_path)
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    data = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**data, **changes}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"width": 32},
+        {"encoder": "no_such_vit"},
+        {"encoder": "resnet18", "encoder_args": {}},
+        {"encoder_args": {"depth": 0}},
+        {"encoder_args": {"wings": 2}},
+        {"encoder_args": {"checkpoint_path": "weights.pth"}},
+        {"decoder_heads": 3},
+        {"decoder_heads": 0},
+        {"adapter_heads": 3},
+        {"correlation_channels": [5, 7]},
+        {"correlation_channels": []},
+        {"image_size": 71},
+        {"prompt_tokens": 2},
+        {"mean": [0.5]},
+        {"wings": 2},
+    ],
+    ids=str,
+)
+def test_folder_whose_parts_do_not_fit(changes: dict[str, Any], tmp_path: Path) -> None:
+    """A config of another model, or of none, is a CheckpointError of one line."""
+    tiny_model().save_pretrained(tmp_path)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(CheckpointError) as caught:
+        fsdino.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_folder_with_foreign_or_damaged_weights(tmp_path: Path) -> None:
+    """Weights of another network, or half a file."""
+    tiny_model().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="damaged"):
+        fsdino.load(tmp_path)
+    save_file({"conv1.weight": torch.zeros(1)}, weights)
+    with pytest.raises(CheckpointError, match=r"unexpected: conv1\.weight"):
+        fsdino.load(tmp_path)
+
+
+def test_unknown_names_are_usage_errors(tmp_path: Path) -> None:
+    """Neither a bundled model, a folder nor a hub id; a file is no model."""
+    with pytest.raises(UsageError, match="unknown model 'fsdino-huge'"):
+        fsdino.load("fsdino-huge")
+    (tmp_path / "model.pth").touch()
+    with pytest.raises(UsageError, match="is a file"):
+        fsdino.load(tmp_path / "model.pth")
+    with pytest.raises(UsageError, match="unknown model"):
+        fsdino.load(tmp_path / "no" / "such" / "folder")
+
+
+def test_bundled_models_go_by_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of the package's weights is a name, also where the current folder has one."""
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "weights" / "fsdino-small")
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
+    (tmp_path / "fsdino-small").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert zoo.names() == ("fsdino-small",)
+    assert torch.equal(logits_of(fsdino.load("fsdino-small")), logits_of(model))
+    with pytest.raises(UsageError, match="choose fsdino-small"):
+        fsdino.load("fsdino-large")
+
+
+def test_load_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An id is fetched: the two files of a model, and nothing that could be pickled."""
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "snapshot")
+    asked: list[tuple[str, list[str]]] = []
+
+    def snapshot_download(repository: str, *, allow_patterns: list[str]) -> str:
+        asked.append((repository, allow_patterns))
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(zoo, "snapshot_download", snapshot_download)
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(logits_of(fsdino.load("someone/model")), logits_of(model))
+    assert asked == [("someone/model", ["config.json", "model.safetensors"])]
+    (tmp_path / "runs").mkdir()
+    model.save_pretrained("runs/a")
+    assert fsdino.load("runs/a").fingerprint() == model.fingerprint()
+    assert len(asked) == 1  # a folder comes before the hub
+
+
+@pytest.mark.parametrize(
+    "error",
+    [LocalEntryNotFoundError("offline"), HFValidationError("bad id"), ConnectionError("no route")],
+    ids=lambda error: type(error).__name__,
+)
+def test_hub_that_cannot_be_reached(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline is a usage error with a remedy, and no traceback."""
+
+    def snapshot_download(*_args: Any, **_options: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(zoo, "snapshot_download", snapshot_download)
+    with pytest.raises(UsageError, match="someone/model") as caught:
+        fsdino.load("someone/model")
+    assert "\n" not in str(caught.value)
+
+
+def test_push_to_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The repository is made, and a whole model of two files is uploaded."""
+    calls: list[tuple[str, Any]] = []
+
+    class Api:
+        def create_repo(self, repository: str, **options: Any) -> None:
+            calls.append(("create", (repository, options)))
+
+        def upload_folder(self, *, repo_id: str, folder_path: str) -> str:
+            files = {entry.name for entry in Path(folder_path).iterdir()}
+            tensors = load_file(Path(folder_path) / "model.safetensors")
+            calls.append(("upload", (repo_id, files, tensors.keys())))
+            return f"https://huggingface.co/{repo_id}"
+
+    monkeypatch.setattr(model_module, "HfApi", Api)
+    model = tiny_model(variant="comp")
+    assert (
+        model.push_to_hub("someone/model", private=True) == "https://huggingface.co/someone/model"
+    )
+    files = {"config.json", "model.safetensors"}
+    assert calls == [
+        ("create", ("someone/model", {"private": True, "exist_ok": True})),
+        ("upload", ("someone/model", files, model.state_dict().keys())),
+    ]
+
+
+# ---------------------------------------------------------------------------- DINOv2's files
+
+
+DINO = {"embed_dim": 8, "depth": 4, "num_heads": 2}
+
+
+def dinov2_file(folder: Path, registers: int = 0, **changes: torch.Tensor | None) -> Path:
+    state = plain.random_state(dim=8, depth=4, registers=registers)
+    for name, tensor in changes.items():
+        if tensor is None:
+            del state[name.replace("__", ".")]
+        else:
+            state[name.replace("__", ".")] = tensor
+    path = folder / "dinov2_vits14_pretrain.pth"
+    torch.save(state, path)
+    return path
+
+
+def dinov2_encoder(name: str = "vit_small_patch14_dinov2") -> Encoder:
+    return Encoder(fsdino.ModelConfig(encoder=name, encoder_args=DINO))
+
+
+def test_dinov2_file_with_a_missing_or_unexpected_name(tmp_path: Path) -> None:
+    """Listed; only `mask_token` is a leftover."""
+    path = dinov2_file(tmp_path, blocks__2__ls1__gamma=None, head__weight=torch.zeros(1))
+    with pytest.raises(CheckpointError) as caught:
+        zoo.load_dinov2(dinov2_encoder(), path)
+    assert "missing: blocks.2.ls1.gamma" in str(caught.value)
+    assert "unexpected: head.weight" in str(caught.value)
+
+
+def test_dinov2_file_of_another_size_or_kind(tmp_path: Path) -> None:
+    """A reg file is not for a plain encoder, nor the reverse, nor S for B."""
+    with pytest.raises(CheckpointError, match="unexpected: reg_token"):
+        zoo.load_dinov2(dinov2_encoder(), dinov2_file(tmp_path, registers=4))
+    with pytest.raises(CheckpointError, match="missing: reg_token"):
+        zoo.load_dinov2(dinov2_encoder("vit_small_patch14_reg4_dinov2"), dinov2_file(tmp_path))
+    wide = Encoder(fsdino.ModelConfig(encoder_args={**DINO, "embed_dim": 16}))
+    with pytest.raises(CheckpointError, match=r"cls_token \[1, 1, 8\] instead of \[1, 1, 16\]"):
+        zoo.load_dinov2(wide, dinov2_file(tmp_path))
+    with pytest.raises(CheckpointError):
+        path = dinov2_file(tmp_path, registers=4, pos_embed=None)
+        zoo.load_dinov2(dinov2_encoder("vit_small_patch14_reg4_dinov2"), path)
+
+
+def test_malicious_dinov2_file(tmp_path: Path) -> None:
+    """The official names around a payload: nothing runs, nothing is loaded."""
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, (f"touch '{tmp_path / 'executed'}'",)
+
+    torch.save({**plain.random_state(dim=8, depth=4), "x": Bomb()}, tmp_path / "dinov2.pth")
+    with pytest.raises(CheckpointError, match="cannot be read safely"):
+        zoo.load_dinov2(dinov2_encoder(), tmp_path / "dinov2.pth")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_dinov2_file_fills_every_weight(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Nothing keeps its random initialisation, whichever type the file has."""
+    state = plain.random_state(dim=8, depth=4)
+    path = tmp_path / "dinov2_vits14_pretrain.pth"
+    torch.save({name: tensor.to(dtype) for name, tensor in state.items()}, path)
+    encoder = dinov2_encoder()
+    zoo.load_dinov2(encoder, path)
+    loaded = encoder.vit.state_dict()
+    assert loaded.keys() == state.keys() - {"mask_token"}
+    assert all(torch.equal(loaded[name], state[name].to(dtype).float()) for name in loaded)
+
+
+# ------------------------------------------------------------------------------- SAM's files
+
+
+def sam_file(folder: Path, width: int = 16, without: str = "", **extra: torch.Tensor) -> Path:
+    """A tiny SAM's own state dict, with every part that the official files have."""
+    transformer = TwoWayTransformer(depth=2, embedding_dim=width, mlp_dim=32, num_heads=2)
+    sam = Sam(
+        ImageEncoderViT(
+            img_size=32, patch_size=8, embed_dim=8, depth=2, num_heads=2, out_chans=width,
+            use_rel_pos=True, window_size=2, global_attn_indexes=(1,),
+        ),
+        PromptEncoder(
+            embed_dim=width, image_embedding_size=(4, 4), input_image_size=(32, 32), mask_in_chans=4
+        ),
+        MaskDecoder(transformer_dim=width, transformer=transformer, iou_head_hidden_dim=width),
+    )  # fmt: skip
+    randomise(sam, seed=5)
+    state = {name: tensor for name, tensor in sam.state_dict().items() if name != without}
+    path = folder / "sam_vit_b_01ec64.pth"
+    torch.save({**state, **extra}, path)
+    return path
+
+
+def test_sam_file_fills_the_whole_decoder(tmp_path: Path) -> None:
+    """Every name of `mask_decoder.*` and the positions' matrix; the rest of the model stays."""
+    model = tiny_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    path = sam_file(tmp_path)
+    zoo.load_sam_decoder(model, path)
+    state = torch.load(path, weights_only=True)
+    decoder = model.decoder.state_dict()
+    matrix = "positional_encoding_gaussian_matrix"
+    assert torch.equal(
+        decoder.pop(f"positions.{matrix}"), state[f"prompt_encoder.pe_layer.{matrix}"]
+    )
+    expected = {
+        n.removeprefix("mask_decoder."): t for n, t in state.items() if "mask_decoder." in n
+    }
+    assert decoder.keys() == expected.keys()
+    assert all(torch.equal(decoder[name], tensor) for name, tensor in expected.items())
+    for name, tensor in model.state_dict().items():
+        assert name.startswith("decoder.") or torch.equal(tensor, before[name])
+
+
+def test_segmenting_with_sams_decoder_equals_sam(tmp_path: Path) -> None:
+    """From the file to the mask: our decoder with our prompts, and SAM's own predict_masks."""
+    model = tiny_model()
+    path = sam_file(tmp_path)
+    zoo.load_sam_decoder(model, path)
+    seen: dict[str, torch.Tensor] = {}
+
+    def keep(_module: object, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        seen.update(zip(("image", "sparse", "dense", "mask"), (*args, output), strict=True))
+
+    model.decoder.register_forward_hook(keep)
+    logits_of(model)
+    transformer = TwoWayTransformer(depth=2, embedding_dim=16, mlp_dim=32, num_heads=2)
+    sams = MaskDecoder(transformer_dim=16, transformer=transformer, iou_head_hidden_dim=16).eval()
+    prompts = PromptEncoder(
+        embed_dim=16, image_embedding_size=(5, 5), input_image_size=(32, 32), mask_in_chans=4
+    )
+    state = torch.load(path, weights_only=True)
+    for part, prefix in ((sams, "mask_decoder."), (prompts.pe_layer, "prompt_encoder.pe_layer.")):
+        part.load_state_dict(
+            {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+        )
+    with torch.no_grad():
+        masks, _ = sams.predict_masks(
+            seen["image"], prompts.get_dense_pe(), seen["sparse"], seen["dense"]
+        )
+    assert (seen["mask"] - masks[:, :1]).norm() < 1e-5 * masks[:, :1].norm()
+
+
+def test_sam_file_with_a_missing_or_unexpected_name(tmp_path: Path) -> None:
+    """Listed; only the image encoder and the unused prompt parts are leftovers."""
+    missing = "mask_decoder.output_upscaling.0.weight"
+    path = sam_file(tmp_path, without=missing, **{"text_encoder.weight": torch.zeros(1)})
+    with pytest.raises(CheckpointError) as caught:
+        zoo.load_sam_decoder(tiny_model(), path)
+    assert "missing: output_upscaling.0.weight" in str(caught.value)
+    assert "unexpected: text_encoder.weight" in str(caught.value)
+    matrix = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+    with pytest.raises(CheckpointError, match="missing: positions"):
+        zoo.load_sam_decoder(tiny_model(), sam_file(tmp_path, without=matrix))
+
+
+def test_sam_file_of_another_width(tmp_path: Path) -> None:
+    """The official width is 256: a narrower model says so."""
+    with pytest.raises(CheckpointError, match=r"instead of"):
+        zoo.load_sam_decoder(tiny_model(), sam_file(tmp_path, width=32))
+
+
+def test_training_free_has_no_decoder_to_load(tmp_path: Path) -> None:
+    """Named, with the variants that have one."""
+    with pytest.raises(UsageError, match=r"training_free.*choose full"):
+        zoo.load_sam_decoder(tiny_model(variant="training_free"), sam_file(tmp_path))
+
+
+@pytest.mark.parametrize("variant", ["full", "comp_frozen"])
+def test_loading_keeps_what_is_frozen(variant: str, tmp_path: Path) -> None:
+    """Loading official weights does not change what learns."""
+    model = tiny_model(variant=variant)
+    before = zoo.parameter_table(model)
+    zoo.load_sam_decoder(model, sam_file(tmp_path))
+    assert zoo.parameter_table(model) == before
+
+
+def test_official_weights_make_it_another_model(tmp_path: Path) -> None:
+    """Supports from before the weights were loaded do not fit any more."""
+    model = fsdino.FSDINO(tiny_config(encoder_args=DINO)).eval()
+    for load in (
+        lambda: zoo.load_sam_decoder(model, sam_file(tmp_path)),
+        lambda: zoo.load_dinov2(model.encoder, dinov2_file(tmp_path)),
+    ):
+        support = model.encode_support(picture(20, 20), box_mask(20, 20))
+        load()
+        with pytest.raises(UsageError, match="another model"):
+            model.segment(picture(9, 9), support)
+
+
+def test_parameter_table_by_hand() -> None:
+    """(trained, frozen) per part; nothing is counted twice or left out."""
+    model = tiny_model(variant="comp")
+    table = zoo.parameter_table(model)
+    assert table["visual_prompt"] == ((24 * 8 + 8) + (8 * 16 + 16), 0)
+    assert table["dense_prompt"] == (16 + 16, 0)
+    assert table["encoder"][0] == table["adapter"][0] == 0
+    assert sum(map(sum, table.values())) == sum(p.numel() for p in model.parameters())
