@@ -1,0 +1,118 @@
+"""What is installed, which devices there are, and which backend would run each op and why."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fsdino import __version__
+from fsdino.models import zoo
+from fsdino.ops import backends
+
+PACKAGES = (
+    "torch", "torchvision", "timm", "triton", "segment-anything", "numpy", "pillow", "safetensors",
+    "huggingface-hub", "xformers",
+)  # fmt: skip
+
+RUNS = "runs"
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, for the record."""
+    return {
+        "fsdino": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": f"{_processor()}, {torch.get_num_threads()} threads",
+        **{f"GPU {name}": text for name, text in devices().items() if name != "cpu"},
+    }
+
+
+def devices() -> dict[str, str]:
+    """What tensors can be put on, with a readable name each."""
+    found = {"cpu": _processor()}
+    for index in range(torch.cuda.device_count()):
+        capability = "".join(map(str, torch.cuda.get_device_capability(index)))
+        found[f"cuda:{index}"] = f"{torch.cuda.get_device_name(index)} (sm_{capability})"
+    return found
+
+
+def packages() -> dict[str, str | None]:
+    """Installed versions; None where a package is missing."""
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def choices(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, str]]:
+    """For each op, every backend in the order in which `auto` asks.
+
+    The first that can is the one that "runs"; the others "could run", or say why not.
+    """
+    table: dict[str, dict[str, str]] = {}
+    for op in backends.OPS:
+        row = table[op] = {}
+        for name in backends.names():
+            reason = backends.why_not(name, op, device, dtype)
+            row[name] = reason or ("could run" if RUNS in row.values() else RUNS)
+    return table
+
+
+def describe_model(name: str) -> dict[str, Any]:
+    """Configuration and parameters of a model, by the name that `fsdino.load` takes.
+
+    Raises:
+        UsageError: there is no such model.
+        CheckpointError: its files are damaged or of another kind.
+    """
+    model = zoo.load(name)
+    return {
+        "name": name,
+        "fingerprint": model.fingerprint(),
+        "config": model.config.to_dict(),
+        "parameters": {
+            part: {"trained": trained, "frozen": frozen}
+            for part, (trained, frozen) in zoo.parameter_table(model).items()
+        },
+    }
+
+
+def collect(model: str | None = None) -> dict[str, Any]:
+    """Everything above, as plain data for JSON."""
+    report: dict[str, Any] = {
+        "environment": environment(),
+        "packages": packages(),
+        "devices": devices(),
+        "backends": {
+            name: {
+                str(dtype).removeprefix("torch."): choices(torch.device(name), dtype)
+                for dtype in (torch.float32, torch.float16, torch.bfloat16)
+            }
+            for name in devices()
+        },
+        "forced_backend": os.environ.get("FSDINO_BACKEND"),
+        "models": list(zoo.names()),
+    }
+    if model is not None:
+        report["model"] = describe_model(model)
+    return report
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return " ".join(value.split())
+    return platform.processor() or platform.machine()

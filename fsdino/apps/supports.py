@@ -1,0 +1,124 @@
+"""Supports as a command line names them: `IMAGE MASK ...`, a saved file, and names for N-way."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fsdino.errors import UsageError
+from fsdino.models.segmenter import Segmenter
+from fsdino.models.supports import Support
+
+UNNAMED = "foreground"
+SAVED_SUFFIX = ".safetensors"
+MAX_CLASSES = 255  # labels are written as 8-bit palette PNGs
+
+_NAMED = re.compile(r"(?P<name>[^=/\\]+)=(?P<file>.+)")
+
+
+@dataclass(frozen=True)
+class SupportFiles:
+    """The files that show one class.
+
+    Attributes:
+        name: of the class.
+        files: image and mask of each shot, one after the other; or one saved support.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+
+    @property
+    def saved(self) -> bool:
+        """Whether it is one file written by `Support.save`."""
+        return len(self.files) == 1
+
+    def digest(self) -> str:
+        """Hash of the files' contents: the same support gives the same hash anywhere."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        return digest.hexdigest()[:16]
+
+    def encode(self, model: Segmenter) -> Support:
+        """The support as `model` sees it.
+
+        Raises:
+            UsageError: a mask of another size than its image, a support of another model.
+            DataError: an unreadable image, a mask without foreground.
+            CheckpointError: a damaged support file.
+        """
+        if self.saved:
+            return Support.load(self.files[0])
+        images, masks = self.files[0::2], self.files[1::2]
+        return model.encode_support([str(x) for x in images], [str(x) for x in masks])
+
+
+def parse(groups: Sequence[Sequence[str]]) -> list[SupportFiles]:
+    """Read the values of a repeatable `--support`, one class each.
+
+    Each is `IMAGE MASK [IMAGE MASK ...]` or `FILE.safetensors`; `NAME=` before the first file
+    names the class, which several classes need.
+
+    Raises:
+        UsageError: no support, an image without a mask, a missing file, a folder in a file's
+            place, a name that is missing or used twice.
+    """
+    if not any(groups):
+        raise UsageError("no support given: pass --support IMAGE MASK, or a saved one")
+    found = [_group(group) for group in groups]
+    names = [support.name for support in found]
+    if len(names) > 1 and UNNAMED in names:
+        raise UsageError("several supports need names: --support NAME=IMAGE MASK")
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(
+                f"support {name!r} is given twice: pass all its images after one --support"
+            )
+    if len(names) > MAX_CLASSES:
+        raise UsageError(f"{len(names)} supports: at most {MAX_CLASSES} fit one label image")
+    return found
+
+
+def check_saving(path: Path, supports: Sequence[SupportFiles]) -> None:
+    """Find out early that a support cannot be saved.
+
+    Raises:
+        UsageError: several classes, another suffix than .safetensors, or a folder.
+    """
+    if len(supports) > 1:
+        raise UsageError("--save-support saves one class: encode each with a call of its own")
+    if path.suffix != SAVED_SUFFIX:
+        raise UsageError(f"--save-support {path}: the name must end in {SAVED_SUFFIX}")
+    if path.is_dir():
+        raise UsageError(f"--save-support {path}: a file is needed, this is a folder")
+
+
+def _group(values: Sequence[str]) -> SupportFiles:
+    if not values:
+        raise UsageError("--support needs IMAGE MASK, or a saved support")
+    name, first = UNNAMED, values[0]
+    named = _NAMED.fullmatch(first)
+    if named and not Path(first).exists():
+        name, first = named["name"], named["file"]
+    files = tuple(Path(value) for value in (first, *values[1:]))
+    for file in files:
+        _check(file)
+    one_saved = len(files) == 1 and files[0].suffix == SAVED_SUFFIX
+    if not one_saved and any(file.suffix == SAVED_SUFFIX for file in files):
+        raise UsageError(f"support {name!r}: a saved support stands alone, without other files")
+    if not one_saved and len(files) % 2:
+        raise UsageError(
+            f"support {name!r}: {len(files)} files are not pairs: pass one mask after each image"
+        )
+    return SupportFiles(name, files)
+
+
+def _check(file: Path) -> None:
+    if file.is_dir():
+        raise UsageError(f"support {file}: a file is needed, this is a folder")
+    if not file.is_file():
+        raise UsageError(f"support {file}: no such file")

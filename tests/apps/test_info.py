@@ -1,0 +1,72 @@
+"""What `fsdino info` knows."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import fsdino
+from fsdino.apps import info
+from fsdino.ops import backends
+from fsdino.ops.backends import Backend
+from tiny_models import tiny_model
+
+
+def test_choices_say_what_runs_and_why_not(monkeypatch):
+    """The first backend that can is the one that runs, as `auto` chooses; others say why not."""
+
+    def only_double(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+        return None if dtype == torch.float64 else f"{op} is for float64"
+
+    for name, priority in (("picky", 90), ("spare", -1)):
+        why = only_double if name == "picky" else lambda *_: None
+        monkeypatch.setitem(backends._registry, name, Backend(name, priority, "unused", why))
+    cpu = torch.device("cpu")
+    for dtype in (torch.float32, torch.float64):
+        for op, row in info.choices(cpu, dtype).items():
+            chosen = backends.select(op, torch.zeros(1, dtype=dtype))
+            assert [name for name, text in row.items() if text == "runs"] == [chosen]
+            assert row["spare"] == "could run"
+    assert info.choices(cpu, torch.float32)["correlation4d"]["picky"] == (
+        "correlation4d is for float64"
+    )
+
+
+def test_collect_is_plain_data():
+    """Everything survives JSON; each op of each device and dtype is there."""
+    found = json.loads(json.dumps(info.collect()))
+    assert found["environment"]["fsdino"] == fsdino.__version__
+    assert found["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert set(found["backends"]) == set(found["devices"]) >= {"cpu"}
+    for by_dtype in found["backends"].values():
+        assert set(by_dtype) == {"float32", "float16", "bfloat16"}
+        assert all(set(table) == set(backends.OPS) for table in by_dtype.values())
+
+
+def test_missing_packages_are_none(monkeypatch):
+    """An optional library that is not there is no error."""
+    monkeypatch.setattr(info, "PACKAGES", ("torch", "no-such-package-anywhere"))
+    assert info.packages()["no-such-package-anywhere"] is None
+
+
+def test_models_are_described(tmp_path):
+    """Configuration and parameters per part, which add up to the model's."""
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    found = info.describe_model(str(tmp_path))
+    assert found["fingerprint"] == model.fingerprint()
+    assert found["config"]["width"] == model.config.width
+    counted = sum(sum(counts.values()) for counts in found["parameters"].values())
+    assert counted == sum(parameter.numel() for parameter in model.parameters())
+    assert found["parameters"]["encoder"]["trained"] == 0
+
+
+@pytest.mark.parametrize("text", ["model name\t: Fast  Chip 9\nmodel name\t: other", ""])
+def test_the_processor_always_has_a_name(monkeypatch, text):
+    """Linux says it in a file, other systems elsewhere."""
+    monkeypatch.setattr(info.Path, "is_file", lambda self: True)
+    monkeypatch.setattr(info.Path, "read_text", lambda self, **_: text)
+    name = info.devices()["cpu"]
+    assert name == "Fast Chip 9" if text else name

@@ -1,0 +1,644 @@
+"""The command line: exit codes, one line per error, and what is left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import pickle
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import fsdino
+from fsdino import cli
+from fsdino.apps import demo
+from fsdino.models.fsdino import FSDINO
+from fsdino.models.segmenter import Segmenter
+from fsdino.ops import backends, baseline
+from fsdino.ops.baseline import Workload
+from fsdino.training.meta import TrainConfig
+from tiny_models import box_mask, picture, tiny_config, tiny_model
+
+MINI = Workload("mini", batch=1, layers=2, grid=7, channels=16, block_channels=(8, 16))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads gain nothing on tiny models, and wait for each other when the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models with different weights, and support files made by each."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, seed in (("model", 0), ("other", 1)):
+        model = tiny_model(seed)
+        model.save_pretrained(folder / name)
+        support = model.encode_support([picture(50, 60, 1)], [box_mask(50, 60)])
+        support.save(folder / f"{name}.safetensors")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a support, ten queries, and every kind of bad file, as working folder."""
+    monkeypatch.chdir(tmp_path)
+    for link in ("model", "other", "model.safetensors", "other.safetensors"):
+        Path(link).symlink_to(models / link)
+    Image.fromarray(picture(50, 60, 1)).save("a.png")
+    Image.fromarray(box_mask(50, 60)).save("mask.png")
+    Image.fromarray(picture(50, 60, 2)).save("b.png")
+    Path("queries").mkdir()
+    for i in range(10):
+        Image.fromarray(picture(40, 50 + i, 10 + i)).save(f"queries/{i}.png")
+    return tmp_path
+
+
+def segment(*arguments: str, support: tuple[str, ...] = ("a.png", "mask.png")) -> list[str]:
+    found = ["segment", "--support", *support, "--model", "model", "--device", "cpu"]
+    if "--query" not in arguments:
+        found += ["--query", "queries"]
+    return [*found, "--out", "out", *arguments]
+
+
+def visible_and_hidden(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one error line; anything but log lines beside it is a failure."""
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("fsdino: ") for line in lines), lines
+    errors = [line for line in lines if line.startswith(("fsdino: error:", "fsdino: inter"))]
+    assert len(errors) == 1, lines
+    assert lines[-1] == errors[0]
+    return errors[0]
+
+
+def command(*arguments: str, code: str = "") -> list[str]:
+    """A fresh interpreter that runs some code and then the command."""
+    main = f"import sys; {code}\nfrom fsdino.cli import main; sys.exit(main())"
+    return [sys.executable, "-c", main, *arguments]
+
+
+def environment() -> dict[str, str]:
+    root = str(Path(fsdino.__file__).parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+# Bad input: what is prepared, the arguments, the exit code, and what the line must name.
+Prepare = Callable[[pytest.MonkeyPatch], object]
+
+
+def nothing(patch: pytest.MonkeyPatch) -> None:
+    pass
+
+
+def empty_mask(patch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(np.zeros((50, 60), np.uint8)).save("mask.png")
+
+
+def mask_of_another_size(patch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(box_mask(50, 61)).save("mask.png")
+
+
+def mask_of_labels(patch: pytest.MonkeyPatch) -> None:
+    labels = box_mask(50, 60).astype(np.uint8)
+    labels[:5] = 2
+    labels[5:9] = 3
+    Image.fromarray(labels).save("mask.png")
+
+
+def truncated(name: str) -> Prepare:
+    def prepare(patch: pytest.MonkeyPatch) -> None:
+        content = Path(name).read_bytes()
+        Path(name).unlink()
+        Path(name).write_bytes(content[: len(content) // 2])
+
+    return prepare
+
+
+def bomb(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+
+
+def own_model(change: Callable[[Path], object]) -> Prepare:
+    def prepare(patch: pytest.MonkeyPatch) -> None:
+        shutil.copytree(Path("model").resolve(), "mine")
+        change(Path("mine"))
+
+    return prepare
+
+
+def set_variant(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "variant": "fulll"}))
+
+
+def cut_weights(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-100])
+
+
+def foreign_weights(folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"layer.weight": torch.zeros(2)}, folder / "model.safetensors")
+
+
+def foreign_pickle(patch: pytest.MonkeyPatch) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, ("touch executed",)
+
+    Path("evil.pth").write_bytes(pickle.dumps({"weight": Evil()}))
+
+
+MINE = ("--model", "mine")
+BAD_INPUT = {
+    "empty mask": (empty_mask, segment(), 1, ["mask.png", "no foreground"]),
+    "mask of another size": (mask_of_another_size, segment(), 2, ["mask.png", "61", "60"]),
+    "mask of labels": (mask_of_labels, segment(), 1, ["mask.png", "0, 1, 2, 3"]),
+    "no support": (nothing, ["segment", "--query", "queries", "--out", "out"], 2, ["no support"]),
+    "masks missing": (nothing, segment(support=("a.png", "mask.png", "b.png")), 2, ["3 files"]),
+    "support of another model": (
+        nothing,
+        segment(support=("other.safetensors",)),
+        2,
+        ["another model", "encode it again"],
+    ),
+    "corrupt support image": (truncated("a.png"), segment(), 1, ["a.png", "truncated"]),
+    "corrupt query": (truncated("queries/3.png"), segment(), 1, ["3.png", "truncated"]),
+    "corrupt saved support": (
+        truncated("model.safetensors"),
+        segment(support=("model.safetensors",)),
+        1,
+        ["model.safetensors", "damaged"],
+    ),
+    "decompression bomb": (bomb, segment(), 1, ["a.png", "3000 pixels", "make it smaller"]),
+    "folder for a support": (nothing, segment(support=("queries", "mask.png")), 2, ["queries"]),
+    "file for --out": (nothing, segment("--out", "a.png"), 2, ["--out a.png", "folder"]),
+    "folder for --save-support": (
+        lambda patch: Path("s.safetensors").mkdir(),
+        segment("--save-support", "s.safetensors"),
+        2,
+        ["s.safetensors", "folder"],
+    ),
+    "missing query": (nothing, segment("--query", "gone.png"), 2, ["gone.png", "no such file"]),
+    "empty query folder": (
+        lambda patch: Path("empty").mkdir(),
+        segment("--query", "empty"),
+        2,
+        ["empty", "no image"],
+    ),
+    "unknown model": (nothing, segment("--model", "nope"), 2, ["'nope'", "choose"]),
+    "unknown variant": (own_model(set_variant), segment(*MINE), 1, ["'fulll'", "training_free"]),
+    "corrupt checkpoint": (own_model(cut_weights), segment(*MINE), 1, ["model.safetensors"]),
+    "foreign checkpoint": (own_model(foreign_weights), segment(*MINE), 1, ["layer.weight"]),
+    "foreign pickle": (
+        foreign_pickle,
+        ["segment", "--support", "a.png", "mask.png", "--query", "queries", "--out", "out",
+         "--encoder", "vit_small_patch14_dinov2", "--encoder-weights", "evil.pth"],
+        1,
+        ["evil.pth", "cannot be read safely"],
+    ),
+    "encoder without weights": (
+        nothing,
+        [*segment(), "--encoder", "vit_small_patch14_dinov2"],
+        2,
+        ["--encoder-weights"],
+    ),
+    "threshold": (nothing, segment("--threshold", "1.5"), 2, ["threshold", "1.5"]),
+    "device": (nothing, segment("--device", "cuda:99"), 2, ["cuda:99", "cpu"]),
+    "unknown recipe": (nothing, ["train", "nope", "--out", "out"], 2, ["'nope'", "YAML"]),
+    "unknown workload": (nothing, ["benchmark", "--workloads", "W5"], 2, ["'W5'", "W6"]),
+    "unknown model of info": (nothing, ["info", "nope"], 2, ["'nope'"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line(case, monkeypatch, capsys, workplace):
+    """Each mistake names the thing and the remedy, exits with its code, and leaves no rubbish."""
+    prepare, arguments, code, words = BAD_INPUT[case]
+    prepare(monkeypatch)
+    before = set(visible_and_hidden(workplace))
+    assert cli.main(arguments) == code
+    line = error_line(capsys)
+    for word in words:
+        assert word in line
+    assert not Path("executed").exists()
+    written = set(visible_and_hidden(workplace)) - before
+    if case == "corrupt query":  # the nine others are there, whole
+        assert len([name for name in written if name.startswith("out/masks/")]) == 9
+    else:
+        assert written == set()
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.ENOSPC, "disk is full"), (errno.EACCES, "no write permission")],
+)
+def test_unwritable_results_keep_the_others(number, words, monkeypatch, capsys, workplace):
+    """When the third result cannot be written, two are whole and nothing is half-written."""
+    real, files = os.fsync, []
+
+    def fails(descriptor: int) -> None:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            files.append(descriptor)
+        if len(files) > 5:  # segment.json, two masks and two overlays
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fails)
+        assert cli.main(segment()) == 1
+    line = error_line(capsys)
+    assert words in line
+    assert "2 of 10 queries are done and kept in out" in line
+    assert visible_and_hidden(workplace / "out") == [
+        "masks/0.png", "masks/1.png", "overlays/0.jpg", "overlays/1.jpg",
+        "results.jsonl", "segment.json",
+    ]  # fmt: skip
+    assert cli.main([*segment(), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["resumed"] == 2
+
+
+def test_an_unwritable_folder_is_one_line(capsys, monkeypatch):
+    """No permission to create --out."""
+
+    def denied(self: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    assert cli.main(segment()) == 1
+    line = error_line(capsys)
+    assert "cannot create out: Permission denied" in line
+    assert "--out" in line
+
+
+INTERRUPT = """
+import os, signal, pathlib
+from fsdino import images
+read, count = images.read_image, []
+def patched(image, name):
+    if isinstance(image, pathlib.Path):
+        count.append(image)
+        if len(count) == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+    return read(image, name)
+images.read_image = patched
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_ctrl_c_keeps_what_is_done(workplace, capsys):
+    """A real SIGINT: one line with the way on, whole files only; the same call does the rest."""
+    finished = subprocess.run(
+        command(*segment(), code=INTERRUPT),
+        env=environment(),
+        cwd=workplace,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 1, finished.stderr
+    last = finished.stderr.splitlines()[-1]
+    assert last == (
+        "fsdino: interrupted: 8 of 10 queries are done and kept in out; "
+        "the same command does the rest"
+    )
+    assert "Traceback" not in finished.stderr
+    names = visible_and_hidden(workplace / "out")
+    assert len(names) == 2 + 2 * 8
+    assert not any(Path(name).name.startswith(".") for name in names)
+    assert cli.main([*segment(), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["resumed"], len(found["queries"])) == (8, 10)
+
+
+def test_a_reader_that_leaves_is_no_error(workplace):
+    """`fsdino info --json | head -c 1` ends without a word."""
+    process = subprocess.Popen(
+        command("info", "--json"),
+        env=environment(),
+        cwd=workplace,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 1
+    assert errors == ""
+
+
+def test_segment_answers_in_json_alone(capsys):
+    """stdout is one JSON object whose masks are those of the Python interface."""
+    assert cli.main(segment("--threshold", "0.4", "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    model = fsdino.load("model")
+    support = model.encode_support(["a.png"], ["mask.png"])
+    assert found["model"] == model.fingerprint()
+    assert len(found["queries"]) == 10
+    for row in found["queries"]:
+        expected = model.segment(row["query"], support, threshold=0.4).mask
+        with Image.open(row["mask"]) as mask:
+            assert np.array_equal(np.array(mask), np.where(expected, 255, 0))
+        assert row["foreground"] == pytest.approx(expected.mean(), abs=1e-6)
+
+
+def test_segment_prints_a_table(capsys):
+    """For people: queries with their share of foreground, and where the masks are."""
+    assert cli.main(segment("--query", "b.png", "queries/0.png")) == 0
+    out = capsys.readouterr().out
+    assert "b.png" in out
+    assert "2 masks and overlays in out" in out
+
+
+def test_saved_supports_give_the_same_masks(capsys):
+    """--save-support writes what --support takes; it also works beside others, with names."""
+    query = ("--query", "b.png")
+    assert cli.main(segment(*query, "--save-support", "kept.safetensors")) == 0
+    assert cli.main(segment(*query, "--out", "again", support=("kept.safetensors",))) == 0
+    assert Path("out/masks/b.png").read_bytes() == Path("again/masks/b.png").read_bytes()
+    capsys.readouterr()
+    named = segment(*query, "--json", "--out", "both", support=("x=kept.safetensors",))
+    assert cli.main([*named, "--support", "y=b.png", "mask.png"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["queries"][0]["classes"]) == set(found["support"]) == {"x", "y"}
+
+
+def test_another_call_is_refused_and_overwrite_allows_it(capsys):
+    """Results of different thresholds do not mix in a folder."""
+    query = ("--query", "b.png")
+    assert cli.main(segment(*query)) == 0
+    capsys.readouterr()
+    assert cli.main(segment(*query, "--threshold", "0.3")) == 2
+    line = error_line(capsys)
+    assert "threshold" in line
+    assert "--overwrite" in line
+    assert cli.main(segment(*query, "--threshold", "0.3", "--overwrite")) == 0
+
+
+def test_tiles_are_used(capsys, monkeypatch):
+    """--tiles reaches the model."""
+    used = []
+    original = Segmenter.segment
+
+    def spying(self: Segmenter, query: Any, support: Any, **options: Any) -> Any:
+        used.append(options.get("tiles"))
+        return original(self, query, support, **options)
+
+    monkeypatch.setattr(Segmenter, "segment", spying)
+    assert cli.main(segment("--query", "b.png", "--tiles")) == 0
+    assert used[-1] is True
+
+
+def test_dinov2_weights_without_training(capsys, monkeypatch):
+    """--encoder with Meta's weights gives the training-free model on exactly those weights."""
+    encoder = tiny_model(5).encoder
+    torch.save(encoder.vit.state_dict(), "dinov2_tiny.pth")
+    small = tiny_config().encoder_args
+    real = FSDINO.__init__
+
+    def shrunk(self: FSDINO, config: Any, *rest: Any) -> None:
+        assert (config.variant, config.image_size) == ("training_free", 70)
+        assert config.encoder == "vit_small_patch14_dinov2"
+        real(self, dataclasses.replace(config, encoder_args=small), *rest)
+
+    arguments = ["segment", "--support", "a.png", "mask.png", "--query", "b.png", "--out", "out"]
+    arguments += ["--encoder", "vit_small_patch14_dinov2", "--encoder-weights", "dinov2_tiny.pth"]
+    with monkeypatch.context() as patch:
+        patch.setattr(FSDINO, "__init__", shrunk)
+        assert cli.main([*arguments, "--image-size", "70", "--device", "cpu"]) == 0
+    expected = FSDINO(tiny_config(variant="training_free"), encoder).eval()
+    support = expected.encode_support(["a.png"], ["mask.png"])
+    with Image.open("out/masks/b.png") as mask:
+        assert np.array_equal(np.array(mask) > 0, expected.segment("b.png", support).mask)
+
+
+@pytest.fixture
+def recipe(workplace: Path) -> str:
+    """A run of four short steps."""
+    model = {
+        **tiny_config().to_dict(),
+        "encoder": "vit_tiny_patch16_224",
+        "encoder_args": {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 4,
+                         "num_heads": 2},
+        "image_size": 32,
+    }  # fmt: skip
+    settings = {
+        "model": {k: list(v) if isinstance(v, tuple) else v for k, v in model.items()},
+        "images_per_step": 4,
+        "steps": 100,
+        "fold": 3,
+        "workers": 0,
+        "train_encoder": True,
+        "validation_episodes": 2,
+    }
+    (workplace / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    return "recipe.yaml"
+
+
+def test_train_runs_resumes_and_gives_a_model(recipe, capsys, workplace):
+    """Options override the recipe; the parts are listed; the result can be loaded."""
+    arguments = ["train", recipe, "--out", "run", "--steps", "3", "--checkpoint-every", "2"]
+    assert cli.main(arguments) == 0
+    captured = capsys.readouterr()
+    assert "3/3 steps" in captured.err
+    assert "loss" in captured.err
+    for part in ("encoder", "adapter", "decoder"):
+        assert part in captured.out
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["steps"] == 3
+    assert fsdino.load("run/model").config.image_size == 32
+    assert cli.main(arguments) == 2
+    assert "--resume" in error_line(capsys)
+    assert cli.main([*arguments, "--resume"]) == 0
+
+
+def test_interrupted_training_says_how_to_go_on(recipe, capsys, monkeypatch):
+    """Ctrl-C names the step that is kept and the option that continues."""
+    from fsdino.training import meta
+
+    original = meta.Trainer._step
+
+    def interrupted(self: Any, step: int, batch: Any) -> float:
+        if step == 3:
+            raise KeyboardInterrupt
+        return original(self, step, batch)
+
+    monkeypatch.setattr(meta.Trainer, "_step", interrupted)
+    arguments = ["train", recipe, "--out", "run", "--steps", "4", "--checkpoint-every", "2"]
+    assert cli.main(arguments) == 1
+    assert error_line(capsys) == (
+        "fsdino: interrupted: step 2 is kept in run; the same command with --resume goes on"
+    )
+    monkeypatch.setattr(meta.Trainer, "_step", original)
+    assert cli.main([*arguments, "--resume"]) == 0
+    assert "resuming run at step 2" in capsys.readouterr().err
+
+
+def test_train_options_are_settings_of_a_run():
+    """Every option of `fsdino train` changes the setting of the same name."""
+    options = {field.name for field in dataclasses.fields(cli.Train)}
+    settings = {field.name for field in dataclasses.fields(TrainConfig)}
+    assert options - {"recipe", "out", "resume"} <= settings
+
+
+def test_shipped_recipes_are_found_by_name_and_can_be_read():
+    """`fsdino train NAME` needs no path; `fsdino-tiny` holds out the fold that the demo shows."""
+    names = [path.stem for path in cli.RECIPES.glob("*.yaml")]
+    assert "fsdino-tiny" in names
+    for name in names:
+        TrainConfig.from_yaml(cli._find_recipe(name))
+    assert TrainConfig.from_yaml(cli._find_recipe("fsdino-tiny")).fold == demo.FOLD
+
+
+@pytest.fixture
+def mini(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(baseline.WORKLOADS, "mini", MINI)
+
+
+def test_benchmark_as_table_and_json(mini, capsys):
+    """Every backend beside the baseline."""
+    arguments = ["benchmark", "--workloads", "mini", "--repeats", "2", "--device", "cpu"]
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("eager", "reference", "mini, float32, cpu"))
+    assert cli.main([*arguments, "--json"]) == 0
+    [found] = json.loads(capsys.readouterr().out)["workloads"]
+    assert [len(timing["seconds"]) for timing in found["timings"]] == [2] * len(found["timings"])
+
+
+def test_benchmark_fails_on_wrong_results(mini, capsys, monkeypatch):
+    """No time is printed for them, and the exit code says so."""
+    monkeypatch.setattr(baseline, "chain", lambda inputs: torch.ones(1, 16, 7, 7))
+    arguments = ["benchmark", "--workloads", "mini", "--repeats", "1", "--device", "cpu"]
+    assert cli.main(arguments) == 1
+    captured = capsys.readouterr()
+    [row] = [line for line in captured.out.splitlines() if line.split()[:1] == ["eager"]]
+    assert row.split() == ["eager", "check", "failed", "–"]
+    assert "wrong results, so not timed: eager on mini" in captured.err
+
+
+def test_info(capsys):
+    """Ops and backends, and a model's configuration and parts."""
+    assert cli.main(["info", "model"]) == 0
+    out = capsys.readouterr().out
+    assert all(op in out for op in backends.OPS)
+    assert "correlation_channels" in out
+    assert fsdino.load("model").fingerprint() in out
+    assert cli.main(["info", "model", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"]["parameters"]["decoder"]["trained"] > 0
+
+
+def test_demo(mini, capsys):
+    """The report, the table, and the numbers as JSON."""
+    arguments = ["demo", "--out", "demo", "--model", "model", "--episodes", "2", "--pictures", "1"]
+    arguments += ["--workload", "mini", "--repeats", "1"]
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "training-free" in out
+    assert "reference" in out
+    assert "demo/report.html" in out
+    assert Path("demo/report.html").read_text().startswith("<!doctype html>")
+    assert cli.main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads(Path("demo/demo.json").read_text())
+
+
+def test_demo_is_interrupted_in_one_line(capsys, monkeypatch):
+    """Ctrl-C at any moment of the demo."""
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "_answer", interrupted)
+    assert cli.main(["demo", "--out", "demo", "--model", "model"]) == 1
+    assert error_line(capsys).startswith("fsdino: interrupted: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried\nto allocate"), "out of memory: use"),
+        (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate"), "out of memory: use"),
+        (MemoryError(), "out of memory: use"),
+        (OSError(errno.EIO, "Input/output error", "file"), "error: file: Input/output error"),
+        (PermissionError(errno.EACCES, "Permission denied", "f"), "f: Permission denied; choose"),
+        (OSError(errno.ENOSPC, "No space left on device", "f"), "f: No space left on device; free"),
+        (KeyError("boom"), "internal error: KeyError: 'boom' (run with --debug for the traceback)"),
+    ],
+    ids=["GPU memory", "CPU memory", "memory", "I/O", "permission", "disk", "unexpected"],
+)
+def test_other_errors_are_one_line(error, words, capsys, monkeypatch):
+    """Whatever happens: one line, exit code 1, and a traceback only with --debug."""
+
+    def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.Info, "run", fails)
+    assert cli.main(["info"]) == 1
+    assert words in error_line(capsys)
+    assert cli.main(["info", "--debug"]) == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+    assert cli.main(["--debug", "info"]) == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["nope"], ["segment"], ["demo", "--out"], ["demo", "--out", "x", "--episodes", "many"],
+     ["train", "--out", "x"], ["benchmark", "--dtype", "float8"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_usage_errors_exit_with_2(arguments, capsys):
+    """What the options themselves cannot mean is caught before anything runs."""
+    assert cli.main(arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["demo", "segment", "train", "benchmark", "info"])
+def test_every_command_explains_itself(name, capsys):
+    """--help of each command names its options, and no placeholder of the parser's is left."""
+    assert cli.main([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"usage: fsdino {name}" in out
+    assert "{None}" not in out
+    assert cli.main(["--help"]) == 0
+    assert name in capsys.readouterr().out
+
+
+def test_version(capsys):
+    """The package's version, and nothing else."""
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fsdino {fsdino.__version__}\n"
+
+
+def test_verbose_logs_details(capsys):
+    """--verbose shows what the library logs for those who look closely; else it is quiet."""
+    assert cli.main(segment("--query", "b.png")) == 0
+    assert "runs on reference" not in capsys.readouterr().err
+    assert cli.main([*segment("--query", "b.png", "--out", "two"), "--verbose"]) == 0
+    assert "correlation4d runs on reference" in capsys.readouterr().err
