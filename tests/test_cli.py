@@ -296,6 +296,7 @@ def test_an_unwritable_folder_is_one_line(capsys, monkeypatch):
 INTERRUPT = """
 import os, signal, pathlib
 from fsdino import images
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 read, count = images.read_image, []
 def patched(image, name):
     if isinstance(image, pathlib.Path):
