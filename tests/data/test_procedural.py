@@ -12,17 +12,15 @@ from fsdino.data.episodes import Episode
 from fsdino.data.procedural import (
     CLASSES,
     FOLDS,
-    NEUTRAL_SHAPES,
-    NEUTRAL_TEXTURES,
     OBJECT_CLASSES,
-    SHAPES,
-    TEXTURES,
     VERSION,
     ProceduralEpisodes,
     Split,
     fingerprint,
     render_sample,
 )
+from fsdino.data.shapes import NEUTRAL_SHAPES, SHAPES
+from fsdino.data.textures import NEUTRAL_TEXTURES, TEXTURES
 from fsdino.errors import UsageError
 
 FROZEN = {"1": "9c39103459c1fed6ed436bd7ae63c179729857290c431184f68aba3828c1e6c6"}
