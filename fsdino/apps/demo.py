@@ -35,7 +35,7 @@ FOLD, SEED = 3, 0  # the fold that the bundled model has never seen, and its epi
 SHOTS = (1, 5)
 WAYS = 3
 MODEL, BASELINE = "FS-DINO", "training-free"
-SCALE = 2  # pictures are drawn at twice the model's size, to look at; the scenes stay the same
+SCALE = 2  # to look at, the same scenes are drawn at twice the size that the model sees
 WORKLOAD = "W6"
 
 Key = tuple[str, int]  # method and shots
@@ -65,9 +65,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Answer:
-    """One episode with its predicted masks and their IoU with the truth, by method and shots."""
+    """One episode with its predicted masks and their IoU with the truth, by method and shots.
+
+    `shown` is the same episode, drawn larger to look at.
+    """
 
     episode: Episode
+    shown: Episode
     masks: Mapping[Key, Mask]
     iou: Mapping[Key, float]
 
@@ -77,6 +81,7 @@ class WayAnswer:
     """One query of the N-way part: labels [H, W] over all the classes, IoU of its own class."""
 
     episode: Episode
+    shown: Episode
     labels: npt.NDArray[np.int64]
     own: int
     iou: float
@@ -150,23 +155,20 @@ def run(settings: Settings, out: Path) -> Results:
     [workload] = benchmark.find_workloads([settings.workload])
     model = zoo.load(settings.model)
     methods: dict[str, Segmenter] = {MODEL: model, BASELINE: training_free(model)}
-    episodes = ProceduralEpisodes(
-        FOLD,
-        "val",
-        shots=max(SHOTS),
-        seed=SEED,
-        episodes=max(settings.episodes, WAYS),
-        image_size=SCALE * model.config.image_size,
+    count, side = max(settings.episodes, WAYS), model.config.image_size
+    episodes, larger = (
+        ProceduralEpisodes(FOLD, "val", shots=max(SHOTS), seed=SEED, episodes=count, image_size=n)
+        for n in (side, SCALE * side)
     )
     _make_folder(out / "overlays")
     answers = []
     with _one_thread():
         with Progress("segment", settings.episodes, unit="episodes") as progress:
             for index in range(settings.episodes):
-                answers.append(_answer(methods, episodes[index]))
+                answers.append(_answer(methods, episodes[index], larger[index]))
                 _write_overlays(answers[-1], out / "overlays")
                 progress.advance()
-        ways = _answer_ways(model, [episodes[index] for index in range(WAYS)])
+        ways = _answer_ways(model, [(episodes[i], larger[i]) for i in range(WAYS)])
         per_query = _time_query(model, answers[0].episode)
     kernels = benchmark.compare(workload, device=torch.device("cpu"), repeats=settings.repeats)
     results = Results(
@@ -201,7 +203,7 @@ def training_free(model: FSDINO) -> FSDINO:
     return FSDINO(config, encoder=model.encoder).eval()
 
 
-def _answer(methods: Mapping[str, Segmenter], episode: Episode) -> Answer:
+def _answer(methods: Mapping[str, Segmenter], episode: Episode, shown: Episode) -> Answer:
     """Both methods on one episode; all numbers of shots share the query's encoder pass."""
     images = [sample.image for sample in episode.supports]
     masks = [sample.mask for sample in episode.supports]
@@ -212,21 +214,25 @@ def _answer(methods: Mapping[str, Segmenter], episode: Episode) -> Answer:
         for shots, probability in zip(SHOTS, result.probabilities, strict=True):
             found[method, shots] = probability >= result.threshold
     iou = {key: _iou(mask, episode.query.mask) for key, mask in found.items()}
-    return Answer(episode, found, iou)
+    return Answer(episode, shown, found, iou)
 
 
-def _answer_ways(model: Segmenter, episodes: Sequence[Episode]) -> list[WayAnswer]:
-    """Every query asked for all the episodes' classes at once, one support image each."""
+def _answer_ways(model: Segmenter, pairs: Sequence[tuple[Episode, Episode]]) -> list[WayAnswer]:
+    """Every query asked for all the episodes' classes at once, one support image each.
+
+    Pairs are an episode and the same, drawn larger.
+    """
     supports = {
         episode.class_name: model.encode_support(
             episode.supports[0].image, episode.supports[0].mask
         )
-        for episode in episodes
+        for episode, _ in pairs
     }
     answers = []
-    for own, episode in enumerate(episodes, start=1):
+    for own, (episode, shown) in enumerate(pairs, start=1):
         labels = model.segment(episode.query.image, supports).labels
-        answers.append(WayAnswer(episode, labels, own, _iou(labels == own, episode.query.mask)))
+        iou = _iou(labels == own, episode.query.mask)
+        answers.append(WayAnswer(episode, shown, labels, own, iou))
     return answers
 
 
@@ -272,5 +278,6 @@ def _make_folder(folder: Path) -> None:
 
 def _write_overlays(answer: Answer, folder: Path) -> None:
     for shots in SHOTS:
-        picture = pixels.overlay(answer.episode.query.image, answer.masks[MODEL, shots])
+        mask = answer.masks[MODEL, shots].repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+        picture = pixels.overlay(answer.shown.query.image, mask)
         pixels.write_png(folder / f"{answer.episode.index:03d}-{shots}shot.png", picture)

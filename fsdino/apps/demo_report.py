@@ -16,6 +16,7 @@ from fsdino.apps.demo import (
     BASELINE,
     FOLD,
     MODEL,
+    SCALE,
     SEED,
     SHOTS,
     WAYS,
@@ -82,7 +83,7 @@ def _gallery(results: Results, shots: int) -> list[str]:
 
 
 def _card(answer: Answer, shots: int) -> str:
-    episode = answer.episode
+    episode = answer.shown
     supports = [_shown(sample.image, sample.mask) for sample in episode.supports[:shots]]
     query, name = episode.query.image, episode.class_name
     figures = [
@@ -114,15 +115,15 @@ def _ways(results: Results) -> list[str]:
         f"<h2>{WAYS} classes at once</h2>",
         "<p>Each query is asked for all of these classes in one pass over the image, with one "
         "support image per class. A pixel goes to the class with the highest probability above "
-        "the threshold. The truth marks the query's own class alone: objects of the other two that "
-        "a scene happens to hold count as errors.</p>",
+        "the threshold. Truth and IoU are those of the query's own class; whether the scene also "
+        "holds objects of the other two is not recorded.</p>",
         report.legend(colours),
         *(_way_card(way) for way in results.ways),
     ]
 
 
 def _way_card(way: WayAnswer) -> str:
-    episode, name = way.episode, way.episode.class_name
+    episode, name = way.shown, way.shown.class_name
     support, query = episode.supports[0], episode.query
     figures = [
         report.figure(
@@ -146,7 +147,12 @@ def _way_card(way: WayAnswer) -> str:
 
 
 def _shown(image: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> Image.Image:
-    """The regions in their colours, the rest of the image grayer and darker."""
+    """The regions in their colours, the rest of the image grayer and darker.
+
+    Labels may be smaller than the image by a whole factor.
+    """
+    factor = len(image) // len(labels)
+    labels = labels.repeat(factor, axis=0).repeat(factor, axis=1)
     gray = image.mean(axis=2, keepdims=True)
     dimmed = (0.3 * image + 0.3 * gray).astype(np.uint8)
     return pixels.overlay(np.where(labels[..., None] > 0, image, dimmed), labels, alpha=0.3)
@@ -220,7 +226,7 @@ def _kernel_row(kernels: Comparison, timing: Timing, fastest: float) -> list[str
 def _making(results: Results) -> list[str]:
     facts = [
         ("model", f"{results.settings.model}, fingerprint {results.model.fingerprint()}"),
-        ("input", f"{results.model.config.image_size} pixels a side"),
+        ("input", f"{results.model.config.image_size} pixels a side, shown {SCALE} times as large"),
         ("data", f"procedural, version {procedural.VERSION}, {procedural.fingerprint()[:16]}"),
         ("classes", f"the {procedural.CLASSES_PER_FOLD} of fold {FOLD}, held out of training"),
         ("tasks", f"the first {len(results.answers)} at seed {SEED}, none left out"),
@@ -231,7 +237,8 @@ def _making(results: Results) -> list[str]:
         "<h2>How this page was made</h2>",
         f"<pre>{text(results.settings.command)}</pre>",
         "<p>The same command draws the same scenes everywhere. Every number of this page is in "
-        "<code>demo.json</code> beside it, every mask in <code>overlays/</code>.</p>",
+        f"<code>demo.json</code> beside it, every mask of {text(MODEL)} in "
+        "<code>overlays/</code>.</p>",
         report.table([], [[text(key), text(value)] for key, value in facts]),
     ]
 

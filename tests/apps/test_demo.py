@@ -14,6 +14,7 @@ from fsdino.apps.demo import Answer, Results, Settings
 from fsdino.data.episodes import Episode, Sample
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.errors import UsageError
+from fsdino.evaluation.evaluate import evaluate, predictor
 from fsdino.ops import baseline
 from fsdino.ops.baseline import Workload
 from tiny_models import tiny_model
@@ -38,11 +39,12 @@ def results(folder: Path) -> Results:
 
 def test_episodes_are_the_first_of_the_held_out_fold(results):
     """Nothing is picked by hand: fold 3, seed 0, 0 to n - 1, and 1 shot is the first of 5."""
-    episodes = ProceduralEpisodes(3, "val", shots=1, seed=0, episodes=4, image_size=140)
+    episodes = ProceduralEpisodes(3, "val", shots=1, seed=0, episodes=4, image_size=70)
     assert len(results.answers) == 4
     for i, answer in enumerate(results.answers):
         assert np.array_equal(answer.episode.query.image, episodes[i].query.image)
         assert np.array_equal(answer.episode.supports[0].mask, episodes[i].supports[0].mask)
+        assert answer.shown.query.image.shape == (140, 140, 3)
         assert 72 <= answer.episode.class_id < 96
 
 
@@ -76,7 +78,7 @@ def test_scores_by_hand():
         sample = Sample(np.zeros((1, 4, 3), np.uint8), masks[0], "s", class_id)
         episode = Episode(sample, (sample,), class_id, "name", 0)
         key = ("FS-DINO", 1)
-        return Answer(episode, {key: masks[1]}, {key: demo._iou(masks[1], masks[0])})
+        return Answer(episode, episode, {key: masks[1]}, {key: demo._iou(masks[1], masks[0])})
 
     answers = [
         answer(72, [1, 1, 0, 0], [0, 1, 1, 0]),
@@ -88,6 +90,17 @@ def test_scores_by_hand():
     assert score.miou == pytest.approx(100 * (1 / 3 + 1 / 2) / 2)
     # Background: (1 + 2 + 0) / (3 + 3 + 2); foreground: (1 + 1 + 2) / (3 + 2 + 4).
     assert score.fb_iou == pytest.approx(100 * (3 / 8 + 4 / 9) / 2)
+
+
+def test_scores_are_those_of_an_evaluation(results):
+    """The way users take, `segment`, scores what the evaluation of batches scores."""
+    model = tiny_model()
+    for method, segmenter in (("FS-DINO", model), ("training-free", demo.training_free(model))):
+        for shots in (1, 5):
+            episodes = ProceduralEpisodes(3, "val", shots=shots, seed=0, episodes=4, image_size=70)
+            expected = evaluate(predictor(segmenter), episodes, size=70)
+            found = [answer.iou[method, shots] for answer in results.answers]
+            assert found == pytest.approx(expected.per_episode, abs=0.01)
 
 
 def test_each_way_is_scored_on_its_own_class(results):

@@ -28,12 +28,13 @@ def results() -> Results:
     answers = [
         Answer(
             episode(i),
+            episode(i),
             {key: box_mask(28, 28) for key in keys},
             {key: 0.1 * i + 0.01 * n for n, key in enumerate(keys)},
         )
         for i in range(3)
     ]
-    ways = [WayAnswer(episode(i), np.full((28, 28), i), i + 1, 0.25) for i in range(3)]
+    ways = [WayAnswer(episode(i), episode(i), np.full((28, 28), i), i + 1, 0.25) for i in range(3)]
     timings = (Timing("eager", 0.1, (0.5,)), Timing("slow", 0.2, (1.0,)), Timing("bad", 7.0, ()))
     return Results(
         Settings(pictures=2, command="fsdino demo --out <here>"),
@@ -88,3 +89,6 @@ def test_what_is_outside_of_a_mask_is_dimmed():
     shown = np.array(demo_report._shown(image, mask)).astype(int)
     assert shown[~mask].max() < 130
     assert shown[mask].max() >= 200
+    half = mask[::2, ::2]
+    enlarged = np.array(demo_report._shown(image, half)).astype(int)
+    assert enlarged[~half.repeat(2, 0).repeat(2, 1)].max() < 130
