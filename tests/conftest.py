@@ -8,6 +8,9 @@ from pathlib import Path
 
 # Read by cuBLAS when it starts; without it deterministic mode warns at every product on a GPU.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# Read when torch is imported: on a busy machine, threads that spin while they wait slow each other
+# down by more than an order of magnitude.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch

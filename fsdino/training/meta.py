@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fsdino.data.episodes import Batch, Episodes, collate
 from fsdino.data.procedural import ProceduralEpisodes
-from fsdino.errors import FsdinoError, UsageError
+from fsdino.errors import CheckpointError, FsdinoError, UsageError
 from fsdino.evaluation.evaluate import evaluate, predictor
 from fsdino.models import zoo
 from fsdino.models.config import ModelConfig
@@ -113,7 +113,7 @@ class TrainConfig:
         """Read a recipe.
 
         Raises:
-            UsageError: the file is missing, no YAML, or names unknown settings.
+            UsageError: the file is missing, no YAML, or has settings that cannot be meant.
         """
         try:
             data = yaml.safe_load(path.read_text())
@@ -125,7 +125,10 @@ class TrainConfig:
         unknown = sorted(set(data) - known)
         if unknown:
             raise UsageError(f"recipe {path}: unknown settings {', '.join(unknown)}")
-        return cls(**{**data, "model": ModelConfig.from_dict(data["model"])})
+        try:
+            return cls(**{**data, "model": ModelConfig.from_dict(data["model"])})
+        except (TypeError, CheckpointError, UsageError) as error:
+            raise UsageError(f"recipe {path}: {error}") from error
 
 
 class _Steps(Dataset[Batch]):

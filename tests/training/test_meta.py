@@ -178,6 +178,8 @@ def test_nan_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
         ("model: [", "cannot be read"),
         ("steps: 3", "expected settings with a `model` section"),
         ("model: {}\nstep: 3", "unknown settings step"),
+        ("model: {}\nsteps: many", "recipe .*recipe.yaml: "),
+        ("model: {variant: huge}", "recipe .*recipe.yaml: .*unknown variant 'huge'"),
     ],
 )
 def test_bad_recipes(tmp_path: Path, text: str, message: str) -> None:
