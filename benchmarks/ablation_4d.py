@@ -20,10 +20,10 @@ import torch
 import fsdino
 from fsdino.data import procedural
 from fsdino.data.procedural import ProceduralEpisodes
+from fsdino.environment import environment
 from fsdino.evaluation.evaluate import evaluate, predictor
 from fsdino.images import atomic_write
 from fsdino.training.meta import TrainConfig, Trainer
-from fsdino.training.run import environment
 
 RECIPE = Path(fsdino.__file__).parent / "recipes" / "fsdino-tiny.yaml"
 EPISODES = 480  # twenty rounds of the 24 held-out classes

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 import fsdino
+from fsdino.environment import environment
 from fsdino.images import atomic_write
 from fsdino.models.fsdino import FSDINO
-from fsdino.training.run import environment
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 

@@ -21,12 +21,12 @@ import fsdino
 from fsdino.data import procedural
 from fsdino.data.episodes import Batch, collate
 from fsdino.data.procedural import ProceduralEpisodes
+from fsdino.environment import environment
 from fsdino.evaluation.evaluate import evaluate, predictor
 from fsdino.evaluation.metrics import IoU
 from fsdino.images import atomic_write
 from fsdino.models.config import MATCHERS
 from fsdino.models.fsdino import FSDINO
-from fsdino.training.run import environment
 
 FOLD = 3
 TUNING_EPISODES = 288  # four rounds of the 72 base classes

@@ -304,7 +304,8 @@ class Benchmark:
         """Run the command; returns the exit code."""
         import torch
 
-        from fsdino.apps import benchmark, info
+        from fsdino.apps import benchmark
+        from fsdino.environment import environment
 
         device, dtype = _device(self.device), getattr(torch, self.dtype)
         comparisons = []
@@ -317,7 +318,7 @@ class Benchmark:
                 _print_comparison(comparison)
         if self.as_json:
             rows = [comparison.to_dict() for comparison in comparisons]
-            print(json.dumps({"environment": info.environment(), "workloads": rows}))
+            print(json.dumps({"environment": environment(), "workloads": rows}))
         return _check_passed(comparisons)
 
 

@@ -17,12 +17,13 @@ import numpy.typing as npt
 import torch
 
 from fsdino import images as pixels
-from fsdino.apps import benchmark, info
+from fsdino.apps import benchmark
 from fsdino.apps.benchmark import Comparison
 from fsdino.apps.progress import Progress
 from fsdino.data import procedural
 from fsdino.data.episodes import Episode
 from fsdino.data.procedural import ProceduralEpisodes
+from fsdino.environment import environment
 from fsdino.errors import FsdinoError, UsageError
 from fsdino.evaluation.metrics import IoU
 from fsdino.models import zoo
@@ -136,7 +137,7 @@ class Results:
             ],
             "seconds_per_query": self.seconds_per_query,
             "kernels": self.kernels.to_dict(),
-            "environment": info.environment(),
+            "environment": environment(),
             "seconds": self.seconds,
         }
 

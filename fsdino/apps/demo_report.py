@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fsdino import images as pixels
-from fsdino.apps import info, report
+from fsdino.apps import report
 from fsdino.apps.benchmark import Comparison, Timing
 from fsdino.apps.demo import (
     BASELINE,
@@ -27,6 +27,7 @@ from fsdino.apps.demo import (
 )
 from fsdino.apps.report import text
 from fsdino.data import procedural
+from fsdino.environment import environment
 
 
 def render(results: Results) -> str:
@@ -231,7 +232,7 @@ def _making(results: Results) -> list[str]:
         ("classes", f"the {procedural.CLASSES_PER_FOLD} of fold {FOLD}, held out of training"),
         ("tasks", f"the first {len(results.answers)} at seed {SEED}, none left out"),
         ("time for everything", f"{results.seconds:.0f} s"),
-        *info.environment().items(),
+        *environment().items(),
     ]
     return [
         "<h2>How this page was made</h2>",

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import platform
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from fsdino import __version__
+from fsdino.environment import devices, environment
 from fsdino.models import zoo
 from fsdino.ops import backends
 
@@ -20,27 +18,6 @@ PACKAGES = (
 )  # fmt: skip
 
 RUNS = "runs"
-
-
-def environment() -> dict[str, str]:
-    """Versions and machine, for the record."""
-    return {
-        "fsdino": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": f"{_processor()}, {torch.get_num_threads()} threads",
-        **{f"GPU {name}": text for name, text in devices().items() if name != "cpu"},
-    }
-
-
-def devices() -> dict[str, str]:
-    """What tensors can be put on, with a readable name each."""
-    found = {"cpu": _processor()}
-    for index in range(torch.cuda.device_count()):
-        capability = "".join(map(str, torch.cuda.get_device_capability(index)))
-        found[f"cuda:{index}"] = f"{torch.cuda.get_device_name(index)} (sm_{capability})"
-    return found
 
 
 def packages() -> dict[str, str | None]:
@@ -106,13 +83,3 @@ def collect(model: str | None = None) -> dict[str, Any]:
     if model is not None:
         report["model"] = describe_model(model)
     return report
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return " ".join(value.split())
-    return platform.processor() or platform.machine()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub import HfApi
-from torch import Tensor, nn
+from torch import Tensor
 
 from fsdino.errors import UsageError
 from fsdino.models.adapter import Adapter
@@ -96,10 +96,6 @@ class FSDINO(Segmenter):
     def patch_size(self) -> int:
         """Pixels per token side."""
         return self.encoder.patch_size
-
-    def parts(self) -> Iterator[tuple[str, nn.Module]]:
-        """The named parts, for parameter counts."""
-        yield from self.named_children()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors, which `fsdino.load` reads.

@@ -106,7 +106,7 @@ def parameter_table(model: FSDINO) -> dict[str, tuple[int, int]]:
     """Per part: (trained, frozen) parameters."""
     return {
         name: (_count(part, lambda p: p.requires_grad), _count(part, lambda p: not p.requires_grad))
-        for name, part in model.parts()
+        for name, part in model.named_children()
     }
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fsdino import __version__
+from fsdino.environment import environment
 from fsdino.errors import CheckpointError, FsdinoError, UsageError
 from fsdino.images import atomic_write
 from fsdino.models.checkpoints import write_tensors
@@ -110,15 +108,3 @@ class Run:
                 f"{stored} differs from this configuration in {', '.join(changed)}: resume with "
                 "the same configuration, or start in another --out"
             )
-
-
-def environment() -> dict[str, str]:
-    """Versions and machine, for the record."""
-    return {
-        "fsdino": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "threads": str(torch.get_num_threads()),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }

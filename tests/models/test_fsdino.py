@@ -159,7 +159,7 @@ def test_one_encoder_pass_for_an_episode() -> None:
 def test_each_part_is_a_switch(switches: dict[str, Any], parts: set[str]) -> None:
     """Users ablate them: every combination runs, and has the parameters of its parts only."""
     model = tiny_model(**switches)
-    names = {name for name, _ in model.parts()}
+    names = {name for name, _ in model.named_children()}
     assert names == {"encoder", "adapter", "dense_prompt", "decoder"} | parts
     with torch.no_grad():
         assert bool(model(*episode(1, 2)).isfinite().all())
@@ -236,7 +236,7 @@ def test_training_free_has_nothing_but_the_encoder() -> None:
     """No trained part, and the probability calibrated as the configuration says."""
     plain = tiny_model(variant="training_free", match_temperature=1.0, match_bias=0.0)
     sharp = tiny_model(variant="training_free", match_temperature=0.25, match_bias=0.5)
-    assert {name for name, _ in plain.parts()} == {"encoder"}
+    assert {name for name, _ in plain.named_children()} == {"encoder"}
     assert not any(p.requires_grad for p in plain.parameters())
     with torch.no_grad():
         score = plain(*episode(1, 2))

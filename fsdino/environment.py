@@ -1,0 +1,41 @@
+"""Versions and machine, as every recorded result names them."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import torch
+
+from fsdino import __version__
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, for the record."""
+    return {
+        "fsdino": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": f"{_processor()}, {torch.get_num_threads()} threads",
+        **{f"GPU {name}": text for name, text in devices().items() if name != "cpu"},
+    }
+
+
+def devices() -> dict[str, str]:
+    """What tensors can be put on, with a readable name each."""
+    found = {"cpu": _processor()}
+    for index in range(torch.cuda.device_count()):
+        capability = "".join(map(str, torch.cuda.get_device_capability(index)))
+        found[f"cuda:{index}"] = f"{torch.cuda.get_device_name(index)} (sm_{capability})"
+    return found
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return " ".join(value.split())
+    return platform.processor() or platform.machine()

@@ -1,0 +1,18 @@
+"""Versions and machine, as results record them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fsdino.environment import devices
+
+
+@pytest.mark.parametrize("text", ["model name\t: Fast  Chip 9\nmodel name\t: other", ""])
+def test_the_processor_always_has_a_name(monkeypatch, text):
+    """Linux says it in a file, other systems elsewhere."""
+    monkeypatch.setattr(Path, "is_file", lambda self: True)
+    monkeypatch.setattr(Path, "read_text", lambda self, **_: text)
+    name = devices()["cpu"]
+    assert name == "Fast Chip 9" if text else name
