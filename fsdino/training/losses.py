@@ -67,11 +67,12 @@ class TokenClassifier(nn.Module):
         Args:
             tokens: [B, C, h, w].
             target: [B, H, W] in [0, 1].
-            class_ids: int [B].
+            class_ids: int [B]; images of other than the base classes do not count.
         """
         grid = (tokens.shape[-2], tokens.shape[-1])
         inside = F.adaptive_avg_pool2d(target[:, None], grid)[:, 0] > 0.5
-        rows = torch.tensor([self.rows[int(c)] for c in class_ids])[:, None, None]
+        rows = torch.tensor([self.rows.get(int(c), -1) for c in class_ids])[:, None, None]
+        inside = inside & (rows >= 0)
         labels = rows.expand(inside.shape)[inside]  # [M]
         chosen = tokens.permute(0, 2, 3, 1)[inside]  # [M, C]
         if len(labels) == 0:

@@ -26,6 +26,7 @@ from fsdino.models import zoo
 from fsdino.models.config import ModelConfig
 from fsdino.models.fsdino import FSDINO, pool_supports
 from fsdino.models.training_free import prototype_score
+from fsdino.training.augment import augment
 from fsdino.training.losses import TokenClassifier, mask_loss, prototype_loss
 from fsdino.training.run import Run
 
@@ -45,6 +46,8 @@ class TrainConfig:
             which is the query once while the others are its supports.
         shots: K of each step is drawn from these.
         image_sizes: side of each step's images is drawn from these; () means the model's.
+        augment: share in [0, 1] of the episodes that are changed into another class's; see
+            `fsdino.training.augment`.
         learning_rate: peak; linear warm-up, then cosine decay to 1 % of it.
         warmup: steps.
         weight_decay: AdamW's, for matrices only.
@@ -54,7 +57,8 @@ class TrainConfig:
         train_encoder: learn the encoder too, for small ones that start from scratch.
         train_adapter: learn the adapter too.
         prototype_weight, class_weight: weights of the two losses that shape a trained encoder, by
-            prototype similarity and by the base class of each foreground token.
+            prototype similarity and by the base class of each foreground token (of the episodes
+            that augmentation left as they are).
         seed: of weights, episodes and schedule.
         threads: CPU threads of the training process.
         workers: processes that prepare episodes; the episodes do not depend on it.
@@ -70,6 +74,7 @@ class TrainConfig:
     images_per_step: int = 16
     shots: tuple[int, ...] = (1,)
     image_sizes: tuple[int, ...] = ()
+    augment: float = 0.0
     learning_rate: float = 1e-3
     warmup: int = 200
     weight_decay: float = 0.05
@@ -94,6 +99,8 @@ class TrainConfig:
         for name in ("steps", "validate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.augment <= 1:
+            raise UsageError(f"augment must be in [0, 1], got {self.augment}")
         if not self.shots or min(self.shots) < 1:
             raise UsageError(f"shots must be numbers of at least 1, got {self.shots}")
         if self.images_per_step <= max(self.shots):
@@ -155,7 +162,8 @@ class _Steps(Dataset[Batch]):
             image_size=size,
         )
         first = step * config.images_per_step
-        return collate([episodes[first + i] for i in range(number)], size)
+        batch = collate([episodes[first + i] for i in range(number)], size)
+        return augment(batch, rng, config.augment) if config.augment else batch
 
 
 class Trainer:

@@ -40,3 +40,12 @@ def test_classifier_reads_foreground_tokens_only() -> None:
     loss = classifier(tokens, target, torch.tensor([5]))
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-10)), rel=1e-3)
     assert classifier(tokens, torch.zeros(1, 1, 2), torch.tensor([5])).item() == 0
+
+
+def test_token_classifier_leaves_out_images_of_other_classes() -> None:
+    torch.manual_seed(0)
+    classifier = TokenClassifier(2, classes=(5, 8))
+    tokens, target = torch.randn(2, 2, 3, 3), torch.ones(2, 6, 6)
+    both = classifier(tokens, target, torch.tensor([5, -1]))
+    assert torch.equal(both, classifier(tokens[:1], target[:1], torch.tensor([5])))
+    assert classifier(tokens, target, torch.tensor([-1, -1])) == 0

@@ -38,6 +38,7 @@ CONFIG = TrainConfig(
     steps=6,
     images_per_step=4,
     image_sizes=(32, 40),
+    augment=0.5,
     shots=(1, 3),
     warmup=2,
     train_encoder=True,
@@ -156,7 +157,7 @@ def test_metrics_are_recorded(tmp_path: Path) -> None:
 def test_training_data_has_no_novel_class() -> None:
     """No class of the held-out fold is ever trained on."""
     for fold in range(4):
-        config = dataclasses.replace(CONFIG, fold=fold, steps=30)
+        config = dataclasses.replace(CONFIG, fold=fold, steps=30, augment=0.0)
         seen = {int(c) for step in range(30) for c in meta._Steps(config)[step].class_ids}
         assert seen and not seen & set(range(24 * fold, 24 * fold + 24))
 
@@ -197,6 +198,7 @@ def test_bad_recipes(tmp_path: Path, text: str, message: str) -> None:
     [
         ({"steps": 0}, "steps must be at least 1"),
         ({"shots": ()}, "shots must be numbers of at least 1"),
+        ({"augment": 1.5}, r"augment must be in \[0, 1\]"),
         ({"images_per_step": 3}, "images_per_step must be greater than the largest of shots"),
         ({"data": "imagenet"}, "unknown data 'imagenet'"),
     ],
