@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: help install test slow lint types check bench demo ci clean
+.PHONY: help install test slow lint types check build bench demo ci clean
 
 help:       ## this list
 	@sed -n 's/^\([a-z]*\): *## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -27,8 +27,11 @@ check:      ## lint without changes, types, tests
 	bash .ci/types
 	$(PYTHON) -m pytest
 
-bench:      ## time the 4D ops on every backend that runs here
-	$(PYTHON) -m fsdino benchmark
+build:      ## compile the C++ kernels
+	$(PYTHON) -m fsdino build
+
+bench:      ## time the 4D ops on every CPU backend that runs here
+	$(PYTHON) -m pytest benchmarks --benchmark-only
 
 demo:       ## the demo, into demo/
 	$(PYTHON) -m fsdino demo --out demo

@@ -1,9 +1,56 @@
 """Build entry point; the package itself is declared in pyproject.toml.
 
-What needs code to declare, such as an extension that is built beside the installed PyTorch, belongs
-here and nothing else does.
+The extension is compiled here where PyTorch can be imported: `pip install --no-build-isolation .`
+beside the PyTorch that it will run with. Otherwise, or where compiling fails, the package is pure
+Python, and `fsdino build` compiles later.
 """
+
+from __future__ import annotations
+
+import os
+import runpy
+from types import SimpleNamespace
+from typing import Any
 
 from setuptools import setup
 
-setup()
+
+def extension() -> dict[str, Any]:
+    """Arguments of `setup` that compile csrc/ as fsdino._C; none without PyTorch."""
+    try:
+        import torch
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except (ImportError, OSError):
+        return {}
+    flags = SimpleNamespace(**runpy.run_path("csrc/flags.py"))
+    os.environ.setdefault("MAX_JOBS", str(flags.jobs()))
+    compiler = flags.compiler()
+    openmp = flags.openmp(compiler) if compiler else []
+
+    class OptionalBuild(BuildExtension):
+        """Says so where compiling fails, and goes on without the extension."""
+
+        def build_extensions(self) -> None:
+            try:
+                super().build_extensions()
+            except Exception as error:
+                reason = str(error).strip().splitlines()[-1]
+                self.warn(f"fsdino comes without its C++ kernels, `fsdino build` retries: {reason}")
+                self.extensions.clear()
+
+    described = flags.defines(torch.__version__)
+    return {
+        "ext_modules": [
+            CppExtension(
+                "fsdino._C",
+                [os.path.relpath(path) for path in flags.sources()],
+                extra_compile_args=[*flags.COMPILE, *openmp, *described, *flags.extra()],
+                extra_link_args=[*openmp, *flags.extra()],
+                optional=True,
+            )
+        ],
+        "cmdclass": {"build_ext": OptionalBuild},
+    }
+
+
+setup(**extension())

@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 
 import torch
+from record import write_record
 
 import fsdino
 from fsdino.data import procedural
 from fsdino.data.procedural import ProceduralEpisodes
-from fsdino.environment import environment
 from fsdino.evaluation.evaluate import evaluate, predictor
 from fsdino.images import atomic_write
 from fsdino.training.meta import TrainConfig, Trainer
@@ -89,16 +89,14 @@ def main() -> None:
         print(
             f"{name:18} mean {statistics.mean(values):6.2f}, {min(values):.2f} to {max(values):.2f}"
         )
-    record = {
-        "command": f"python benchmarks/ablation_4d.py --steps {options.steps} --out DIR",
-        "encoder": options.encoder,
-        "data_fingerprint": procedural.fingerprint(),
-        "evaluation": f"fold 3, val, seed 0, {EPISODES} episodes, 1-shot mIoU in percent",
-        "results": rows,
-        "environment": environment(),
-    }
-    with atomic_write(options.record) as temporary:
-        Path(temporary).write_text(json.dumps(record, indent=2) + "\n")
+    write_record(
+        options.record,
+        f"python benchmarks/ablation_4d.py --steps {options.steps} --out DIR",
+        encoder=options.encoder,
+        data_fingerprint=procedural.fingerprint(),
+        evaluation=f"fold 3, val, seed 0, {EPISODES} episodes, 1-shot mIoU in percent",
+        results=rows,
+    )
 
 
 if __name__ == "__main__":

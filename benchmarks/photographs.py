@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
@@ -17,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 import fsdino
-from fsdino.environment import environment
-from fsdino.images import atomic_write
 from fsdino.models.fsdino import FSDINO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from record import write_record
 
 from photo_pairs import Pair, load_pairs
 
@@ -69,15 +68,13 @@ def main() -> None:
         name, *numbers = row.values()
         print("{:22} {:7.1f} {:7.1f} {:14.1f} {:11.1f}".format(name, *numbers))
         rows.append({k: v if isinstance(v, str) else round(v, 1) for k, v in row.items()})
-    record = {
-        "command": "python benchmarks/photographs.py",
-        "model": options.model,
-        "model_fingerprint": model.fingerprint(),
-        "results": rows,
-        "environment": environment(),
-    }
-    with atomic_write(options.out) as temporary:
-        Path(temporary).write_text(json.dumps(record, indent=2) + "\n")
+    write_record(
+        options.out,
+        "python benchmarks/photographs.py",
+        model=options.model,
+        model_fingerprint=model.fingerprint(),
+        results=rows,
+    )
 
 
 if __name__ == "__main__":

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from record import write_record
 
 import fsdino
 from fsdino.data import procedural
 from fsdino.data.episodes import Batch, collate
 from fsdino.data.procedural import ProceduralEpisodes
-from fsdino.environment import environment
 from fsdino.evaluation.evaluate import evaluate, predictor
 from fsdino.evaluation.metrics import IoU
-from fsdino.images import atomic_write
 from fsdino.models.config import MATCHERS
 from fsdino.models.fsdino import FSDINO
 
@@ -99,20 +97,18 @@ def main() -> None:
                     **tuned,
                 }
             )
-    record = {
-        "command": "python benchmarks/tiny.py",
-        "model": options.model,
-        "model_fingerprint": model.fingerprint(),
-        "data": f"procedural-v{procedural.VERSION}/fold{FOLD}/val/0",
-        "data_fingerprint": procedural.fingerprint(),
-        "episodes": options.episodes,
-        "image_size": size,
-        "tuned_on": f"base_val, seed 1, {TUNING_EPISODES} episodes, 1-shot",
-        "results": rows,
-        "environment": environment(),
-    }
-    with atomic_write(options.out) as temporary:
-        Path(temporary).write_text(json.dumps(record, indent=2) + "\n")
+    write_record(
+        options.out,
+        "python benchmarks/tiny.py",
+        model=options.model,
+        model_fingerprint=model.fingerprint(),
+        data=f"procedural-v{procedural.VERSION}/fold{FOLD}/val/0",
+        data_fingerprint=procedural.fingerprint(),
+        episodes=options.episodes,
+        image_size=size,
+        tuned_on=f"base_val, seed 1, {TUNING_EPISODES} episodes, 1-shot",
+        results=rows,
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import logging
 import os
@@ -58,7 +59,8 @@ class Demo:
     """See what it does: a report with pictures, offline, in about a minute.
 
     Segments the first episodes of the generated data set's held-out fold with the bundled model
-    and with its encoder alone, compares both with the truth, and times the kernels.
+    and with its encoder alone, compares both with the truth, and times the kernels. Builds the C++
+    kernels first, where they are not built and a compiler is there.
     """
 
     out: Path
@@ -78,8 +80,9 @@ class Demo:
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        from fsdino.apps import demo, demo_report, report
+        from fsdino.apps import build, demo, demo_report, report
 
+        build.run_if_possible()
         settings = demo.Settings(
             self.model, self.episodes, self.pictures, self.workload, self.repeats,
             command=shlex.join(["fsdino", *sys.argv[1:]]),
@@ -282,15 +285,26 @@ class Benchmark:
 
     Results are checked against float64 first; backends take turns in one process, and medians
     are compared. W4, W6 and W12 have 4, 6 and 12 layers, W12x8 a batch of 8, HR a 74 x 74 grid;
-    T... are the same with a backward pass.
+    T... are the same with a backward pass. GFLOP/s count the operations of the eager formulation;
+    sgemm is a large matrix product, timed in the same turns.
     """
 
     workloads: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ("W6",)
     """Which workloads."""
+    parts: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ("chain",)
+    """Of chain, correlation, blocks, blocks-contiguous, fused-block and fused-chain."""
     backends: Annotated[
         tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="")
     ] = ()
     """Only these backends; default: all that can run here."""
+    threads: Annotated[
+        tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="")
+    ] = ()
+    """CPU threads; several are timed one after the other. Default: as PyTorch chooses."""
+    foreground: Number = None
+    """Share of support tokens of weight 1, the rest 0; default: weights +1 and -1."""
+    memory: Flag = False
+    """Also measure peak memory on the CPU, each backend in a process of its own."""
     device: str = "auto"
     """cpu, cuda or cuda:N; auto takes a GPU where there is one."""
     dtype: Dtype = "float32"
@@ -308,18 +322,54 @@ class Benchmark:
         from fsdino.environment import environment
 
         device, dtype = _device(self.device), getattr(torch, self.dtype)
+        if self.foreground is not None and not 0 <= self.foreground <= 1:
+            raise UsageError(f"--foreground must be between 0 and 1, got {self.foreground}")
         comparisons = []
         for workload in benchmark.find_workloads(self.workloads):
-            comparison = benchmark.compare(
-                workload, device=device, dtype=dtype, repeats=self.repeats, only=self.backends
+            bench = benchmark.Bench(
+                workload, device=device, dtype=dtype, foreground=self.foreground
             )
-            comparisons.append(comparison)
-            if not self.as_json:
-                _print_comparison(comparison)
+            for part, threads in itertools.product(self.parts, self.threads or (None,)):
+                comparison = bench.compare(
+                    part,
+                    threads=threads,
+                    repeats=self.repeats,
+                    only=self.backends,
+                    measure_memory=self.memory,
+                )
+                comparisons.append(comparison)
+                if not self.as_json:
+                    print_comparison(comparison)
         if self.as_json:
             rows = [comparison.to_dict() for comparison in comparisons]
             print(json.dumps({"environment": environment(), "workloads": rows}))
         return _check_passed(comparisons)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """Compile the C++ kernels for the installed PyTorch.
+
+    Takes a C++ compiler and a minute or two, once: the result is kept in ~/.cache/fsdino, or in
+    the folder that FSDINO_CACHE names, and is used from then on. MAX_JOBS limits how many
+    compilers run at once.
+    """
+
+    force: Flag = False
+    """Compile again where a build is there."""
+    as_json: Json = False
+    """Print the result as one JSON object."""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        from fsdino.apps import build
+
+        extension = build.run(force=self.force)
+        if self.as_json:
+            print(json.dumps(extension.to_dict()))
+        else:
+            _print_extension(extension.to_dict())
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,6 +403,7 @@ Command = (
     | Annotated[Segment, tyro.conf.subcommand("segment")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
+    | Annotated[Build, tyro.conf.subcommand("build")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
 
@@ -366,7 +417,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fsdino {__version__}")
         return 0
     try:
-        command: Demo | Segment | Train | Benchmark | Info = tyro.cli(
+        command: Demo | Segment | Train | Benchmark | Build | Info = tyro.cli(
             Command,
             prog="fsdino",
             description=_DESCRIPTION,
@@ -529,26 +580,15 @@ def _print_demo(results: Results) -> None:
         ],
         f"IoU with the truth over {len(results.answers)} held-out episodes",
     )
-    _print_comparison(results.kernels)
+    print_comparison(results.kernels)
 
 
-def _print_comparison(comparison: Comparison) -> None:
-    rows = []
-    for timing in comparison.timings:
-        ratio, median = comparison.ratio(timing), timing.median
-        rows.append(
-            [
-                timing.name,
-                "check failed" if median is None else f"{1000 * median:.1f}",
-                "–" if ratio is None else f"{ratio:.2f}",
-            ]
-        )
-    rows += [[f"{name}: {reason}", "–", "–"] for name, reason in comparison.missing.items()]
-    _print_table(
-        ["", "median ms", "× eager"],
-        rows,
-        f"{comparison.workload}, {comparison.dtype}, {comparison.device}",
-    )
+def print_comparison(comparison: Comparison) -> None:
+    """A table on stdout: time, ratio, speed and, where it was measured, memory."""
+    from fsdino.apps import benchmark
+
+    peak = f"; sgemm {comparison.peak / 1e9:.1f} GFLOP/s"
+    _print_table(*benchmark.table(comparison), comparison.title + peak)
 
 
 def _print_segments(outcome: Outcome, output: Output) -> None:
@@ -592,6 +632,7 @@ def _print_info(collected: Mapping[str, Any]) -> None:
             rows = [[op, *(choices[name] for name in names)] for op, choices in table.items()]
             title = f"backends on {device}, {dtypes}, in the order in which auto asks"
             _print_table(["op", *names], rows, title, numbers=False)
+    _print_native(collected["cpp"])
     if collected["forced_backend"]:
         print(f"FSDINO_BACKEND={collected['forced_backend']} forces that backend")
     model = collected.get("model")
@@ -600,6 +641,25 @@ def _print_info(collected: Mapping[str, Any]) -> None:
         facts = [[key, str(value)] for key, value in model["config"].items()]
         _print_table(["", ""], facts, numbers=False)
         _print_parts(model["parameters"])
+
+
+def _print_native(cpp: Mapping[str, Any]) -> None:
+    """The extension in use, and why others that were found are not."""
+    if cpp["extension"] is not None:
+        _print_extension(cpp["extension"])
+    for problem in cpp["problems"]:
+        print(f"C++ kernels, not used: {problem}")
+
+
+def _print_extension(extension: Mapping[str, Any]) -> None:
+    seconds = extension["seconds"]
+    how = "with the package" if seconds is None else f"in {seconds:.0f} s"
+    print(f"C++ kernels, compiled {how}: {extension['path']}")
+    facts = [
+        [key, "none" if value in (None, []) else str(value)]
+        for key, value in extension["build_info"].items()
+    ]
+    _print_table(["", ""], facts, numbers=False)
 
 
 def _group_equal(tables: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -31,6 +31,7 @@ class Case:
 CASES = (
     Case("plain"),
     Case("square", query=(7, 7), support=(7, 7)),
+    Case("several tiles", batch=1, query=(11, 13), support=(9, 11)),
     Case("one token", batch=1, query=(1, 1), support=(1, 1), stride=1),
     Case("one support token", support=(1, 1)),
     Case("one row", query=(1, 6), support=(5, 1), stride=3),

@@ -22,11 +22,12 @@ import yaml
 from PIL import Image
 
 import fsdino
-from fsdino import cli
-from fsdino.apps import demo
+import stub_extension
+from fsdino import cli, ops
+from fsdino.apps import build, demo
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmenter
-from fsdino.ops import backends, baseline
+from fsdino.ops import backends, baseline, native
 from fsdino.ops.baseline import Workload
 from fsdino.training.meta import TrainConfig
 from tiny_models import box_mask, picture, tiny_config, tiny_model
@@ -538,7 +539,7 @@ def test_benchmark_fails_on_wrong_results(mini, capsys, monkeypatch):
     assert cli.main(arguments) == 1
     captured = capsys.readouterr()
     [row] = [line for line in captured.out.splitlines() if line.split()[:1] == ["eager"]]
-    assert row.split() == ["eager", "check", "failed", "–"]
+    assert row.split() == ["eager", "check", "failed", "–", "–", "–"]
     assert "wrong results, so not timed: eager on mini" in captured.err
 
 
@@ -554,8 +555,58 @@ def test_info(capsys):
     assert found["model"]["parameters"]["decoder"]["trained"] > 0
 
 
-def test_demo(mini, capsys):
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An extension that compiles in a moment, in an empty cache."""
+    (tmp_path / "stub").mkdir()
+    stub_extension.use(monkeypatch, tmp_path / "stub")
+
+
+def test_build(stub, capsys):
+    """It tells where the result is and how it was made; once built, it is found again."""
+    assert cli.main(["build"]) == 0
+    captured = capsys.readouterr()
+    assert "C++ kernels, compiled in " in captured.out
+    assert f" s: {native.extension().path}\n" in captured.out
+    assert "fsdino: compile: " in captured.err
+    assert cli.main(["build", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert Path(found["path"]).is_file()
+    assert found["build_info"] == {"compiler": "stub"}
+    assert stub_extension.times_compiled() == 1
+    assert cli.main(["build", "--force"]) == 0
+    assert stub_extension.times_compiled() == 2
+
+
+def test_build_fails_in_one_line(stub, capsys, monkeypatch, tmp_path):
+    """Without a compiler there is one line and exit code 1."""
+    stub_extension.without_compiler(monkeypatch, tmp_path)
+    assert cli.main(["build"]) == 1
+    assert "no C++ compiler found" in error_line(capsys)
+
+
+def test_info_tells_the_whole_reason(stub, capsys):
+    """Which file was found, what it was built for, and what is installed."""
+    library = native.PACKAGE / "_C.so"
+    library.write_bytes(b"fsdino-extension torch=2.14.0 sources=0 end")
+    assert cli.main(["info"]) == 0
+    reason = f"{library} was built for torch 2.14.0, you have {torch.__version__}"
+    assert f"C++ kernels, not used: {reason}\n" in capsys.readouterr().out
+
+
+def test_demo_goes_on_without_a_compiler(stub, mini, capsys, monkeypatch, tmp_path):
+    """What could not be built is said in one line."""
+    stub_extension.without_compiler(monkeypatch, tmp_path)
+    arguments = ["demo", "--out", "demo", "--model", "model", "--episodes", "1", "--pictures", "1"]
+    assert cli.main([*arguments, "--workload", "mini", "--repeats", "1"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "no C++ compiler" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("fsdino: warning: the C++ kernels cannot be used, the slower")
+
+
+def test_demo(mini, capsys, monkeypatch):
     """The report, the table, and the numbers as JSON."""
+    monkeypatch.setattr(build, "run_if_possible", lambda: None)
     arguments = ["demo", "--out", "demo", "--model", "model", "--episodes", "2", "--pictures", "1"]
     arguments += ["--workload", "mini", "--repeats", "1"]
     assert cli.main(arguments) == 0
@@ -575,6 +626,7 @@ def test_demo_is_interrupted_in_one_line(capsys, monkeypatch):
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(build, "run_if_possible", lambda: None)
     monkeypatch.setattr(demo, "_answer", interrupted)
     assert cli.main(["demo", "--out", "demo", "--model", "model"]) == 1
     assert error_line(capsys).startswith("fsdino: interrupted: ")
@@ -620,7 +672,7 @@ def test_usage_errors_exit_with_2(arguments, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["demo", "segment", "train", "benchmark", "info"])
+@pytest.mark.parametrize("name", ["demo", "segment", "train", "benchmark", "build", "info"])
 def test_every_command_explains_itself(name, capsys):
     """--help of each command names its options, and no placeholder of the parser's is left."""
     assert cli.main([name, "--help"]) == 0
@@ -639,7 +691,8 @@ def test_version(capsys):
 
 def test_verbose_logs_details(capsys):
     """--verbose shows what the library logs for those who look closely; else it is quiet."""
-    assert cli.main(segment("--query", "b.png")) == 0
-    assert "runs on reference" not in capsys.readouterr().err
-    assert cli.main([*segment("--query", "b.png", "--out", "two"), "--verbose"]) == 0
-    assert "correlation4d runs on reference" in capsys.readouterr().err
+    with ops.use_backend("reference"):
+        assert cli.main(segment("--query", "b.png")) == 0
+        assert "runs on reference" not in capsys.readouterr().err
+        assert cli.main([*segment("--query", "b.png", "--out", "two"), "--verbose"]) == 0
+        assert "correlation4d runs on reference" in capsys.readouterr().err

@@ -2,45 +2,65 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fsdino import ops
+from fsdino.apps import exactness, memory
 from fsdino.apps.progress import Progress
-from fsdino.errors import BackendError, UsageError
+from fsdino.errors import UsageError
 from fsdino.ops import backends, baseline
-from fsdino.ops.baseline import WORKLOADS, Block, Inputs, Workload
+from fsdino.ops.baseline import STRIDE, WORKLOADS, Inputs, Workload
 
 EAGER = "eager"
-_OPS = ("correlation4d", "center_pivot_block4d")  # what a workload calls
+PARTS = {
+    "chain": "correlation and all blocks",
+    "correlation": "correlation alone",
+    "blocks": "all blocks alone, each implementation on a correlation of its own",
+    "blocks-contiguous": "all blocks alone, on a contiguous correlation",
+    "fused-block": "first block, its correlation never held",
+    "fused-chain": "correlation and all blocks, the correlation never held",
+}
+_CHAIN = ("correlation4d", "center_pivot_block4d")
+_OPS = {
+    "chain": _CHAIN,
+    "correlation": ("correlation4d",),
+    "blocks": _CHAIN,
+    "blocks-contiguous": _CHAIN,
+    "fused-block": ("correlation_center_pivot4d",),
+    "fused-chain": ("correlation_center_pivot4d", "center_pivot_block4d"),
+}
 
-# Largest ||y - y64|| / ||y64|| of one op; y64 is the reference in float64 on the same inputs.
-FORWARD_BOUND = {torch.float32: 1e-6, torch.float16: 6e-4, torch.bfloat16: 4e-3}
-GRADIENT_BOUND = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
-CHAIN_FACTOR = 2.0  # times the error of the eager formulation, for the whole chain
-EAGER_FACTOR = 100.0  # times one op's bound, for the eager formulation itself
-ELEMENT_FACTOR = 30.0  # times the norm's bound, relative to the largest element
+_SGEMM = "sgemm"
+_SGEMM_ROUNDS = 5
+_SGEMM_SIDE = {"cpu": 1536, "cuda": 8192}
+
+Run = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One implementation of one workload.
+    """One implementation of one part of a workload.
 
     Attributes:
         name: a backend, or "eager".
         error: largest error among the checked results, as a share of what is allowed.
         seconds: of each repeat; empty where the check failed.
+        memory: peak bytes beyond inputs and results; None where that was not measured.
     """
 
     name: str
     error: float
     seconds: tuple[float, ...]
+    memory: int | None = None
 
     @property
     def passed(self) -> bool:
@@ -55,13 +75,20 @@ class Timing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All implementations on one workload, timed in turns in one process.
+    """All implementations of one part of a workload, timed in turns in one process.
 
     Attributes:
         workload: its name.
         dtype, device: of the inputs.
         timings: the eager baseline first.
         missing: why other backends cannot run it here, by name.
+        part: one of `PARTS`.
+        foreground: share of support tokens of weight 1, the rest 0; None for weights +1 and -1.
+        threads: of PyTorch on the CPU.
+        flop: operations of the eager formulation, 2 per multiply-add; an implementation may need
+            fewer, where weights are 0.
+        peak: FLOP/s of the fastest of some large products, timed in the same turns: float32 on a
+            CPU, the inputs' dtype on a GPU.
     """
 
     workload: str
@@ -69,6 +96,19 @@ class Comparison:
     device: str
     timings: tuple[Timing, ...]
     missing: dict[str, str]
+    part: str = "chain"
+    foreground: float | None = None
+    threads: int = 1
+    flop: float = 0.0
+    peak: float = float("inf")
+
+    @property
+    def title(self) -> str:
+        """What was compared, in words."""
+        share = self.foreground
+        weights = "weights ±1" if share is None else f"{100 * share:.0f} % foreground"
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        return f"{self.workload}, {self.dtype}, {self.device}, {threads}, {weights}, {self.part}"
 
     def ratio(self, timing: Timing) -> float | None:
         """How many times faster than the eager baseline, by medians."""
@@ -77,13 +117,50 @@ class Comparison:
             return None
         return eager / timing.median
 
+    def speed(self, timing: Timing) -> float | None:
+        """Median FLOP/s, by the eager formulation's count."""
+        return None if timing.median is None else self.flop / timing.median
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        rows = [
-            {**asdict(t), "median": t.median, "ratio": self.ratio(t), "passed": t.passed}
-            for t in self.timings
-        ]
+        """Plain data for JSON; nothing but the error where a check failed."""
+        rows = []
+        for timing in self.timings:
+            speed = self.speed(timing)
+            row = {
+                **asdict(timing),
+                "passed": timing.passed,
+                "median": timing.median,
+                "ratio": self.ratio(timing),
+                "gflops": None if speed is None else speed / 1e9,
+                "share_of_peak": None if speed is None else speed / self.peak,
+            }
+            rows.append(row)
         return {**asdict(self), "timings": rows}
+
+
+def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """A comparison for people: headers, and a row for each implementation."""
+    headers = ["", "median ms", "× eager", "GFLOP/s", "% of sgemm"]
+    measured = any(timing.memory is not None for timing in comparison.timings)
+    if measured:
+        headers.append("peak MB")
+    rows = []
+    for timing in comparison.timings:
+        ratio, speed, median = comparison.ratio(timing), comparison.speed(timing), timing.median
+        row = [timing.name, "check failed" if median is None else _milliseconds(median)]
+        row.append("–" if ratio is None else f"{ratio:.2f}")
+        row.append("–" if speed is None else f"{speed / 1e9:.1f}")
+        row.append("–" if speed is None else f"{100 * speed / comparison.peak:.0f}")
+        if measured:
+            row.append("–" if timing.memory is None else f"{timing.memory / 1e6:.0f}")
+        rows.append(row)
+    empty = ["–"] * (len(headers) - 1)
+    rows += [[f"{name}: {reason}", *empty] for name, reason in comparison.missing.items()]
+    return headers, rows
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.1f}" if seconds >= 1e-3 else f"{1000 * seconds:.4f}"
 
 
 def find_workloads(names: Sequence[str]) -> list[Workload]:
@@ -110,148 +187,264 @@ def compare(
     repeats: int = 5,
     only: Sequence[str] = (),
 ) -> Comparison:
-    """Check, then time one workload on every backend that can run it.
+    """The whole chain of one workload, as `Bench` compares it."""
+    return Bench(workload, device=device, dtype=dtype).compare(repeats=repeats, only=only)
+
+
+class Bench:
+    """One workload with its inputs, and what its parts must give, computed once.
 
     Args:
         workload: what to run.
         device: where.
         dtype: floating type of the inputs, also of the weights.
-        repeats: of each implementation; they take turns.
-        only: these backends; all where empty.
-
-    Raises:
-        UsageError: no backend has that name, or `repeats` is below 1.
-        BackendError: a backend in `only` cannot run here.
+        foreground: share of support tokens of weight 1, the rest 0; None for weights +1 and -1.
     """
-    if repeats < 1:
-        raise UsageError(f"repeats must be at least 1, got {repeats}")
-    reasons = {name: _why_not(name, device, dtype) for name in only or backends.names()}
-    missing = {name: reason for name, reason in reasons.items() if reason is not None}
-    if only and missing:
-        name, reason = next(iter(missing.items()))
-        raise BackendError(f"backend {name!r} cannot run {workload.name} here: {reason}")
-    inputs = baseline.make_inputs(workload, device=device, dtype=dtype)
-    runs: dict[str, Callable[[], Tensor]] = {EAGER: lambda: baseline.chain(inputs)}
-    for name in reasons:
-        if name not in missing:
-            runs[name] = _with_backend(name, inputs)
-    with torch.set_grad_enabled(workload.backward):
-        errors = _check(workload, inputs, runs)
-        right = {name: run for name, run in runs.items() if errors[name] <= 1}
-        seconds = _time(workload, inputs, right, repeats)
-    timings = tuple(Timing(name, errors[name], tuple(seconds.get(name, ()))) for name in runs)
-    return Comparison(
-        workload.name, str(dtype).removeprefix("torch."), str(device), timings, missing
-    )
 
+    def __init__(
+        self,
+        workload: Workload,
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        foreground: float | None = None,
+    ) -> None:
+        self.workload, self.device, self.dtype = workload, device, dtype
+        self.foreground = foreground
+        self.inputs = baseline.make_inputs(
+            workload, device=device, dtype=dtype, foreground=foreground
+        )
+        self._expected: dict[str, list[Tensor]] = {}
 
-def _why_not(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    reasons = (backends.why_not(name, op, device, dtype) for op in _OPS)
-    return next((reason for reason in reasons if reason is not None), None)
+    def compare(
+        self,
+        part: str = "chain",
+        *,
+        threads: int | None = None,
+        repeats: int = 5,
+        only: Sequence[str] = (),
+        measure_memory: bool = False,
+    ) -> Comparison:
+        """Check, then time one part on every backend that can run it.
 
+        Args:
+            part: one of `PARTS`.
+            threads: of PyTorch on the CPU; None leaves them as they are.
+            repeats: of each implementation; they take turns.
+            only: these backends; all where empty.
+            measure_memory: also run each in a process of its own (on a CPU, on Linux).
 
-def _with_backend(name: str, inputs: Inputs) -> Callable[[], Tensor]:
-    def run() -> Tensor:
-        with ops.use_backend(name):
-            x = ops.correlation4d(inputs.query, inputs.support, inputs.support_weight)
-            return baseline.run_blocks(x, inputs.blocks, ops.center_pivot_block4d)
+        Raises:
+            UsageError: no backend or part has that name, or a number is below 1.
+            BackendError: a backend in `only` cannot run here.
+        """
+        for name, value in (("repeats", repeats), ("threads", threads)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1, got {value}")
+        if part not in PARTS:
+            raise UsageError(f"unknown part {part!r}: choose from {', '.join(PARTS)}")
+        missing = self._missing(part, only)
+        names = [EAGER, *(name for name in only or backends.names() if name not in missing)]
+        with use_threads(threads), torch.set_grad_enabled(self.workload.backward):
+            runs = {name: _make_run(name, part, self.inputs) for name in names}
+            errors = self._check(part, runs)
+            right = {name: run for name, run in runs.items() if errors[name] <= 1}
+            seconds, peak = self._time(part, right, repeats)
+            count = torch.get_num_threads()
+        del runs, right  # the memory they hold is needed for the next
+        peaks = self._measure_memory(part, [*seconds] if measure_memory else [], count)
+        return Comparison(
+            self.workload.name,
+            str(self.dtype).removeprefix("torch."),
+            str(self.device),
+            tuple(Timing(n, errors[n], seconds.get(n, ()), peaks.get(n)) for n in names),
+            missing,
+            part,
+            self.foreground,
+            count,
+            _flop(self.workload, part),
+            peak,
+        )
 
-    return run
+    def _missing(self, part: str, only: Sequence[str]) -> dict[str, str]:
+        """Why backends cannot run a part, by name; those in `only` are built, or raise."""
+        missing = {}
+        for op in _OPS[part]:
+            for name in only:
+                backends.select(op, self.inputs.query, name)
+            for name in () if only else backends.names():
+                reason = backends.why_not(name, op, self.device, self.dtype)
+                if reason is not None:
+                    missing[name] = reason
+        return missing
 
+    def _check(self, part: str, runs: dict[str, Run]) -> dict[str, float]:
+        """Each implementation's error as a share of what it may be, against float64.
 
-def _step(workload: Workload, inputs: Inputs, run: Callable[[], Tensor]) -> list[Tensor]:
-    """One run: the output and, with a backward pass, the gradient of every parameter."""
-    output = run()
-    if not workload.backward:
-        return [output]
-    parameters = [tensor for block in inputs.blocks for tensor in block.tensors()]
-    generator = torch.Generator().manual_seed(1)
-    cotangent = torch.randn(output.shape, generator=generator).to(output)
-    return [output.detach(), *torch.autograd.grad(output, parameters, cotangent)]
-
-
-def _check(
-    workload: Workload, inputs: Inputs, runs: dict[str, Callable[[], Tensor]]
-) -> dict[str, float]:
-    """Each implementation's error as a share of what it may be, against float64.
-
-    The correlation is held to its own bound; the chain may err twice as much as the eager
-    formulation does, or as much as one op may. Eager, the yardstick, gets a coarse check.
-    """
-    dtype = inputs.query.dtype
-    exact = _to_double(inputs)
-    with ops.use_backend("reference"):
-        arguments = (exact.query, exact.support, exact.support_weight)
-        correlation = ops.correlation4d(*arguments)
-    errors = {}
-    for name in runs:
-        if name != EAGER:
-            own = _correlation(name, inputs)
-            errors[name] = _error(own, correlation, FORWARD_BOUND[dtype])
-    del correlation
-    wanted = _step(workload, exact, _with_backend("reference", exact))
-    forward, gradient = FORWARD_BOUND[dtype], GRADIENT_BOUND[dtype]
-    least = [forward, *[gradient] * (len(wanted) - 1)]
-    eager = _step(workload, inputs, runs[EAGER])
-    norms = [_norm_error(y, exact_y) for y, exact_y in zip(eager, wanted, strict=True)]
-    errors[EAGER] = max(n / (EAGER_FACTOR * b) for n, b in zip(norms, least, strict=True))
-    allowed = [max(CHAIN_FACTOR * n, b) for n, b in zip(norms, least, strict=True)]
-    for name, run in runs.items():
-        if name != EAGER:
-            results = zip(_step(workload, inputs, run), wanted, allowed, strict=True)
-            errors[name] = max(errors[name], *(_error(y, e, bound) for y, e, bound in results))
-    return errors
-
-
-def _correlation(name: str, inputs: Inputs) -> Tensor:
-    with ops.use_backend(name):
-        return ops.correlation4d(inputs.query, inputs.support, inputs.support_weight)
-
-
-def _norm_error(y: Tensor, exact: Tensor) -> float:
-    """||y - exact|| / ||exact||, absolute where exact is 0; infinite where y is not finite."""
-    difference = (y.double() - exact).norm() / (exact.norm() if exact.any() else 1)
-    return float(difference) if torch.isfinite(difference) else float("inf")
-
-
-def _error(y: Tensor, exact: Tensor, bound: float) -> float:
-    """The larger of the norm's and the worst element's error, over what is allowed."""
-    if y.shape != exact.shape:
-        return float("inf")
-    largest = exact.abs().max() if exact.any() else 1
-    element = float((y.double() - exact).abs().max() / largest)
-    return max(_norm_error(y, exact) / bound, element / (ELEMENT_FACTOR * bound))
-
-
-def _to_double(inputs: Inputs) -> Inputs:
-    def double(tensor: Tensor) -> Tensor:
-        return tensor.detach().double().requires_grad_(tensor.requires_grad)
-
-    return Inputs(
-        double(inputs.query),
-        double(inputs.support),
-        double(inputs.support_weight),
-        tuple(Block(*map(double, block.tensors())) for block in inputs.blocks),
-    )
-
-
-def _time(
-    workload: Workload, inputs: Inputs, runs: dict[str, Callable[[], Tensor]], repeats: int
-) -> dict[str, list[float]]:
-    """Seconds of every repeat; implementations take turns. The check has warmed them up."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    with Progress(f"time {workload.name}", repeats, unit="rounds") as progress:
-        for _ in range(repeats):
+        GroupNorm takes a wrong scale out again, so the chain's correlation is held to a bound of
+        its own.
+        """
+        with Progress(f"check {self.workload.name}", len(runs) + 1, unit="results") as progress:
+            expected = self._expect(part)
+            progress.advance()
+            inputs, errors = self.inputs, {}
+            eager = exactness.step(runs[EAGER], inputs)
+            allowed = exactness.bounds(eager, expected, self.dtype, chained=part != "correlation")
+            errors[EAGER] = exactness.yardstick_error(eager, expected, self.dtype)
+            del eager
+            progress.advance()
             for name, run in runs.items():
-                _wait(inputs)
+                if name == EAGER:
+                    continue
+                errors[name] = exactness.error(exactness.step(run, inputs), expected, allowed)
+                if part == "chain":
+                    correlation = [_make_run(name, "correlation", inputs)()]
+                    bound = [exactness.FORWARD_BOUND[self.dtype]]
+                    own = exactness.error(correlation, self._expect("correlation"), bound)
+                    errors[name] = max(errors[name], own)
+                progress.advance()
+        return errors
+
+    def _expect(self, part: str) -> list[Tensor]:
+        """The part's results in float64; those of the chain for all parts that end like it."""
+        ends = part if part in {"correlation", "fused-block"} else "chain"
+        if ends not in self._expected:
+            self._expected[ends] = exactness.expected(ends, self.inputs)
+        return self._expected[ends]
+
+    def _time(
+        self, part: str, runs: dict[str, Run], repeats: int
+    ) -> tuple[dict[str, tuple[float, ...]], float]:
+        """Seconds of every repeat by name, and the FLOP/s of a large product."""
+        side = _SGEMM_SIDE[self.device.type]
+        dtype = torch.float32 if self.device.type == "cpu" else self.dtype
+        factors = torch.rand(2, side, side, device=self.device, dtype=dtype)
+        steps: dict[str, Callable[[], object]] = {
+            name: functools.partial(exactness.step, run, self.inputs) for name, run in runs.items()
+        }
+        steps[_SGEMM] = lambda: torch.mm(*factors)
+        steps[_SGEMM]()
+        seconds = take_turns(steps, repeats, self.device, f"time {self.workload.name}")
+        return seconds, 2.0 * side**3 / min(seconds.pop(_SGEMM))
+
+    def _measure_memory(
+        self, part: str, names: Sequence[str], threads: int
+    ) -> dict[str, int | None]:
+        """Peak bytes by name."""
+        peaks: dict[str, int | None] = {}
+        if self.device.type != "cpu" or not names:
+            return peaks
+        title = f"memory of {self.workload.name}"
+        with Progress(title, len(names), unit="processes") as progress:
+            for name in names:
+                request = (self.workload, self.dtype, self.foreground, name, part, threads)
+                peaks[name] = memory.in_new_process(_peak_bytes, *request)
+                progress.advance()
+        return peaks
+
+
+@contextlib.contextmanager
+def use_threads(count: int | None) -> Iterator[None]:
+    """Let PyTorch use so many threads on the CPU; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def take_turns(
+    steps: dict[str, Callable[[], object]], repeats: int, device: torch.device, title: str
+) -> dict[str, tuple[float, ...]]:
+    """Seconds of every repeat by name; what slows the machine for a while slows all of them.
+
+    The steps have been run before. The large product takes part in the first rounds only.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    with Progress(title, repeats, unit="rounds") as progress:
+        for index in range(repeats):
+            for name, step in steps.items():
+                if name == _SGEMM and index >= _SGEMM_ROUNDS:
+                    continue
+                _wait(device)
                 began = time.perf_counter()
-                _step(workload, inputs, run)
-                _wait(inputs)
+                step()
+                _wait(device)
                 seconds[name].append(time.perf_counter() - began)
             progress.advance()
-    return seconds
+    return {name: tuple(times) for name, times in seconds.items()}
 
 
-def _wait(inputs: Inputs) -> None:
-    if inputs.query.is_cuda:
-        torch.cuda.synchronize(inputs.query.device)
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _make_run(name: str, part: str, inputs: Inputs) -> Run:
+    """A call of one part by one implementation; what the part starts from is made here."""
+    features = (inputs.query, inputs.support, inputs.support_weight)
+    if name == EAGER:
+        correlation4d: Run = functools.partial(baseline.correlation4d, *features)
+        block4d: Callable[..., Tensor] = baseline.center_pivot_block4d
+    else:
+        correlation4d = functools.partial(ops.correlation4d, *features, backend=name)
+        block4d = functools.partial(ops.center_pivot_block4d, backend=name)
+    if part == "correlation":
+        return correlation4d
+    if part in {"blocks", "blocks-contiguous"}:
+        x = correlation4d()
+        x = x if part == "blocks" else x.contiguous()
+        return lambda: baseline.run_blocks(x, inputs.blocks, block4d)
+    if part == "chain":
+        if name == EAGER:
+            return lambda: baseline.chain(inputs)
+        return lambda: baseline.run_blocks(correlation4d(), inputs.blocks, block4d)
+
+    def first_block() -> Tensor:
+        first = inputs.blocks[0]
+        if name == EAGER:
+            return block4d(correlation4d(), *first.tensors(), support_stride=STRIDE)
+        convolution = first.tensors()[:3]
+        raw = ops.correlation_center_pivot4d(
+            *features, *convolution, support_stride=STRIDE, backend=name
+        )
+        return baseline.norm_relu(raw, first.norm_weight, first.norm_bias)
+
+    if part == "fused-block":
+        return first_block
+    return lambda: baseline.run_blocks(first_block(), inputs.blocks[1:], block4d)
+
+
+def _flop(workload: Workload, part: str) -> float:
+    """Operations of the eager formulation of a part, forward and where asked for backward."""
+    counts = workload.flop()
+    if workload.backward:
+        backward = workload.backward_flop()
+        counts = {name: count + backward[name] for name, count in counts.items()}
+    if part.startswith("blocks"):
+        counts.pop("correlation")
+    elif part == "correlation":
+        return counts["correlation"]
+    elif part == "fused-block":
+        return counts["correlation"] + counts["block 1"]
+    return sum(counts.values())
+
+
+def _peak_bytes(
+    workload: Workload,
+    dtype: torch.dtype,
+    foreground: float | None,
+    name: str,
+    part: str,
+    threads: int,
+) -> int | None:
+    """Peak memory of one step, in a process of its own; a small workload loads the libraries."""
+    torch.set_num_threads(threads)
+    small = replace(workload, batch=1, grid=min(workload.grid, 5))
+    for size in (small, workload):
+        inputs = baseline.make_inputs(size, dtype=dtype, foreground=foreground)
+        with torch.set_grad_enabled(workload.backward):
+            run = _make_run(name, part, inputs)
+            peak = memory.peak_bytes(functools.partial(exactness.step, run, inputs))
+    return peak

@@ -10,7 +10,7 @@ import torch
 
 from fsdino.environment import devices, environment
 from fsdino.models import zoo
-from fsdino.ops import backends
+from fsdino.ops import backends, native
 
 PACKAGES = (
     "torch", "torchvision", "timm", "triton", "segment-anything", "numpy", "pillow", "safetensors",
@@ -45,6 +45,15 @@ def choices(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, str
     return table
 
 
+def describe_native() -> dict[str, Any]:
+    """The extension behind backend `cpp`, if any, and why others that were found are not used."""
+    extension = native.extension()
+    return {
+        "extension": None if extension is None else extension.to_dict(),
+        "problems": list(native.problems()),
+    }
+
+
 def describe_model(name: str) -> dict[str, Any]:
     """Configuration and parameters of a model, by the name that `fsdino.load` takes.
 
@@ -66,6 +75,7 @@ def describe_model(name: str) -> dict[str, Any]:
 
 def collect(model: str | None = None) -> dict[str, Any]:
     """Everything above, as plain data for JSON."""
+    cpp = describe_native()
     report: dict[str, Any] = {
         "environment": environment(),
         "packages": packages(),
@@ -77,6 +87,7 @@ def collect(model: str | None = None) -> dict[str, Any]:
             }
             for name in devices()
         },
+        "cpp": cpp,
         "forced_backend": os.environ.get("FSDINO_BACKEND"),
         "models": list(zoo.names()),
     }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -129,6 +132,24 @@ def check_stride(op: str, support_stride: int) -> None:
         raise TypeError(f"{op}: support_stride must be an int, got {type(support_stride).__name__}")
     if support_stride < 1:
         raise ValueError(f"{op}: support_stride must be at least 1, got {support_stride}")
+
+
+def check_result(op: str, names: str, shape: Sequence[int]) -> None:
+    """The result can be addressed: at most 2^63 - 1 bytes, 8 for each element.
+
+    Args:
+        op: for the message.
+        names: the arguments whose sizes decide.
+        shape: of the result.
+
+    Raises:
+        ValueError: it is larger.
+    """
+    if all(isinstance(size, int) for size in shape) and math.prod(shape) >= 2**60:
+        raise ValueError(
+            f"{op}: {names} ask for a result of {list(shape)}, more than can be addressed: "
+            f"use smaller grids or batches"
+        )
 
 
 def check_eps(op: str, name: str, eps: float) -> None:

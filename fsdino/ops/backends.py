@@ -2,8 +2,8 @@
 
 A backend is a module that implements the eight functions in `FUNCTIONS` (each op, forward and
 backward, with the signatures of `fsdino/ops/reference.py`) and a predicate that says why it cannot
-run a given call. `auto` asks the predicates in order of priority; a backend asked for by name
-raises the predicate's reason.
+run a given call. `auto` asks the predicates in order of priority; a backend asked for by name is
+prepared first, which may take as long as compiling does, and raises the predicate's reason.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import contextvars
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
 import torch
 
 from fsdino.errors import BackendError, UsageError
+from fsdino.ops import native
 
 logger = logging.getLogger("fsdino.ops")
 
@@ -32,6 +33,10 @@ OPS = (
 FUNCTIONS = tuple(name + suffix for name in OPS for suffix in ("", "_backward"))
 
 
+def _nothing_to_prepare(device: torch.device) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Backend:
     """One implementation of the four ops.
@@ -41,12 +46,19 @@ class Backend:
         priority: `auto` asks the highest first.
         module: dotted path of the module with the functions, imported at the first call.
         why_not: (op, device, dtype) -> None where the backend can run the call, else the reason.
+            Asked at every call: it must be quick, and must not build.
+        memory_order: the dims of a volume [B, C, Hq, Wq, Hs, Ws], outermost first, as the backend
+            leaves them in memory.
+        prepare: called with the device before `why_not` where the backend is asked for by name; it
+            may build. What it could not do, `why_not` explains.
     """
 
     name: str
     priority: int
     module: str
     why_not: Callable[[str, torch.device, torch.dtype], str | None]
+    memory_order: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    prepare: Callable[[torch.device], None] = _nothing_to_prepare
 
     def load(self) -> ModuleType:
         """Import the implementation."""
@@ -88,6 +100,7 @@ def select(op: str, tensor: torch.Tensor, requested: str = "auto") -> str:
     if requested == "auto":
         requested = _forced.get()
     if requested != "auto":
+        _find(requested).prepare(tensor.device)
         reason = why_not(requested, op, tensor.device, tensor.dtype)
         if reason is not None:
             raise BackendError(f"backend {requested!r} cannot run {op} here: {reason}")
@@ -126,6 +139,13 @@ def run(backend: str, function: str, tensor: torch.Tensor, *args: object) -> tor
     return implementation(tensor, *args)  # type: ignore[no-any-return]
 
 
+def empty_volume(backend: str, like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """An uninitialised volume [B, C, Hq, Wq, Hs, Ws] in the memory order of a backend."""
+    order = _registry[backend].memory_order
+    volume = like.new_empty([shape[dim] for dim in order])
+    return volume.permute([order.index(dim) for dim in range(len(order))])
+
+
 def _find(name: str) -> Backend:
     if name not in _registry:
         raise UsageError(f"unknown backend {name!r}: choose from auto, {', '.join(names())}")
@@ -136,4 +156,9 @@ def _reference_why_not(op: str, device: torch.device, dtype: torch.dtype) -> str
     return None
 
 
+register(
+    Backend(
+        "cpp", 10, "fsdino.ops.native", native.why_not, (0, 1, 4, 5, 2, 3), prepare=native.prepare
+    )
+)
 register(Backend("reference", 0, "fsdino.ops.reference", _reference_why_not))

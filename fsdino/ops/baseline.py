@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KERNEL, STRIDE, GROUPS = 3, 2, 4
+KERNEL, STRIDE, GROUPS, NORM_EPS = 3, 2, 4, 1e-5
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,17 @@ class Workload:
             inner = outer
         return counts
 
+    def backward_flop(self) -> dict[str, float]:
+        """As `flop`, of the backward pass: each block's weights and, but for the first, its input.
+
+        The features are frozen, so the correlation and the first block's input take no gradient.
+        """
+        counts = self.flop()
+        return {
+            name: (0.0 if name == "correlation" else 1.0 if name == "block 1" else 2.0) * count
+            for name, count in counts.items()
+        }
+
 
 _FORWARD = (
     Workload("W4", batch=1, layers=4),
@@ -65,6 +76,8 @@ WORKLOADS: dict[str, Workload] = {w.name: w for w in _FORWARD} | {
     for w in _FORWARD
     if w.name != "HR"
 }
+# So small that the time of a call is what it costs to get to the arithmetic and back.
+TINY = Workload("tiny", batch=1, layers=2, grid=4, channels=8, block_channels=(8,))
 
 
 @dataclass(frozen=True)
@@ -196,7 +209,7 @@ def center_pivot_block4d(
     norm_bias: Tensor,
     *,
     num_groups: int = GROUPS,
-    norm_eps: float = 1e-5,
+    norm_eps: float = NORM_EPS,
     support_stride: int = 1,
     reduce_support: bool = False,
 ) -> Tensor:
@@ -207,6 +220,28 @@ def center_pivot_block4d(
     return y.mean((4, 5)) if reduce_support else y
 
 
+def norm_relu(y: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
+    """What a block does after its convolution: for `correlation_center_pivot4d`, which stops there.
+
+    In place where autograd is off: the output of the first block is what memory is short of.
+
+    Args:
+        y: [B, Co, ...]; overwritten where autograd is off.
+        norm_weight: [Co].
+        norm_bias: [Co].
+    """
+    if y.requires_grad:
+        return F.group_norm(y, GROUPS, norm_weight, norm_bias, NORM_EPS).relu()
+    grouped = y.unflatten(1, (GROUPS, -1))  # [B, G, Co / G, ...]
+    wide = grouped if y.dtype == torch.float64 else grouped.float()
+    variance, mean = torch.var_mean(wide, [*range(2, y.dim() + 1)], correction=0, keepdim=True)
+    shape = (GROUPS, -1, *[1] * (y.dim() - 2))
+    scale = norm_weight.view(shape) * (variance + NORM_EPS).rsqrt()
+    shift = norm_bias.view(shape) - mean * scale
+    torch.addcmul(shift, grouped, scale, out=grouped)
+    return y.relu_()
+
+
 def chain(inputs: Inputs) -> Tensor:
     """A whole workload, eagerly: correlation and three blocks -> [B, Co, Hq, Wq]."""
     x = correlation4d(inputs.query, inputs.support, inputs.support_weight)
@@ -214,7 +249,12 @@ def chain(inputs: Inputs) -> Tensor:
 
 
 def run_blocks(x: Tensor, blocks: tuple[Block, ...], block4d: Callable[..., Tensor]) -> Tensor:
-    """Pass a correlation through all blocks with one implementation of the block."""
+    """Pass a correlation, or the first block's output, through the blocks that follow.
+
+    The last one takes the mean over the support; without any the mean is all that is left to do.
+    """
+    if not blocks:
+        return x.mean((4, 5))
     for index, block in enumerate(blocks):
         last = index == len(blocks) - 1
         x = block4d(x, *block.tensors(), support_stride=STRIDE, reduce_support=last)

@@ -83,6 +83,9 @@ def center_pivot_conv4d(
     arguments.check_volume(_CONV, x)
     arguments.check_weights(_CONV, x.shape[1], weight_query, weight_support, bias)
     arguments.check_stride(_CONV, support_stride)
+    arguments.check_result(
+        _CONV, "x and weight_query", _shape(x, weight_query.shape[0], support_stride)
+    )
     name = backends.select(_CONV, x, backend)
     return torch.ops.fsdino.center_pivot_conv4d(  # type: ignore[no-any-return]
         x, weight_query, weight_support, bias, support_stride, name
@@ -135,6 +138,9 @@ def center_pivot_block4d(
     arguments.check_vector(_BLOCK, "norm_weight", norm_weight, weight_query.shape[0])
     arguments.check_vector(_BLOCK, "norm_bias", norm_bias, weight_query.shape[0])
     arguments.check_stride(_BLOCK, support_stride)
+    arguments.check_result(
+        _BLOCK, "x and weight_query", _shape(x, weight_query.shape[0], support_stride)
+    )
     arguments.check_eps(_BLOCK, "norm_eps", norm_eps)
     if num_groups < 1 or weight_query.shape[0] % num_groups:
         raise ValueError(
@@ -151,6 +157,11 @@ def center_pivot_block4d(
 def kept(size: int, stride: int) -> int:
     """Support positions that a stride keeps: 0, s, 2s, ..."""
     return (size + stride - 1) // stride
+
+
+def _shape(x: Tensor, channels: int, stride: int) -> tuple[int, ...]:
+    batch, _, hq, wq, hs, ws = x.shape
+    return (batch, channels, hq, wq, kept(hs, stride), kept(ws, stride))
 
 
 @torch.library.impl("fsdino::center_pivot_conv4d", "CompositeExplicitAutograd")
@@ -174,9 +185,7 @@ def _conv_fake(
     support_stride: int,
     backend: str,
 ) -> Tensor:
-    batch, _, hq, wq, hs, ws = x.shape
-    hs, ws = kept(hs, support_stride), kept(ws, support_stride)
-    return x.new_empty((batch, weight_query.shape[0], hq, wq, hs, ws))
+    return backends.empty_volume(backend, x, _shape(x, weight_query.shape[0], support_stride))
 
 
 @torch.library.register_fake("fsdino::center_pivot_conv4d_backward")
@@ -190,7 +199,8 @@ def _conv_backward_fake(
     backend: str,
 ) -> tuple[Tensor, ...]:
     bias = weight_query[:, 0, 0, 0]
-    return asked_for(grad, (x, weight_query, weight_support, bias), needs)
+    inputs = (backends.empty_volume(backend, x, x.shape), weight_query, weight_support, bias)
+    return asked_for(grad, inputs, needs)
 
 
 def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -234,7 +244,7 @@ def _block_fake(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     raw = _conv_fake(x, weight_query, weight_support, bias, support_stride, backend)
-    y = x.new_empty(raw.shape[:4] if reduce_support else raw.shape)
+    y = x.new_empty(raw.shape[:4]) if reduce_support else torch.empty_like(raw)
     statistics = torch.float64 if x.dtype == torch.float64 else torch.float32
     shape = (x.shape[0], num_groups) if save else (0,)
     mean, rstd = (x.new_empty(shape, dtype=statistics) for _ in range(2))
@@ -257,7 +267,8 @@ def _block_backward_fake(
     needs: Sequence[bool],
     backend: str,
 ) -> tuple[Tensor, ...]:
-    inputs = (x, weight_query, weight_support, norm_bias, norm_weight, norm_bias)
+    volume = backends.empty_volume(backend, x, x.shape)
+    inputs = (volume, weight_query, weight_support, norm_bias, norm_weight, norm_bias)
     return asked_for(grad, inputs, needs)
 
 

@@ -61,8 +61,13 @@ def correlation4d(
     arguments.check_tensors(_NAME, query=query, support=support, support_weight=support_weight)
     arguments.check_features(_NAME, query, support, support_weight)
     arguments.check_eps(_NAME, "eps", eps)
+    arguments.check_result(_NAME, "query and support", _shape(query, support))
     name = backends.select(_NAME, query, backend)
     return torch.ops.fsdino.correlation4d(query, support, support_weight, eps, name)  # type: ignore[no-any-return]
+
+
+def _shape(query: Tensor, support: Tensor) -> tuple[int, ...]:
+    return (*query.shape[:2], *query.shape[3:], *support.shape[3:])
 
 
 @torch.library.impl("fsdino::correlation4d", "CompositeExplicitAutograd")
@@ -82,7 +87,7 @@ def _backward_kernel(grad: Tensor, *args: Any) -> Any:
 def _fake(
     query: Tensor, support: Tensor, support_weight: Tensor | None, eps: float, backend: str
 ) -> Tensor:
-    return query.new_empty((*query.shape[:2], *query.shape[3:], *support.shape[3:]))
+    return backends.empty_volume(backend, query, _shape(query, support))
 
 
 @torch.library.register_fake("fsdino::correlation4d_backward")
@@ -102,9 +107,14 @@ def _backward_fake(
 def asked_for(
     grad: Tensor, inputs: Sequence[Tensor | None], needs: Sequence[bool]
 ) -> tuple[Tensor, ...]:
-    """Fake gradients: one like each input that somebody asks for, else an empty tensor."""
+    """Fake gradients: one like each input that somebody asks for, else an empty tensor.
+
+    Volumes keep their memory order, other gradients are contiguous.
+    """
     return tuple(
-        t.new_empty(t.shape) if t is not None and need else grad.new_empty(0)
+        (torch.empty_like(t) if t.ndim == 6 else t.new_empty(t.shape))
+        if t is not None and need
+        else grad.new_empty(0)
         for t, need in zip(inputs, needs, strict=True)
     )
 

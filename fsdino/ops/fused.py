@@ -79,6 +79,8 @@ def correlation_center_pivot4d(
     arguments.check_weights(_NAME, query.shape[1], weight_query, weight_support, bias)
     arguments.check_stride(_NAME, support_stride)
     arguments.check_eps(_NAME, "eps", eps)
+    shape = _shape(query, support, weight_query.shape[0], support_stride)
+    arguments.check_result(_NAME, "query, support and weight_query", shape)
     name = backends.select(_NAME, query, backend)
     return torch.ops.fsdino.correlation_center_pivot4d(  # type: ignore[no-any-return]
         query,
@@ -91,6 +93,11 @@ def correlation_center_pivot4d(
         eps,
         name,
     )
+
+
+def _shape(query: Tensor, support: Tensor, channels: int, stride: int) -> tuple[int, ...]:
+    hs, ws = (kept(size, stride) for size in support.shape[3:])
+    return (query.shape[0], channels, *query.shape[3:], hs, ws)
 
 
 @torch.library.impl("fsdino::correlation_center_pivot4d", "CompositeExplicitAutograd")
@@ -117,8 +124,8 @@ def _fake(
     eps: float,
     backend: str,
 ) -> Tensor:
-    hs, ws = (kept(size, support_stride) for size in support.shape[3:])
-    return query.new_empty((query.shape[0], weight_query.shape[0], *query.shape[3:], hs, ws))
+    shape = _shape(query, support, weight_query.shape[0], support_stride)
+    return backends.empty_volume(backend, query, shape)
 
 
 @torch.library.register_fake("fsdino::correlation_center_pivot4d_backward")

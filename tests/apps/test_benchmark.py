@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import statistics
+import subprocess
 import sys
 import types
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from fsdino import ops
-from fsdino.apps import benchmark
-from fsdino.apps.benchmark import Comparison, Timing
+from fsdino.apps import benchmark, exactness
+from fsdino.apps.benchmark import Bench, Comparison, Timing
 from fsdino.errors import BackendError, UsageError
 from fsdino.ops import backends, baseline, reference
 from fsdino.ops.backends import Backend
-from fsdino.ops.baseline import Workload
+from fsdino.ops.baseline import WORKLOADS, Workload
 
+ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 MINI = Workload("mini", batch=1, layers=2, grid=7, channels=16, block_channels=(8, 16))
 MINI_BACKWARD = Workload("mini-t", 1, 2, grid=7, channels=16, block_channels=(8, 16), backward=True)
+
+
+@pytest.fixture(autouse=True)
+def small_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The speed of the machine is of no interest here."""
+    monkeypatch.setitem(benchmark._SGEMM_SIDE, "cpu", 64)
+
+
+def here() -> list[str]:
+    """Backends that can run here: the extension may not be built."""
+    names = backends.names()
+    return [n for n in names if backends.why_not(n, "correlation4d", CPU, torch.float32) is None]
 
 
 def add_backend(monkeypatch: pytest.MonkeyPatch, name: str, why: str | None = None, **changes: Any):
@@ -33,11 +52,11 @@ def add_backend(monkeypatch: pytest.MonkeyPatch, name: str, why: str | None = No
 
 
 @pytest.mark.parametrize("workload", [MINI, MINI_BACKWARD], ids=["forward", "backward"])
-@pytest.mark.parametrize("dtype", benchmark.FORWARD_BOUND, ids=str)
+@pytest.mark.parametrize("dtype", exactness.FORWARD_BOUND, ids=str)
 def test_correct_backends_are_timed(workload: Workload, dtype: torch.dtype):
     """Eager comes first, every implementation is timed as often, ratios are against eager."""
     found = benchmark.compare(workload, device=CPU, dtype=dtype, repeats=3)
-    assert [timing.name for timing in found.timings] == ["eager", *backends.names()]
+    assert [timing.name for timing in found.timings] == ["eager", *here()]
     assert all(timing.passed and len(timing.seconds) == 3 for timing in found.timings)
     assert found.ratio(found.timings[0]) == 1
 
@@ -96,22 +115,154 @@ def test_a_wrong_baseline_is_not_timed(monkeypatch):
 def test_implementations_take_turns():
     """What slows the machine down for a while slows all of them down."""
     order: list[str] = []
-
-    def run(name: str) -> Any:
-        return lambda: order.append(name) or torch.zeros(1)
-
-    inputs = baseline.make_inputs(MINI)
-    seconds = benchmark._time(MINI, inputs, {"a": run("a"), "b": run("b")}, repeats=3)
+    steps = {name: partial(order.append, name) for name in "ab"}
+    seconds = benchmark.take_turns(steps, 3, CPU, "time")
     assert order == ["a", "b"] * 3
     assert [len(times) for times in seconds.values()] == [3, 3]
+
+
+def test_the_large_product_takes_part_in_the_first_rounds():
+    """A thousand rounds of a tiny workload do not wait for a thousand of them."""
+    seconds = benchmark.take_turns({"a": int, "sgemm": int}, 7, CPU, "time")
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 7, "sgemm": 5}
+
+
+@pytest.mark.parametrize("part", benchmark.PARTS)
+@pytest.mark.parametrize("workload", [MINI, MINI_BACKWARD], ids=["forward", "backward"])
+@pytest.mark.parametrize("foreground", [None, 0.2])
+def test_every_part_is_checked_and_timed(part, workload, foreground):
+    """Right results pass, with either kind of weights; speed is work over time."""
+    found = Bench(workload, device=CPU, foreground=foreground).compare(part, repeats=2)
+    assert (found.part, found.foreground) == (part, foreground)
+    assert all(timing.passed and len(timing.seconds) == 2 for timing in found.timings)
+    reference = found.timings[-1]
+    assert found.speed(reference) == found.flop / statistics.median(reference.seconds)
+    assert 0 < found.peak < float("inf")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_norm_after_the_fused_op_is_exact_enough_in_half_precision(dtype):
+    """It is applied in place, to a rounded convolution."""
+    found = Bench(MINI, device=CPU, dtype=dtype).compare("fused-block", repeats=1)
+    assert all(timing.passed for timing in found.timings)
+
+
+@pytest.mark.parametrize(
+    ("part", "function"),
+    [
+        ("correlation", "correlation4d"),
+        ("blocks", "center_pivot_block4d"),
+        ("blocks-contiguous", "center_pivot_block4d"),
+        ("fused-block", "correlation_center_pivot4d"),
+        ("fused-chain", "correlation_center_pivot4d"),
+    ],
+)
+def test_every_part_runs_its_own_op(monkeypatch, part, function):
+    """An op that returns zeros fails the parts that use it."""
+
+    def zeros(*args: Any) -> Any:
+        result = getattr(reference, function)(*args)
+        return result * 0 if isinstance(result, torch.Tensor) else (result[0] * 0, *result[1:])
+
+    add_backend(monkeypatch, "zeros", **{function: zeros})
+    found = Bench(MINI, device=CPU).compare(part, repeats=1)
+    errors = {timing.name: timing.error > 1 for timing in found.timings}
+    assert errors == {"eager": False, **dict.fromkeys(here(), False), "zeros": True}
+
+
+def test_blocks_get_the_memory_layout_of_their_backend(monkeypatch):
+    """A backend may lay its correlation out as its blocks like it; once more, all contiguous."""
+    layouts: list[bool] = []
+
+    def query_innermost(*args: Any) -> torch.Tensor:
+        y = reference.correlation4d(*args)
+        return y.permute(0, 1, 4, 5, 2, 3).contiguous().permute(0, 1, 4, 5, 2, 3)
+
+    def block(x: torch.Tensor, *args: Any) -> Any:
+        if x.shape[1] == MINI.layers:
+            layouts.append(x.is_contiguous())
+        return reference.center_pivot_block4d(x, *args)
+
+    changes = {"correlation4d": query_innermost, "center_pivot_block4d": block}
+    add_backend(monkeypatch, "other", **changes)
+    bench = Bench(MINI, device=CPU)
+    for part, contiguous in (("blocks", False), ("blocks-contiguous", True)):
+        layouts.clear()
+        bench.compare(part, repeats=1, only=["other"])
+        assert set(layouts) == {contiguous}
+
+
+def test_operations_of_the_parts():
+    """W12's published counts; backward, features frozen, each block's again, twice with its input.
+
+    Forward 34.5 + 3.4 + 5.0 + 10.1 GFLOP; backward 3.4 + 2 x 5.0 + 2 x 10.1.
+    """
+    w12, t12 = WORKLOADS["W12"], WORKLOADS["T12"]
+    gflop = {part: benchmark._flop(w12, part) / 1e9 for part in benchmark.PARTS}
+    expected = {
+        "chain": 34.5 + 18.5,
+        "correlation": 34.5,
+        "blocks": 18.5,
+        "blocks-contiguous": 18.5,
+        "fused-block": 34.5 + 3.4,
+        "fused-chain": 34.5 + 18.5,
+    }
+    assert gflop == pytest.approx(expected, abs=0.15)  # they are published with one decimal
+    backward = (benchmark._flop(t12, "chain") - benchmark._flop(w12, "chain")) / 1e9
+    assert backward == pytest.approx(33.6, abs=0.2)
+
+
+@pytest.mark.parametrize("part", ["chain", "correlation"])
+def test_threads_come_back(monkeypatch, part):
+    """So many as asked for while it runs, the caller's afterwards, also after an error."""
+    seen: list[int] = []
+
+    def correlation4d(*args: Any) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return reference.correlation4d(*args)
+
+    add_backend(monkeypatch, "other", correlation4d=correlation4d)
+    before = torch.get_num_threads()
+    found = Bench(MINI, device=CPU).compare(part, threads=before + 1, repeats=1)
+    assert set(seen) == {before + 1} == {found.threads}
+    assert torch.get_num_threads() == before
+    add_backend(monkeypatch, "broken", correlation4d=lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Bench(MINI, device=CPU).compare(part, threads=before + 1, repeats=1)
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux")
+def test_memory_of_a_workload():
+    """By hand: eager stacks two volumes, so that beside its result there is as much once more."""
+    wide = Workload("wide", batch=1, layers=2, grid=41, channels=2, block_channels=(4,))
+    size = 2 * 41**4 * 4  # 22.6 MB
+    bench = Bench(wide, device=CPU)
+    found = bench.compare("correlation", repeats=1, only=["reference"], measure_memory=True)
+    eager, reference = (timing.memory for timing in found.timings)
+    assert eager == pytest.approx(size, rel=0.1)
+    assert reference > 0
+    assert found.to_dict()["timings"][0]["memory"] == eager
+
+
+def test_memory_of_wrong_results_is_not_measured(monkeypatch):
+    """As their time."""
+    monkeypatch.setattr(baseline, "chain", lambda inputs: torch.ones(1, 16, 7, 7))
+    monkeypatch.setattr(benchmark.memory, "in_new_process", lambda *args: 123)
+    found = Bench(MINI, device=CPU).compare(repeats=1, measure_memory=True)
+    assert [timing.memory for timing in found.timings][:2] == [None, 123]
+    [row] = [row for row in found.to_dict()["timings"] if row["name"] == "eager"]
+    numbers = ("seconds", "median", "ratio", "gflops", "share_of_peak", "memory")
+    assert all(not row[key] for key in numbers)
 
 
 def test_backends_that_cannot_run_say_why(monkeypatch):
     """They are listed with their reason, and an error when asked for by name."""
     add_backend(monkeypatch, "gpu", why="it needs a GPU")
     found = benchmark.compare(MINI, device=CPU, repeats=1)
-    assert found.missing == {"gpu": "it needs a GPU"}
-    with pytest.raises(BackendError, match="'gpu' cannot run mini here: it needs a GPU"):
+    assert found.missing["gpu"] == "it needs a GPU"
+    assert "gpu" not in {timing.name for timing in found.timings}
+    with pytest.raises(BackendError, match="'gpu' cannot run correlation4d here: it needs a GPU"):
         benchmark.compare(MINI, device=CPU, only=["gpu"])
 
 
@@ -139,30 +290,59 @@ def test_mistakes_are_named():
         benchmark.compare(MINI, device=CPU, only=["fast"])
     with pytest.raises(UsageError, match="repeats must be at least 1, got 0"):
         benchmark.compare(MINI, device=CPU, repeats=0)
+    with pytest.raises(UsageError, match="threads must be at least 1, got 0"):
+        Bench(MINI, device=CPU).compare(threads=0)
+    with pytest.raises(UsageError, match="unknown part 'half': choose from chain, correlation"):
+        Bench(MINI, device=CPU).compare("half")
 
 
 def test_medians_and_ratios():
     """By hand: medians 4 and 2, so twice as fast; an outlier changes nothing."""
     eager, fast = Timing("eager", 0.1, (4.0, 3.0, 90.0)), Timing("fast", 0.5, (2.0, 1.0, 3.0))
-    found = Comparison("W6", "float32", "cpu", (eager, fast), {})
+    found = Comparison("W6", "float32", "cpu", (eager, fast), {}, flop=8e9, peak=16e9)
     assert (eager.median, fast.median, found.ratio(fast)) == (4.0, 2.0, 2.0)
     rows = found.to_dict()["timings"]
-    assert [(row["name"], row["ratio"], row["passed"]) for row in rows] == [
-        ("eager", 1.0, True),
-        ("fast", 2.0, True),
+    keys = ("name", "ratio", "passed", "gflops", "share_of_peak")
+    assert [tuple(row[key] for key in keys) for row in rows] == [
+        ("eager", 1.0, True, 2.0, 0.125),
+        ("fast", 2.0, True, 4.0, 0.25),
     ]
 
 
-def test_errors_are_measured_by_the_contract():
-    """By hand: norm error, absolute for a zero reference, and 30 times that for one element."""
-    exact = torch.tensor([3.0, 4.0], dtype=torch.float64)
-    assert benchmark._norm_error(torch.tensor([3.0, 4.5]), exact) == pytest.approx(0.1)
-    zero = torch.zeros(2, dtype=torch.float64)
-    assert benchmark._norm_error(torch.tensor([0.0, 0.25]), zero) == pytest.approx(0.25)
-    # The element is off by 0.5 / 4 of the largest: 0.125 / (30 * 0.01), less than the norm's 10.
-    assert benchmark._error(torch.tensor([3.0, 4.5]), exact, 0.01) == pytest.approx(10)
-    many = torch.ones(10000, dtype=torch.float64)
-    spike = many.clone()
-    spike[0] += 0.6  # norm error 0.006 of 0.01 allowed, but 0.6 of 0.3 for the element
-    assert benchmark._error(spike, many, 0.01) == pytest.approx(2)
-    assert benchmark._error(torch.ones(3), exact, 0.01) == float("inf")
+def test_the_table_says_it_to_people():
+    """Units by hand; no number beside a failed check; memory where it was measured."""
+    timings = (
+        Timing("eager", 0.1, (2.0,), memory=3_000_000),
+        Timing("fast", 0.1, (0.0005,)),
+        Timing("wrong", 2.0, ()),
+    )
+    why = {"gpu": "it needs a GPU"}
+    found = Comparison("W6", "float32", "cpu", timings, why, flop=8e9, peak=16e9, threads=2)
+    headers, rows = benchmark.table(found)
+    assert headers == ["", "median ms", "× eager", "GFLOP/s", "% of sgemm", "peak MB"]
+    assert rows == [
+        ["eager", "2000.0", "1.00", "4.0", "25", "3"],
+        ["fast", "0.5000", "4000.00", "16000.0", "100000", "–"],
+        ["wrong", "check failed", "–", "–", "–", "–"],
+        ["gpu: it needs a GPU", "–", "–", "–", "–", "–"],
+    ]
+    assert found.title == "W6, float32, cpu, 2 threads, weights ±1, chain"
+
+
+def test_the_documented_command(tmp_path):
+    """`pytest benchmarks --benchmark-only` runs, and records every row and what it depends on."""
+    record = tmp_path / "record.json"
+    options = ["--workloads", "tiny", "--threads", "1", "--rounds", "1", "--record", str(record)]
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", *options]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = json.loads(record.read_text())
+    assert len(found["results"]) == 3  # correlation, block, fused
+    assert "tiny, float32, cpu, 1 thread, weights ±1, correlation" in run.stdout
+    for row in found["results"]:
+        timed = {timing["name"]: len(timing["seconds"]) for timing in row["timings"]}
+        assert timed.keys() == {"eager", *backends.names()} - row["missing"].keys()
+    assert shlex.split(found["command"])[:2] == ["pytest", "benchmarks"]
+    assert {"torch", "processor"} <= found["environment"].keys()
+    assert {"commit", "changed"} == found["source"].keys()
+    assert {"cores", "capability"} == found["machine"].keys()

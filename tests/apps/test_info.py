@@ -7,8 +7,9 @@ import json
 import torch
 
 import fsdino
+import stub_extension
 from fsdino.apps import info
-from fsdino.ops import backends
+from fsdino.ops import backends, native
 from fsdino.ops.backends import Backend
 from tiny_models import tiny_model
 
@@ -42,6 +43,16 @@ def test_collect_is_plain_data():
     for by_dtype in found["backends"].values():
         assert set(by_dtype) == {"float32", "float16", "bfloat16"}
         assert all(set(table) == set(backends.OPS) for table in by_dtype.values())
+
+
+def test_the_extension_is_described(monkeypatch, tmp_path):
+    """Where it was loaded from and with what it was built; before that, nothing."""
+    stub_extension.use(monkeypatch, tmp_path)
+    assert info.describe_native() == {"extension": None, "problems": []}
+    built = native.build()
+    found = json.loads(json.dumps(info.describe_native()))
+    assert found["extension"]["path"] == str(built.path)
+    assert found["extension"]["build_info"] == {"compiler": "stub"}
 
 
 def test_missing_packages_are_none(monkeypatch):

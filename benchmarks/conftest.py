@@ -1,0 +1,183 @@
+"""Time the 4D ops on the CPU: `pytest benchmarks --benchmark-only`.
+
+`fsdino.apps.benchmark` does the measuring: all implementations of a case take turns in one process,
+and none is timed whose results are wrong. Here its seconds are handed to pytest-benchmark, one test
+for each implementation; the tables at the end also show ratio, speed and memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from record import write_record
+
+from fsdino.apps.benchmark import EAGER, Bench, Comparison
+from fsdino.apps.exactness import FORWARD_BOUND
+from fsdino.cli import print_comparison
+from fsdino.ops import backends
+from fsdino.ops.baseline import TINY, WORKLOADS
+
+SUITE = {"tiny": TINY, **WORKLOADS}
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FORWARD_BOUND}
+TINY_ROUNDS = 200  # for each round of the others
+WEIGHTS = {"ce": None, "foreground": 0.2}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("fsdino", "timing the 4D ops")
+    group.addoption(
+        "--workloads",
+        type=lambda text: text.split(","),
+        default=["tiny", "W4", "W6", "W12", "T12", "HR"],
+        help="by comma, of tiny and the standard workloads; default: tiny,W4,W6,W12,T12,HR",
+    )
+    group.addoption(
+        "--threads",
+        type=lambda text: [int(count) for count in text.split(",")],
+        default=sorted({1, min(2, torch.get_num_threads())}),
+        help="thread counts, by comma, the last one for memory; default: 1,2 where there are two",
+    )
+    group.addoption(
+        "--rounds", type=int, default=5, help="of every implementation, 1 of HR; default: 5"
+    )
+    group.addoption("--dtype", choices=DTYPES, default="float32", help="default: float32")
+    group.addoption("--record", type=Path, help="JSON file to write, as in benchmarks/results/")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one comparison measures."""
+
+    workload: str
+    weights: str
+    part: str
+    threads: int
+
+
+@dataclass
+class Suite:
+    """The comparisons of this session, each made when its first test asks for it."""
+
+    config: pytest.Config
+    done: dict[Case, Comparison] = field(default_factory=dict)
+
+    def comparison(self, case: Case) -> Comparison:
+        if case not in self.done:
+            rounds, last = self.config.getoption("--rounds"), self.config.getoption("--threads")[-1]
+            dtype = DTYPES[self.config.getoption("--dtype")]
+            repeats = {"tiny": TINY_ROUNDS * rounds, "HR": 1}.get(case.workload, rounds)
+            self.done[case] = _bench(case.workload, case.weights, dtype).compare(
+                case.part,
+                threads=case.threads,
+                repeats=repeats,
+                measure_memory=case.threads == last and case.workload != "tiny",
+            )
+        return self.done[case]
+
+
+@functools.lru_cache(maxsize=1)
+def _bench(workload: str, weights: str, dtype: torch.dtype) -> Bench:
+    """The cases of a workload follow each other: they share inputs and expected results."""
+    return Bench(
+        SUITE[workload], device=torch.device("cpu"), dtype=dtype, foreground=WEIGHTS[weights]
+    )
+
+
+_elapsed = 0.0
+
+
+def clock() -> float:
+    """The timer that pytest-benchmark reads: it advances by the seconds that were measured."""
+    return _elapsed
+
+
+def _advance(seconds: float) -> None:
+    global _elapsed  # noqa: PLW0603
+    _elapsed += seconds
+
+
+_KEY = pytest.StashKey[Suite]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_KEY] = Suite(config)
+    unknown = set(config.getoption("--workloads")) - SUITE.keys()
+    if unknown:
+        raise pytest.UsageError(f"--workloads: choose from {', '.join(SUITE)}, not {min(unknown)}")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The cases of a file: its `parts` names those of a workload with one kind of weights."""
+    if "case" not in metafunc.fixturenames:
+        return
+    threads = metafunc.config.getoption("--threads")
+    cases = [
+        Case(workload, weights, part, count)
+        for workload in metafunc.config.getoption("--workloads")
+        for weights in WEIGHTS
+        for part in metafunc.module.parts(workload, weights)
+        for count in (threads[-1:] if workload == "HR" else threads)
+    ]
+    ids = [f"{c.workload}-{c.weights}-{c.part}-{c.threads}" for c in cases]
+    # The implementations of a case follow each other.
+    both = [(case, name) for case in cases for name in (EAGER, *backends.names())]
+    names = [f"{i}-{name}" for i in ids for name in (EAGER, *backends.names())]
+    metafunc.parametrize(("case", "implementation"), both, ids=names)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "measure" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.benchmark(timer=clock))
+
+
+@pytest.fixture
+def measure(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[Case, str], None]:
+    """Report one implementation's share of a comparison."""
+
+    def report(case: Case, implementation: str) -> None:
+        comparison = request.config.stash[_KEY].comparison(case)
+        if implementation in comparison.missing:
+            pytest.skip(comparison.missing[implementation])
+        [timing] = [t for t in comparison.timings if t.name == implementation]
+        assert timing.passed, f"wrong by {timing.error:.2g} times the allowed, so not timed"
+        [row] = [r for r in comparison.to_dict()["timings"] if r["name"] == implementation]
+        keys = ("ratio", "gflops", "share_of_peak", "memory", "error")
+        benchmark.extra_info.update({key: row[key] for key in keys})
+        benchmark.group = comparison.title
+        seconds = iter(timing.seconds)
+        benchmark.pedantic(lambda: _advance(next(seconds)), rounds=len(timing.seconds))
+
+    return report
+
+
+def pytest_terminal_summary(config: pytest.Config) -> None:
+    for comparison in config.stash[_KEY].done.values():
+        print_comparison(comparison)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    path, done = session.config.getoption("--record"), session.config.stash[_KEY].done
+    if path is None or exitstatus not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
+        return
+    write_record(
+        path,
+        shlex.join(["pytest", *session.config.invocation_params.args]),
+        results=[comparison.to_dict() for comparison in done.values()],
+        machine={
+            "cores": os.cpu_count(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+        },
+    )

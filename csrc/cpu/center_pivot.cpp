@@ -1,0 +1,504 @@
+// center_pivot_conv4d and center_pivot_block4d, forward and backward.
+
+#include "center_pivot.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/zeros.h>
+
+#include <cmath>
+
+namespace fsdino::cpu {
+namespace {
+
+// Samples of contiguous planes [B, C, H, W, Hq, Wq].
+template <typename T>
+std::vector<Planes<const T>> sources_of(const Tensor& planes) {
+  std::vector<Planes<const T>> samples;
+  for (int64_t b = 0; b < planes.size(0); ++b) {
+    samples.push_back(sample(planes.const_data_ptr<T>(), b, planes.size(1), planes.size(2),
+                             planes.size(3), planes.size(4) * planes.size(5)));
+  }
+  return samples;
+}
+
+template <typename T>
+std::vector<Planes<T>> targets_of(const Tensor& planes) {
+  std::vector<Planes<T>> samples;
+  for (int64_t b = 0; b < planes.size(0); ++b) {
+    samples.push_back(sample(planes.mutable_data_ptr<T>(), b, planes.size(1), planes.size(2),
+                             planes.size(3), planes.size(4) * planes.size(5)));
+  }
+  return samples;
+}
+
+template <typename T>
+Tensor convolve(const Geometry& g, const Tensor& x, const Tensor& weight_query,
+                const Tensor& weight_support, const MaybeTensor& bias, int64_t groups = 0,
+                std::vector<Moments>* moments = nullptr) {
+  Tensor y = at::empty({x.size(0), weight_query.size(0), g.kept_height(), g.kept_width(),
+                        g.query_height, g.query_width}, x.options());
+  const Convolution<T> convolution(g, weight_query, weight_support, bias, false);
+  convolution.run(sources_of<T>(x), targets_of<T>(y), 0, g.kept_height(), groups, moments);
+  return y;
+}
+
+template <typename T>
+std::tuple<Tensor, Tensor, Tensor, Tensor> conv_backward(const Geometry& g, const Tensor& grad,
+                                                         const Tensor& x,
+                                                         const Tensor& weight_query,
+                                                         const Tensor& weight_support,
+                                                         const std::array<bool, 4>& needs) {
+  Tensor grad_x = at::empty({0}, grad.options()), grad_query = grad_x.clone();
+  Tensor grad_support = grad_x.clone(), grad_bias = grad_x.clone();
+  if (needs[0]) {
+    const Tensor planes = at::empty({x.size(0), x.size(1), g.support_height, g.support_width,
+                                     g.query_height, g.query_width}, x.options());
+    const Convolution<T> convolution(g, weight_query, weight_support, std::nullopt, true);
+    convolution.run(sources_of<T>(grad), targets_of<T>(planes), 0, g.support_height);
+    grad_x = from_planes(planes);
+  }
+  if (needs[1] || needs[2]) {
+    if (needs[1]) grad_query = at::empty(weight_query.sizes(), weight_query.options());
+    if (needs[2]) grad_support = at::empty(weight_support.sizes(), weight_support.options());
+    const Tensor planes = to_planes(x);
+    WeightGradient<T> sums(g, weight_query.size(0), weight_query.size(1),
+                           grad.size(0) * grad.size(2) * grad.size(3));
+    sums.add(sources_of<T>(grad), sources_of<T>(planes), 0, g.kept_height());
+    sums.finish(grad_query, grad_support);
+  }
+  if (needs[3]) grad_bias = sum_channels(grad).to(weight_query.scalar_type());
+  return {grad_x, grad_query, grad_support, grad_bias};
+}
+
+// y = relu(raw * scale + shift) for planes [B, C, H, W, Hq, Wq], with one scale and shift for each
+// sample and channel; or its mean over H and W, [B, C, Hq, Wq].
+template <typename T>
+Tensor normalise(Tensor raw, const std::vector<Compute<T>>& scale,
+                 const std::vector<Compute<T>>& shift, bool reduce, bool in_place) {
+  using A = Compute<T>;
+  const Simd<A>& functions = simd<A>();
+  const int64_t batch = raw.size(0), channels = raw.size(1), kept = raw.size(2) * raw.size(3);
+  const int64_t query = raw.size(4) * raw.size(5);
+  Tensor y = reduce     ? at::empty({batch, channels, raw.size(4), raw.size(5)}, raw.options())
+             : in_place ? raw
+                        : at::empty_like(raw);
+  const T* from = raw.const_data_ptr<T>();
+  T* to = y.mutable_data_ptr<T>();
+  const Scratch<A> sums(query, at::get_num_threads());
+  const int64_t planes = reduce ? kept : 1;  // of a task
+  at::parallel_for(0, batch * channels * kept / planes, grain(query * planes / 4),
+                   [&](int64_t begin, int64_t end) {
+    A* sum = sums.mine();
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t channel = task * planes / kept;
+      const T* values = from + task * planes * query;
+      if (reduce) std::fill_n(sum, query, A(0));
+      for (int64_t plane = 0; plane < planes; ++plane, values += query) {
+        if constexpr (std::is_same_v<T, A>) {
+          if (reduce) {
+            functions.add_affine_relu(values, scale[channel], shift[channel], query, sum);
+          } else {
+            functions.affine_relu(values, scale[channel], shift[channel], query, to + task * query);
+          }
+        } else {
+          for (int64_t n = 0; n < query; ++n) {
+            const A value = static_cast<A>(values[n]) * scale[channel] + shift[channel];
+            const A result = value <= 0 ? A(0) : value;
+            if (reduce) {
+              sum[n] += result;
+            } else {
+              to[task * query + n] = static_cast<T>(result);
+            }
+          }
+        }
+      }
+      if (reduce) {
+        const A share = A(1) / static_cast<A>(kept);
+        for (int64_t n = 0; n < query; ++n) to[task * query + n] = static_cast<T>(sum[n] * share);
+      }
+    }
+  });
+  return y;
+}
+
+template <typename T>
+std::tuple<Tensor, Tensor, Tensor, Tensor> block(const Geometry& g, const Tensor& x,
+                                                 const Tensor& weight_query,
+                                                 const Tensor& weight_support,
+                                                 const MaybeTensor& bias, const Tensor& norm_weight,
+                                                 const Tensor& norm_bias, int64_t groups,
+                                                 double eps, bool reduce, bool save) {
+  using A = Compute<T>;
+  const int64_t batch = x.size(0), channels = weight_query.size(0);
+  std::vector<Moments> moments(batch * groups);
+  const Tensor raw = convolve<T>(g, to_planes(x), weight_query, weight_support, bias, groups,
+                                 &moments);
+  const auto options = x.options().dtype(kScalar<A>);
+  Tensor mean = at::empty({batch, groups}, options), rstd = at::empty({batch, groups}, options);
+  const std::vector<A> gain = vector_of<T>(norm_weight), offset = vector_of<T>(norm_bias);
+  std::vector<A> scale(batch * channels), shift(batch * channels);
+  for (int64_t i = 0; i < batch * groups; ++i) {
+    const double deviation = std::sqrt(moments[i].squares / moments[i].count + eps);
+    mean.mutable_data_ptr<A>()[i] = static_cast<A>(moments[i].mean);
+    rstd.mutable_data_ptr<A>()[i] = static_cast<A>(1 / deviation);
+    for (int64_t c = i % groups * (channels / groups); c < (i % groups + 1) * (channels / groups); ++c) {
+      const double factor = static_cast<double>(gain[c]) / deviation;
+      scale[i / groups * channels + c] = static_cast<A>(factor);
+      shift[i / groups * channels + c] =
+          static_cast<A>(static_cast<double>(offset[c]) - moments[i].mean * factor);
+    }
+  }
+  const Tensor y = normalise<T>(raw, scale, shift, reduce, !save);
+  const Tensor result = reduce ? y : from_planes(y);
+  if (save) return {result, from_planes(raw), mean, rstd};
+  const Tensor nothing = at::empty({0}, x.options()), none = at::empty({0}, options);
+  return {result, nothing, none, none.clone()};
+}
+
+// Sums that the compiler may keep in one vector, added in double at the end.
+template <typename A>
+struct Lanes {
+  static constexpr int64_t kCount = 16;
+  A values[kCount] = {};
+
+  double total() const {
+    double sum = 0;
+    for (A value : values) sum += value;
+    return sum;
+  }
+};
+
+// Gradient of relu(normalised * gain + offset), and of the normalisation, from one channel's planes.
+template <typename T>
+struct NormBackward {
+  using A = Compute<T>;
+  A mean, rstd, gain, offset;
+  A grad_scale;  // 1, or 1 / kept positions where the forward pass took their mean
+
+  A normalised(T raw) const { return (static_cast<A>(raw) - mean) * rstd; }
+  A through_relu(A value, T grad) const {
+    return value * gain + offset <= 0 ? A(0) : static_cast<A>(grad) * grad_scale;
+  }
+
+  // Adds the sum of the gradient, and of the gradient times the normalised value.
+  void sums(const T* raw, const T* grad, int64_t count, double* plain, double* weighted) const {
+    Lanes<A> first, second;
+    int64_t n = 0;
+    for (; n + Lanes<A>::kCount <= count; n += Lanes<A>::kCount) {
+      for (int64_t i = 0; i < Lanes<A>::kCount; ++i) {
+        const A value = normalised(raw[n + i]), passed = through_relu(value, grad[n + i]);
+        first.values[i] += passed;
+        second.values[i] += passed * value;
+      }
+    }
+    for (; n < count; ++n) {
+      const A value = normalised(raw[n]), passed = through_relu(value, grad[n]);
+      first.values[0] += passed;
+      second.values[0] += passed * value;
+    }
+    *plain += first.total();
+    *weighted += second.total();
+  }
+
+  // The gradient to `raw`; the means are those of gain * gradient over the group.
+  void apply(const T* raw, const T* grad, int64_t count, A mean_plain, A mean_weighted,
+             T* out) const {
+    for (int64_t n = 0; n < count; ++n) {
+      const A value = normalised(raw[n]);
+      const A scaled = through_relu(value, grad[n]) * gain;
+      out[n] = static_cast<T>((scaled - mean_plain - value * mean_weighted) * rstd);
+    }
+  }
+};
+
+template <typename T>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_backward(
+    const Geometry& g, const Tensor& grad, const Tensor& x, const Tensor& weight_query,
+    const Tensor& weight_support, const Tensor& norm_weight, const Tensor& norm_bias,
+    const Tensor& raw, const Tensor& mean, const Tensor& rstd, bool reduce,
+    const std::array<bool, 6>& needs) {
+  using A = Compute<T>;
+  const Tensor outputs = to_planes(raw);
+  const Tensor grads = reduce ? grad.contiguous() : to_planes(grad);
+  const int64_t batch = outputs.size(0), channels = outputs.size(1), groups = mean.size(1);
+  const int64_t kept = outputs.size(2) * outputs.size(3), query = g.query();
+  const T* values = outputs.const_data_ptr<T>();
+  const T* incoming = grads.const_data_ptr<T>();
+  const std::vector<A> gain = vector_of<T>(norm_weight), offset = vector_of<T>(norm_bias);
+  const Tensor dense_mean = mean.contiguous(), dense_rstd = rstd.contiguous();
+  const auto at_channel = [&](int64_t channel) {  // of batch * channels
+    const int64_t c = channel % channels;
+    const int64_t group = channel / channels * groups + c / (channels / groups);
+    return NormBackward<T>{dense_mean.const_data_ptr<A>()[group],
+                           dense_rstd.const_data_ptr<A>()[group], gain[c], offset[c],
+                           reduce ? A(1) / static_cast<A>(kept) : A(1)};
+  };
+  const auto incoming_plane = [&](int64_t plane) {
+    return incoming + (reduce ? plane / kept : plane) * query;
+  };
+
+  std::vector<double> plain(batch * channels), weighted(batch * channels);
+  at::parallel_for(0, batch * channels, grain(kept * query), [&](int64_t begin, int64_t end) {
+    for (int64_t channel = begin; channel < end; ++channel) {
+      const NormBackward<T> norm = at_channel(channel);
+      for (int64_t plane = channel * kept; plane < (channel + 1) * kept; ++plane) {
+        norm.sums(values + plane * query, incoming_plane(plane), query, &plain[channel],
+                  &weighted[channel]);
+      }
+    }
+  });
+
+  Tensor grad_gain = at::empty({0}, grad.options()), grad_offset = grad_gain.clone();
+  const auto sum_samples = [&](const std::vector<double>& sums) {
+    const Tensor total = at::zeros({channels}, at::kDouble);
+    for (int64_t i = 0; i < batch * channels; ++i) {
+      total.mutable_data_ptr<double>()[i % channels] += sums[i];
+    }
+    return total.to(norm_weight.scalar_type());
+  };
+  if (needs[4]) grad_gain = sum_samples(weighted);
+  if (needs[5]) grad_offset = sum_samples(plain);
+  const Tensor nothing = at::empty({0}, grad.options());
+  if (!(needs[0] || needs[1] || needs[2] || needs[3])) {
+    return {nothing, nothing.clone(), nothing.clone(), nothing.clone(), grad_gain, grad_offset};
+  }
+
+  std::vector<double> group_plain(batch * groups), group_weighted(batch * groups);
+  for (int64_t i = 0; i < batch * channels; ++i) {
+    const int64_t c = i % channels, group = i / channels * groups + c / (channels / groups);
+    group_plain[group] += static_cast<double>(gain[c]) * plain[i];
+    group_weighted[group] += static_cast<double>(gain[c]) * weighted[i];
+  }
+  Tensor grad_raw = at::empty_like(outputs);
+  T* out = grad_raw.mutable_data_ptr<T>();
+  const double count = static_cast<double>(channels / groups * kept * query);
+  at::parallel_for(0, batch * channels * kept, grain(query), [&](int64_t begin, int64_t end) {
+    for (int64_t plane = begin; plane < end; ++plane) {
+      const int64_t channel = plane / kept;
+      const int64_t group =
+          channel / channels * groups + channel % channels / (channels / groups);
+      at_channel(channel).apply(values + plane * query, incoming_plane(plane), query,
+                                static_cast<A>(group_plain[group] / count),
+                                static_cast<A>(group_weighted[group] / count), out + plane * query);
+    }
+  });
+  const auto [grad_x, grad_query, grad_support, grad_bias] =
+      conv_backward<T>(g, grad_raw, x, weight_query, weight_support,
+                       {needs[0], needs[1], needs[2], needs[3]});
+  return {grad_x, grad_query, grad_support, grad_bias, grad_gain, grad_offset};
+}
+
+Geometry volume_geometry(const Tensor& x, const Tensor& weight_query, const Tensor& weight_support,
+                         int64_t support_stride) {
+  return geometry_of(x.sizes().slice(2, 2), x.sizes().slice(4, 2), weight_query, weight_support,
+                     support_stride);
+}
+
+}  // namespace
+
+// Chan, Golub and LeVeque, 1979.
+void Moments::add(const Moments& other) {
+  if (other.count == 0) return;
+  const double total = count + other.count, step = other.mean - mean;
+  mean += step * other.count / total;
+  squares += other.squares + step * step * count * other.count / total;
+  count = total;
+}
+
+template <typename T>
+Convolution<T>::Convolution(const Geometry& geometry, const Tensor& weight_query,
+                            const Tensor& weight_support, const MaybeTensor& bias, bool backward)
+    : geometry_(geometry),
+      backward_(backward),
+      weights_(geometry, weight_query.contiguous().const_data_ptr<T>(),
+               weight_support.contiguous().const_data_ptr<T>(),
+               weight_query.size(backward ? 1 : 0), weight_query.size(backward ? 0 : 1), backward),
+      packer_(geometry),
+      offset_(vector_of<T>(bias)) {}
+
+template <typename T>
+void Convolution<T>::run(const std::vector<Planes<const T>>& sources,
+                         const std::vector<Planes<T>>& targets, int64_t begin, int64_t end,
+                         int64_t groups, std::vector<Moments>* moments) const {
+  const Simd<A>& functions = simd<A>();
+  const Geometry& g = geometry_;
+  const int64_t query = g.query(), outer = weights_.outer(), inner = weights_.inner();
+  const int64_t width = backward_ ? g.support_width : g.kept_width();
+  const int64_t runs = ceil_div(query, functions.width);
+  const int64_t per_sample = (end - begin) * width * runs;
+  const int64_t tasks = static_cast<int64_t>(sources.size()) * per_sample;
+  std::vector<Moments> tiles(groups * tasks);
+  const int64_t threads = at::get_num_threads();
+  const Scratch<A> panels(g.taps() * inner * functions.width, threads);
+  const Scratch<A> results(outer * functions.width, threads);
+
+  const int64_t cost = g.taps() * inner * outer * std::min(query, functions.width);
+  at::parallel_for(0, tasks, grain(cost), [&](int64_t first_task, int64_t last_task) {
+    for (int64_t task = first_task; task < last_task; ++task) {
+      // Neighbouring planes follow each other: they share sources.
+      const int64_t b = task / per_sample, row = begin + task % per_sample / (runs * width);
+      const int64_t first = task / width % runs * functions.width, column = task % width;
+      const int64_t columns = std::min(functions.width, query - first);
+      // The tile is made where it belongs, or aside where it has to be rounded.
+      A* tile = results.mine();
+      int64_t stride = functions.width;
+      if constexpr (std::is_same_v<T, A>) {
+        tile = targets[b].at(0, row, column) + first;
+        stride = targets[b].channel;
+      }
+      sum_terms<T>(packer_, weights_, sources[b],
+                   backward_ ? backward_terms(g, row, column) : forward_terms(g, row, column),
+                   offset_.empty() ? nullptr : offset_.data(), first, columns, panels.mine(), tile,
+                   stride);
+      for (int64_t group = 0; group < groups; ++group) {
+        Moments& here = tiles[task * groups + group];
+        const int64_t rows = outer / groups;
+        here.count = static_cast<double>(rows * columns);
+        functions.moments(tile + group * rows * stride, rows, columns, stride, &here.mean,
+                          &here.squares);
+      }
+      if constexpr (!std::is_same_v<T, A>) {
+        for (int64_t c = 0; c < outer; ++c) {
+          std::copy_n(tile + c * stride, columns, targets[b].at(c, row, column) + first);
+        }
+      }
+    }
+  });
+  for (int64_t i = 0; i < groups * tasks; ++i) {
+    (*moments)[i / groups / per_sample * groups + i % groups].add(tiles[i]);
+  }
+}
+
+template class Convolution<float>;
+template class Convolution<double>;
+template class Convolution<at::Half>;
+template class Convolution<at::BFloat16>;
+
+template <typename T>
+WeightGradient<T>::WeightGradient(const Geometry& geometry, int64_t outer, int64_t inner,
+                                  int64_t planes)
+    : geometry_(geometry),
+      packer_(geometry),
+      outer_(outer),
+      inner_(inner),
+      sums_(std::clamp<int64_t>(planes, 1, 16)),
+      padded_(ceil_div(geometry.query(), 16) * 16),
+      totals_(at::zeros({sums_, outer, geometry.taps() * inner}, kScalar<A>)),
+      panels_(geometry.taps() * inner * padded_, std::min<int64_t>(sums_, at::get_num_threads())),
+      grads_(outer * padded_, std::min<int64_t>(sums_, at::get_num_threads())) {}
+
+template <typename T>
+void WeightGradient<T>::add(const std::vector<Planes<const T>>& grads,
+                            const std::vector<Planes<const T>>& sources, int64_t begin,
+                            int64_t end) {
+  const int64_t width = geometry_.kept_width(), planes = (end - begin) * width;
+  const int64_t tasks = static_cast<int64_t>(grads.size()) * planes;
+  at::parallel_for(0, sums_, 1, [&](int64_t first, int64_t last) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    for (int64_t sum = first; sum < last; ++sum) {
+      for (int64_t task = sum; task < tasks; task += sums_) {
+        const int64_t b = task / planes;
+        add_plane(grads[b], sources[b], begin + task % planes / width, task % width,
+                  totals_.select(0, sum));
+      }
+    }
+  });
+}
+
+template <typename T>
+void WeightGradient<T>::add_plane(const Planes<const T>& grad, const Planes<const T>& source,
+                                  int64_t row, int64_t column, Tensor total) {
+  const int64_t query = geometry_.query(), tap_size = inner_ * padded_;
+  A* panel = panels_.mine();
+  A* out = grads_.mine();
+  std::vector<bool> present(geometry_.taps());
+  for (const Term& term : forward_terms(geometry_, row, column)) {
+    packer_.pack(source, term, inner_, 0, query, padded_, panel + term.tap * tap_size);
+    present[term.tap] = true;
+  }
+  for (int64_t tap = 0; tap < geometry_.taps(); ++tap) {
+    if (!present[tap]) std::fill_n(panel + tap * tap_size, tap_size, A(0));
+  }
+  for (int64_t c = 0; c < outer_; ++c) {
+    std::copy_n(grad.at(c, row, column), query, out + c * padded_);
+  }
+  const Tensor rows = at::from_blob(out, {outer_, query}, {padded_, 1}, kScalar<A>);
+  const int64_t depth = geometry_.taps() * inner_;
+  const Tensor sources = at::from_blob(panel, {depth, query}, {padded_, 1}, kScalar<A>);
+  total.addmm_(rows, sources.t());
+}
+
+template <typename T>
+void WeightGradient<T>::finish(Tensor& weight_query, Tensor& weight_support) const {
+  Tensor total = totals_.select(0, 0);
+  for (int64_t sum = 1; sum < sums_; ++sum) total.add_(totals_.select(0, sum));
+  const Tensor taps = total.view({outer_, geometry_.taps(), inner_}).transpose(1, 2);
+  const int64_t split = geometry_.query_taps();
+  if (weight_query.numel()) {
+    weight_query.copy_(taps.slice(2, 0, split).reshape(weight_query.sizes()));
+  }
+  if (weight_support.numel()) {
+    weight_support.copy_(taps.slice(2, split).reshape(weight_support.sizes()));
+  }
+}
+
+template class WeightGradient<float>;
+template class WeightGradient<double>;
+template class WeightGradient<at::Half>;
+template class WeightGradient<at::BFloat16>;
+
+Tensor sum_channels(const Tensor& planes) {
+  const auto wide = planes.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  return planes.sum({0, 2, 3, 4, 5}, false, wide);
+}
+
+Tensor center_pivot_conv4d(const Tensor& x, const Tensor& weight_query,
+                           const Tensor& weight_support, const MaybeTensor& bias,
+                           int64_t support_stride) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  const Geometry g = volume_geometry(x, weight_query, weight_support, support_stride);
+  return FSDINO_DISPATCH(x, "center_pivot_conv4d", [&] {
+    return from_planes(
+        convolve<scalar_t>(g, to_planes(x), weight_query, weight_support, bias, 0, nullptr));
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> center_pivot_conv4d_backward(
+    const Tensor& grad, const Tensor& x, const Tensor& weight_query, const Tensor& weight_support,
+    int64_t support_stride, Needs needs) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  const Geometry g = volume_geometry(x, weight_query, weight_support, support_stride);
+  return FSDINO_DISPATCH(x, "center_pivot_conv4d_backward", [&] {
+    return conv_backward<scalar_t>(g, to_planes(grad), x, weight_query, weight_support,
+                                   {needs[0], needs[1], needs[2], needs[3]});
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> center_pivot_block4d(
+    const Tensor& x, const Tensor& weight_query, const Tensor& weight_support,
+    const MaybeTensor& bias, const Tensor& norm_weight, const Tensor& norm_bias,
+    int64_t num_groups, double norm_eps, int64_t support_stride, bool reduce_support, bool save) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  const Geometry g = volume_geometry(x, weight_query, weight_support, support_stride);
+  return FSDINO_DISPATCH(x, "center_pivot_block4d", [&] {
+    return block<scalar_t>(g, x, weight_query, weight_support, bias, norm_weight, norm_bias,
+                           num_groups, norm_eps, reduce_support, save);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> center_pivot_block4d_backward(
+    const Tensor& grad, const Tensor& x, const Tensor& weight_query, const Tensor& weight_support,
+    const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& raw, const Tensor& mean,
+    const Tensor& rstd, int64_t support_stride, bool reduce_support, Needs needs) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  const Geometry g = volume_geometry(x, weight_query, weight_support, support_stride);
+  return FSDINO_DISPATCH(x, "center_pivot_block4d_backward", [&] {
+    return block_backward<scalar_t>(
+        g, grad, x, weight_query, weight_support, norm_weight, norm_bias, raw, mean, rstd,
+        reduce_support, {needs[0], needs[1], needs[2], needs[3], needs[4], needs[5]});
+  });
+}
+
+}  // namespace fsdino::cpu

@@ -1,0 +1,94 @@
+// Pieces of the center-pivot convolution that the fused op shares.
+
+#pragma once
+
+#include <ATen/Dispatch.h>
+
+#include "ops.h"
+#include "walk.h"
+
+namespace fsdino::cpu {
+
+inline Geometry geometry_of(at::IntArrayRef query, at::IntArrayRef support,
+                            const Tensor& weight_query, const Tensor& weight_support,
+                            int64_t support_stride) {
+  return {query[0], query[1], support[0], support[1], weight_query.size(2), weight_support.size(2),
+          support_stride};
+}
+
+// A vector in the type to compute in; empty where there is none.
+template <typename T>
+std::vector<Compute<T>> vector_of(const MaybeTensor& values) {
+  if (!values) return {};
+  const Tensor dense = values->contiguous();
+  const T* data = dense.template const_data_ptr<T>();
+  return {data, data + dense.numel()};
+}
+
+// Mean and sum of squared distances from it, of `count` values.
+struct Moments {
+  double count = 0, mean = 0, squares = 0;
+
+  void add(const Moments& other);
+};
+
+// The convolution, or with `backward` the gradient to its input, as sums over planes.
+template <typename T>
+class Convolution {
+ public:
+  using A = Compute<T>;
+  Convolution(const Geometry& geometry, const Tensor& weight_query, const Tensor& weight_support,
+              const MaybeTensor& bias, bool backward);
+
+  // Computes rows begin .. end - 1 of the targets, one target for each source. With `groups`, also
+  // the moments of these rows for each sample and group, [B, G], gathered tile by tile while the
+  // tile is in cache and added in order.
+  void run(const std::vector<Planes<const T>>& sources, const std::vector<Planes<T>>& targets,
+           int64_t begin, int64_t end, int64_t groups = 0,
+           std::vector<Moments>* moments = nullptr) const;
+
+ private:
+  Geometry geometry_;
+  bool backward_;
+  PackedWeights<A> weights_;
+  Packer<T> packer_;
+  std::vector<A> offset_;
+};
+
+// Adds up the gradients to both weights: for every output plane, grad [Co, N] times the transposed
+// panel [taps * Ci, N] of its sources. Planes are dealt to a fixed number of sums, which are added
+// in order, so that the result does not depend on the number of threads.
+template <typename T>
+class WeightGradient {
+ public:
+  using A = Compute<T>;
+
+  // At most `planes` output planes are added in one call.
+  WeightGradient(const Geometry& geometry, int64_t outer, int64_t inner, int64_t planes);
+
+  // Adds output rows begin .. end - 1 of samples, each with its gradient and its source.
+  void add(const std::vector<Planes<const T>>& grads, const std::vector<Planes<const T>>& sources,
+           int64_t begin, int64_t end);
+
+  // Writes gradients like the weights; those of size 0 are not asked for.
+  void finish(Tensor& weight_query, Tensor& weight_support) const;
+
+ private:
+  void add_plane(const Planes<const T>& grad, const Planes<const T>& source, int64_t row,
+                 int64_t column, Tensor total);
+
+  Geometry geometry_;
+  Packer<T> packer_;
+  int64_t outer_, inner_, sums_, padded_;
+  Tensor totals_;  // [sums, Co, taps * Ci]
+  Scratch<A> panels_, grads_;
+};
+
+// Sum over everything but the channels of planes [B, C, ...]: [C].
+Tensor sum_channels(const Tensor& planes);
+
+#define FSDINO_DISPATCH(tensor, name, ...)                                                       \
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, (tensor).scalar_type(), name, \
+                                  __VA_ARGS__)
+
+}  // namespace fsdino::cpu

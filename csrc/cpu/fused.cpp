@@ -1,0 +1,190 @@
+// correlation_center_pivot4d: the convolution of a correlation that is never held.
+//
+// The support is walked row by row. A ring holds the correlation of the `support_kernel` support
+// rows that one output row needs, for all layers and query positions; every row is computed once.
+
+#include <ATen/core/LegacyTypeDispatch.h>
+
+#include "center_pivot.h"
+#include "correlation.h"
+
+namespace fsdino::cpu {
+namespace {
+
+// The correlation of a window of support rows of one sample, [L, rows, Ws, N].
+template <typename T>
+class Ring {
+ public:
+  Ring(const Geometry& geometry, const Features<T>& query, const Features<T>& support)
+      : geometry_(geometry),
+        query_(query),
+        support_(support),
+        rows_(std::min(std::max(geometry.support_kernel, int64_t(1)), geometry.support_height)),
+        memory_(query.layers() * rows_ * geometry.support_width * geometry.query()) {}
+
+  void start(int64_t b, const MaybeTensor& support_weight) {
+    b_ = b;
+    done_ = 0;
+    weights_ = weights_of<T>(support_weight, b, support_.tokens());
+  }
+
+  // Makes the rows that output row `row` reads available.
+  Planes<const T> advance(int64_t row) {
+    const int64_t centre = row * geometry_.stride, reach = geometry_.support_kernel / 2;
+    const int64_t begin = std::max({done_, centre - reach, int64_t(0)});
+    const int64_t end = std::min(centre + reach + 1, geometry_.support_height);
+    const Planes<T> planes = this->planes();
+    for_each_map(1, query_.layers(), [&](int64_t, int64_t layer) {
+      std::vector<Row<T>> rows;
+      for (int64_t i = begin; i < end; ++i) {
+        for (int64_t j = 0; j < geometry_.support_width; ++j) {
+          rows.push_back({i * geometry_.support_width + j, planes.at(layer, i, j)});
+        }
+      }
+      correlate<T>(query_, support_, b_, layer, rows, weights_);
+    });
+    done_ = end;
+    return {planes.data, planes.channel, planes.row, planes.column, planes.rows};
+  }
+
+ private:
+  Planes<T> planes() const {
+    const int64_t row = geometry_.support_width * geometry_.query();
+    return {memory_.data(), rows_ * row, row, geometry_.query(), rows_};
+  }
+
+  const Geometry& geometry_;
+  const Features<T>&query_, &support_;
+  int64_t rows_, b_ = 0, done_ = 0;
+  std::vector<Compute<T>> weights_;
+  Scratch<T> memory_;
+};
+
+template <typename T>
+Tensor forward(const Tensor& query, const Tensor& support, const MaybeTensor& support_weight,
+               const Tensor& weight_query, const Tensor& weight_support, const MaybeTensor& bias,
+               int64_t support_stride, double eps) {
+  const Geometry g = geometry_of(query.sizes().slice(3), support.sizes().slice(3), weight_query,
+                                 weight_support, support_stride);
+  const Features<T> queries(query, eps), supports(support, eps);
+  const int64_t batch = query.size(0), outer = weight_query.size(0);
+  const Convolution<T> convolution(g, weight_query, weight_support, bias, false);
+  Tensor y = at::empty({batch, outer, g.kept_height(), g.kept_width(), g.query_height,
+                        g.query_width}, query.options());
+  Ring<T> ring(g, queries, supports);
+  for (int64_t b = 0; b < batch; ++b) {
+    const auto out = sample<T>(y.mutable_data_ptr<T>(), b, outer, g.kept_height(), g.kept_width(),
+                               g.query());
+    ring.start(b, support_weight);
+    for (int64_t row = 0; row < g.kept_height(); ++row) {
+      convolution.run({ring.advance(row)}, {out}, row, row + 1);
+    }
+  }
+  return from_planes(y);
+}
+
+template <typename T>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    const Tensor& grad, const Tensor& query, const Tensor& support,
+    const MaybeTensor& support_weight, const Tensor& weight_query, const Tensor& weight_support,
+    int64_t support_stride, double eps, const std::array<bool, 6>& needs) {
+  using A = Compute<T>;
+  const Geometry g = geometry_of(query.sizes().slice(3), support.sizes().slice(3), weight_query,
+                                 weight_support, support_stride);
+  const Features<T> queries(query, eps), supports(support, eps);
+  const int64_t batch = query.size(0), layers = query.size(1), channels = query.size(2);
+  const int64_t outer = weight_query.size(0), count = g.query(), positions = supports.tokens();
+  const Tensor planes = to_planes(grad);
+  const auto grads_of = [&](int64_t b) {
+    return sample<const T>(planes.const_data_ptr<T>(), b, outer, g.kept_height(), g.kept_width(),
+                           count);
+  };
+  const auto like = [&](bool need, const Tensor& tensor) {
+    return need ? at::empty(tensor.sizes(), tensor.options()) : at::empty({0}, tensor.options());
+  };
+  Tensor grad_query = like(needs[0], query), grad_support = like(needs[1], support);
+  Tensor grad_weight_query = like(needs[3], weight_query);
+  Tensor grad_weight_support = like(needs[4], weight_support);
+
+  if (needs[3] || needs[4]) {
+    WeightGradient<T> sums(g, outer, layers, g.kept_width());
+    Ring<T> ring(g, queries, supports);
+    for (int64_t b = 0; b < batch; ++b) {
+      ring.start(b, support_weight);
+      for (int64_t row = 0; row < g.kept_height(); ++row) {
+        sums.add({grads_of(b)}, {ring.advance(row)}, row, row + 1);
+      }
+    }
+    sums.finish(grad_weight_query, grad_weight_support);
+  }
+
+  std::vector<double> weight_sums(needs[2] ? batch * layers * positions : 0);
+  if (needs[0] || needs[1] || needs[2]) {
+    const Convolution<T> convolution(g, weight_query, weight_support, std::nullopt, true);
+    // The gradient to one support row of the correlation, [L, 1, Ws, N].
+    const Scratch<T> memory(layers * g.support_width * count);
+    const Planes<T> row_grad{memory.data(), g.support_width * count, g.support_width * count, count,
+                             1};
+    const Scratch<A> unit_query(needs[0] ? layers * channels * count : 0);
+    for (int64_t b = 0; b < batch; ++b) {
+      std::fill_n(unit_query.data(), needs[0] ? layers * channels * count : 0, A(0));
+      const std::vector<A> weights = weights_of<T>(support_weight, b, positions);
+      for (int64_t i = 0; i < g.support_height; ++i) {
+        convolution.run({grads_of(b)}, {row_grad}, i, i + 1);
+        for_each_map(1, layers, [&](int64_t, int64_t layer) {
+          const int64_t map = b * layers + layer;
+          std::vector<Row<const T>> rows;
+          for (int64_t j = 0; j < g.support_width; ++j) {
+            rows.push_back({i * g.support_width + j, row_grad.at(layer, i, j)});
+          }
+          correlate_backward<T>(
+              queries, supports, b, layer, rows, weights,
+              {needs[0] ? unit_query.data() + layer * channels * count : nullptr,
+               needs[1] ? grad_support.mutable_data_ptr<T>() + map * channels * positions : nullptr,
+               needs[2] ? weight_sums.data() + map * positions : nullptr});
+        });
+      }
+      for (int64_t layer = 0; needs[0] && layer < layers; ++layer) {
+        unit_backward<T>(queries.map(b, layer), count, all_positions(count), channels, eps,
+                         unit_query.data() + layer * channels * count,
+                         grad_query.mutable_data_ptr<T>() + (b * layers + layer) * channels * count);
+      }
+    }
+  }
+  Tensor grad_weight = at::empty({0}, query.options());
+  if (needs[2]) {
+    grad_weight = sum_layers(weight_sums, batch, layers, support.sizes().slice(3))
+                      .to(query.scalar_type());
+  }
+  Tensor grad_bias = at::empty({0}, query.options());
+  if (needs[5]) grad_bias = sum_channels(planes).to(weight_query.scalar_type());
+  return {grad_query, grad_support, grad_weight, grad_weight_query, grad_weight_support, grad_bias};
+}
+
+}  // namespace
+
+Tensor correlation_center_pivot4d(const Tensor& query, const Tensor& support,
+                                  const MaybeTensor& support_weight, const Tensor& weight_query,
+                                  const Tensor& weight_support, const MaybeTensor& bias,
+                                  int64_t support_stride, double eps) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return FSDINO_DISPATCH(query, "correlation_center_pivot4d", [&] {
+    return forward<scalar_t>(query, support, support_weight, weight_query, weight_support, bias,
+                             support_stride, eps);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> correlation_center_pivot4d_backward(
+    const Tensor& grad, const Tensor& query, const Tensor& support,
+    const MaybeTensor& support_weight, const Tensor& weight_query, const Tensor& weight_support,
+    int64_t support_stride, double eps, Needs needs) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return FSDINO_DISPATCH(query, "correlation_center_pivot4d_backward", [&] {
+    return backward<scalar_t>(grad, query, support, support_weight, weight_query, weight_support,
+                              support_stride, eps,
+                              {needs[0], needs[1], support_weight && needs[2], needs[3], needs[4],
+                               needs[5]});
+  });
+}
+
+}  // namespace fsdino::cpu

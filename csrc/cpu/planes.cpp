@@ -1,0 +1,44 @@
+#include "planes.h"
+
+#include <ATen/Dispatch.h>
+
+namespace fsdino::cpu {
+namespace {
+
+// Transposes `count` matrices [rows, columns], in squares that fit the first cache.
+template <typename T>
+void transpose(const T* from, int64_t count, int64_t rows, int64_t columns, T* to) {
+  constexpr int64_t kSide = 32;
+  const int64_t bands = ceil_div(columns, kSide);
+  at::parallel_for(0, count * bands, grain(rows * kSide), [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task % bands * kSide, last = std::min(first + kSide, columns);
+      const T* source = from + task / bands * rows * columns;
+      T* target = to + task / bands * rows * columns;
+      for (int64_t r0 = 0; r0 < rows; r0 += kSide) {
+        const int64_t r1 = std::min(r0 + kSide, rows);
+        for (int64_t c = first; c < last; ++c) {
+          for (int64_t r = r0; r < r1; ++r) target[c * rows + r] = source[r * columns + c];
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+
+at::Tensor to_planes(const at::Tensor& volume) {
+  const at::Tensor swapped = volume.permute({0, 1, 4, 5, 2, 3});
+  if (swapped.is_contiguous()) return swapped;
+  const at::Tensor source = volume.contiguous();
+  at::Tensor planes = at::empty(swapped.sizes(), volume.options());
+  const int64_t count = volume.size(0) * volume.size(1);
+  const int64_t rows = volume.size(2) * volume.size(3), columns = volume.size(4) * volume.size(5);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, volume.scalar_type(), "to_planes", [&] {
+    transpose(source.const_data_ptr<scalar_t>(), count, rows, columns,
+              planes.mutable_data_ptr<scalar_t>());
+  });
+  return planes;
+}
+
+}  // namespace fsdino::cpu

@@ -1,0 +1,236 @@
+// Included by simd.cpp once per instruction set, inside a namespace of its own and under that set's
+// target; FSDINO_VECTOR_BYTES is the size of a vector, FSDINO_TILE_VECTORS the widest tile in
+// vectors, FSDINO_TILE_ROWS the most rows that the registers hold beside it.
+
+template <typename A>
+struct Tile {
+  static constexpr int64_t kLanes = FSDINO_VECTOR_BYTES / sizeof(A);
+  static constexpr int64_t kVectors = FSDINO_TILE_VECTORS;
+
+  typedef A Vector __attribute__((vector_size(FSDINO_VECTOR_BYTES)));
+  typedef A Loose __attribute__((vector_size(FSDINO_VECTOR_BYTES), aligned(sizeof(A)), may_alias));
+
+  static inline Vector load(const A* from) { return *reinterpret_cast<const Loose*>(from); }
+  static inline void store(A* to, Vector value) { *reinterpret_cast<Loose*>(to) = value; }
+  static inline Vector all(A value) { return value - Vector{}; }
+  // NaN passes: it is not below 0.
+  static inline Vector relu(Vector value) { return value <= 0 ? Vector{} : value; }
+
+  static inline A sum(Vector value) {
+    A total = 0;
+    for (int64_t i = 0; i < kLanes; ++i) total += value[i];
+    return total;
+  }
+
+  // The accumulators of a tile of `Rows` x `Vectors` stay in registers over the whole sum.
+  template <int64_t Rows, int64_t Vectors>
+  static void tile(const A* const* weights, int64_t skip, int64_t weight_stride, int64_t taps,
+                   int64_t inner, const A* panel, const A* offset, int64_t columns, A* out,
+                   int64_t out_stride) {
+    Vector sums[Rows][Vectors];
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+      for (int64_t v = 0; v < Vectors; ++v) sums[r][v] = Vector{};
+    }
+    for (int64_t t = 0; t < taps; ++t) {
+      const A* weight = weights[t] + skip;
+      for (int64_t k = 0; k < inner; ++k) {
+        Vector x[Vectors];
+#pragma GCC unroll 8
+        for (int64_t v = 0; v < Vectors; ++v) x[v] = load(panel + v * kLanes);
+#pragma GCC unroll 8
+        for (int64_t r = 0; r < Rows; ++r) {
+          const Vector w = all(weight[r]);
+#pragma GCC unroll 8
+          for (int64_t v = 0; v < Vectors; ++v) sums[r][v] += w * x[v];
+        }
+        weight += weight_stride;
+        panel += Vectors * kLanes;
+      }
+    }
+    const int64_t whole = columns / kLanes;
+    for (int64_t r = 0; r < Rows; ++r) {
+      A* row = out + r * out_stride;
+      // Last, because a large offset would cost every partial sum its low digits.
+      for (int64_t v = 0; v < Vectors; ++v) sums[r][v] += offset ? all(offset[r]) : Vector{};
+      for (int64_t v = 0; v < whole; ++v) store(row + v * kLanes, sums[r][v]);
+      for (int64_t c = whole * kLanes; c < columns; ++c) row[c] = sums[r][whole][c - whole * kLanes];
+    }
+  }
+
+  // Blocks of more rows than the registers hold are multiplied in parts.
+  template <int64_t Rows, int64_t Vectors>
+  static void rows(const A* const* weights, int64_t taps, int64_t inner, const A* panel,
+                   const A* offset, int64_t columns, A* out, int64_t out_stride) {
+    constexpr int64_t kPart = Rows < FSDINO_TILE_ROWS ? Rows : FSDINO_TILE_ROWS;
+    for (int64_t r = 0; r < Rows; r += kPart) {
+      tile<kPart, Vectors>(weights, r, Rows, taps, inner, panel, offset ? offset + r : nullptr,
+                           columns, out + r * out_stride, out_stride);
+    }
+  }
+
+  template <int64_t Vectors>
+  static void vectors(const A* const* weights, int64_t taps, int64_t inner, const A* panel,
+                      const A* offset, int64_t row_count, int64_t columns, A* out,
+                      int64_t out_stride) {
+    switch (row_count) {
+      case 8: return rows<8, Vectors>(weights, taps, inner, panel, offset, columns, out, out_stride);
+      case 4: return rows<4, Vectors>(weights, taps, inner, panel, offset, columns, out, out_stride);
+      case 2: return rows<2, Vectors>(weights, taps, inner, panel, offset, columns, out, out_stride);
+      default: return rows<1, Vectors>(weights, taps, inner, panel, offset, columns, out, out_stride);
+    }
+  }
+
+  static void multiply(const A* const* weights, int64_t taps, int64_t inner, const A* panel,
+                       const A* offset, int64_t row_count, int64_t columns, A* out,
+                       int64_t out_stride) {
+    static_assert(kVectors <= 3);
+    const int64_t needed = (columns + kLanes - 1) / kLanes;
+    if (needed == 1) {
+      vectors<1>(weights, taps, inner, panel, offset, row_count, columns, out, out_stride);
+    } else if (needed == 2 || kVectors == 2) {
+      vectors<2>(weights, taps, inner, panel, offset, row_count, columns, out, out_stride);
+    } else {
+      vectors<kVectors>(weights, taps, inner, panel, offset, row_count, columns, out, out_stride);
+    }
+  }
+
+  static void pack(const A* source, int64_t begin, int64_t stride, int64_t inner, int64_t low,
+                   int64_t high, const Word<A>* mask, int64_t padded, A* panel) {
+    typedef Word<A> Mask __attribute__((vector_size(FSDINO_VECTOR_BYTES)));
+    typedef Word<A> LooseMask
+        __attribute__((vector_size(FSDINO_VECTOR_BYTES), aligned(sizeof(A)), may_alias));
+    constexpr int64_t kAhead = 4;  // rows; they lie far apart, where no prefetcher expects them
+    const bool whole = low == 0 && high == padded && padded % kLanes == 0;
+    for (int64_t k = 0; k < inner; ++k, begin += stride, panel += padded) {
+      if (k + kAhead < inner) {
+        const A* ahead = source + begin + kAhead * stride;
+        for (int64_t c = low; c < high; c += 64 / sizeof(A)) __builtin_prefetch(ahead + c);
+      }
+      if (whole && mask) {
+        for (int64_t c = 0; c < padded; c += kLanes) {
+          const Mask keep = *reinterpret_cast<const LooseMask*>(mask + c);
+          store(panel + c, (Vector)((Mask)load(source + begin + c) & keep));
+        }
+      } else if (whole) {
+        for (int64_t c = 0; c < padded; c += kLanes) store(panel + c, load(source + begin + c));
+      } else {
+        for (int64_t c = 0; c < low; ++c) panel[c] = 0;
+        if (mask) {
+          for (int64_t c = low; c < high; ++c) panel[c] = mask[c] ? source[begin + c] : 0;
+        } else {
+          for (int64_t c = low; c < high; ++c) panel[c] = source[begin + c];
+        }
+        for (int64_t c = high; c < padded; ++c) panel[c] = 0;
+      }
+    }
+  }
+
+  static void pack_scaled(const A* source, int64_t stride, int64_t inner, const A* scale,
+                          int64_t columns, int64_t padded, A* panel) {
+    for (int64_t k = 0; k < inner; ++k, source += stride, panel += padded) {
+      for (int64_t c = 0; c < columns; ++c) panel[c] = source[c] * scale[c];
+      for (int64_t c = columns; c < padded; ++c) panel[c] = 0;
+    }
+  }
+
+  // In two levels, for the sake of the low digits.
+  static void sum_squares(const A* source, int64_t stride, int64_t inner, int64_t columns, A* sums) {
+    constexpr int64_t kPartial = 32;
+    for (int64_t c = 0; c < columns; c += kLanes) {
+      const int64_t count = columns - c < kLanes ? columns - c : kLanes;
+      Vector total = {};
+      for (int64_t first = 0; first < inner; first += kPartial) {
+        const int64_t last = first + kPartial < inner ? first + kPartial : inner;
+        Vector partial = {};
+        for (int64_t k = first; k < last; ++k) {
+          Vector value = {};
+          if (count == kLanes) {
+            value = load(source + k * stride + c);
+          } else {
+            for (int64_t i = 0; i < count; ++i) value[i] = source[k * stride + c + i];
+          }
+          partial += value * value;
+        }
+        total += partial;
+      }
+      for (int64_t i = 0; i < count; ++i) sums[c + i] = total[i];
+    }
+  }
+
+  static void moments(const A* values, int64_t row_count, int64_t columns, int64_t stride,
+                      double* mean, double* squares) {
+    double total = 0;
+    for (int64_t r = 0; r < row_count; ++r) {
+      const A* row = values + r * stride;
+      Vector sums = {};
+      int64_t c = 0;
+      for (; c + kLanes <= columns; c += kLanes) sums += load(row + c);
+      A rest = sum(sums);
+      for (; c < columns; ++c) rest += row[c];
+      total += rest;
+    }
+    *mean = total / static_cast<double>(row_count * columns);
+    const A middle = static_cast<A>(*mean);
+    double distance = 0, offset = 0;
+    for (int64_t r = 0; r < row_count; ++r) {
+      const A* row = values + r * stride;
+      Vector sums = {}, first = {};
+      int64_t c = 0;
+      for (; c + kLanes <= columns; c += kLanes) {
+        const Vector from = load(row + c) - all(middle);
+        sums += from * from;
+        first += from;
+      }
+      A rest = sum(sums), rest_first = sum(first);
+      for (; c < columns; ++c) {
+        rest += (row[c] - middle) * (row[c] - middle);
+        rest_first += row[c] - middle;
+      }
+      distance += rest;
+      offset += rest_first;
+    }
+    // `middle` is the mean rounded to A: shift to the mean itself.
+    const double count = static_cast<double>(row_count * columns);
+    *mean = static_cast<double>(middle) + offset / count;
+    *squares = distance - offset * offset / count;
+  }
+
+  static void affine_relu(const A* values, A scale, A shift, int64_t count, A* out) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      store(out + i, relu(load(values + i) * all(scale) + all(shift)));
+    }
+    for (; i < count; ++i) {
+      const A value = values[i] * scale + shift;
+      out[i] = value <= 0 ? 0 : value;
+    }
+  }
+
+  static void add_affine_relu(const A* values, A scale, A shift, int64_t count, A* sums) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      store(sums + i, load(sums + i) + relu(load(values + i) * all(scale) + all(shift)));
+    }
+    for (; i < count; ++i) {
+      const A value = values[i] * scale + shift;
+      sums[i] += value <= 0 ? 0 : value;
+    }
+  }
+
+  static void relu_scale(const A* values, A scale, int64_t count, A* out) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(out + i, relu(load(values + i)) * all(scale));
+    for (; i < count; ++i) out[i] = (values[i] <= 0 ? 0 : values[i]) * scale;
+  }
+};
+
+template <typename A>
+const Simd<A>& table(const char* name) {
+  using T = Tile<A>;
+  static const Simd<A> functions = {name, T::kLanes, T::kLanes * T::kVectors, T::multiply, T::pack,
+                                    T::pack_scaled, T::sum_squares, T::moments, T::affine_relu,
+                                    T::add_affine_relu, T::relu_scale};
+  return functions;
+}

@@ -1,0 +1,135 @@
+"""Whether an implementation's results are right: float64, and the bounds of every op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fsdino import ops
+from fsdino.ops import baseline
+from fsdino.ops.baseline import GROUPS, KERNEL, NORM_EPS, STRIDE, Block, Inputs
+
+# Largest ||y - y64|| / ||y64|| of one op; y64 is the reference in float64 on the same inputs.
+FORWARD_BOUND = {torch.float32: 1e-6, torch.float16: 6e-4, torch.bfloat16: 4e-3}
+GRADIENT_BOUND = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+CHAIN_FACTOR = 2.0  # times the error of the eager formulation, for the whole chain
+EAGER_FACTOR = 100.0  # times one op's bound, for the eager formulation itself
+ELEMENT_FACTOR = 30.0  # times the norm's bound, relative to the largest element
+
+_SLAB = 2**26  # elements of the correlation that are held at once in float64
+
+
+def step(run: Callable[[], Tensor], inputs: Inputs) -> list[Tensor]:
+    """One run: its output and, where autograd followed it, the gradient of each parameter."""
+    output = run()
+    if not output.requires_grad:
+        return [output]
+    parameters = [tensor for block in inputs.blocks for tensor in block.tensors()]
+    # Another value everywhere, at the cost of one pass over the smallest tensor.
+    values = torch.linspace(-1, 1, output.numel(), device=output.device)
+    cotangent = values.to(output).view(output.shape)
+    gradients = torch.autograd.grad(output, parameters, cotangent, allow_unused=True)
+    return [output.detach(), *(gradient for gradient in gradients if gradient is not None)]
+
+
+def expected(part: str, inputs: Inputs) -> list[Tensor]:
+    """What "correlation", "fused-block" or "chain" gives by the reference in float64."""
+    exact = _to_double(inputs)
+    if part == "correlation":
+        features = (exact.query, exact.support, exact.support_weight)
+        return [ops.correlation4d(*features, backend="reference")]
+    if part == "fused-block":
+        return step(lambda: _first_block(exact), exact)
+
+    def chain() -> Tensor:
+        with ops.use_backend("reference"):
+            x = _first_block(exact)
+            return baseline.run_blocks(x, exact.blocks[1:], ops.center_pivot_block4d)
+
+    return step(chain, exact)
+
+
+def _first_block(inputs: Inputs) -> Tensor:
+    """A few query rows at a time, with the rows beside them: HR's correlation would take 3 GB."""
+    block, support = inputs.blocks[0], inputs.support
+    *_, rows, columns = inputs.query.shape
+    row = inputs.query.shape[:2].numel() * columns * support.shape[3:].numel()
+    count, halo, slabs = max(1, _SLAB // row), KERNEL // 2, []
+    for start in range(0, rows, count):
+        stop, first = min(start + count, rows), max(start - halo, 0)
+        raw = ops.correlation_center_pivot4d(
+            inputs.query[:, :, :, first : stop + halo],
+            support,
+            inputs.support_weight,
+            *block.tensors()[:3],
+            support_stride=STRIDE,
+            backend="reference",
+        )
+        slabs.append(raw[:, :, start - first : stop - first])
+    raw = torch.cat(slabs, dim=2)
+    return F.group_norm(raw, GROUPS, block.norm_weight, block.norm_bias, NORM_EPS).relu()
+
+
+def bounds(
+    eager: Sequence[Tensor], exact: Sequence[Tensor], dtype: torch.dtype, *, chained: bool
+) -> list[float]:
+    """Largest error of the norm of each result: one op's, or if larger twice that of `eager`.
+
+    Where ops are not `chained`, one op's.
+    """
+    least = _one_op(exact, dtype)
+    if not chained:
+        return least
+    errors = (norm_error(y, e) for y, e in zip(eager, exact, strict=True))
+    return [max(CHAIN_FACTOR * error, b) for error, b in zip(errors, least, strict=True)]
+
+
+def yardstick_error(eager: Sequence[Tensor], exact: Sequence[Tensor], dtype: torch.dtype) -> float:
+    """Error of the eager formulation as a share of what it may be: much more than the others."""
+    results = zip(eager, exact, _one_op(exact, dtype), strict=True)
+    return max(norm_error(y, e) / (EAGER_FACTOR * bound) for y, e, bound in results)
+
+
+def error(results: Sequence[Tensor], exact: Sequence[Tensor], allowed: Sequence[float]) -> float:
+    """Largest error as a share of what is allowed."""
+    return max(_error(y, e, bound) for y, e, bound in zip(results, exact, allowed, strict=True))
+
+
+def norm_error(y: Tensor, exact: Tensor) -> float:
+    """||y - exact|| / ||exact||, absolute where exact is 0; infinite where y is not finite.
+
+    Also infinite where the shapes differ.
+    """
+    if y.shape != exact.shape:
+        return float("inf")
+    difference = (y.double() - exact).norm() / (exact.norm() if exact.any() else 1)
+    return float(difference) if torch.isfinite(difference) else float("inf")
+
+
+def _one_op(exact: Sequence[Tensor], dtype: torch.dtype) -> list[float]:
+    """An output's bound, then those of its gradients."""
+    return [FORWARD_BOUND[dtype], *[GRADIENT_BOUND[dtype]] * (len(exact) - 1)]
+
+
+def _error(y: Tensor, exact: Tensor, bound: float) -> float:
+    """The larger of the norm's and the worst element's error, over what is allowed."""
+    if y.shape != exact.shape:
+        return float("inf")
+    largest = exact.abs().max() if exact.any() else 1
+    element = float((y.double() - exact).abs().max() / largest)
+    return max(norm_error(y, exact) / bound, element / (ELEMENT_FACTOR * bound))
+
+
+def _to_double(inputs: Inputs) -> Inputs:
+    def double(tensor: Tensor) -> Tensor:
+        return tensor.detach().double().requires_grad_(tensor.requires_grad)
+
+    return Inputs(
+        double(inputs.query),
+        double(inputs.support),
+        double(inputs.support_weight),
+        tuple(Block(*map(double, block.tensors())) for block in inputs.blocks),
+    )

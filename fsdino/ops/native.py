@@ -1,0 +1,250 @@
+"""Backend `cpp`: finds, builds and loads the extension in csrc/, and says why it cannot.
+
+The extension was compiled ahead of time, when fsdino was installed beside its PyTorch, or by
+`fsdino build` into the cache (`fsdino/ops/build.py`). Importing this module looks for neither.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from fsdino.csrc import flags
+from fsdino.errors import BackendError
+from fsdino.ops import build as builder
+
+logger = logging.getLogger("fsdino.ops")
+
+DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Extension:
+    """A build of csrc/.
+
+    Attributes:
+        path: the library.
+        ahead_of_time: compiled when fsdino was installed.
+        build_info: compiler, torch, C++ ABI, CPU capability, OpenMP, sources, CUDA archs.
+        seconds: that compiling took; None ahead of time.
+    """
+
+    path: Path
+    ahead_of_time: bool
+    build_info: dict[str, Any]
+    seconds: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+@dataclass
+class _State:
+    """What this process knows. torch.compile must not guard on it: tracing may change it.
+
+    Attributes:
+        decided: whether anything was searched for.
+        loaded: the extension in use.
+        problems: why each file that was found is of no use.
+        reason: why none is in use.
+        tried_to_build: because it was asked for by name.
+    """
+
+    decided: bool = False
+    loaded: Extension | None = None
+    problems: list[str] = field(default_factory=list)
+    reason: str | None = None
+    tried_to_build: bool = False
+
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+_state = _State()
+_lock = threading.RLock()
+
+
+def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """The reason why the extension cannot run such a call; None if it can. Never builds."""
+    if device.type != "cpu":
+        return f"it runs on the CPU, not on {device.type}"
+    if dtype not in DTYPES:
+        return f"it runs float32, float64, float16 and bfloat16, not {dtype}"
+    return _missing()
+
+
+def prepare(device: torch.device) -> None:
+    """Build the extension where it is not built: somebody asked for it by name.
+
+    One attempt in a process; where it fails, `why_not` says why.
+    """
+    if device.type == "cpu":
+        _build_once()
+
+
+def build(*, force: bool = False, report: builder.Report | None = None) -> Extension:
+    """Build the extension into the cache, unless it is built, and load it.
+
+    A process that has already loaded an extension keeps it; a new one takes the new build.
+
+    Args:
+        force: build in any case.
+        report: called with (finished, all) compiler calls.
+
+    Raises:
+        BackendError: it cannot be built or loaded, with the reason.
+    """
+    with _lock:
+        _decide()
+        if _state.loaded is not None and not force:
+            return _state.loaded
+        library = builder.compile_extension(force=force, report=report)
+        if _state.loaded is not None:
+            return _from_cache(library, builder.record(library)["build_info"])
+        try:
+            return _load(library, ahead_of_time=False)
+        except BackendError:
+            if force:
+                raise
+        # A whole file that cannot be loaded here: it came from another machine.
+        library = builder.compile_extension(force=True, report=report)
+        return _load(library, ahead_of_time=False)
+
+
+def extension() -> Extension | None:
+    """The extension that this process uses, found and loaded if need be; None without one."""
+    _decide()
+    return _state.loaded
+
+
+def problems() -> tuple[str, ...]:
+    """Why each file that was found, or the attempt to build one, is of no use."""
+    _decide()
+    return tuple(_state.problems)
+
+
+def _while_tracing(function: Function) -> Function:
+    """Let torch.compile run a function while it traces, and keep the answer.
+
+    As torch.compiler.assume_constant_result, which would import the compiler with this module.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_while_tracing
+def _missing() -> str | None:
+    """Why there is no extension; says so in the log where nobody knew before."""
+    if not _state.decided:
+        _decide()
+        if _state.reason is not None:
+            logger.info("the C++ kernels are not used: %s", _state.reason)
+    return _state.reason
+
+
+@_while_tracing
+def _build_once() -> None:
+    if _state.loaded is not None or _state.tried_to_build:
+        return
+    with _lock:
+        try:
+            build()
+        except BackendError as error:
+            _state.problems.append(str(error))
+            _state.reason = "; ".join(_state.problems)
+        _state.tried_to_build = True
+
+
+def _decide() -> None:
+    """Load the first extension that is of use; once in a process."""
+    with _lock:
+        if _state.decided:
+            return
+        _search()
+        if _state.loaded is None:
+            found = "; ".join(_state.problems) or "it is not built"
+            _state.reason = f"{found}: run `fsdino build`"
+        _state.decided = True
+
+
+def _search() -> None:
+    found = [(library, True) for library in _ahead_of_time()]
+    for library, ahead_of_time in [*found, *((path, False) for path in builder.cached())]:
+        check = builder.mismatch if ahead_of_time else builder.damage
+        problem = check(library)
+        if problem is None:
+            try:
+                _load(library, ahead_of_time=ahead_of_time)
+                return
+            except BackendError as error:
+                problem = str(error)
+        _state.problems.append(problem)
+
+
+def _ahead_of_time() -> list[Path]:
+    """What setup.py has compiled for this Python; nothing where other flags are asked for."""
+    if flags.extra():
+        return []
+    names = [builder.NAME + suffix for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    return [PACKAGE / name for name in names if (PACKAGE / name).is_file()]
+
+
+def _load(library: Path, *, ahead_of_time: bool) -> Extension:
+    """Load a library that fits.
+
+    Raises:
+        BackendError: it cannot be loaded on this machine.
+    """
+    name = f"fsdino.{builder.NAME}"
+    try:
+        spec = importlib.util.spec_from_file_location(name, library)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        build_info = module.build_info()
+    except (ImportError, OSError, AttributeError) as error:
+        raise BackendError(f"{library} cannot be loaded: {error}") from error
+    if ahead_of_time:
+        _state.loaded = Extension(library, True, build_info, None)
+    else:
+        _state.loaded = _from_cache(library, build_info)
+    _state.reason = None
+    return _state.loaded
+
+
+def _from_cache(library: Path, build_info: dict[str, Any]) -> Extension:
+    return Extension(library, False, build_info, builder.record(library)["seconds"])
+
+
+def _kernel(name: str) -> Callable[..., Any]:
+    """`torch.ops.fsdino_cpp.NAME`, found at the first call: a backend's function."""
+    overload: Callable[..., Any] | None = None
+
+    def call(*arguments: Any) -> Any:
+        nonlocal overload
+        if overload is None:
+            if (reason := _missing()) is not None:
+                raise BackendError(f"backend 'cpp' cannot run {name} here: {reason}")
+            overload = getattr(torch.ops.fsdino_cpp, name).default
+        return overload(*arguments)
+
+    return call
+
+
+correlation4d = _kernel("correlation4d")
+correlation4d_backward = _kernel("correlation4d_backward")
+center_pivot_conv4d = _kernel("center_pivot_conv4d")
+center_pivot_conv4d_backward = _kernel("center_pivot_conv4d_backward")
+center_pivot_block4d = _kernel("center_pivot_block4d")
+center_pivot_block4d_backward = _kernel("center_pivot_block4d_backward")
+correlation_center_pivot4d = _kernel("correlation_center_pivot4d")
+correlation_center_pivot4d_backward = _kernel("correlation_center_pivot4d_backward")
