@@ -157,61 +157,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> block(const Geometry& g, const Tensor
   return {result, nothing, none, none.clone()};
 }
 
-// Sums that the compiler may keep in one vector, added in double at the end.
-template <typename A>
-struct Lanes {
-  static constexpr int64_t kCount = 16;
-  A values[kCount] = {};
-
-  double total() const {
-    double sum = 0;
-    for (A value : values) sum += value;
-    return sum;
-  }
-};
-
-// Gradient of relu(normalised * gain + offset), and of the normalisation, from one channel's planes.
+// A plane as the type to compute in: where it is, or converted into `copy`.
 template <typename T>
-struct NormBackward {
-  using A = Compute<T>;
-  A mean, rstd, gain, offset;
-  A grad_scale;  // 1, or 1 / kept positions where the forward pass took their mean
-
-  A normalised(T raw) const { return (static_cast<A>(raw) - mean) * rstd; }
-  A through_relu(A value, T grad) const {
-    return value * gain + offset <= 0 ? A(0) : static_cast<A>(grad) * grad_scale;
+const Compute<T>* widened(const T* plane, int64_t count, Compute<T>* copy) {
+  if constexpr (std::is_same_v<T, Compute<T>>) {
+    return plane;
+  } else {
+    std::copy_n(plane, count, copy);
+    return copy;
   }
-
-  // Adds the sum of the gradient, and of the gradient times the normalised value.
-  void sums(const T* raw, const T* grad, int64_t count, double* plain, double* weighted) const {
-    Lanes<A> first, second;
-    int64_t n = 0;
-    for (; n + Lanes<A>::kCount <= count; n += Lanes<A>::kCount) {
-      for (int64_t i = 0; i < Lanes<A>::kCount; ++i) {
-        const A value = normalised(raw[n + i]), passed = through_relu(value, grad[n + i]);
-        first.values[i] += passed;
-        second.values[i] += passed * value;
-      }
-    }
-    for (; n < count; ++n) {
-      const A value = normalised(raw[n]), passed = through_relu(value, grad[n]);
-      first.values[0] += passed;
-      second.values[0] += passed * value;
-    }
-    *plain += first.total();
-    *weighted += second.total();
-  }
-
-  // The gradient to `raw`; the means are those of gain * gradient over the group.
-  void apply(const T* raw, const T* grad, int64_t count, A mean_plain, A mean_weighted,
-             T* out) const {
-    for (int64_t n = 0; n < count; ++n) {
-      const A value = normalised(raw[n]);
-      const A scaled = through_relu(value, grad[n]) * gain;
-      out[n] = static_cast<T>((scaled - mean_plain - value * mean_weighted) * rstd);
-    }
-  }
-};
+}
 
 template <typename T>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_backward(
@@ -231,21 +186,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_backward(
   const auto at_channel = [&](int64_t channel) {  // of batch * channels
     const int64_t c = channel % channels;
     const int64_t group = channel / channels * groups + c / (channels / groups);
-    return NormBackward<T>{dense_mean.const_data_ptr<A>()[group],
-                           dense_rstd.const_data_ptr<A>()[group], gain[c], offset[c],
-                           reduce ? A(1) / static_cast<A>(kept) : A(1)};
+    return NormChannel<A>{dense_mean.const_data_ptr<A>()[group],
+                          dense_rstd.const_data_ptr<A>()[group], gain[c], offset[c],
+                          reduce ? A(1) / static_cast<A>(kept) : A(1)};
   };
   const auto incoming_plane = [&](int64_t plane) {
     return incoming + (reduce ? plane / kept : plane) * query;
   };
 
+  const Simd<A>& functions = simd<A>();
+  const Scratch<A> copies(3 * query, at::get_num_threads());
   std::vector<double> plain(batch * channels), weighted(batch * channels);
   at::parallel_for(0, batch * channels, grain(kept * query), [&](int64_t begin, int64_t end) {
     for (int64_t channel = begin; channel < end; ++channel) {
-      const NormBackward<T> norm = at_channel(channel);
+      const NormChannel<A> norm = at_channel(channel);
       for (int64_t plane = channel * kept; plane < (channel + 1) * kept; ++plane) {
-        norm.sums(values + plane * query, incoming_plane(plane), query, &plain[channel],
-                  &weighted[channel]);
+        functions.norm_sums(widened(values + plane * query, query, copies.mine()),
+                            widened(incoming_plane(plane), query, copies.mine() + query), query,
+                            norm, &plain[channel], &weighted[channel]);
       }
     }
   });
@@ -279,9 +237,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_backward(
       const int64_t channel = plane / kept;
       const int64_t group =
           channel / channels * groups + channel % channels / (channels / groups);
-      at_channel(channel).apply(values + plane * query, incoming_plane(plane), query,
-                                static_cast<A>(group_plain[group] / count),
-                                static_cast<A>(group_weighted[group] / count), out + plane * query);
+      A* result = copies.mine() + 2 * query;
+      if constexpr (std::is_same_v<T, A>) result = out + plane * query;
+      functions.norm_backward(widened(values + plane * query, query, copies.mine()),
+                              widened(incoming_plane(plane), query, copies.mine() + query), query,
+                              at_channel(channel), static_cast<A>(group_plain[group] / count),
+                              static_cast<A>(group_weighted[group] / count), result);
+      if constexpr (!std::is_same_v<T, A>) std::copy_n(result, query, out + plane * query);
     }
   });
   const auto [grad_x, grad_query, grad_support, grad_bias] =
@@ -412,7 +374,6 @@ void WeightGradient<T>::add_plane(const Planes<const T>& grad, const Planes<cons
                                   int64_t row, int64_t column, Tensor total) {
   const int64_t query = geometry_.query(), tap_size = inner_ * padded_;
   A* panel = panels_.mine();
-  A* out = grads_.mine();
   std::vector<bool> present(geometry_.taps());
   for (const Term& term : forward_terms(geometry_, row, column)) {
     packer_.pack(source, term, inner_, 0, query, padded_, panel + term.tap * tap_size);
@@ -421,10 +382,17 @@ void WeightGradient<T>::add_plane(const Planes<const T>& grad, const Planes<cons
   for (int64_t tap = 0; tap < geometry_.taps(); ++tap) {
     if (!present[tap]) std::fill_n(panel + tap * tap_size, tap_size, A(0));
   }
-  for (int64_t c = 0; c < outer_; ++c) {
-    std::copy_n(grad.at(c, row, column), query, out + c * padded_);
-  }
-  const Tensor rows = at::from_blob(out, {outer_, query}, {padded_, 1}, kScalar<A>);
+  const Tensor rows = [&] {
+    if constexpr (std::is_same_v<T, A>) {
+      return at::from_blob(const_cast<A*>(grad.at(0, row, column)), {outer_, query},
+                           {grad.channel, 1}, kScalar<A>);
+    } else {
+      for (int64_t c = 0; c < outer_; ++c) {
+        std::copy_n(grad.at(c, row, column), query, grads_.mine() + c * padded_);
+      }
+      return at::from_blob(grads_.mine(), {outer_, query}, {padded_, 1}, kScalar<A>);
+    }
+  }();
   const int64_t depth = geometry_.taps() * inner_;
   const Tensor sources = at::from_blob(panel, {depth, query}, {padded_, 1}, kScalar<A>);
   total.addmm_(rows, sources.t());

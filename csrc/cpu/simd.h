@@ -23,6 +23,13 @@ constexpr int64_t block_rows(int64_t left) {
 template <typename A>
 using Word = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
 
+// One channel of relu(normalised * gain + offset), and what its gradient is multiplied by: 1, or
+// 1 / kept positions where the forward pass took their mean.
+template <typename A>
+struct NormChannel {
+  A mean, rstd, gain, offset, grad_scale;
+};
+
 template <typename A>
 struct Simd {
   const char* name;
@@ -57,6 +64,16 @@ struct Simd {
 
   // sums[i] += max(values[i] * scale + shift, 0).
   void (*add_affine_relu)(const A* values, A scale, A shift, int64_t count, A* sums);
+
+  // Adds the sum of the gradient to the affine step, and of that times the normalised value, over
+  // `count` values before normalisation and the gradients after the ReLU.
+  void (*norm_sums)(const A* raw, const A* grad, int64_t count, const NormChannel<A>& channel,
+                    double* plain, double* weighted);
+
+  // The gradient before normalisation; the means are those over the group of the gradient times
+  // gain, and of that times the normalised value.
+  void (*norm_backward)(const A* raw, const A* grad, int64_t count, const NormChannel<A>& channel,
+                        A mean_plain, A mean_weighted, A* out);
 
   // out[i] = max(values[i], 0) * scale.
   void (*relu_scale)(const A* values, A scale, int64_t count, A* out);

@@ -219,6 +219,59 @@ struct Tile {
     }
   }
 
+  static A normalised(A raw, const NormChannel<A>& channel) {
+    return (raw - channel.mean) * channel.rstd;
+  }
+
+  // The gradient before the ReLU, from the normalised value and the gradient after it.
+  static A through_relu(A value, A grad, const NormChannel<A>& channel) {
+    return value * channel.gain + channel.offset <= 0 ? 0 : grad * channel.grad_scale;
+  }
+
+  static Vector all_normalised(Vector raw, const NormChannel<A>& channel) {
+    return (raw - all(channel.mean)) * all(channel.rstd);
+  }
+
+  static Vector all_through_relu(Vector value, Vector grad, const NormChannel<A>& channel) {
+    const Vector affine = value * all(channel.gain) + all(channel.offset);
+    return affine <= 0 ? Vector{} : grad * all(channel.grad_scale);
+  }
+
+  static void norm_sums(const A* raw, const A* grad, int64_t count, const NormChannel<A>& channel,
+                        double* plain, double* weighted) {
+    Vector first = {}, second = {};
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      const Vector value = all_normalised(load(raw + i), channel);
+      const Vector passed = all_through_relu(value, load(grad + i), channel);
+      first += passed;
+      second += passed * value;
+    }
+    A first_rest = 0, second_rest = 0;
+    for (; i < count; ++i) {
+      const A value = normalised(raw[i], channel), passed = through_relu(value, grad[i], channel);
+      first_rest += passed;
+      second_rest += passed * value;
+    }
+    *plain += static_cast<double>(sum(first)) + first_rest;
+    *weighted += static_cast<double>(sum(second)) + second_rest;
+  }
+
+  static void norm_backward(const A* raw, const A* grad, int64_t count,
+                            const NormChannel<A>& channel, A mean_plain, A mean_weighted, A* out) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      const Vector value = all_normalised(load(raw + i), channel);
+      const Vector scaled = all_through_relu(value, load(grad + i), channel) * all(channel.gain);
+      store(out + i, (scaled - all(mean_plain) - value * all(mean_weighted)) * all(channel.rstd));
+    }
+    for (; i < count; ++i) {
+      const A value = normalised(raw[i], channel);
+      const A scaled = through_relu(value, grad[i], channel) * channel.gain;
+      out[i] = (scaled - mean_plain - value * mean_weighted) * channel.rstd;
+    }
+  }
+
   static void relu_scale(const A* values, A scale, int64_t count, A* out) {
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) store(out + i, relu(load(values + i)) * all(scale));
@@ -231,6 +284,6 @@ const Simd<A>& table(const char* name) {
   using T = Tile<A>;
   static const Simd<A> functions = {name, T::kLanes, T::kLanes * T::kVectors, T::multiply, T::pack,
                                     T::pack_scaled, T::sum_squares, T::moments, T::affine_relu,
-                                    T::add_affine_relu, T::relu_scale};
+                                    T::add_affine_relu, T::norm_sums, T::norm_backward, T::relu_scale};
   return functions;
 }
