@@ -121,21 +121,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   std::vector<double> weight_sums(needs[2] ? batch * layers * positions : 0);
   if (needs[0] || needs[1] || needs[2]) {
     const Convolution<T> convolution(g, weight_query, weight_support, std::nullopt, true);
-    // The gradient to one support row of the correlation, [L, 1, Ws, N].
-    const Scratch<T> memory(layers * g.support_width * count);
-    const Planes<T> row_grad{memory.data(), g.support_width * count, g.support_width * count, count,
-                             1};
+    // The gradient to a band of support rows of the correlation, [L, band, Ws, N]: enough rows for
+    // matrix products of a good size.
+    const int64_t band = std::min(ceil_div(256, g.support_width), g.support_height);
+    const int64_t row_size = g.support_width * count;
+    const Scratch<T> memory(layers * band * row_size);
+    const Planes<T> band_grad{memory.data(), band * row_size, row_size, count, band};
     const Scratch<A> unit_query(needs[0] ? layers * channels * count : 0);
     for (int64_t b = 0; b < batch; ++b) {
       std::fill_n(unit_query.data(), needs[0] ? layers * channels * count : 0, A(0));
       const std::vector<A> weights = weights_of<T>(support_weight, b, positions);
-      for (int64_t i = 0; i < g.support_height; ++i) {
-        convolution.run({grads_of(b)}, {row_grad}, i, i + 1);
+      for (int64_t top = 0; top < g.support_height; top += band) {
+        const int64_t bottom = std::min(top + band, g.support_height);
+        convolution.run({grads_of(b)}, {band_grad}, top, bottom);
         for_each_map(1, layers, [&](int64_t, int64_t layer) {
           const int64_t map = b * layers + layer;
           std::vector<Row<const T>> rows;
-          for (int64_t j = 0; j < g.support_width; ++j) {
-            rows.push_back({i * g.support_width + j, row_grad.at(layer, i, j)});
+          for (int64_t i = top; i < bottom; ++i) {
+            for (int64_t j = 0; j < g.support_width; ++j) {
+              rows.push_back({i * g.support_width + j, band_grad.at(layer, i, j)});
+            }
           }
           correlate_backward<T>(
               queries, supports, b, layer, rows, weights,
