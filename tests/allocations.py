@@ -1,4 +1,4 @@
-"""A known use of memory, where another process finds it by name."""
+"""Uses of memory to be measured, where another process finds them by name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fsdino import ops
 from fsdino.apps import memory
 
 MEGABYTE = 2**20
@@ -22,3 +23,11 @@ def peaks(requests: list[tuple[int, int]]) -> list[int | None]:
     before = torch.ones(300 * MEGABYTE, dtype=torch.uint8)  # an earlier, higher peak
     del before
     return [memory.peak_bytes(partial(run, *request)) for request in requests]
+
+
+def peak_of_shots(backend: str) -> int | None:
+    """Peak memory of 256 shots of one query of 1 MB, whose copies would take 256 MB."""
+    query = torch.randn(1, 1, 16384, 4, 4).expand(256, -1, -1, -1, -1)
+    support = torch.randn(256, 1, 16384, 4, 4)
+    ops.correlation4d(query[:1], support[:1], backend=backend)
+    return memory.peak_bytes(lambda: [ops.correlation4d(query, support, backend=backend)])

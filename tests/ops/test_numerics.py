@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import cases
+from allocations import peak_of_shots
 from cases import Case
 from fsdino import ops
 from fsdino.apps import memory
@@ -115,14 +116,6 @@ def test_lazy_and_strided_views(backend: str, op: str) -> None:
     actual = call(op, {**plain, name: shared}, backend)
     expected = call(op, {**plain, name: shared.contiguous()}, backend)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
-
-
-def peak_of_shots(backend: str) -> int | None:
-    """Peak memory of 256 shots of one query of 1 MB, whose copies would take 256 MB."""
-    query = torch.randn(1, 1, 16384, 4, 4).expand(256, -1, -1, -1, -1)
-    support = torch.randn(256, 1, 16384, 4, 4)
-    ops.correlation4d(query[:1], support[:1], backend=backend)
-    return memory.peak_bytes(lambda: [ops.correlation4d(query, support, backend=backend)])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux")
