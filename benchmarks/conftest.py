@@ -168,6 +168,19 @@ def pytest_terminal_summary(config: pytest.Config) -> None:
         print_comparison(comparison)
 
 
+def _summary(comparison: Comparison) -> dict[str, Any]:
+    """A comparison for the record: the seconds of all rounds as their number and range."""
+    summary = comparison.to_dict()
+    for row in summary["timings"]:
+        seconds = row.pop("seconds")
+        row |= {
+            "rounds": len(seconds),
+            "fastest": min(seconds, default=None),
+            "slowest": max(seconds, default=None),
+        }
+    return summary
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     path, done = session.config.getoption("--record"), session.config.stash[_KEY].done
     if path is None or exitstatus not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
@@ -175,7 +188,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     write_record(
         path,
         shlex.join(["pytest", *session.config.invocation_params.args]),
-        results=[comparison.to_dict() for comparison in done.values()],
+        results=[_summary(comparison) for comparison in done.values()],
         machine={
             "cores": os.cpu_count(),
             "capability": torch.backends.cpu.get_cpu_capability(),

@@ -34,6 +34,15 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Generator[None]:
+    """Threads gain nothing on tiny models, and wait for each other when the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Generator[None]:
     """Fill memory that PyTorch hands out uninitialised (NaN, or the largest integer).

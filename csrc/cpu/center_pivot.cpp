@@ -294,7 +294,7 @@ void Convolution<T>::run(const std::vector<Planes<const T>>& sources,
   std::vector<Moments> tiles(groups * tasks);
   const int64_t threads = at::get_num_threads();
   const Scratch<A> panels(g.taps() * inner * functions.width, threads);
-  const Scratch<A> results(outer * functions.width, threads);
+  const Scratch<A> results(std::is_same_v<T, A> ? 0 : outer * functions.width, threads);
 
   const int64_t cost = g.taps() * inner * outer * std::min(query, functions.width);
   at::parallel_for(0, tasks, grain(cost), [&](int64_t first_task, int64_t last_task) {
@@ -349,7 +349,8 @@ WeightGradient<T>::WeightGradient(const Geometry& geometry, int64_t outer, int64
       padded_(ceil_div(geometry.query(), 16) * 16),
       totals_(at::zeros({sums_, outer, geometry.taps() * inner}, kScalar<A>)),
       panels_(geometry.taps() * inner * padded_, std::min<int64_t>(sums_, at::get_num_threads())),
-      grads_(outer * padded_, std::min<int64_t>(sums_, at::get_num_threads())) {}
+      grads_(std::is_same_v<T, A> ? 0 : outer * padded_,
+             std::min<int64_t>(sums_, at::get_num_threads())) {}
 
 template <typename T>
 void WeightGradient<T>::add(const std::vector<Planes<const T>>& grads,

@@ -2,8 +2,6 @@
 
 #pragma once
 
-#include <ATen/Dispatch.h>
-
 #include "ops.h"
 #include "walk.h"
 
@@ -86,9 +84,5 @@ class WeightGradient {
 
 // Sum over everything but the channels of planes [B, C, ...]: [C].
 Tensor sum_channels(const Tensor& planes);
-
-#define FSDINO_DISPATCH(tensor, name, ...)                                                       \
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, (tensor).scalar_type(), name, \
-                                  __VA_ARGS__)
 
 }  // namespace fsdino::cpu

@@ -2,7 +2,6 @@
 
 #include "correlation.h"
 
-#include <ATen/Dispatch.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/mm.h>
@@ -422,9 +421,9 @@ FSDINO_INSTANTIATE(at::BFloat16);
 Tensor correlation4d(const Tensor& query, const Tensor& support, const MaybeTensor& support_weight,
                      double eps) {
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, query.scalar_type(), "correlation4d",
-      [&] { return forward<scalar_t>(query, support, support_weight, eps); });
+  return FSDINO_DISPATCH(query, "correlation4d", [&] {
+    return forward<scalar_t>(query, support, support_weight, eps);
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor> correlation4d_backward(const Tensor& grad, const Tensor& query,
@@ -432,11 +431,10 @@ std::tuple<Tensor, Tensor, Tensor> correlation4d_backward(const Tensor& grad, co
                                                           const MaybeTensor& support_weight,
                                                           double eps, Needs needs) {
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, query.scalar_type(), "correlation4d_backward", [&] {
-        return backward<scalar_t>(grad, query, support, support_weight, eps, needs[0], needs[1],
-                                  support_weight && needs[2]);
-      });
+  return FSDINO_DISPATCH(query, "correlation4d_backward", [&] {
+    return backward<scalar_t>(grad, query, support, support_weight, eps, needs[0], needs[1],
+                              support_weight && needs[2]);
+  });
 }
 
 }  // namespace fsdino::cpu

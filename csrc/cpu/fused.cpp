@@ -19,7 +19,7 @@ class Ring {
       : geometry_(geometry),
         query_(query),
         support_(support),
-        rows_(std::min(std::max(geometry.support_kernel, int64_t(1)), geometry.support_height)),
+        rows_(std::min(geometry.support_kernel, geometry.support_height)),
         memory_(query.layers() * rows_ * geometry.support_width * geometry.query()) {}
 
   void start(int64_t b, const MaybeTensor& support_weight) {

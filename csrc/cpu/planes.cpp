@@ -1,7 +1,5 @@
 #include "planes.h"
 
-#include <ATen/Dispatch.h>
-
 namespace fsdino::cpu {
 namespace {
 
@@ -34,7 +32,7 @@ at::Tensor to_planes(const at::Tensor& volume) {
   at::Tensor planes = at::empty(swapped.sizes(), volume.options());
   const int64_t count = volume.size(0) * volume.size(1);
   const int64_t rows = volume.size(2) * volume.size(3), columns = volume.size(4) * volume.size(5);
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, volume.scalar_type(), "to_planes", [&] {
+  FSDINO_DISPATCH(volume, "to_planes", [&] {
     transpose(source.const_data_ptr<scalar_t>(), count, rows, columns,
               planes.mutable_data_ptr<scalar_t>());
   });

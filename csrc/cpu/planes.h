@@ -7,6 +7,7 @@
 
 #pragma once
 
+#include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -22,6 +23,11 @@ namespace fsdino::cpu {
 // float for the half-precision types, else the type itself.
 template <typename T>
 using Compute = at::opmath_type<T>;
+
+// Runs a lambda with `scalar_t`, one of the four types that the ops take.
+#define FSDINO_DISPATCH(tensor, name, ...)                                                       \
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, (tensor).scalar_type(), name, \
+                                  __VA_ARGS__)
 
 template <typename A>
 constexpr at::ScalarType kScalar = c10::CppTypeToScalarType<A>::value;

@@ -70,10 +70,10 @@ template <typename A>
 const Simd<A>& choose() {
 #ifdef FSDINO_X86
   const std::string capability = at::get_cpu_capability();
-  if (capability.rfind("AVX512", 0) == 0) return avx512::table<A>("AVX-512");
-  if (capability == "AVX2") return avx2::table<A>("AVX2");
+  if (capability.rfind("AVX512", 0) == 0) return avx512::table<A>();
+  if (capability == "AVX2") return avx2::table<A>();
 #endif
-  return plain::table<A>("128 bit");
+  return plain::table<A>();
 }
 
 }  // namespace

@@ -32,7 +32,6 @@ struct NormChannel {
 
 template <typename A>
 struct Simd {
-  const char* name;
   int64_t lanes;  // values of a vector
   int64_t width;  // columns of the widest tile, a multiple of `lanes`
 

@@ -280,10 +280,12 @@ struct Tile {
 };
 
 template <typename A>
-const Simd<A>& table(const char* name) {
+const Simd<A>& table() {
   using T = Tile<A>;
-  static const Simd<A> functions = {name, T::kLanes, T::kLanes * T::kVectors, T::multiply, T::pack,
-                                    T::pack_scaled, T::sum_squares, T::moments, T::affine_relu,
-                                    T::add_affine_relu, T::norm_sums, T::norm_backward, T::relu_scale};
+  static const Simd<A> functions = {
+      T::kLanes,          T::kLanes * T::kVectors, T::multiply,      T::pack,
+      T::pack_scaled,     T::sum_squares,          T::moments,       T::affine_relu,
+      T::add_affine_relu, T::norm_sums,            T::norm_backward, T::relu_scale,
+  };
   return functions;
 }
