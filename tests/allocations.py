@@ -25,9 +25,17 @@ def peaks(requests: list[tuple[int, int]]) -> list[int | None]:
     return [memory.peak_bytes(partial(run, *request)) for request in requests]
 
 
-def peak_of_shots(backend: str) -> int | None:
-    """Peak memory of 256 shots of one query of 1 MB, whose copies would take 256 MB."""
-    query = torch.randn(1, 1, 16384, 4, 4).expand(256, -1, -1, -1, -1)
-    support = torch.randn(256, 1, 16384, 4, 4)
+def peak_of_shots(backend: str, innermost: str) -> int | None:
+    """Peak memory of 256 shots of one query of 1 MB, whose copies would take 256 MB.
+
+    Args:
+        backend: which.
+        innermost: dims of the features that lie side by side in memory, "tokens" or "channels".
+    """
+    query = torch.randn(1, 1, 16384, 4, 4)
+    if innermost == "channels":
+        query = query.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    query = query.expand(256, -1, -1, -1, -1)
+    support = torch.randn(256, 1, 16384, 1, 1)
     ops.correlation4d(query[:1], support[:1], backend=backend)
     return memory.peak_bytes(lambda: [ops.correlation4d(query, support, backend=backend)])

@@ -29,11 +29,16 @@ void sum_over_channels(int64_t channels, int64_t count, const Term& term, A* sum
   }
 }
 
-// Features whose maps [C, H * W] are dense.
+// Features whose maps [C, H * W] are dense; those that batches or layers share are copied once.
 Tensor dense_maps(const Tensor& features) {
   const bool dense = features.stride(4) == 1 && features.stride(3) == features.size(4) &&
                      features.stride(2) == features.size(3) * features.size(4);
-  return dense ? features : features.contiguous();
+  if (dense) return features;
+  Tensor distinct = features;
+  for (const int64_t dim : {0, 1}) {
+    if (features.size(dim) > 1 && features.stride(dim) == 0) distinct = distinct.narrow(dim, 0, 1);
+  }
+  return distinct.contiguous().expand(features.sizes());
 }
 
 // A map's unit tokens at chosen positions, in blocks of rows as `multiply` reads weights: block
