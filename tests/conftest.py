@@ -34,6 +34,28 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests of backend `triton` where it cannot run in this process.
+
+    On the CPU it needs the interpreter, which has to be chosen before Triton is imported: the tests
+    in tests/kernels/test_backend.py start new processes that do so, and run these.
+    """
+    config.hook.pytest_deselected(items=[item for item in items if not runs(item)])
+    items[:] = [item for item in items if runs(item)]
+
+
+def runs(item: pytest.Item) -> bool:
+    """Whether an item is for another backend than `triton`, or `triton` can run it here."""
+    parameters = getattr(item, "callspec", None) and item.callspec.params
+    if not parameters or parameters.get("backend") != "triton":
+        return True
+    from fsdino.ops import backends
+
+    dtype = parameters.get("dtype", torch.float32)
+    return backends.why_not("triton", backends.OPS[0], torch.device("cpu"), dtype) is None
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Generator[None]:
     """Threads gain nothing on tiny models, and wait for each other when the machine is busy."""

@@ -20,6 +20,7 @@ from types import ModuleType
 import torch
 
 from fsdino.errors import BackendError, UsageError
+from fsdino.kernels import backend as triton
 from fsdino.ops import native
 
 logger = logging.getLogger("fsdino.ops")
@@ -156,6 +157,7 @@ def _reference_why_not(op: str, device: torch.device, dtype: torch.dtype) -> str
     return None
 
 
+register(Backend("triton", 20, "fsdino.kernels.backend", triton.why_not, (0, 2, 3, 4, 5, 1)))
 register(
     Backend(
         "cpp", 10, "fsdino.ops.native", native.why_not, (0, 1, 4, 5, 2, 3), prepare=native.prepare

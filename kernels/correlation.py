@@ -1,0 +1,597 @@
+"""correlation4d: cosines of all layers on tensor cores, written side by side.
+
+The features are multiplied as they are; the reciprocal lengths come from a light pass and scale the
+product, which costs no rounding. Tiles of support positions whose weights are all 0 multiply
+nothing. Going back, the cosines are computed again.
+
+Signatures and results are those of `fsdino/ops/reference.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fsdino.kernels import tiles
+from fsdino.kernels.layout import (
+    architecture,
+    blocks,
+    empty_volume,
+    index_type,
+    options,
+    precision,
+    tokens,
+    volume,
+)
+
+
+@triton.jit
+def lengths_kernel(
+    p_tokens: tl.tensor,  # [B, L, C, N], strided
+    p_inverse: tl.tensor,  # [B, L, N]
+    batch_stride: tl.tensor,
+    layer_stride: tl.tensor,
+    channel_stride: tl.tensor,
+    token_stride: tl.tensor,
+    L: tl.tensor,
+    C: tl.tensor,
+    N: tl.tensor,
+    eps: tl.tensor,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+) -> None:
+    """1 / (length + eps) of every token."""
+    layer = tl.program_id(0).to(tl.int64)
+    o_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = o_n < N
+    p_layer = p_tokens + (layer // L) * batch_stride + (layer % L) * layer_stride
+    p_n = p_layer + o_n.to(tl.int64) * token_stride
+    squares = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    for start in range(0, C, BLOCK_C):
+        o_c = start + tl.arange(0, BLOCK_C)
+        mask = m_n[:, None] & (o_c < C)[None, :]
+        p_c = p_n[:, None] + (o_c.to(tl.int64) * channel_stride)[None, :]
+        b_tokens = tl.load(p_c, mask=mask, other=0.0).to(tl.float32)
+        squares += b_tokens * b_tokens
+    length = tl.sqrt_rn(tl.sum(squares, 1))
+    tl.store(p_inverse + layer * N + o_n, 1.0 / (length + eps), mask=m_n)
+
+
+@triton.jit
+def _cosine(  # type: ignore[no-untyped-def]
+    p_query: tl.tensor,  # [BLOCK_QUERY], tokens of one layer
+    p_support: tl.tensor,  # [BLOCK_SUPPORT]
+    p_query_inverse: tl.tensor,
+    p_support_inverse: tl.tensor,
+    query_channel: tl.tensor,
+    support_channel: tl.tensor,
+    m_query: tl.tensor,
+    m_support: tl.tensor,
+    C: tl.tensor,
+    steps: tl.tensor,
+    PRECISION: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Cosines of a block of query and a block of support tokens, before the ReLU."""
+    acc = tl.zeros((m_query.shape[0], m_support.shape[0]), tl.float32)
+    for step in range(0, steps):
+        o_c = step * BLOCK_C + tl.arange(0, BLOCK_C)
+        m_c = o_c < C
+        b_query = tl.load(
+            p_query[:, None] + (o_c.to(tl.int64) * query_channel)[None, :],
+            mask=m_query[:, None] & m_c[None, :],
+            other=0.0,
+        )  # [BLOCK_QUERY, BLOCK_C]
+        b_support = tl.load(
+            p_support[None, :] + (o_c.to(tl.int64) * support_channel)[:, None],
+            mask=m_c[:, None] & m_support[None, :],
+            other=0.0,
+        )  # [BLOCK_C, BLOCK_SUPPORT]
+        acc = tl.dot(b_query, b_support, acc, input_precision=PRECISION)
+    query_inverse = tl.load(p_query_inverse, mask=m_query, other=0.0)
+    support_inverse = tl.load(p_support_inverse, mask=m_support, other=0.0)
+    return acc * query_inverse[:, None] * support_inverse[None, :]
+
+
+@triton.jit
+def _weighted(values: tl.tensor, weight: tl.tensor, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Values times the support's weights; exactly 0 where the weight is."""
+    return tl.where((weight == 0)[None, :], 0.0, values * weight[None, :]).to(dtype)
+
+
+@triton.jit
+def _rectified(cosine: tl.tensor):  # type: ignore[no-untyped-def]
+    """ReLU that lets NaN pass."""
+    return tl.where(cosine <= 0, 0.0, cosine)
+
+
+@triton.jit
+def _correlation(  # type: ignore[no-untyped-def]
+    p_query: tl.tensor,
+    p_support: tl.tensor,
+    p_query_inverse: tl.tensor,
+    p_support_inverse: tl.tensor,
+    query_layer: tl.tensor,
+    support_layer: tl.tensor,
+    query_channel: tl.tensor,
+    support_channel: tl.tensor,
+    m_query: tl.tensor,
+    m_support: tl.tensor,
+    weight: tl.tensor,
+    layer: tl.tensor,
+    C: tl.tensor,
+    N: tl.tensor,
+    M: tl.tensor,
+    steps: tl.tensor,
+    L: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """The op's result for one layer, given pointers into the first one's tokens."""
+    steps = tl.where(layer < L, steps, 0)  # a layer too many: nothing is multiplied or written
+    layer = tl.minimum(layer, L - 1)
+    cosine = _cosine(
+        p_query + layer * query_layer, p_support + layer * support_layer,
+        p_query_inverse + layer * N, p_support_inverse + layer * M,
+        query_channel, support_channel, m_query, m_support, C, steps, PRECISION, BLOCK_C,
+    )  # fmt: skip
+    return _weighted(_rectified(cosine), weight, DTYPE)
+
+
+@triton.jit
+def correlation_kernel(
+    p_query: tl.tensor,  # [B, L, C, N], strided
+    p_support: tl.tensor,  # [B, L, C, M], strided
+    p_query_inverse: tl.tensor,  # [B, L, N], the batch strided
+    p_support_inverse: tl.tensor,  # [B, L, M], the batch strided
+    p_weight: tl.tensor,  # [B, M] unless not HAS_WEIGHT
+    p_out: tl.tensor,  # [B, N, M, L]
+    query_batch: tl.tensor,
+    query_layer: tl.tensor,
+    query_channel: tl.tensor,
+    query_token: tl.tensor,
+    query_inverse_batch: tl.tensor,
+    support_batch: tl.tensor,
+    support_layer: tl.tensor,
+    support_channel: tl.tensor,
+    support_token: tl.tensor,
+    support_inverse_batch: tl.tensor,
+    C: tl.tensor,
+    N: tl.tensor,
+    M: tl.tensor,
+    L: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INDEX: tl.constexpr,
+    LAYERS: tl.constexpr,  # of one program: 1, 2 or 4
+    BLOCK_QUERY: tl.constexpr,
+    BLOCK_SUPPORT: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+) -> None:
+    """The op, for a block of query tokens, a block of support tokens and a few layers."""
+    LAYER_BLOCKS: tl.constexpr = (L + LAYERS - 1) // LAYERS
+    support_blocks = tl.cdiv(M, BLOCK_SUPPORT)
+    query_blocks = tl.cdiv(N, BLOCK_QUERY)
+    program = tl.program_id(0)
+    layer = (program % LAYER_BLOCKS * LAYERS).to(tl.int64)
+    program = program // LAYER_BLOCKS
+    first_support = program % support_blocks * BLOCK_SUPPORT
+    program = program // support_blocks
+    first_query = program % query_blocks * BLOCK_QUERY
+    batch = (program // query_blocks).to(tl.int64)
+    o_query = first_query + tl.arange(0, BLOCK_QUERY)
+    o_support = first_support + tl.arange(0, BLOCK_SUPPORT)
+    m_query, m_support = o_query < N, o_support < M
+
+    steps = tl.cdiv(C, BLOCK_C)
+    weight = tl.full((BLOCK_SUPPORT,), 1.0, tl.float32)
+    if HAS_WEIGHT:
+        weight = tl.load(p_weight + batch * M + o_support, mask=m_support, other=0.0)
+        weight = weight.to(tl.float32)
+        steps = tl.where(tl.max((weight != 0).to(tl.int32), 0) > 0, steps, 0)
+    p_query += batch * query_batch + o_query.to(tl.int64) * query_token
+    p_support += batch * support_batch + o_support.to(tl.int64) * support_token
+    p_query_inverse += batch * query_inverse_batch + o_query
+    p_support_inverse += batch * support_inverse_batch + o_support
+    DTYPE: tl.constexpr = p_out.dtype.element_ty
+    first = _correlation(
+        p_query, p_support, p_query_inverse, p_support_inverse,
+        query_layer, support_layer, query_channel, support_channel,
+        m_query, m_support, weight, layer, C, N, M, steps, L, PRECISION, BLOCK_C, DTYPE,
+    )  # fmt: skip
+    # From the tile's first element on, 32 bits mostly reach: 64 cost twice the registers.
+    p_out += ((batch * N + first_query) * M + first_support) * L + layer
+    o_out = tl.arange(0, BLOCK_QUERY).to(INDEX)[:, None] * M
+    o_out += tl.arange(0, BLOCK_SUPPORT)[None, :]
+    mask = m_query[:, None] & m_support[None, :]
+    if LAYERS == 1:
+        tl.store(p_out + o_out * L, first, mask=mask)
+    else:
+        second = _correlation(
+            p_query, p_support, p_query_inverse, p_support_inverse,
+            query_layer, support_layer, query_channel, support_channel,
+            m_query, m_support, weight, layer + 1, C, N, M, steps, L, PRECISION, BLOCK_C, DTYPE,
+        )  # fmt: skip
+        side_by_side = tl.join(first, second)
+        if LAYERS == 4:
+            third = _correlation(
+                p_query, p_support, p_query_inverse, p_support_inverse,
+                query_layer, support_layer, query_channel, support_channel,
+                m_query, m_support, weight, layer + 2, C, N, M, steps, L, PRECISION, BLOCK_C, DTYPE,
+            )  # fmt: skip
+            fourth = _correlation(
+                p_query, p_support, p_query_inverse, p_support_inverse,
+                query_layer, support_layer, query_channel, support_channel,
+                m_query, m_support, weight, layer + 3, C, N, M, steps, L, PRECISION, BLOCK_C, DTYPE,
+            )  # fmt: skip
+            # [i, j, layer % 2, layer // 2], flattened in the layers' order
+            side_by_side = tl.join(side_by_side, tl.join(third, fourth))
+            side_by_side = tl.permute(side_by_side, (0, 1, 3, 2))
+            side_by_side = tl.reshape(side_by_side, (BLOCK_QUERY, BLOCK_SUPPORT, LAYERS))
+        o_layer = tl.arange(0, LAYERS)
+        tl.store(
+            p_out + (o_out * L)[:, :, None] + o_layer[None, None, :],
+            side_by_side,
+            mask=mask[:, :, None] & (layer + o_layer < L)[None, None, :],
+        )
+
+
+@triton.jit
+def correlation_gradient_kernel(
+    p_query: tl.tensor,
+    p_support: tl.tensor,
+    p_query_inverse: tl.tensor,
+    p_support_inverse: tl.tensor,
+    p_weight: tl.tensor,
+    p_grad: tl.tensor,  # [B, N, M, L], the batch strided
+    p_cosine_grad: tl.tensor,  # [B, L, N, M] unless not FEATURES
+    p_partial: tl.tensor,  # [B, L, query blocks, M] unless not WEIGHT
+    query_batch: tl.tensor,
+    query_layer: tl.tensor,
+    query_channel: tl.tensor,
+    query_token: tl.tensor,
+    query_inverse_batch: tl.tensor,
+    support_batch: tl.tensor,
+    support_layer: tl.tensor,
+    support_channel: tl.tensor,
+    support_token: tl.tensor,
+    support_inverse_batch: tl.tensor,
+    grad_batch: tl.tensor,
+    C: tl.tensor,
+    N: tl.tensor,
+    M: tl.tensor,
+    L: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    FEATURES: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_QUERY: tl.constexpr,
+    BLOCK_SUPPORT: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+) -> None:
+    """Gradient to the cosines, and the weight's, summed over a block of query tokens."""
+    support_blocks = tl.cdiv(M, BLOCK_SUPPORT)
+    program = tl.program_id(0)
+    layer = (program % L).to(tl.int64)
+    program = program // L
+    o_support = program % support_blocks * BLOCK_SUPPORT + tl.arange(0, BLOCK_SUPPORT)
+    program = program // support_blocks
+    query_blocks = tl.cdiv(N, BLOCK_QUERY)
+    query_block = program % query_blocks
+    o_query = query_block * BLOCK_QUERY + tl.arange(0, BLOCK_QUERY)
+    batch = (program // query_blocks).to(tl.int64)
+    m_support = o_support < M
+    mask = (o_query < N)[:, None] & m_support[None, :]
+
+    steps = tl.cdiv(C, BLOCK_C)
+    weight = tl.full((BLOCK_SUPPORT,), 1.0, tl.float32)
+    if HAS_WEIGHT:
+        weight = tl.load(p_weight + batch * M + o_support, mask=m_support, other=0.0)
+        weight = weight.to(tl.float32)
+        if not WEIGHT:
+            steps = tl.where(tl.max((weight != 0).to(tl.int32), 0) > 0, steps, 0)
+    p_query += batch * query_batch + layer * query_layer
+    p_support += batch * support_batch + layer * support_layer
+    p_query_inverse += batch * query_inverse_batch + layer * N
+    p_support_inverse += batch * support_inverse_batch + layer * M
+    cosine = _cosine(
+        p_query + o_query.to(tl.int64) * query_token,
+        p_support + o_support.to(tl.int64) * support_token,
+        p_query_inverse + o_query, p_support_inverse + o_support,
+        query_channel, support_channel, o_query < N, m_support, C, steps, PRECISION, BLOCK_C,
+    )  # fmt: skip
+    o_grad = (o_query.to(tl.int64)[:, None] * M + o_support[None, :]) * L + layer
+    grad = tl.load(p_grad + batch * grad_batch + o_grad, mask=mask, other=0.0).to(tl.float32)
+    plane = batch * L + layer
+    if WEIGHT:
+        along = tl.sum(tl.where(mask, grad * _rectified(cosine), 0.0), 0)
+        o_partial = (plane * query_blocks + query_block) * M + o_support
+        tl.store(p_partial + o_partial, along, mask=m_support)
+    if FEATURES:
+        grad = tl.where(cosine <= 0, 0.0, grad)
+        out = _weighted(grad, weight, p_cosine_grad.dtype.element_ty)
+        o_out = (plane * N + o_query)[:, None] * M + o_support[None, :]
+        tl.store(p_cosine_grad + o_out, out, mask=mask)
+
+
+@triton.jit
+def unit_kernel(
+    p_tokens: tl.tensor,  # [B, L, C, N], strided
+    p_inverse: tl.tensor,  # [B, L, N], the batch strided
+    p_weight: tl.tensor,  # [B, N] unless not HAS_WEIGHT
+    p_out: tl.tensor,  # [B, L, N, C]
+    batch_stride: tl.tensor,
+    layer_stride: tl.tensor,
+    channel_stride: tl.tensor,
+    token_stride: tl.tensor,
+    inverse_batch: tl.tensor,
+    L: tl.tensor,
+    C: tl.tensor,
+    N: tl.tensor,
+    HAS_WEIGHT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+) -> None:
+    """Tokens over their length, 0 where the weight is 0: what is multiplied going back."""
+    plane = tl.program_id(0).to(tl.int64)
+    batch, layer = plane // L, plane % L
+    o_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_n = o_n < N
+    mask = m_n[:, None] & (o_c < C)[None, :]
+    p_n = p_tokens + batch * batch_stride + layer * layer_stride
+    p_n += o_n.to(tl.int64) * token_stride
+    p_c = p_n[:, None] + (o_c.to(tl.int64) * channel_stride)[None, :]
+    b_tokens = tl.load(p_c, mask=mask, other=0.0).to(tl.float32)
+    inverse = tl.load(p_inverse + batch * inverse_batch + layer * N + o_n, mask=m_n, other=0.0)
+    out = b_tokens * inverse[:, None]
+    if HAS_WEIGHT:
+        weight = tl.load(p_weight + batch * N + o_n, mask=m_n, other=0.0).to(tl.float32)
+        out = tl.where((weight == 0)[:, None], 0.0, out)
+    o_out = ((plane * N + o_n) * C)[:, None] + o_c[None, :]
+    tl.store(p_out + o_out, out.to(p_out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def unit_gradient_kernel(
+    p_grad: tl.tensor,  # [B, L, N, C], to the unit vectors
+    p_tokens: tl.tensor,  # [B, L, C, N], strided
+    p_weight: tl.tensor,  # [B, N] unless not HAS_WEIGHT
+    p_out: tl.tensor,  # [B, L, C, N]
+    batch_stride: tl.tensor,
+    layer_stride: tl.tensor,
+    channel_stride: tl.tensor,
+    token_stride: tl.tensor,
+    L: tl.tensor,
+    C: tl.tensor,
+    N: tl.tensor,
+    eps: tl.tensor,
+    HAS_WEIGHT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+) -> None:
+    """Gradient to tokens; the length's gradient at a zero vector is 0, as in PyTorch."""
+    plane = tl.program_id(0).to(tl.int64)
+    batch, layer = plane // L, plane % L
+    o_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = o_n < N
+    p_n = p_tokens + batch * batch_stride + layer * layer_stride
+    p_n += o_n.to(tl.int64) * token_stride
+    p_grad_n = p_grad + (plane * N + o_n) * C
+    squares = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    products = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    for start in range(0, C, BLOCK_C):
+        o_c = start + tl.arange(0, BLOCK_C)
+        mask = m_n[:, None] & (o_c < C)[None, :]
+        p_c = p_n[:, None] + (o_c.to(tl.int64) * channel_stride)[None, :]
+        b_tokens = tl.load(p_c, mask=mask, other=0.0).to(tl.float32)
+        b_grad = tl.load(p_grad_n[:, None] + o_c[None, :], mask=mask, other=0.0).to(tl.float32)
+        squares += b_tokens * b_tokens
+        products += b_tokens * b_grad
+    length = tl.sqrt_rn(tl.sum(squares, 1))
+    scale = tl.where(length == 0, 1.0, length * (length + eps))
+    along = tl.where(length == 0, 0.0, tl.sum(products, 1) / scale)
+    for start in range(0, C, BLOCK_C):
+        o_c = start + tl.arange(0, BLOCK_C)
+        mask = m_n[:, None] & (o_c < C)[None, :]
+        p_c = p_n[:, None] + (o_c.to(tl.int64) * channel_stride)[None, :]
+        b_tokens = tl.load(p_c, mask=mask, other=0.0).to(tl.float32)
+        b_grad = tl.load(p_grad_n[:, None] + o_c[None, :], mask=mask, other=0.0).to(tl.float32)
+        out = (b_grad - b_tokens * along[:, None]) / (length + eps)[:, None]
+        if HAS_WEIGHT:
+            weight = tl.load(p_weight + batch * N + o_n, mask=m_n, other=0.0).to(tl.float32)
+            out = tl.where((weight == 0)[:, None], 0.0, out)
+        o_out = (plane * C + o_c)[None, :] * N + o_n[:, None]
+        tl.store(p_out + o_out, out.to(p_out.dtype.element_ty), mask=mask)
+
+
+def correlation4d(
+    query: Tensor, support: Tensor, support_weight: Tensor | None, eps: float
+) -> Tensor:
+    """[B, L, C, Hq, Wq] and [B, L, C, Hs, Ws] -> [B, L, Hq, Wq, Hs, Ws], layers innermost."""
+    out = empty_volume(query, (*query.shape[:2], *query.shape[3:], *support.shape[3:]))
+    Cosines(Tokens.of(query, eps), Tokens.of(support, eps), support_weight, eps).forward(out)
+    return out
+
+
+def correlation4d_backward(
+    grad: Tensor,
+    query: Tensor,
+    support: Tensor,
+    support_weight: Tensor | None,
+    eps: float,
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    """Gradients to query, support and support_weight; empty where `needs` says nobody asks."""
+    cosines = Cosines(Tokens.of(query, eps), Tokens.of(support, eps), support_weight, eps)
+    inputs = (query, support, support_weight)
+    return tuple(
+        grad.new_empty(0) if one is None or given is None else one.to(given.dtype).view(given.shape)
+        for one, given in zip(cosines.backward(volume(grad), needs), inputs, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The feature vectors of images, and the reciprocals of their lengths.
+
+    Attributes:
+        values: [B, L, C, N], strided, the channels side by side.
+        inverse: 1 / (length + eps), [B, L, N] in float32; one for all shots of an image.
+    """
+
+    values: Tensor
+    inverse: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, eps: float) -> Tokens:
+        """From [B, L, C, h, w]."""
+        values = tokens(features)
+        return cls(values, _inverse_lengths(values, eps))
+
+
+class Cosines:
+    """The tokens of a query and a support, and what their kernels share.
+
+    Args:
+        query: N tokens.
+        support: M tokens.
+        weight: [B, Hs, Ws] or None.
+        eps: added to the lengths.
+    """
+
+    def __init__(self, query: Tokens, support: Tokens, weight: Tensor | None, eps: float) -> None:
+        self.query, self.support, self.eps = query, support, eps
+        self.weight = None if weight is None else weight.resolve_neg().flatten(1).contiguous()
+        self.batch, self.layers, self.channels, self.query_tokens = query.values.shape
+        self.support_tokens = support.values.shape[3]
+        self.tile = tiles.correlation(query.values.dtype, architecture(query.values))
+
+    def forward(self, out: Tensor) -> None:
+        """The weighted correlation, into a dense volume [B, L, Hq, Wq, Hs, Ws]."""
+        layers = tiles.correlation_layers(self.layers, out.dtype, architecture(out))
+        if self.batch:
+            correlation_kernel[self._grid(blocks(self.layers, layers))](
+                *self._tensors(), out, *self._strides(), *self._sizes(),
+                L=self.layers, HAS_WEIGHT=self.weight is not None, LAYERS=layers,
+                INDEX=index_type(self.tile.rows * self.support_tokens * self.layers),
+                **self._settings(),
+            )  # fmt: skip
+
+    def backward(self, grad: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        """Gradients to query and support, [B, L, C, N] and [B, L, C, M] in their dtype, and to the
+        weight, [B, M] in float32, where needed.
+
+        Args:
+            grad: [B, L, Hq, Wq, Hs, Ws] as `layout.volume` leaves it.
+            needs: one for each.
+        """
+        features, weight = needs[0] or needs[1], needs[2] and self.weight is not None
+        planes = (self.batch, self.layers)
+        query_blocks = blocks(self.query_tokens, self.tile.rows)
+        cosine_grad = partial = None
+        if features:
+            cosine_grad = grad.new_empty(*planes, self.query_tokens, self.support_tokens)
+        if weight:
+            partial = self.query.inverse.new_empty(*planes, query_blocks, self.support_tokens)
+        if self.batch and (features or weight):
+            correlation_gradient_kernel[self._grid(self.layers)](
+                *self._tensors(), grad, cosine_grad, partial,
+                *self._strides(), grad.stride(0), *self._sizes(),
+                L=self.layers, HAS_WEIGHT=self.weight is not None,
+                FEATURES=features, WEIGHT=weight, **self._settings(),
+            )  # fmt: skip
+        return (
+            self._to_query(cosine_grad) if needs[0] and cosine_grad is not None else None,
+            self._to_support(cosine_grad) if needs[1] and cosine_grad is not None else None,
+            None if partial is None else partial.sum((1, 2)),
+        )
+
+    def _to_query(self, cosine_grad: Tensor) -> Tensor:
+        unit = _unit(self.support, self.weight)
+        grad = torch.matmul(cosine_grad, unit)  # [B, L, N, C]
+        return _unit_gradient(grad, self.query.values, None, self.eps)
+
+    def _to_support(self, cosine_grad: Tensor) -> Tensor:
+        unit = _unit(self.query, None)
+        grad = torch.matmul(cosine_grad.transpose(2, 3), unit)  # [B, L, M, C]
+        return _unit_gradient(grad, self.support.values, self.weight, self.eps)
+
+    def _grid(self, layer_blocks: int) -> tuple[int]:
+        query_blocks = blocks(self.query_tokens, self.tile.rows)
+        support_blocks = blocks(self.support_tokens, self.tile.columns)
+        return (self.batch * query_blocks * support_blocks * layer_blocks,)
+
+    def _tensors(self) -> tuple[Tensor | None, ...]:
+        query, support = self.query, self.support
+        return (query.values, support.values, query.inverse, support.inverse, self.weight)
+
+    def _strides(self) -> tuple[int, ...]:
+        return tuple(
+            stride
+            for side in (self.query, self.support)
+            for stride in (*side.values.stride(), side.inverse.stride(0))
+        )
+
+    def _sizes(self) -> tuple[int, ...]:
+        return (self.channels, self.query_tokens, self.support_tokens)
+
+    def _settings(self) -> dict[str, int | bool | str]:
+        return {
+            "PRECISION": precision(self.query.values),
+            "BLOCK_QUERY": self.tile.rows,
+            "BLOCK_SUPPORT": self.tile.columns,
+            "BLOCK_C": self.tile.depth,
+            **options(self.tile),
+        }
+
+
+def _inverse_lengths(values: Tensor, eps: float) -> Tensor:
+    """1 / (length + eps), [B, L, N] in float32; once for shots of one image."""
+    if values.shape[0] > 1 and values.stride(0) == 0:
+        return _inverse_lengths(values[:1], eps).expand(values.shape[0], -1, -1)
+    batch, layers, channels, count = values.shape
+    inverse = values.new_empty(batch, layers, count, dtype=torch.float32)
+    if batch:
+        tile = tiles.tokens(channels)
+        lengths_kernel[(batch * layers, blocks(count, tile.rows))](
+            values, inverse, *values.stride(), layers, channels, count, eps,
+            BLOCK_N=tile.rows, BLOCK_C=tile.columns, **options(tile),
+        )  # fmt: skip
+    return inverse
+
+
+def _unit(side: Tokens, weight: Tensor | None) -> Tensor:
+    """Tokens over their lengths, [B, L, N, C]; 0 where the weight is."""
+    values, inverse = side.values, side.inverse
+    batch, layers, channels, count = values.shape
+    unit = values.new_empty(batch, layers, count, channels)
+    if batch:
+        tile = tiles.tokens(channels)
+        grid = (batch * layers, blocks(count, tile.rows), blocks(channels, tile.columns))
+        unit_kernel[grid](
+            values, inverse, weight, unit, *values.stride(), inverse.stride(0),
+            layers, channels, count, HAS_WEIGHT=weight is not None,
+            BLOCK_N=tile.rows, BLOCK_C=tile.columns, **options(tile),
+        )  # fmt: skip
+    return unit
+
+
+def _unit_gradient(grad: Tensor, values: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """From the gradient to unit vectors [B, L, N, C] that to the tokens, [B, L, C, N]."""
+    batch, layers, channels, count = values.shape
+    out = values.new_empty(values.shape)
+    if batch:
+        tile = tiles.tokens(channels)
+        unit_gradient_kernel[(batch * layers, blocks(count, tile.rows))](
+            grad, values, weight, out, *values.stride(), layers, channels, count, eps,
+            HAS_WEIGHT=weight is not None,
+            BLOCK_N=tile.rows, BLOCK_C=tile.columns, **options(tile),
+        )  # fmt: skip
+    return out

@@ -1,0 +1,92 @@
+"""How tensors lie in memory, and where kernels run.
+
+Volumes [B, C, Hq, Wq, Hs, Ws] are dense with the channels innermost, [B][Hq][Wq][Hs][Ws][C], but
+for the stride of the batch: any number of positions, and 0 where one volume serves all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from fsdino.kernels import tiles
+from fsdino.kernels.tiles import Tile
+
+# In place of a GPU's architecture where the tensors are on none.
+planned = ContextVar("planned", default=tiles.INTERPRETER)
+
+_ORDER = (0, 2, 3, 4, 5, 1)
+
+
+def empty_volume(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """An uninitialised volume [B, C, Hq, Wq, Hs, Ws], channels innermost."""
+    memory = like.new_empty([shape[dim] for dim in _ORDER])
+    return memory.permute([_ORDER.index(dim) for dim in range(6)])
+
+
+def volume(x: Tensor) -> Tensor:
+    """`x` itself where it lies as kernels want it, else a copy; a volume shared by the batch is
+    copied once."""
+    x = x.resolve_neg()
+    if x.numel() == 0:
+        return x
+    if x.stride(0) == 0 and x.shape[0] > 1:
+        return volume(x[:1]).expand(x.shape)
+    memory = x.permute(_ORDER)
+    whole_positions = x.shape[0] == 1 or x.stride(0) % x.shape[1] == 0
+    if memory[0].is_contiguous() and whole_positions:
+        return x
+    return memory.contiguous().permute([_ORDER.index(dim) for dim in range(6)])
+
+
+def tokens(features: Tensor) -> Tensor:
+    """[B, L, C, h, w] -> [B, L, C, h*w] with the channels side by side, as an encoder leaves them.
+
+    A view where they are; else a copy, since loads of single values would cost more. Shots of one
+    image are read or copied once.
+    """
+    features = features.resolve_neg()
+    if features.stride(0) == 0 and features.shape[0] > 1:
+        flat = tokens(features[:1])
+        return flat.expand(features.shape[0], *flat.shape[1:])
+    flat = features.flatten(3)
+    if flat.stride(2) == 1 or flat.shape[2] == 1:
+        return flat
+    return flat.transpose(2, 3).contiguous().transpose(2, 3)
+
+
+def architecture(tensor: Tensor) -> int:
+    """Compute capability as in 80 for 8.0; on the CPU the interpreter runs."""
+    if tensor.device.type != "cuda":
+        return planned.get()
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
+
+
+def precision(tensor: Tensor) -> str:
+    """Of products in float32: TF32 only where PyTorch's own switch allows it."""
+    if tensor.device.type != "cuda":
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def blocks(size: int, block: int) -> int:
+    """Blocks that cover `size`."""
+    return -(-size // block)
+
+
+def options(tile: Tile) -> dict[str, int | bool]:
+    """How a kernel is compiled for a tile.
+
+    Fused multiply-adds are asked for by name: from Triton 3.10 on they are not the default.
+    """
+    return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+
+
+def index_type(largest: int) -> tl.dtype:
+    """Of offsets up to `largest`, with a block's overhang to spare."""
+    return tl.int64 if largest >= 2**30 else tl.int32

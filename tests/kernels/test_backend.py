@@ -1,0 +1,204 @@
+"""Backend `triton`: where it runs and why not, and the shared table in Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+import fsdino
+from fsdino.errors import BackendError
+from fsdino.kernels import backend
+from fsdino.ops import backends
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+FEATURES = torch.zeros(1, 1, 4, 3, 3)
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+
+
+def new_process(*arguments: str, **environment: str | None) -> subprocess.CompletedProcess[str]:
+    """Python with other environment variables; None takes one away."""
+    path = [str(Path(fsdino.__file__).parent.parent), *filter(None, sys.path)]
+    everything = {**os.environ, "PYTHONPATH": os.pathsep.join(path), **environment}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={name: value for name, value in everything.items() if value is not None},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+F32, F16 = "torch.float32", "torch.float16"
+CORRELATION = {
+    F32: (
+        "plain", "one token", "one row", "one layer", "many layers", "no weight", "soft weight",
+        "all weights zero", "empty batch", "expanded query", "transposed",
+    ),
+    F16: ("plain", "many layers", "soft weight", "transposed"),
+}  # fmt: skip
+CONVOLUTION = {
+    F32: (
+        "plain", "one row", "kernels 5 and 1", "stride beyond the grid", "odd channels", "no bias",
+        "empty batch", "transposed",
+    ),
+    F16: ("plain", "odd channels"),
+}  # fmt: skip
+BLOCK = {F32: ("one row", "odd channels", "group per channel", "empty batch")}
+FUSED = {F32: ("plain", "one row", "odd channels", "empty batch"), F16: ("plain", "odd channels")}
+
+
+def each(file: str, test: str, table: dict[str, tuple[str, ...]], *more: str) -> list[str]:
+    """Ids of a shared test over some of its cases and dtypes."""
+    name = f"tests/ops/{file}.py::{test}"
+    return [
+        f"{name}[{'-'.join(['triton', case, dtype, *more])}]"
+        for dtype, names in table.items()
+        for case in names
+    ]
+
+
+def alone(file: str, *tests: str) -> list[str]:
+    """Ids of shared tests whose only parameter is the backend."""
+    return [f"tests/ops/{file}.py::{test}[triton]" for test in tests]
+
+
+def run_interpreted(*arguments: str) -> int:
+    """Run tests in a process with the interpreter; how many passed."""
+    options = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+    run = new_process(*options, *arguments, TRITON_INTERPRET="1")
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-1000:]
+    summary = run.stdout.strip().splitlines()[-1]
+    assert "skipped" not in summary
+    found = re.search(r"(\d+) passed", summary)
+    assert found is not None, summary
+    return int(found[1])
+
+
+def test_importing_fsdino_does_not_import_triton() -> None:
+    """Nor does asking which backend would run a call: Triton costs a second, and may be missing."""
+    code = (
+        "import sys, torch; before = 'triton' in sys.modules\n"
+        "import fsdino.ops; from fsdino.ops import backends\n"
+        "backends.select('correlation4d', torch.zeros(1))\n"
+        "print(before or 'triton' not in sys.modules)"
+    )
+    run = new_process("-c", code)
+    assert run.stdout.strip() == "True", run.stderr
+
+
+def test_reasons() -> None:
+    """Each call that it cannot run gets the reason, and by name an error that says it."""
+    for dtype in (torch.float64, torch.int32):
+        reason = backend.why_not("correlation4d", CPU, dtype)
+        assert reason == f"it runs float32, float16 and bfloat16, not {dtype}"
+    assert backend.why_not("correlation4d", torch.device("meta"), torch.float32) == (
+        "it runs on NVIDIA GPUs, not on meta"
+    )
+    with pytest.raises(BackendError, match=r"float32, float16 and bfloat16, not torch.float64"):
+        backends.select("correlation4d", FEATURES.double(), "triton")
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter was chosen")
+def test_without_the_interpreter_the_cpu_is_refused() -> None:
+    """On the CPU it is for tests alone: `auto` takes another, and the reason says how to."""
+    assert "set TRITON_INTERPRET=1" in (backend.why_not("correlation4d", CPU, torch.float32) or "")
+    assert backends.select("correlation4d", FEATURES) != "triton"
+
+
+@pytest.mark.parametrize(
+    "capability, is_available, reason",
+    [
+        ((7, 5), True, "needs compute capability 8.0 .* has 7.5"),
+        ((8, 0), True, None),
+        ((8, 0), False, "PyTorch finds none"),
+    ],
+)
+def test_reasons_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    is_available: bool,
+    reason: str | None,
+) -> None:
+    """GPUs before sm_80 are refused by their number."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_available)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(backend, "_interpreted", lambda: False)
+    monkeypatch.setattr(backend, "_missing", lambda: None)
+    found = backend.why_not("correlation4d", torch.device("cuda", 0), torch.bfloat16)
+    if reason is None:
+        assert found is None
+    else:
+        assert found is not None and re.search(reason, found)
+
+
+@needs_triton
+def test_the_interpreter_refuses_bfloat16() -> None:
+    """Its product of bfloat16 matrices is wrong, and silently so."""
+    code = (
+        "import torch; from fsdino.kernels import backend\n"
+        "print(backend.why_not('correlation4d', torch.device('cpu'), torch.float16))\n"
+        "print(backend.why_not('correlation4d', torch.device('cpu'), torch.bfloat16))"
+    )
+    run = new_process("-c", code, TRITON_INTERPRET="1")
+    assert run.stdout.splitlines() == ["None", "Triton's interpreter multiplies bfloat16 wrongly"]
+
+
+@needs_triton
+def test_correlation_in_the_interpreter() -> None:
+    """Values and gradients in both dtypes, NaN, zero vectors, frozen features, opcheck."""
+    file = "test_correlation"
+    ids = [
+        *each(file, "test_equals_the_formulation", CORRELATION),
+        *each(file, "test_gradients_equal_the_formulation", CORRELATION),
+        *alone(
+            file, "test_gradients_only_where_asked", "test_zero_weight_silences_nan",
+            "test_zero_vectors_have_no_direction", "test_opcheck",
+        ),
+    ]  # fmt: skip
+    assert run_interpreted(*ids) == len(ids)
+
+
+@needs_triton
+def test_convolution_in_the_interpreter() -> None:
+    """Values and gradients of convolution and block: kernels, strides, channels and layouts."""
+    file, block = "test_center_pivot", "test_block_equals_the_formulation"
+    half = "test_block_in_half_precision_errs_less_than_twice_the_eager_code"
+    ids = [
+        *each(file, "test_conv_equals_the_formulation", CONVOLUTION),
+        *each(file, "test_conv_gradients_equal_the_formulation", CONVOLUTION),
+        *each(file, block, BLOCK, "map"),
+        *each(file, block, BLOCK, "reduced"),
+        *each(file, half, {F16: ("one row",)}),
+        *alone(file, "test_compiles_as_one_graph"),
+    ]
+    assert run_interpreted(*ids) == len(ids)
+
+
+@needs_triton
+def test_fused_op_in_the_interpreter() -> None:
+    """Values in both dtypes and, in chunks of the query rows, every gradient."""
+    ids = each("test_fused", "test_errs_less_than_twice_the_eager_code", FUSED)
+    assert run_interpreted(*ids, "tests/kernels/test_fused.py") == len(ids) + 5
+
+
+@needs_triton
+@pytest.mark.slow
+def test_the_whole_table_in_the_interpreter() -> None:
+    """Every shared test that names the backend, but for those in float64 alone."""
+    files = ("test_correlation", "test_center_pivot", "test_fused", "test_numerics")
+    float64_alone = "gradcheck or (test_fused and gradients)"
+    elsewhere = "not_copied"  # in test_memory.py, without the arithmetic
+    which = ("-k", f"triton and not ({float64_alone}) and not {elsewhere}")
+    with ThreadPoolExecutor(2) as pool:
+        counts = pool.map(lambda file: run_interpreted(f"tests/ops/{file}.py", *which), files)
+    assert sum(counts) > 300

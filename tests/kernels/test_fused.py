@@ -1,0 +1,65 @@
+"""The fused op in chunks of query rows: the seams between them leave no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import cases
+import formulation
+from cases import Case
+from fsdino import ops
+from fsdino.kernels import tiles
+
+CASES = (
+    Case("narrow halo", batch=1, query=(3, 2), support=(3, 2), weight="soft"),
+    Case("no halo", batch=2, query=(2, 2), support=(2, 3), kernel_query=1, layers=5),
+)
+
+
+@pytest.fixture
+def planned(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Block sizes of an architecture."""
+    from fsdino.kernels import layout
+
+    token = layout.planned.set(request.param)
+    yield
+    layout.planned.reset(token)
+
+
+@pytest.mark.parametrize("planned", [tiles.INTERPRETER, 90], indirect=True)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("backend", ["triton"])
+def test_chunks(case: Case, backend: str, planned: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One query row at a time: values and all six gradients are those of the formulation.
+
+    With the interpreter's block sizes, and with a GPU's.
+    """
+    monkeypatch.setattr(tiles, "FUSED_BYTES", 0)
+    parameters = cases.parameters(case, torch.float32)
+    names = ("weight_query", "weight_support", "bias")
+    tensors = [*cases.features(case, torch.float32), *(parameters[name] for name in names)]
+    inputs = [t.detach().requires_grad_() for t in tensors if t is not None]
+    twins = [t.detach().double().requires_grad_() for t in inputs]
+    expected = formulation.center_pivot_conv4d(
+        formulation.correlation4d(*twins[:3]), *twins[3:], case.stride
+    )
+    actual = ops.correlation_center_pivot4d(*inputs, support_stride=case.stride, backend=backend)
+    cases.assert_close(actual, expected, 2e-6)
+    grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3))
+    for a, e in zip(
+        torch.autograd.grad(actual, inputs, grad),
+        torch.autograd.grad(expected, twins, grad.double()),
+        strict=True,
+    ):
+        cases.assert_close(a, e, 1e-5)
+
+
+def test_rows_fit_the_promise() -> None:
+    """A chunk and its halo take no more than they may, or one row is all they hold."""
+    for rows, halo, row_bytes in ((74, 1, 9_724_928), (37, 1, 10**6), (148, 2, 10**8)):
+        chunk = tiles.fused_rows(rows, halo, row_bytes)
+        assert 1 <= chunk <= rows
+        assert chunk == 1 or (chunk + 2 * halo) * row_bytes <= tiles.FUSED_BYTES
