@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: help install test slow lint types check build bench demo ci clean
+.PHONY: help install test slow lint types check build bench gpu demo ci clean
 
 help:       ## this list
 	@sed -n 's/^\([a-z]*\): *## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -32,6 +32,9 @@ build:      ## compile the C++ kernels
 
 bench:      ## time the 4D ops on every CPU backend that runs here
 	$(PYTHON) -m pytest benchmarks --benchmark-only
+
+gpu:        ## check and time the Triton kernels on the NVIDIA GPU that is here, into runs/gpu/
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu_suite.py --out runs/gpu
 
 demo:       ## the demo, into demo/
 	$(PYTHON) -m fsdino demo --out demo

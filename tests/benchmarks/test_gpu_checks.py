@@ -1,0 +1,176 @@
+"""The checks of the GPU suite, on the CPU: right results pass, and each kind of wrong one fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import gpu_checks
+import pytest
+import torch
+from torch import Tensor
+
+from fsdino.ops import backends, reference
+
+CPU = "cpu"
+
+
+def add_backend(monkeypatch: pytest.MonkeyPatch, **changes: Callable[..., Any]) -> str:
+    """Backend "other": the reference with some functions changed."""
+    functions = {name: getattr(reference, name) for name in backends.FUNCTIONS} | changes
+    known = backends._registry["reference"]
+    other = dataclasses.replace(known, name="other", module="other", priority=-1)
+    monkeypatch.setitem(backends._registry, "other", other)
+    load = backends.Backend.load
+    monkeypatch.setattr(
+        backends.Backend,
+        "load",
+        lambda self: SimpleNamespace(**functions) if self.name == "other" else load(self),
+    )
+    return "other"
+
+
+@pytest.mark.parametrize("dtype", gpu_checks.DTYPES)
+@pytest.mark.parametrize("op", gpu_checks.OPS)
+def test_right_results_pass(op: str, dtype: str) -> None:
+    """Every op in every data type: shapes, layouts, an empty batch."""
+    for name in ("odd channels", "empty batch", "expanded query", "group per channel"):
+        found = gpu_checks.check_case(op, name, dtype, CPU, "reference")
+        assert found["passed"] and found["error"] <= 1 and found["same_bits"], found
+
+
+@pytest.mark.parametrize("op", gpu_checks.OPS)
+def test_wrong_results_fail(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One element off, or a gradient a little too large."""
+    function = op.partition(",")[0]
+
+    def bumped(*arguments: Any) -> Any:
+        result = getattr(reference, function)(*arguments)
+        first = result if isinstance(result, Tensor) else result[0]
+        first.view(-1)[0] += 0.1
+        return result
+
+    def scaled(*arguments: Any) -> tuple[Tensor, ...]:
+        return tuple(g * 1.01 for g in getattr(reference, function + "_backward")(*arguments))
+
+    for changes in ({function: bumped}, {function + "_backward": scaled}):
+        backend = add_backend(monkeypatch, **changes)
+        found = gpu_checks.check_case(op, "odd channels", "float32", CPU, backend)
+        assert not found["passed"] and found["error"] > 1, found
+        forward = function in changes
+        assert (found["worst"] == "output") == forward, found
+
+
+def test_memory_that_is_never_written_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds NaN."""
+
+    def half_written(*arguments: Any) -> Tensor:
+        right = reference.correlation4d(*arguments)
+        out = torch.empty_like(right)
+        out[:, :, 1:] = right[:, :, 1:]
+        return out
+
+    backend = add_backend(monkeypatch, correlation4d=half_written)
+    torch.set_deterministic_debug_mode("default")
+    found = gpu_checks.check_case("correlation4d", "plain", "float32", CPU, backend)
+    assert found["error"] == float("inf") and not found["passed"]
+
+
+def test_bits_that_change_and_foreign_dtypes_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right each time, but not the same; and a gradient in another data type."""
+    runs = itertools.count()
+
+    def drifting(*arguments: Any) -> Tensor:
+        return reference.correlation4d(*arguments) * (1 + 1e-7 * next(runs))
+
+    backend = add_backend(monkeypatch, correlation4d=drifting)
+    found = gpu_checks.check_case("correlation4d", "plain", "float32", CPU, backend)
+    assert found["error"] <= 1 and not found["same_bits"] and not found["passed"]
+
+
+@pytest.mark.parametrize("name", ["stream", "autocast", "NaN", "views"])
+def test_behaviours(name: str) -> None:
+    """Those that need a GPU say so, the others pass."""
+    found = gpu_checks.check_behaviour(name, CPU, "reference")
+    assert found["passed"] and found["said"].startswith(("passed", "skipped: needs"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torch.compile", "opcheck"])
+def test_slow_behaviours(name: str) -> None:
+    """One graph; schema and fake kernels."""
+    assert gpu_checks.check_behaviour(name, CPU, "reference")["said"] == "passed"
+
+
+def test_behaviours_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that swallows NaN."""
+
+    def silent(*arguments: Any) -> Tensor:
+        return reference.correlation4d(*arguments).nan_to_num()
+
+    backend = add_backend(monkeypatch, correlation4d=silent)
+    with pytest.raises(AssertionError, match="nan in the correlation"):
+        gpu_checks.check_behaviour("NaN", CPU, backend)
+
+
+def test_streams_and_graphs(monkeypatch: pytest.MonkeyPatch, fake_gpu: str) -> None:
+    """On a GPU that replays nothing, a graph's results are stale, and that is found."""
+    assert gpu_checks.check_behaviour("stream", fake_gpu, "reference")["said"] == "passed"
+    said = gpu_checks.check_behaviour("other device", fake_gpu, "reference")["said"]
+    assert said == "skipped: needs two GPUs"
+    with pytest.raises(AssertionError, match=r"graph in torch.float32: off by"):
+        gpu_checks.check_behaviour("CUDA graph", fake_gpu, "reference")
+
+    class Replay:
+        def __init__(self, step: Callable[[], list[Tensor]], outputs: list[Tensor]) -> None:
+            self.step, self.outputs = step, outputs
+
+        def replay(self) -> None:
+            for output, fresh in zip(self.outputs, self.step(), strict=True):
+                output.copy_(fresh)
+
+    def capture(step: Callable[[], list[Tensor]], pool: Any = None) -> Any:
+        outputs = step()
+        return Replay(step, outputs), outputs
+
+    monkeypatch.setattr(gpu_checks, "capture", capture)
+    assert gpu_checks.check_behaviour("CUDA graph", fake_gpu, "reference")["said"] == "passed"
+
+
+def test_tf32_follows_the_switch(monkeypatch: pytest.MonkeyPatch, fake_gpu: str) -> None:
+    """A backend that ignores the switch is found."""
+    with pytest.raises(AssertionError, match="tf32"):
+        gpu_checks.check_behaviour("TF32", fake_gpu, "reference")
+
+    def rounded(query: Tensor, support: Tensor, *rest: Any) -> Tensor:
+        if torch.backends.cuda.matmul.fp32_precision == "tf32":  # 10 bits, as float16
+            query, support = query.half().float(), support.half().float()
+        return reference.correlation4d(query, support, *rest)
+
+    backend = add_backend(monkeypatch, correlation4d=rounded)
+    before = torch.backends.cuda.matmul.fp32_precision
+    assert gpu_checks.check_behaviour("TF32", fake_gpu, backend)["passed"]
+    assert torch.backends.cuda.matmul.fp32_precision == before
+
+
+def test_slices_of_large_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """First, middle and last query row; a last row that is wrong is found."""
+    sizes = (5, 3, 8, CPU)
+    assert gpu_checks.check_rows(*sizes, "reference") <= 1
+
+    def cut(*arguments: Any) -> Tensor:
+        y = reference.center_pivot_conv4d(*arguments)
+        if y.shape[2] == sizes[0]:
+            y[:, :, -1] *= 1.1
+        return y
+
+    backend = add_backend(monkeypatch, center_pivot_conv4d=cut)
+    assert gpu_checks.check_rows(*sizes, backend) > 1
+
+
+def test_every_op_runs_under_the_sanitizer() -> None:
+    """Five ops on two cases."""
+    assert gpu_checks.run_ops(CPU, "reference") == 10
