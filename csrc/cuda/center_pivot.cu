@@ -1,0 +1,231 @@
+// center_pivot_conv4d: the walk over the taps as one implicit matrix product, its transpose, and the
+// gradient to its matrices. See `Walk` in index.h.
+
+#include "tile.h"
+
+namespace fsdino::cuda {
+
+namespace {
+
+// Rows of the product are positions, columns are channels of the output.
+template <typename T, int COLUMNS>
+using WalkProduct =
+    Product<T, 128, COLUMNS, COLUMNS == 16 ? 16 : 32, COLUMNS == 16 ? 16 : 32>;
+
+// Where a row of the product lies in the source; the query row is kOutside beyond the last row.
+struct RowPlace {
+  int64_t offset;
+  Position position;
+};
+constexpr int kOutside = INT32_MIN / 2;
+
+// A step is a tap and a piece of the input channels.
+template <typename T>
+struct WalkSource {
+  const Walk& walk;
+  const T* source;
+  const RowPlace* rows;
+  int inner, pieces;
+
+  FSDINO_DEVICE const T* at(int row, int step, int element, int& valid) const {
+    const Tap tap = walk.tap(step / pieces);
+    const int channel = step % pieces * kDepth<T> + element;
+    const RowPlace& place = rows[row];
+    valid = walk.source.holds(moved(place.position, tap.move)) ? inner - channel : 0;
+    if (valid <= 0) return source;
+    return source + (place.offset + walk.source.offset(tap.move)) * inner + channel;
+  }
+};
+
+template <typename T>
+struct MatrixSource {
+  const Walk& walk;
+  const T* weights;
+  int first, inner, outer, pieces;
+
+  FSDINO_DEVICE const T* at(int row, int step, int element, int& valid) const {
+    const int channel = step % pieces * kDepth<T> + element, column = first + row;
+    valid = column < outer ? inner - channel : 0;
+    if (valid <= 0) return weights;
+    const int64_t matrix = int64_t(walk.tap(step / pieces).matrix) * outer + column;
+    return weights + matrix * inner + channel;
+  }
+};
+
+template <typename T, int COLUMNS, int BYTES>
+FSDINO_KERNEL((WalkProduct<T, COLUMNS>::kThreads))
+walk_kernel(const Walk walk, const WalkArguments<T> arguments) {
+  using P = WalkProduct<T, COLUMNS>;
+  const int64_t positions = walk.walked.positions();
+  const int64_t row_blocks = ceil_div(positions, int64_t(P::kRows));
+  const int column_blocks = ceil_div(arguments.outer, COLUMNS);
+  const int first_column = block_index() % column_blocks * COLUMNS;
+  const int64_t block = block_index() / column_blocks;
+  const int64_t first = block % row_blocks * P::kRows, batch = block / row_blocks;
+
+  Word* const memory = reinterpret_cast<Word*>(shared_memory());
+  RowPlace* const rows = reinterpret_cast<RowPlace*>(shared_memory() + P::kSharedBytes);
+  for (int i = thread_index(); i < P::kRows; i += P::kThreads) {
+    if (first + i < positions) {
+      const Position position = walk.in_source(walk.walked.at(first + i));
+      rows[i] = {walk.source.offset(position), position};
+    } else {
+      rows[i] = {0, {kOutside, 0, 0, 0}};
+    }
+  }
+  synchronise();
+
+  const int pieces = ceil_div(arguments.inner, kDepth<T>);
+  const WalkSource<T> source{walk, arguments.source + batch * arguments.source_batch * arguments.inner,
+                             rows, arguments.inner, pieces};
+  const MatrixSource<T> weights{walk, arguments.weights, first_column, arguments.inner,
+                                arguments.outer, pieces};
+  P product;
+  product.run(memory, walk.taps() * pieces, arguments.tf32,
+              [&](Word* row_words, Word* column_words, int step) {
+                stage_along<T, BYTES, P::kThreads>(row_words, P::kRows, step, source);
+                stage_along<T, BYTES, P::kThreads>(column_words, COLUMNS, step, weights);
+              });
+  T* const out = arguments.out + batch * arguments.out_batch * arguments.outer;
+  product.for_each([&](int row, int column, float sum) {
+    column += first_column;
+    if (first + row >= positions || column >= arguments.outer) return;
+    const Position position = walk.in_output(walk.walked.at(first + row));
+    const float bias = arguments.bias ? static_cast<float>(arguments.bias[column]) : 0.0f;
+    out[walk.output.offset(position) * arguments.outer + column] = T(sum + bias);
+  });
+}
+
+// One tap's matrix of gradients, [CI, CO], the inner dimension being positions.
+template <typename T>
+using GradientProduct = Product<T, 64, 64, 32, 32>;
+
+// A step is a run of positions of one sample; both operands lie across it.
+template <typename T>
+struct StepPlace {
+  int64_t batch, position;
+
+  FSDINO_DEVICE StepPlace(const Walk& walk, int64_t step, int element) {
+    const int64_t steps = ceil_div(walk.walked.positions(), int64_t(kDepth<T>));
+    batch = step / steps;
+    position = step % steps * kDepth<T> + element;
+  }
+};
+
+template <typename T>
+struct MovedSource {
+  const Walk& walk;
+  const T* source;
+  Tap tap;
+  int64_t batch_stride, first_step;
+  int first, inner;
+
+  FSDINO_DEVICE const T* at(int row, int step, int element, int& valid) const {
+    const StepPlace<T> place(walk, first_step + step, element);
+    valid = 0;
+    if (first + row >= inner || place.position >= walk.walked.positions()) return source;
+    const Position position = moved(walk.in_source(walk.walked.at(place.position)), tap.move);
+    if (!walk.source.holds(position)) return source;
+    valid = 1;
+    const int64_t at = place.batch * batch_stride + walk.source.offset(position);
+    return source + at * inner + first + row;
+  }
+};
+
+template <typename T>
+struct GradSource {
+  const Walk& walk;
+  const T* grad;
+  int64_t batch_stride, first_step;
+  int first, outer;
+
+  FSDINO_DEVICE const T* at(int row, int step, int element, int& valid) const {
+    const StepPlace<T> place(walk, first_step + step, element);
+    valid = first + row < outer && place.position < walk.walked.positions();
+    if (!valid) return grad;
+    return grad + (place.batch * batch_stride + place.position) * outer + first + row;
+  }
+};
+
+template <typename T>
+FSDINO_KERNEL(GradientProduct<T>::kThreads)
+weight_gradient_kernel(const Walk walk, const WeightGradientArguments<T> arguments, int64_t steps,
+                       int64_t share) {
+  using P = GradientProduct<T>;
+  const int inner_blocks = ceil_div(arguments.inner, P::kRows);
+  const int outer_blocks = ceil_div(arguments.outer, P::kColumns);
+  int block = block_index();
+  const int first_outer = block % outer_blocks * P::kColumns;
+  block /= outer_blocks;
+  const int first_inner = block % inner_blocks * P::kRows;
+  block /= inner_blocks;
+  const int tap = block % walk.taps();
+  const int64_t split = block / walk.taps();
+  const int64_t first_step = split * share;
+  const int64_t own = first_step + share < steps ? share : steps - first_step;
+
+  const MovedSource<T> source{walk, arguments.source, walk.tap(tap), arguments.source_batch,
+                              first_step, first_inner, arguments.inner};
+  const GradSource<T> grad{walk, arguments.grad, arguments.grad_batch, first_step, first_outer,
+                           arguments.outer};
+  P product;
+  product.run(reinterpret_cast<Word*>(shared_memory()), int(own), arguments.tf32,
+              [&](Word* rows, Word* columns, int step) {
+                stage_across<T, P::kThreads>(rows, P::kRows, step, source);
+                stage_across<T, P::kThreads>(columns, P::kColumns, step, grad);
+              });
+  float* const out =
+      arguments.partial + (split * walk.taps() + tap) * arguments.inner * arguments.outer;
+  product.for_each([&](int row, int column, float sum) {
+    const int inner = first_inner + row, outer = first_outer + column;
+    if (inner >= arguments.inner || outer >= arguments.outer) return;
+    out[int64_t(inner) * arguments.outer + outer] = sum;
+  });
+}
+
+template <typename T, int COLUMNS>
+void walk_with_columns(const Walk& walk, const WalkArguments<T>& arguments, Stream stream) {
+  using P = WalkProduct<T, COLUMNS>;
+  const int64_t blocks = arguments.batches * ceil_div(walk.walked.positions(), int64_t(P::kRows)) *
+                         ceil_div(arguments.outer, COLUMNS);
+  const int64_t shared = P::kSharedBytes + P::kRows * int64_t(sizeof(RowPlace));
+  with_piece_bytes<T>(arguments.inner * sizeof(T), [&](auto bytes) {
+    launch(walk_kernel<T, COLUMNS, bytes()>, blocks, P::kThreads, shared, stream, walk, arguments);
+  });
+}
+
+}  // namespace
+
+template <typename T>
+void walk(const Walk& walk, const WalkArguments<T>& arguments, Stream stream) {
+  if (arguments.outer <= 16) {
+    walk_with_columns<T, 16>(walk, arguments, stream);
+  } else {
+    walk_with_columns<T, 64>(walk, arguments, stream);
+  }
+}
+
+int64_t weight_gradient_steps(const Walk& walk, int batches, int element_bytes) {
+  const int depth = kDepthWords * int(sizeof(Word)) / element_bytes;
+  return batches * ceil_div(walk.walked.positions(), int64_t(depth));
+}
+
+template <typename T>
+void weight_gradients(const Walk& walk, const WeightGradientArguments<T>& arguments,
+                      Stream stream) {
+  using P = GradientProduct<T>;
+  const int64_t steps = weight_gradient_steps(walk, arguments.batches, sizeof(T));
+  const int64_t share = ceil_div(steps, int64_t(arguments.shares));
+  const int64_t blocks = int64_t(arguments.shares) * walk.taps() *
+                         ceil_div(arguments.inner, P::kRows) *
+                         ceil_div(arguments.outer, P::kColumns);
+  launch(weight_gradient_kernel<T>, blocks, P::kThreads, P::kSharedBytes, stream, walk, arguments,
+         steps, share);
+}
+
+#define FSDINO_INSTANTIATE(T)                                              \
+  template void walk<T>(const Walk&, const WalkArguments<T>&, Stream);     \
+  template void weight_gradients<T>(const Walk&, const WeightGradientArguments<T>&, Stream);
+FSDINO_FOR_EACH_TYPE(FSDINO_INSTANTIATE)
+
+}  // namespace fsdino::cuda

@@ -1,0 +1,213 @@
+// center_pivot_conv4d and center_pivot_block4d from tensors.
+
+#include "tensors.h"
+
+namespace fsdino::cuda {
+
+namespace {
+
+constexpr int64_t kShares = 2048;  // blocks that the positions of a weights' gradient are split for
+
+// Mean and reciprocal standard deviation [B, G] of a dense volume: each block's moments, merged in
+// float32 (Chan, Golub and LeVeque 1979).
+std::tuple<Tensor, Tensor> statistics(const Tensor& raw, int64_t groups, double eps,
+                                      Stream stream) {
+  const int64_t batches = raw.size(0), channels = raw.size(1);
+  const int64_t rows = sizes_of(raw).positions(), blocks = ceil_div(rows, int64_t(kNormRows));
+  const auto options = raw.options().dtype(at::kFloat);
+  Tensor partial = at::empty({batches, blocks, 2, channels}, options);
+  FSDINO_CUDA_DISPATCH(raw, "center_pivot_block4d", [&] {
+    moments<scalar_t>(raw.const_data_ptr<scalar_t>(), partial.mutable_data_ptr<float>(), rows,
+                      int(batches), int(channels), stream);
+  });
+  const Tensor first = at::arange(blocks, options) * kNormRows;
+  const Tensor counts = (rows - first).clamp_max(kNormRows).view({1, blocks, 1, 1});
+  const auto grouped = [&](int64_t which) {
+    return partial.select(2, which).view({batches, blocks, groups, channels / groups});
+  };
+  const double size = double(rows) * double(channels / groups);
+  const Tensor mean = (grouped(0) * counts).sum({1, 3}) / size;
+  const Tensor distance = grouped(0) - mean.view({batches, 1, groups, 1});
+  const Tensor variance = (grouped(1) + counts * distance * distance).sum({1, 3}) / size;
+  return {mean, (variance + eps).rsqrt()};
+}
+
+template <typename T>
+NormArguments<T> norm_arguments(const Tensor& raw, const Tensor& mean, const Tensor& rstd,
+                                const Tensor& weight, const Tensor& bias) {
+  const Volume volume = sizes_of(raw);
+  return {raw.const_data_ptr<T>(), mean.const_data_ptr<float>(), rstd.const_data_ptr<float>(),
+          weight.const_data_ptr<T>(), bias.const_data_ptr<T>(), volume.positions(),
+          volume.support(), int(raw.size(0)), int(raw.size(1)), int(mean.size(1))};
+}
+
+}  // namespace
+
+Tensor tap_matrices(const Tensor& weight_query, const Tensor& weight_support, bool back) {
+  const auto matrix = [&](const Tensor& weight) {
+    return weight.flatten(2).permute(back ? at::IntArrayRef{2, 1, 0} : at::IntArrayRef{2, 0, 1});
+  };
+  return plain(at::cat({matrix(weight_query), matrix(weight_support)}));
+}
+
+void convolve(const Tensor& source, const Tensor& matrices, const MaybeTensor& bias, Tensor out,
+              const Convolution& convolution, Stream stream) {
+  if (out.numel() == 0) return;
+  const Tensor dense_bias = bias ? plain(*bias) : Tensor();
+  FSDINO_CUDA_DISPATCH(source, "center_pivot_conv4d", [&] {
+    walk<scalar_t>(walk_forward(sizes_of(source), sizes_of(out), convolution),
+                   {source.const_data_ptr<scalar_t>(), matrices.const_data_ptr<scalar_t>(),
+                    pointer<scalar_t>(dense_bias), out.mutable_data_ptr<scalar_t>(),
+                    batch_positions(source), batch_positions(out), int(source.size(0)),
+                    int(source.size(1)), int(out.size(1)), tf32_allowed()},
+                   stream);
+  });
+}
+
+void convolve_back(const Tensor& grad, const Tensor& matrices, Tensor out,
+                   const Convolution& convolution, Stream stream) {
+  if (out.numel() == 0) return;
+  const Volume volume = sizes_of(out);
+  FSDINO_CUDA_DISPATCH(grad, "center_pivot_conv4d_backward", [&] {
+    for (int row = 0; row < smaller(convolution.stride, volume.support_rows); ++row) {
+      for (int column = 0; column < smaller(convolution.stride, volume.support_columns); ++column) {
+        walk<scalar_t>(walk_back(sizes_of(grad), volume, convolution, row, column),
+                       {grad.const_data_ptr<scalar_t>(), matrices.const_data_ptr<scalar_t>(),
+                        nullptr, out.mutable_data_ptr<scalar_t>(), batch_positions(grad),
+                        batch_positions(out), int(grad.size(0)), int(grad.size(1)),
+                        int(out.size(1)), tf32_allowed()},
+                       stream);
+      }
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor> as_kernels(const Tensor& matrices, const Tensor& weight_query,
+                                      const Tensor& weight_support) {
+  const Tensor kernels = matrices.permute({2, 1, 0});  // [Co, Ci, taps]
+  const int64_t over_query = weight_query.size(2) * weight_query.size(3);
+  return {kernels.narrow(2, 0, over_query).reshape(weight_query.sizes()),
+          kernels.narrow(2, over_query, kernels.size(2) - over_query)
+              .reshape(weight_support.sizes())};
+}
+
+std::tuple<Tensor, Tensor> weight_gradients_of(const Tensor& source, const Tensor& grad,
+                                               const Tensor& weight_query,
+                                               const Tensor& weight_support,
+                                               const Convolution& convolution, Stream stream) {
+  const Walk walk = walk_forward(sizes_of(source), sizes_of(grad), convolution);
+  const int64_t inner = source.size(1), outer = grad.size(1);
+  const int64_t steps = weight_gradient_steps(walk, int(source.size(0)), int(grad.element_size()));
+  const int64_t programs = walk.taps() * ceil_div(inner, int64_t(64)) * ceil_div(outer, int64_t(64));
+  const int64_t most = std::min(steps, std::max<int64_t>(1, kShares / programs));
+  const int64_t shares = most == 0 ? 0 : ceil_div(steps, ceil_div(steps, most));
+  Tensor partial =
+      at::empty({shares, walk.taps(), inner, outer}, grad.options().dtype(at::kFloat));
+  if (shares > 0) {
+    FSDINO_CUDA_DISPATCH(grad, "center_pivot_conv4d_backward", [&] {
+      weight_gradients<scalar_t>(
+          walk,
+          {source.const_data_ptr<scalar_t>(), grad.const_data_ptr<scalar_t>(),
+           partial.mutable_data_ptr<float>(), batch_positions(source), batch_positions(grad),
+           int(source.size(0)), int(inner), int(outer), int(shares), tf32_allowed()},
+          stream);
+    });
+  }
+  return as_kernels(partial.sum(0), weight_query, weight_support);
+}
+
+Tensor center_pivot_conv4d(const Tensor& x, const Tensor& weight_query,
+                           const Tensor& weight_support, const MaybeTensor& bias,
+                           int64_t support_stride) {
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const OnDevice device(x);
+  Tensor y = empty_output(x, weight_query.size(0), support_stride);
+  convolve(to_volume(x), tap_matrices(weight_query, weight_support, false), bias, y,
+           convolution_of(weight_query, weight_support, support_stride), device);
+  return y;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> center_pivot_conv4d_backward(
+    const Tensor& given, const Tensor& x, const Tensor& weight_query, const Tensor& weight_support,
+    int64_t support_stride, Needs needs) {
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const OnDevice device(x);
+  const Tensor grad = to_volume(given);
+  const Convolution convolution = convolution_of(weight_query, weight_support, support_stride);
+  Tensor to_x = empty_of(grad), to_query = to_x, to_support = to_x, to_bias = to_x;
+  if (needs[0]) {
+    to_x = empty_volume(x, x.sizes());
+    convolve_back(grad, tap_matrices(weight_query, weight_support, true), to_x, convolution, device);
+  }
+  if (needs[1] || needs[2]) {
+    const auto [of_query, of_support] = weight_gradients_of(to_volume(x), grad, weight_query,
+                                                            weight_support, convolution, device);
+    if (needs[1]) to_query = of_query.to(grad.scalar_type());
+    if (needs[2]) to_support = of_support.to(grad.scalar_type());
+  }
+  if (needs[3]) to_bias = bias_gradient(grad).to(grad.scalar_type());
+  return {to_x, to_query, to_support, to_bias};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> center_pivot_block4d(
+    const Tensor& x, const Tensor& weight_query, const Tensor& weight_support,
+    const MaybeTensor& bias, const Tensor& norm_weight, const Tensor& norm_bias,
+    int64_t num_groups, double norm_eps, int64_t support_stride, bool reduce_support, bool save) {
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const OnDevice device(x);
+  const Tensor raw = center_pivot_conv4d(x, weight_query, weight_support, bias, support_stride);
+  const auto [mean, rstd] = statistics(raw, num_groups, norm_eps, device);
+  Tensor y = raw;
+  if (reduce_support) {
+    y = at::empty(raw.sizes().slice(0, 4), raw.options());
+  } else if (save) {
+    y = empty_volume(raw, raw.sizes());
+  }
+  const Tensor weight = plain(norm_weight), shift = plain(norm_bias);
+  if (raw.numel() > 0) {
+    FSDINO_CUDA_DISPATCH(raw, "center_pivot_block4d", [&] {
+      const auto norm = norm_arguments<scalar_t>(raw, mean, rstd, weight, shift);
+      scalar_t* const out = y.mutable_data_ptr<scalar_t>();
+      reduce_support ? normalise_mean(norm, out, device) : normalise(norm, out, device);
+    });
+  }
+  if (save) return {y, raw, mean, rstd};
+  return {y, empty_of(raw), empty_of(mean), empty_of(rstd)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> center_pivot_block4d_backward(
+    const Tensor& given, const Tensor& x, const Tensor& weight_query, const Tensor& weight_support,
+    const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& given_raw,
+    const Tensor& given_mean, const Tensor& given_rstd, int64_t support_stride,
+    bool reduce_support, Needs needs) {
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const OnDevice device(x);
+  const Tensor grad = reduce_support ? plain(given) : to_dense_volume(given);
+  const Tensor raw = to_dense_volume(given_raw), mean = plain(given_mean), rstd = plain(given_rstd);
+  const Tensor weight = plain(norm_weight), shift = plain(norm_bias);
+  const int64_t batches = raw.size(0), channels = raw.size(1), groups = mean.size(1);
+  const int64_t rows = sizes_of(raw).positions();
+  const Tensor grad_raw = empty_volume(raw, raw.sizes());
+  Tensor partial = at::empty({batches, ceil_div(rows, int64_t(kNormRows)), 2, channels},
+                             mean.options());
+  Tensor sums;  // [B, 2, C]: of gradient times value, of the gradient
+  FSDINO_CUDA_DISPATCH(raw, "center_pivot_block4d_backward", [&] {
+    const auto norm = norm_arguments<scalar_t>(raw, mean, rstd, weight, shift);
+    const scalar_t* const from = grad.const_data_ptr<scalar_t>();
+    normalise_back_sums(norm, from, reduce_support, partial.mutable_data_ptr<float>(), device);
+    sums = partial.sum(1);
+    const Tensor scaled = (sums * weight.to(at::kFloat)).view({batches, 2, groups, -1});
+    const Tensor means = scaled.sum(3) / (double(rows) * double(channels / groups));
+    normalise_back(norm, from, reduce_support, means.const_data_ptr<float>(),
+                   grad_raw.mutable_data_ptr<scalar_t>(), device);
+  });
+  auto [to_x, to_query, to_support, to_bias] = center_pivot_conv4d_backward(
+      grad_raw, x, weight_query, weight_support, support_stride,
+      Needs({needs[0], needs[1], needs[2], needs[3]}));
+  const auto of_channels = [&](bool need, int64_t which) {
+    return need ? sums.select(1, which).sum(0).to(norm_weight.scalar_type()) : empty_of(grad);
+  };
+  return {to_x, to_query, to_support, to_bias, of_channels(needs[4], 0), of_channels(needs[5], 1)};
+}
+
+}  // namespace fsdino::cuda

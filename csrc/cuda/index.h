@@ -1,0 +1,229 @@
+// Index arithmetic of the kernels: plain functions for host and device, which host tests run
+// exhaustively against the definition.
+
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define FSDINO_BOTH __host__ __device__ inline
+#else
+#define FSDINO_BOTH inline
+#endif
+
+namespace fsdino::cuda {
+
+FSDINO_BOTH int ceil_div(int size, int block) { return (size + block - 1) / block; }
+FSDINO_BOTH int64_t ceil_div(int64_t size, int64_t block) { return (size + block - 1) / block; }
+FSDINO_BOTH int smaller(int a, int b) { return a < b ? a : b; }
+FSDINO_BOTH int larger(int a, int b) { return a > b ? a : b; }
+FSDINO_BOTH int clamp(int value, int low, int high) { return smaller(larger(value, low), high); }
+
+// Matrix operands lie in shared memory in words of 4 bytes along the inner dimension: two halves or
+// one float. A product step takes 8 of them.
+using Word = uint32_t;
+constexpr int kStepWords = 8;
+template <typename T>
+constexpr int kPerWord = int(sizeof(Word) / sizeof(T));
+constexpr int kWarp = 32;
+
+// A position of a volume [Hq, Wq, Hs, Ws].
+struct Position {
+  int query_row, query_column, support_row, support_column;
+};
+
+// Sizes of a volume without its channels.
+struct Volume {
+  int query_rows, query_columns, support_rows, support_columns;
+
+  FSDINO_BOTH int64_t support() const { return int64_t(support_rows) * support_columns; }
+  FSDINO_BOTH int64_t positions() const { return int64_t(query_rows) * query_columns * support(); }
+
+  FSDINO_BOTH bool holds(const Position& p) const {
+    return p.query_row >= 0 && p.query_row < query_rows && p.query_column >= 0 &&
+           p.query_column < query_columns && p.support_row >= 0 && p.support_row < support_rows &&
+           p.support_column >= 0 && p.support_column < support_columns;
+  }
+  // In positions from the first one. Linear: of a move it is the difference of two offsets.
+  FSDINO_BOTH int64_t offset(const Position& p) const {
+    return ((int64_t(p.query_row) * query_columns + p.query_column) * support_rows +
+            p.support_row) * support_columns + p.support_column;
+  }
+  FSDINO_BOTH Position at(int64_t offset) const {
+    Position p{};
+    p.support_column = int(offset % support_columns);
+    offset /= support_columns;
+    p.support_row = int(offset % support_rows);
+    offset /= support_rows;
+    p.query_column = int(offset % query_columns);
+    p.query_row = int(offset / query_columns);
+    return p;
+  }
+};
+
+// What a tap adds to a position of the source, and which matrix it multiplies with.
+struct Tap {
+  Position move;
+  int matrix;
+};
+
+// The walk over taps of the convolution or of its transpose, as one implicit matrix product.
+//
+// A row of the product is a position of `walked`. It stands for a position of `output` and one of
+// `source`; each tap moves the latter. Taps over the query dims come first. Going back, a stride of
+// s leaves s * s classes of support positions, by their remainders, and each is a walk of its own
+// over the taps that reach it.
+struct Walk {
+  Volume source, output, walked;
+  int source_step, output_step;      // from one support row or column walked to the next
+  int output_row, output_column;     // the first one in the output
+  int first_query_row;               // query row of the source above which the output's first lies
+  int direction;                     // 1: the convolution, -1: its transpose
+  int kernel_query, kernel_support;  // sizes of the kernels
+  int query_taps;                    // kq * kq, or 0 where they do not reach this class
+  int tap_rows, tap_columns;         // taps over the support dims
+  int first_row_shift, first_column_shift;  // the first of them moves the source by this
+  int first_tap_row, first_tap_column;      // its place in the kernel
+  int tap_step;                             // from one to the next in the kernel
+
+  FSDINO_BOTH int taps() const { return query_taps + tap_rows * tap_columns; }
+
+  FSDINO_BOTH Tap tap(int index) const {
+    if (index < query_taps) {
+      const int row = index / kernel_query, column = index % kernel_query;
+      const int half = kernel_query / 2;
+      return {{direction * (row - half), direction * (column - half), 0, 0}, index};
+    }
+    const int row = (index - query_taps) / tap_columns;
+    const int column = (index - query_taps) % tap_columns;
+    const int kernel_row = first_tap_row + tap_step * row;
+    const int kernel_column = first_tap_column + tap_step * column;
+    return {{0, 0, first_row_shift + direction * row, first_column_shift + direction * column},
+            kernel_query * kernel_query + kernel_row * kernel_support + kernel_column};
+  }
+  FSDINO_BOTH Position in_source(const Position& p) const {
+    return {p.query_row + first_query_row, p.query_column, p.support_row * source_step,
+            p.support_column * source_step};
+  }
+  FSDINO_BOTH Position in_output(const Position& p) const {
+    return {p.query_row, p.query_column, output_row + p.support_row * output_step,
+            output_column + p.support_column * output_step};
+  }
+};
+
+FSDINO_BOTH Position moved(const Position& p, const Position& by) {
+  return {p.query_row + by.query_row, p.query_column + by.query_column,
+          p.support_row + by.support_row, p.support_column + by.support_column};
+}
+
+// Sizes of a convolution, and the query row of its source above which its output's first one lies.
+struct Convolution {
+  int kernel_query, kernel_support, stride, first_query_row;
+};
+
+inline Walk walk_forward(const Volume& source, const Volume& output, const Convolution& c) {
+  const int pad = c.kernel_support / 2;
+  return {source, output, output, c.stride, 1, 0, 0, c.first_query_row, 1, c.kernel_query,
+          c.kernel_support, c.kernel_query * c.kernel_query, c.kernel_support, c.kernel_support,
+          -pad, -pad, 0, 0, 1};
+}
+
+// Class (row, column) of the transpose: support positions of the output with these remainders.
+inline Walk walk_back(const Volume& source, const Volume& output, const Convolution& c, int row,
+                      int column) {
+  const int pad = c.kernel_support / 2, stride = c.stride;
+  const int first_row = (row + pad) % stride, first_column = (column + pad) % stride;
+  const auto taps = [&](int first) {
+    return first < c.kernel_support ? ceil_div(c.kernel_support - first, stride) : 0;
+  };
+  const Volume walked{output.query_rows, output.query_columns,
+                      ceil_div(output.support_rows - row, stride),
+                      ceil_div(output.support_columns - column, stride)};
+  const int over_query = row == 0 && column == 0 ? c.kernel_query * c.kernel_query : 0;
+  return {source, output, walked, 1, stride, row, column, c.first_query_row, -1, c.kernel_query,
+          c.kernel_support, over_query, taps(first_row), taps(first_column),
+          (row + pad - first_row) / stride, (column + pad - first_column) / stride,
+          first_row, first_column, stride};
+}
+
+// The fused op: a thread block owns a tile of query positions and, with it, goes over tiles of kept
+// support positions. It needs the correlation on the tile's halo, and on the kept positions' window:
+// the support positions under the kernel. Of this rectangle [halo, window] the convolutions read
+// the tile's rows in all columns, and the halo's rows in the columns of kept positions.
+struct FusedTile {
+  static constexpr int kSide = 8;             // of the tile of query positions
+  static constexpr int kTile = kSide * kSide;
+
+  int kernel_query, kernel_support, stride;
+  int kept_rows, kept_columns;  // of a tile of kept support positions
+
+  FSDINO_BOTH int reach_query() const { return kernel_query / 2; }
+  FSDINO_BOTH int reach_support() const { return kernel_support / 2; }
+  FSDINO_BOTH int halo_side() const { return kSide + 2 * reach_query(); }
+  FSDINO_BOTH int halo() const { return halo_side() * halo_side(); }
+  FSDINO_BOTH int kept() const { return kept_rows * kept_columns; }
+  FSDINO_BOTH int window_rows() const { return (kept_rows - 1) * stride + kernel_support; }
+  FSDINO_BOTH int window_columns() const { return (kept_columns - 1) * stride + kernel_support; }
+  FSDINO_BOTH int window() const { return window_rows() * window_columns(); }
+  // Of a row of the correlation: odd in words of 4 bytes, so that its columns spread over banks.
+  FSDINO_BOTH int pitch() const { return (window() + 3) / 4 * 4 + 2; }
+  FSDINO_BOTH int taps() const {
+    return kernel_query * kernel_query + kernel_support * kernel_support;
+  }
+
+  // Slot -> place in the halo, row by row. The tile's positions have the first slots.
+  FSDINO_BOTH int halo_place(int slot) const {
+    const int reach = reach_query(), side = halo_side();
+    if (slot < kTile) return (slot / kSide + reach) * side + slot % kSide + reach;
+    slot -= kTile;
+    const int above = reach * side;  // whole rows above the tile, then the two sides, then below
+    if (slot < above) return slot;
+    slot -= above;
+    const int beside = 2 * reach * kSide;
+    if (slot < beside) {
+      const int row = slot / (2 * reach), column = slot % (2 * reach);
+      return (row + reach) * side + (column < reach ? column : column + kSide);
+    }
+    return (reach + kSide) * side + slot - beside;
+  }
+  // Whether a place of the window is that of a kept position; there are kept() of them.
+  FSDINO_BOTH bool is_kept(int place) const {
+    const int row = place / window_columns() - reach_support();
+    const int column = place % window_columns() - reach_support();
+    return row >= 0 && row % stride == 0 && row / stride < kept_rows && column >= 0 &&
+           column % stride == 0 && column / stride < kept_columns;
+  }
+  // Query position (row, column) that place `place` of the halo of tile (row, column) stands for.
+  FSDINO_BOTH int query_row(int tile_row, int place) const {
+    return tile_row * kSide + place / halo_side() - reach_query();
+  }
+  FSDINO_BOTH int query_column(int tile_column, int place) const {
+    return tile_column * kSide + place % halo_side() - reach_query();
+  }
+  FSDINO_BOTH int support_row(int kept_tile_row, int place) const {
+    return kept_tile_row * kept_rows * stride + place / window_columns() - reach_support();
+  }
+  FSDINO_BOTH int support_column(int kept_tile_column, int place) const {
+    return kept_tile_column * kept_columns * stride + place % window_columns() - reach_support();
+  }
+  // Where the correlation of a query position of the tile and a kept position lies in the
+  // rectangle, and how far from there a tap reads.
+  FSDINO_BOTH int centre(int query, int kept) const {
+    const int row = (kept / kept_columns) * stride + reach_support();
+    const int column = (kept % kept_columns) * stride + reach_support();
+    return halo_place(query) * pitch() + row * window_columns() + column;
+  }
+  FSDINO_BOTH int tap_offset(int tap) const {
+    const int query_taps = kernel_query * kernel_query;
+    if (tap < query_taps) {
+      const int row = tap / kernel_query - reach_query();
+      const int column = tap % kernel_query - reach_query();
+      return (row * halo_side() + column) * pitch();
+    }
+    tap -= query_taps;
+    const int row = tap / kernel_support - reach_support();
+    return row * window_columns() + tap % kernel_support - reach_support();
+  }
+};
+
+}  // namespace fsdino::cuda

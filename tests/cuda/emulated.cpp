@@ -1,0 +1,30 @@
+// The backend `cuda` on a CPU: its ops as they are, its kernels in the emulator.
+
+#include "center_pivot_op.cpp"
+#include "correlation_op.cpp"
+#include "fused_op.cpp"
+#include "tensors.cpp"
+
+#include <torch/extension.h>
+
+#include "device.h"
+
+TORCH_LIBRARY(fsdino_emulated, m) {
+  using namespace fsdino::cuda;
+  m.def("correlation4d", &correlation4d);
+  m.def("correlation4d_backward", &correlation4d_backward);
+  m.def("center_pivot_conv4d", &center_pivot_conv4d);
+  m.def("center_pivot_conv4d_backward", &center_pivot_conv4d_backward);
+  m.def("center_pivot_block4d", &center_pivot_block4d);
+  m.def("center_pivot_block4d_backward", &center_pivot_block4d_backward);
+  m.def("correlation_center_pivot4d", &correlation_center_pivot4d);
+  m.def("correlation_center_pivot4d_backward", &correlation_center_pivot4d_backward);
+}
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.def("set_falling", [](bool falling) { fsdino::cuda::emulator::machine.falling = falling; },
+        "Whether the threads of a block run in falling order.");
+  m.def("set_shared_limit",
+        [](int64_t bytes) { fsdino::cuda::emulator::machine.shared_limit = bytes; },
+        "Bytes of shared memory that a block may have.");
+}
