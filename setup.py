@@ -19,11 +19,17 @@ def extension() -> dict[str, Any]:
     """Arguments of `setup` that compile csrc/ as fsdino._C; none without PyTorch."""
     try:
         import torch
-        from torch.utils.cpp_extension import BuildExtension, CppExtension
     except (ImportError, OSError):
         return {}
     flags = SimpleNamespace(**runpy.run_path("csrc/flags.py"))
     os.environ.setdefault("MAX_JOBS", str(flags.jobs()))
+    gpus = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    cuda = "" if flags.extra() else flags.cuda(torch.version.cuda, gpus)
+    with_cuda = not isinstance(cuda, str)
+    if with_cuda:
+        os.environ.update(cuda.environment())  # read when the next line imports
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+
     compiler = flags.compiler()
     openmp = flags.openmp(compiler) if compiler else []
 
@@ -38,13 +44,14 @@ def extension() -> dict[str, Any]:
                 self.warn(f"fsdino comes without its C++ kernels, `fsdino build` retries: {reason}")
                 self.extensions.clear()
 
-    described = flags.defines(torch.__version__)
+    described = flags.defines(torch.__version__) + (cuda.defines() if with_cuda else [])
+    own = [*flags.COMPILE, *openmp, *described, *flags.extra()]
     return {
         "ext_modules": [
-            CppExtension(
+            (CUDAExtension if with_cuda else CppExtension)(
                 "fsdino._C",
-                [os.path.relpath(path) for path in flags.sources()],
-                extra_compile_args=[*flags.COMPILE, *openmp, *described, *flags.extra()],
+                [os.path.relpath(path) for path in flags.sources(with_cuda)],
+                extra_compile_args={"cxx": own, "nvcc": [*flags.CUDA_COMPILE]},
                 extra_link_args=[*openmp, *flags.extra()],
                 optional=True,
             )

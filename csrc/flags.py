@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -20,18 +23,50 @@ COMPILE = ("-O3", "-DNDEBUG")
 WARNINGS = ("-Wall", "-Wextra", "-Wno-unused-parameter")
 OPENMP = "-fopenmp"  # at::parallel_for is compiled into the extension and needs it
 
+# Of nvcc. PyTorch's helper adds -std and the architectures.
+CUDA_COMPILE = ("-O3", "-DNDEBUG")
+CUDA_WARNINGS = ("-Xcompiler", "-Wall,-Wno-unused-parameter")
+OLDEST_ARCHITECTURE = (8, 0)
+
+_COMPILED = {".cpp", ".h", ".cu", ".py"}
 BYTES_PER_JOB = 2 << 30  # what one compiler takes for a source that includes PyTorch's headers
 
 
-def sources() -> list[Path]:
-    """What is compiled."""
-    return sorted(FOLDER.rglob("*.cpp"))
+class Cuda(NamedTuple):
+    """What csrc/cuda is compiled with.
+
+    Attributes:
+        home: the CUDA toolkit's folder.
+        architectures: as TORCH_CUDA_ARCH_LIST has them, by comma: "9.0,10.0+PTX".
+    """
+
+    home: str
+    architectures: str
+
+    def defines(self) -> list[str]:
+        """What the extension says about itself."""
+        return [f"-DFSDINO_CUDA={self.architectures}"]
+
+    def environment(self) -> dict[str, str]:
+        """What PyTorch's helper reads."""
+        return {
+            "CUDA_HOME": self.home,
+            "TORCH_CUDA_ARCH_LIST": self.architectures.replace(",", ";"),
+        }
+
+
+def sources(cuda: bool = False) -> list[Path]:
+    """What is compiled; with `cuda` also for GPUs."""
+    found = [*FOLDER.glob("*.cpp"), *FOLDER.glob("cpu/*.cpp")]
+    if cuda:
+        found += [*FOLDER.glob("cuda/*.cpp"), *FOLDER.glob("cuda/*.cu")]
+    return sorted(found)
 
 
 def source_hash() -> str:
     """Changes with everything that is compiled, headers and flags included."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in FOLDER.rglob("*") if p.suffix in {".cpp", ".h", ".py"}):
+    for path in sorted(p for p in FOLDER.rglob("*") if p.suffix in _COMPILED):
         digest.update(f"{path.relative_to(FOLDER).as_posix()}\0".encode())
         digest.update(path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
@@ -50,6 +85,56 @@ def extra() -> list[str]:
 def compiler() -> str | None:
     """Path of the C++ compiler that PyTorch's helper calls; None where there is none."""
     return shutil.which(os.environ.get("CXX", "c++"))
+
+
+def nvcc() -> str | None:
+    """Path of nvcc: in CUDA_HOME, on PATH, or where it is usually installed; None without one."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home:
+        return shutil.which("nvcc", path=os.path.join(home, "bin"))
+    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+
+
+def cuda(torch_cuda: str | None, gpus: Sequence[tuple[int, int]]) -> Cuda | str:
+    """What to compile csrc/cuda with, or the reason why it is left out. Runs nvcc.
+
+    Without TORCH_CUDA_ARCH_LIST, for the GPUs that are there; where there are none, a compilation
+    of minutes would be for nothing.
+
+    Args:
+        torch_cuda: `torch.version.cuda`.
+        gpus: compute capability of each.
+    """
+    if torch_cuda is None:
+        return "PyTorch is built without CUDA"
+    architectures = _architectures(gpus)
+    if architectures is None:
+        return "no GPU of sm_80 or newer: set TORCH_CUDA_ARCH_LIST to build for one elsewhere"
+    compiler = nvcc()
+    if compiler is None:
+        return f"nvcc is not found: install the CUDA toolkit {torch_cuda}, or set CUDA_HOME"
+    # A wrapper script on PATH tells nothing about the folder: nvcc itself does.
+    release = re.search(r"release (\d+)", _answer(compiler, "--version"))
+    top = re.search(r"^#\$ TOP=(.+)$", _answer(compiler, "--dryrun", "none.cu"), re.MULTILINE)
+    if release is None or top is None:
+        return f"{compiler} does not answer as nvcc does"
+    if release[1] != torch_cuda.split(".")[0]:
+        return f"{compiler} is of CUDA {release[1]}, PyTorch of CUDA {torch_cuda}"
+    return Cuda(os.path.realpath(top[1]), architectures)
+
+
+def _answer(*command: str) -> str:
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+def _architectures(gpus: Sequence[tuple[int, int]]) -> str | None:
+    """Those of TORCH_CUDA_ARCH_LIST, or of the GPUs, the newest also for what comes later."""
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").replace(",", " ").split()
+    if listed:
+        return ",".join(listed)
+    found = sorted({gpu for gpu in gpus if tuple(gpu) >= OLDEST_ARCHITECTURE})
+    return ",".join(f"{major}.{minor}" for major, minor in found) + "+PTX" if found else None
 
 
 def openmp(compiler: str) -> list[str]:

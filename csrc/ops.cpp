@@ -15,6 +15,12 @@
 
 #include "cpu/ops.h"
 
+#ifdef FSDINO_CUDA
+#include <cuda_runtime_api.h>
+
+#include "cuda/ops.h"
+#endif
+
 #define FSDINO_TEXT(...) FSDINO_TEXT_OF(__VA_ARGS__)
 #define FSDINO_TEXT_OF(...) #__VA_ARGS__
 
@@ -62,6 +68,20 @@ TORCH_LIBRARY_IMPL(fsdino_cpp, CPU, m) {
   m.impl("correlation_center_pivot4d_backward", &correlation_center_pivot4d_backward);
 }
 
+#ifdef FSDINO_CUDA
+TORCH_LIBRARY_IMPL(fsdino_cpp, CUDA, m) {
+  using namespace fsdino::cuda;
+  m.impl("correlation4d", &correlation4d);
+  m.impl("correlation4d_backward", &correlation4d_backward);
+  m.impl("center_pivot_conv4d", &center_pivot_conv4d);
+  m.impl("center_pivot_conv4d_backward", &center_pivot_conv4d_backward);
+  m.impl("center_pivot_block4d", &center_pivot_block4d);
+  m.impl("center_pivot_block4d_backward", &center_pivot_block4d_backward);
+  m.impl("correlation_center_pivot4d", &correlation_center_pivot4d);
+  m.impl("correlation_center_pivot4d_backward", &correlation_center_pivot4d_backward);
+}
+#endif
+
 namespace {
 
 // Python searches the file for this before loading it: an extension that was built for another
@@ -95,7 +115,17 @@ pybind11::dict build_info() {
   info["openmp"] = pybind11::none();
 #endif
   info["sources"] = FSDINO_TEXT(FSDINO_SOURCES);
-  info["cuda_archs"] = pybind11::list();
+  // The architectures as in TORCH_CUDA_ARCH_LIST, and the toolkit's version as in 13000.
+  pybind11::list architectures;
+#ifdef FSDINO_CUDA
+  for (const auto& one : pybind11::str(FSDINO_TEXT(FSDINO_CUDA)).attr("split")(",")) {
+    architectures.append(one);
+  }
+  info["cuda"] = CUDART_VERSION;
+#else
+  info["cuda"] = pybind11::none();
+#endif
+  info["cuda_archs"] = architectures;
   return info;
 }
 

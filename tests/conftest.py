@@ -36,24 +36,27 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests of backend `triton` where it cannot run in this process.
+    """Leave out the tests of backends `triton` and `cuda` where they cannot run in this process.
 
-    On the CPU it needs the interpreter, which has to be chosen before Triton is imported: the tests
-    in tests/kernels/test_backend.py start new processes that do so, and run these.
+    On the CPU `triton` needs its interpreter, which has to be chosen before Triton is imported, and
+    `cuda` the emulator: the tests in tests/kernels/test_backend.py and tests/cuda/test_emulated.py
+    start new processes that have them, and run these.
     """
     config.hook.pytest_deselected(items=[item for item in items if not runs(item)])
     items[:] = [item for item in items if runs(item)]
 
 
 def runs(item: pytest.Item) -> bool:
-    """Whether an item is for another backend than `triton`, or `triton` can run it here."""
+    """Whether an item is for a backend of the CPU, or its backend can run it here."""
     parameters = getattr(item, "callspec", None) and item.callspec.params
-    if not parameters or parameters.get("backend") != "triton":
+    if not parameters or parameters.get("backend") not in {"triton", "cuda"}:
         return True
     from fsdino.ops import backends
 
     dtype = parameters.get("dtype", torch.float32)
-    return backends.why_not("triton", backends.OPS[0], torch.device("cpu"), dtype) is None
+    return (
+        backends.why_not(parameters["backend"], backends.OPS[0], torch.device("cpu"), dtype) is None
+    )
 
 
 @pytest.fixture(scope="module")

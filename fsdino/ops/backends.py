@@ -34,6 +34,16 @@ OPS = (
 FUNCTIONS = tuple(name + suffix for name in OPS for suffix in ("", "_backward"))
 
 
+# What `auto` takes in place of the first backend that can, by op, architecture ("sm_90") and shape
+# class (`shape_class`): recorded measurements of benchmarks/gpu_suite.py, and nothing else.
+MEASURED: dict[tuple[str, str, int], str] = {}
+
+
+def shape_class(tensor: torch.Tensor) -> int:
+    """Calls alike in this are taken to be alike in which backend is faster: bits of the size."""
+    return int(tensor.numel()).bit_length()
+
+
 def _nothing_to_prepare(device: torch.device) -> None:
     pass
 
@@ -106,10 +116,19 @@ def select(op: str, tensor: torch.Tensor, requested: str = "auto") -> str:
         if reason is not None:
             raise BackendError(f"backend {requested!r} cannot run {op} here: {reason}")
         return requested
-    for name in names():
+    for name in (*_measured(op, tensor), *names()):
         if _registry[name].why_not(op, tensor.device, tensor.dtype) is None:
             return name
     raise BackendError(f"no backend can run {op} for {tensor.dtype} on {tensor.device}")
+
+
+def _measured(op: str, tensor: torch.Tensor) -> tuple[str, ...]:
+    """The backend that was measured to be the fastest for such a call, if any was."""
+    if not MEASURED or tensor.device.type != "cuda":
+        return ()
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    name = MEASURED.get((op, f"sm_{major}{minor}", shape_class(tensor)))
+    return () if name is None else (name,)
 
 
 @contextlib.contextmanager
@@ -158,6 +177,12 @@ def _reference_why_not(op: str, device: torch.device, dtype: torch.dtype) -> str
 
 
 register(Backend("triton", 20, "fsdino.kernels.backend", triton.why_not, (0, 2, 3, 4, 5, 1)))
+register(
+    Backend(
+        "cuda", 15, "fsdino.ops.native", native.why_not_cuda, (0, 2, 3, 4, 5, 1),
+        prepare=native.prepare_cuda,
+    )
+)  # fmt: skip
 register(
     Backend(
         "cpp", 10, "fsdino.ops.native", native.why_not, (0, 1, 4, 5, 2, 3), prepare=native.prepare

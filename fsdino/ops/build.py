@@ -63,7 +63,7 @@ def ingredients() -> dict[str, str]:
         "cxx11_abi": str(torch.compiled_with_cxx11_abi()),
         "python": str(sysconfig.get_config_var("SOABI")),
         "platform": sysconfig.get_platform(),
-        "flags": " ".join([*flags.COMPILE, flags.OPENMP, *flags.extra()]),
+        "flags": " ".join([*flags.COMPILE, flags.OPENMP, *flags.CUDA_COMPILE, *flags.extra()]),
         "sources": flags.source_hash(),
     }
 
@@ -75,10 +75,17 @@ def key() -> str:
 
 
 def folder_for(compiler: str) -> Path:
-    """Where a build by this compiler lies. The compiler is told by its file and is not run."""
-    path = os.path.realpath(compiler)
+    """Where a build by this compiler lies. Compilers are told by their files and are not run."""
+    tools = [_identity(compiler)]
+    if torch.version.cuda is not None and (nvcc := flags.nvcc()) is not None:
+        tools += [_identity(nvcc), os.environ.get("TORCH_CUDA_ARCH_LIST", "")]
+    return cache() / f"{key()}-{_digest(' '.join(tools))}"
+
+
+def _identity(tool: str) -> str:
+    path = os.path.realpath(tool)
     status = os.stat(path)
-    return cache() / f"{key()}-{_digest(f'{path} {status.st_size} {status.st_mtime_ns}')}"
+    return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
 def cached() -> list[Path]:
@@ -156,20 +163,48 @@ def compile_extension(*, force: bool = False, report: Report | None = None) -> P
         ) from error
 
 
+def cuda() -> flags.Cuda | str:
+    """What csrc/cuda is compiled with here, or the reason why it is left out."""
+    if flags.extra():
+        return "FSDINO_CXXFLAGS is set, which nvcc would not understand"
+    gpus = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    return flags.cuda(torch.version.cuda, gpus)
+
+
 def _compile(compiler: str, folder: Path, report: Report | None) -> None:
-    """Compile beside `folder`, then put the result in its place."""
+    """Compile for the GPUs, too, where that is possible."""
+    toolkit = cuda()
+    if isinstance(toolkit, str):
+        _compile_with(compiler, None, toolkit, folder, report)
+        return
+    try:
+        _compile_with(compiler, toolkit, None, folder, report)
+    except BackendError as error:
+        logger.warning("the CUDA kernels cannot be compiled, those for the CPU can: %s", error)
+        _compile_with(compiler, None, str(error), folder, report)
+
+
+def _compile_with(
+    compiler: str, toolkit: flags.Cuda | None, without: str | None, folder: Path,
+    report: Report | None,
+) -> None:  # fmt: skip
+    """Compile beside `folder`, then put the result in its place.
+
+    `without` says why there is no toolkit.
+    """
     logger.info("compiling the C++ kernels into %s", folder)
     began = time.monotonic()
     if report is not None:
-        report(0, len(flags.sources()) + 1)
+        report(0, len(flags.sources(toolkit is not None)) + 1)
     prefix = f"{folder.name}.building-"
     for left in folder.parent.glob(f"{prefix}*"):  # by a build that was killed
         shutil.rmtree(left, ignore_errors=True)
     place = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     try:
         info = _run(
-            _options(compiler, place), place, folder.with_name(f"{folder.name}.log"), report
-        )
+            _options(compiler, toolkit, place), toolkit,
+            folder.with_name(f"{folder.name}.log"), report,
+        )  # fmt: skip
         kept = place / "kept"
         kept.mkdir()
         library = (place / LIBRARY).rename(kept / LIBRARY)
@@ -177,6 +212,7 @@ def _compile(compiler: str, folder: Path, report: Report | None) -> None:
             "sha256": _sha256(library),
             "seconds": round(time.monotonic() - began, 1),
             "build_info": info,
+            "without_cuda": without,
             **ingredients(),
         }
         library.with_name(RECORD).write_text(json.dumps(noted, indent=2) + "\n", encoding="utf-8")
@@ -187,23 +223,30 @@ def _compile(compiler: str, folder: Path, report: Report | None) -> None:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _options(compiler: str, place: Path) -> dict[str, Any]:
+def _options(compiler: str, toolkit: flags.Cuda | None, place: Path) -> dict[str, Any]:
     """Arguments of torch.utils.cpp_extension.load."""
     openmp, extra = flags.openmp(compiler), flags.extra()
     described = flags.defines(torch.__version__)
+    if toolkit is not None:
+        described += toolkit.defines()
     return {
         "name": NAME,
-        "sources": [str(path) for path in flags.sources()],
+        "sources": [str(path) for path in flags.sources(toolkit is not None)],
         "extra_cflags": [*flags.COMPILE, *flags.WARNINGS, *openmp, *described, *extra],
+        "extra_cuda_cflags": [*flags.CUDA_COMPILE, *flags.CUDA_WARNINGS],
         "extra_ldflags": [*openmp, *extra],
+        "with_cuda": toolkit is not None,
         "build_directory": str(place),
     }
 
 
-def _run(options: dict[str, Any], place: Path, log: Path, report: Report | None) -> dict[str, Any]:
+def _run(
+    options: dict[str, Any], toolkit: flags.Cuda | None, log: Path, report: Report | None
+) -> dict[str, Any]:
     """Run the compilers in a process of their own; what the build says about itself."""
     environment = {
         **os.environ,
+        **({} if toolkit is None else toolkit.environment()),
         "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")]),
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "MAX_JOBS": os.environ.get("MAX_JOBS") or str(flags.jobs()),
@@ -220,7 +263,7 @@ def _run(options: dict[str, Any], place: Path, log: Path, report: Report | None)
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            cwd=place,
+            cwd=options["build_directory"],
             env=environment,
             start_new_session=True,
         ) as child,

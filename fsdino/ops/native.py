@@ -1,4 +1,4 @@
-"""Backend `cpp`: finds, builds and loads the extension in csrc/, and says why it cannot.
+"""Backends `cpp` and `cuda`: finds, builds and loads the extension in csrc/, or says why it cannot.
 
 The extension was compiled ahead of time, when fsdino was installed beside its PyTorch, or by
 `fsdino build` into the cache (`fsdino/ops/build.py`). Importing this module looks for neither.
@@ -10,7 +10,7 @@ import importlib.machinery
 import importlib.util
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from fsdino.ops import build as builder
 logger = logging.getLogger("fsdino.ops")
 
 DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
+CUDA_DTYPES = DTYPES - {torch.float64}
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -34,14 +35,16 @@ class Extension:
     Attributes:
         path: the library.
         ahead_of_time: compiled when fsdino was installed.
-        build_info: compiler, torch, C++ ABI, CPU capability, OpenMP, sources, CUDA archs.
+        build_info: compiler, torch, C++ ABI, CPU capability, OpenMP, sources, CUDA and its archs.
         seconds: that compiling took; None ahead of time.
+        without_cuda: why there are no CUDA kernels in it; None where there are or nobody noted it.
     """
 
     path: Path
     ahead_of_time: bool
     build_info: dict[str, Any]
     seconds: float | None
+    without_cuda: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -82,12 +85,69 @@ def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     return _missing()
 
 
+def why_not_cuda(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """The reason why the extension's CUDA kernels cannot run such a call. Never builds."""
+    if device.type != "cuda":
+        return f"it runs on NVIDIA GPUs, not on {device.type}"
+    if dtype not in CUDA_DTYPES:
+        return f"it runs float32, float16 and bfloat16, not {dtype}"
+    return _why_not_on(device.index)
+
+
+def why_not_run_on(
+    capability: tuple[int, int], driver: int, toolkit: int, architectures: Sequence[str]
+) -> str | None:
+    """The reason why kernels cannot run on a GPU; None if they can.
+
+    Args:
+        capability: of the GPU.
+        driver: the newest CUDA that the driver knows, as in 13000 for 13.0.
+        toolkit: the CUDA that compiled the kernels, likewise.
+        architectures: that they were compiled for, as in TORCH_CUDA_ARCH_LIST.
+    """
+    if capability < flags.OLDEST_ARCHITECTURE:
+        return "it needs compute capability 8.0 (sm_80), this GPU has {}.{}".format(*capability)
+    wanted = " ".join(architectures)
+    for name in architectures:
+        major, minor = _capability(name)
+        if "a" in name:
+            if (major, minor) == capability:
+                return None
+        elif major == capability[0] and minor <= capability[1]:
+            return None
+    portable = [name for name in architectures if name.endswith("+PTX") and "a" not in name]
+    if not any(_capability(name) <= capability for name in portable):
+        return (
+            f"it was built for {wanted}, this GPU has {capability[0]}.{capability[1]}: "
+            "run `fsdino build --force`"
+        )
+    if driver < toolkit:
+        return (
+            f"the driver knows CUDA {driver // 1000}.{driver % 1000 // 10} at most, and what was "
+            f"built for {wanted} by CUDA {toolkit // 1000}.{toolkit % 1000 // 10} must be compiled "
+            "by it for this GPU: update the driver, or run `fsdino build --force`"
+        )
+    return None
+
+
+def _capability(name: str) -> tuple[int, int]:
+    """(9, 0) of "9.0a+PTX"."""
+    major, minor = name.removesuffix("+PTX").rstrip("af").split(".")
+    return int(major), int(minor)
+
+
 def prepare(device: torch.device) -> None:
     """Build the extension where it is not built: somebody asked for it by name.
 
     One attempt in a process; where it fails, `why_not` says why.
     """
     if device.type == "cpu":
+        _build_once()
+
+
+def prepare_cuda(device: torch.device) -> None:
+    """As `prepare`, for the backend `cuda`."""
+    if device.type == "cuda":
         _build_once()
 
 
@@ -149,6 +209,23 @@ def _missing() -> str | None:
         if _state.reason is not None:
             logger.info("the C++ kernels are not used: %s", _state.reason)
     return _state.reason
+
+
+@_while_tracing
+def _why_not_on(index: int | None) -> str | None:
+    """As `why_not_cuda`, for the GPU that a tensor is on."""
+    if not torch.cuda.is_available() or torch.version.hip is not None:
+        return "it runs on NVIDIA GPUs, and PyTorch finds none"
+    if (reason := _missing()) is not None:
+        return reason
+    assert _state.loaded is not None
+    info = _state.loaded.build_info
+    if not info.get("cuda_archs"):
+        why = _state.loaded.without_cuda or "nvcc was missing or of another CUDA"
+        return f"the extension was built without CUDA: {why}; then run `fsdino build --force`"
+    driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
+    capability = torch.cuda.get_device_capability(index)
+    return why_not_run_on(capability, driver, info["cuda"], info["cuda_archs"])
 
 
 @_while_tracing
@@ -222,18 +299,20 @@ def _load(library: Path, *, ahead_of_time: bool) -> Extension:
 
 
 def _from_cache(library: Path, build_info: dict[str, Any]) -> Extension:
-    return Extension(library, False, build_info, builder.record(library)["seconds"])
+    record = builder.record(library)
+    return Extension(library, False, build_info, record["seconds"], record["without_cuda"])
 
 
 def _kernel(name: str) -> Callable[..., Any]:
-    """`torch.ops.fsdino_cpp.NAME`, found at the first call: a backend's function."""
+    """`torch.ops.fsdino_cpp.NAME`, found at the first call: a function of both backends."""
     overload: Callable[..., Any] | None = None
 
     def call(*arguments: Any) -> Any:
         nonlocal overload
         if overload is None:
             if (reason := _missing()) is not None:
-                raise BackendError(f"backend 'cpp' cannot run {name} here: {reason}")
+                which = "cpp" if arguments[0].device.type == "cpu" else "cuda"
+                raise BackendError(f"backend {which!r} cannot run {name} here: {reason}")
             overload = getattr(torch.ops.fsdino_cpp, name).default
         return overload(*arguments)
 
