@@ -17,10 +17,10 @@ constexpr int kJob = 32;     // rows and columns of the correlation that a warp 
 
 // Blocks of 16 outputs that a warp accumulates: what the registers hold.
 template <typename T>
-constexpr int kOutputBlocks = sizeof(T) == 2 ? 8 : 4;
+constexpr int kOutputBlocks = sizeof(T) == 2 ? 4 : 2;
 
 constexpr int most_kept(int element_bytes) {
-  return (element_bytes == 2 ? 8 : 4) * kWarps * 16 / FusedTile::kTile;
+  return (element_bytes == 2 ? 4 : 2) * kWarps * 16 / FusedTile::kTile;
 }
 
 // A block's shared memory, in this order; sizes in bytes.
@@ -183,15 +183,16 @@ class Block {
     if (thread_index() < 2) counts_[thread_index()] = 0;
     synchronise();
     for (int place = thread_index(); place < window; place += kThreads) {
-      int before[2] = {0, 0}, kept = 0;
+      int kept = 0, kept_before = 0, others_before = 0;
       for (int other = 0; other < window; ++other) {
         const int kind = kinds_[other];
         kept += kind == 0;
-        if (other < place && kind < 2) ++before[kind];
+        kept_before += other < place && kind == 0;
+        others_before += other < place && kind == 1;
       }
-      const int kind = kinds_[place];
+      const int kind = kinds_[place], token = support_token(place);
       if (kind < 2) {
-        const int column = kind == 0 ? before[0] : kept + before[1], token = support_token(place);
+        const int column = kind == 0 ? kept_before : kept + others_before;
         column_tokens_[column] = token;
         column_places_[column] = place;
         column_weights_[column] =
@@ -199,7 +200,7 @@ class Block {
       }
       if (place == window - 1) {
         counts_[0] = kept;
-        counts_[1] = before[0] + before[1] + (kind < 2);
+        counts_[1] = kept_before + others_before + (kind < 2);
       }
     }
   }
@@ -509,7 +510,7 @@ int64_t shared_limit() { return device_shared_limit(); }
 
 FusedPlan fused_plan(const Volume& volume, int batches, int kernel_query, int kernel_support,
                      int stride, int element_bytes, bool backward, int64_t shared_limit) {
-  constexpr int kKept[][2] = {{4, 8}, {4, 4}, {2, 4}, {2, 2}, {1, 2}, {1, 1}};
+  constexpr int kKept[][2] = {{4, 4}, {2, 4}, {2, 2}, {1, 2}, {1, 1}};
   constexpr int kBlocks = 512;  // enough to fill a GPU several times
   FusedPlan plan{};
   for (const auto& [rows, columns] : kKept) {
