@@ -659,6 +659,8 @@ def _print_extension(extension: Mapping[str, Any]) -> None:
         [key, "none" if value in (None, []) else str(value)]
         for key, value in extension["build_info"].items()
     ]
+    if extension.get("without_cuda"):
+        facts.append(["without CUDA", extension["without_cuda"]])
     _print_table(["", ""], facts, numbers=False)
 
 

@@ -196,7 +196,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> center_pivot_block4d_
     const scalar_t* const from = grad.const_data_ptr<scalar_t>();
     normalise_back_sums(norm, from, reduce_support, partial.mutable_data_ptr<float>(), device);
     sums = partial.sum(1);
-    const Tensor scaled = (sums * weight.to(at::kFloat)).view({batches, 2, groups, -1});
+    const Tensor scaled = (sums * weight.to(at::kFloat)).view({batches, 2, groups, channels / groups});
     const Tensor means = scaled.sum(3) / (double(rows) * double(channels / groups));
     normalise_back(norm, from, reduce_support, means.const_data_ptr<float>(),
                    grad_raw.mutable_data_ptr<scalar_t>(), device);

@@ -1,0 +1,41 @@
+"""A pytest plugin: the backend `cuda` on the CPU, its kernels in the emulator.
+
+EMULATED_CUDA names the library that tests/cuda/test_emulated.py has built.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
+from types import ModuleType
+
+import torch
+
+from fsdino.ops import backends, native
+
+LIBRARY = os.environ["EMULATED_CUDA"]
+
+
+def _load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("emulated", LIBRARY)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu" or dtype not in native.CUDA_DTYPES:
+        return "the emulator runs float32, float16 and bfloat16 on the CPU"
+    return None
+
+
+_load()
+functions = ModuleType("emulated_functions")
+for _name in backends.FUNCTIONS:
+    setattr(functions, _name, getattr(torch.ops.fsdino_emulated, _name))
+sys.modules[functions.__name__] = functions
+# Behind the others: only tests that name it run on it.
+backends.register(backends.Backend("cuda", -1, functions.__name__, _why_not, (0, 2, 3, 4, 5, 1)))

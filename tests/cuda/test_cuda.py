@@ -1,0 +1,150 @@
+"""Backend `cuda`: where it runs and why not, what it is built with, and what it compiles to."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fsdino.csrc import flags, inspect
+from fsdino.ops import backends, build, native
+
+GPU = torch.device("cuda", 0)
+FEATURES = torch.ones(1, 1, 4, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "device, dtype, words",
+    [
+        ("cpu", torch.float32, "runs on NVIDIA GPUs, not on cpu"),
+        ("cuda", torch.float64, "not torch.float64"),
+    ],
+)
+def test_calls_that_it_never_runs(device: str, dtype: torch.dtype, words: str) -> None:
+    """Other devices and dtypes are refused with their values, built or not."""
+    assert words in native.why_not_cuda("correlation4d", torch.device(device), dtype)
+
+
+@pytest.mark.parametrize(
+    "capability, driver, architectures, words",
+    [
+        ((7, 5), 13000, ["8.0"], "needs compute capability 8.0 (sm_80), this GPU has 7.5"),
+        ((8, 0), 13000, ["8.0"], None),
+        ((8, 6), 13000, ["8.0"], None),
+        ((9, 0), 13000, ["8.0"], "built for 8.0, this GPU has 9.0: run `fsdino build --force`"),
+        ((9, 0), 13000, ["8.0+PTX"], None),
+        ((9, 0), 12090, ["8.0+PTX"], "the driver knows CUDA 12.9 at most"),
+        ((9, 0), 12090, ["9.0"], None),
+        ((9, 0), 13000, ["8.0", "9.0a"], None),
+        ((10, 0), 13000, ["9.0a"], "built for 9.0a, this GPU has 10.0"),
+        ((8, 0), 13000, ["8.6+PTX"], "built for 8.6+PTX, this GPU has 8.0"),
+    ],
+)
+def test_binary_and_gpu(capability, driver, architectures, words) -> None:
+    """Machine code runs within a major version, PTX on what is newer if the driver knows it."""
+    reason = native.why_not_run_on(capability, driver, 13000, architectures)
+    assert reason is None if words is None else words in reason
+
+
+def test_auto_takes_triton_until_something_is_measured(monkeypatch) -> None:
+    """`cuda` comes behind `triton`; a measurement changes that for its shape class alone."""
+    assert backends.names().index("triton") < backends.names().index("cuda")
+    assert backends.MEASURED == {}
+    on_gpu = torch.empty(3, 5, device="meta")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    measured = {("correlation4d", "sm_90", backends.shape_class(on_gpu)): "cuda"}
+    monkeypatch.setattr(backends, "MEASURED", measured)
+    assert backends._measured("correlation4d", on_gpu) == ()
+    monkeypatch.setattr(torch.Tensor, "device", GPU)
+    assert backends._measured("correlation4d", on_gpu) == ("cuda",)
+    assert backends._measured("center_pivot_conv4d", on_gpu) == ()
+    assert backends._measured("correlation4d", torch.Tensor()) == ()
+
+
+def fake_nvcc(folder: Path, release: str) -> None:
+    (folder / "bin").mkdir()
+    script = folder / "bin" / "nvcc"
+    script.write_text(
+        "#!/bin/sh\n"
+        f'test "$1" = --version && echo "Cuda compilation tools, release {release}, V{release}"\n'
+        f"test \"$1\" = --dryrun && echo '#$ TOP={folder}/bin/..' >&2\nexit 0\n"
+    )
+    script.chmod(0o755)
+
+
+def test_what_cuda_is_built_with(monkeypatch, tmp_path) -> None:
+    """The toolkit of PyTorch's CUDA, where it truly is; the GPUs' architectures, or the listed."""
+    fake_nvcc(tmp_path, "13.0")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    found = flags.cuda("13.2", [(9, 0), (8, 0), (9, 0)])
+    assert found == flags.Cuda(str(tmp_path), "8.0,9.0+PTX")
+    assert found.environment() == {
+        "CUDA_HOME": str(tmp_path),
+        "TORCH_CUDA_ARCH_LIST": "8.0;9.0+PTX",
+    }
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0a")
+    assert flags.cuda("13.2", []) == flags.Cuda(str(tmp_path), "8.0,9.0a")
+
+
+def test_why_cuda_is_left_out(monkeypatch, tmp_path) -> None:
+    """Each thing that is missing is named; the CPU's kernels are built all the same."""
+    fake_nvcc(tmp_path, "12.4")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    assert flags.cuda(None, [(9, 0)]) == "PyTorch is built without CUDA"
+    for gpus in ([], [(7, 5)]):
+        assert "no GPU of sm_80 or newer: set TORCH_CUDA_ARCH_LIST" in flags.cuda("13.2", gpus)
+    assert flags.cuda("13.2", [(9, 0)]).endswith("nvcc is of CUDA 12, PyTorch of CUDA 13.2")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "nowhere"))
+    assert "nvcc is not found" in flags.cuda("13.2", [(9, 0)])
+
+
+def test_the_build_follows(monkeypatch) -> None:
+    """CUDA's sources and options come with a toolkit, and only with one."""
+    alone = build._options("c++", None, Path("place"))
+    both = build._options("c++", flags.Cuda("/cuda", "8.0"), Path("place"))
+    assert not alone["with_cuda"] and both["with_cuda"]
+    assert not any("cuda" in Path(path).parts[-2:] for path in alone["sources"])
+    added = {Path(path).name for path in both["sources"]} - {
+        Path(path).name for path in alone["sources"]
+    }
+    assert {"fused.cu", "center_pivot.cu", "correlation.cu", "norm.cu", "tensors.cpp"} <= added
+    assert "-DFSDINO_CUDA=8.0" in both["extra_cflags"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", inspect.ARCHITECTURES)
+def test_what_the_kernels_compile_to(architecture: str) -> None:
+    """No warning, no spills in half precision, tensor cores and background copies."""
+    if flags.nvcc() is None:
+        pytest.skip("needs nvcc")
+    run = subprocess.run(
+        [sys.executable, "-m", "fsdino.csrc.inspect", "--json", "--arch", architecture],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout, run.stderr
+    found = [inspect.Row(**row) for row in json.loads(run.stdout)]
+    assert {row.kernel.split("<")[0] for row in found} >= {"fused_kernel", "walk_kernel"}
+    for row in found:
+        assert not row.problems(), row
+        if row.standard and "16>" in row.kernel:
+            assert row.async_copies > 0, row
+
+
+@pytest.mark.slow
+def test_the_newest_architecture_takes_ptx(tmp_path: Path) -> None:
+    """Every file compiles to PTX for what comes after the architectures that are tuned for."""
+    toolkit = flags.cuda(torch.version.cuda, [flags.OLDEST_ARCHITECTURE])
+    if isinstance(toolkit, str):
+        pytest.skip("needs nvcc")
+    for source in sorted(flags.FOLDER.glob("cuda/*.cu")):
+        target = tmp_path / f"{source.stem}.ptx"
+        inspect.compile_file(toolkit, source, inspect.PORTABLE, target, ptx=True)
+        assert ".entry" in target.read_text()

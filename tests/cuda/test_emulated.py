@@ -1,0 +1,89 @@
+"""Whole CUDA kernels on a CPU, in an emulator that runs the threads of a block as fibers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from torch.utils import cpp_extension
+
+import fsdino
+from fsdino.csrc import flags
+
+HERE = Path(__file__).resolve().parent
+KERNELS = ("center_pivot", "correlation", "fused", "norm")
+TABLE = ("test_correlation.py", "test_center_pivot.py", "test_fused.py", "test_numerics.py")
+# The emulator jumps between stacks, which glibc takes for an attack where it is fortified.
+FLAGS = (
+    "-std=c++20", "-O1", "-fPIC", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror",
+    "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE", "-DFSDINO_EMULATED",
+    "-DTORCH_EXTENSION_NAME=emulated",
+)  # fmt: skip
+
+
+def build(compiler: str, folder: Path) -> Path:
+    """The backend's host side and its kernels, compiled for the CPU."""
+    own = [f"-I{flags.FOLDER / 'cuda'}", f"-I{HERE}"]
+    system = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
+    include = own + [word for path in system for word in ("-isystem", path)]
+    sources = [HERE / "emulated.cpp"]
+    for name in KERNELS:
+        sources.append(folder / f"{name}.cpp")
+        sources[-1].write_text(f'#include "{name}.cu"\n')
+    for source in sources:
+        target = folder / f"{source.stem}.o"
+        subprocess.run([compiler, *FLAGS, *include, "-c", source, "-o", target], check=True)
+    library = folder / "emulated.so"
+    links = [f"-L{path}" for path in cpp_extension.library_paths()]
+    links += ["-ltorch", "-ltorch_cpu", "-ltorch_python", "-lc10"]
+    objects = [folder / f"{source.stem}.o" for source in sources]
+    subprocess.run([compiler, "-shared", *objects, *links, "-o", library], check=True)
+    return library
+
+
+@pytest.mark.slow
+def test_the_case_table(tmp_path: Path) -> None:
+    """The backend `cuda` agrees with the reference wherever the others do, forward and backward."""
+    compiler = flags.compiler()
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs Linux and a C++ compiler")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            [str(HERE), str(Path(fsdino.__file__).parent.parent), *sys.path]
+        ),
+        "EMULATED_CUDA": str(build(compiler, tmp_path)),
+        "CI": "1",  # a skip fails
+    }
+    table = [str(HERE.parent / "ops" / name) for name in TABLE]
+    # torch.compile would start its compiler; float64 is for other backends.
+    chosen = "cuda and not compile and not gradcheck and not float64"
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "emulated_backend"]
+    done = subprocess.run(
+        [sys.executable, *command, "-k", chosen, *table],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=HERE.parent.parent,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert " passed" in done.stdout
+
+
+def test_index_arithmetic(tmp_path: Path) -> None:
+    """Walks and tiles reach exactly the terms of the definition, on all small grids."""
+    compiler = flags.compiler()
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    program = tmp_path / "test_index"
+    command = [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror"]
+    include = f"-I{flags.FOLDER / 'cuda'}"
+    subprocess.run([*command, include, HERE / "test_index.cpp", "-o", program], check=True)
+    done = subprocess.run([program], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.endswith(" 0 wrong\n") and int(done.stdout.split()[0]) > 1_000_000
