@@ -86,9 +86,11 @@ std::tuple<Tensor, Tensor> as_kernels(const Tensor& matrices, const Tensor& weig
                                       const Tensor& weight_support) {
   const Tensor kernels = matrices.permute({2, 1, 0});  // [Co, Ci, taps]
   const int64_t over_query = weight_query.size(2) * weight_query.size(3);
-  return {kernels.narrow(2, 0, over_query).reshape(weight_query.sizes()),
-          kernels.narrow(2, over_query, kernels.size(2) - over_query)
-              .reshape(weight_support.sizes())};
+  const auto copied = [&](int64_t first, const Tensor& weight) {  // two results share no memory
+    const int64_t taps = weight.size(2) * weight.size(3);
+    return kernels.narrow(2, first, taps).clone(at::MemoryFormat::Contiguous).view(weight.sizes());
+  };
+  return {copied(0, weight_query), copied(over_query, weight_support)};
 }
 
 std::tuple<Tensor, Tensor> weight_gradients_of(const Tensor& source, const Tensor& grad,
@@ -134,7 +136,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> center_pivot_conv4d_backward(
   const OnDevice device(x);
   const Tensor grad = to_volume(given);
   const Convolution convolution = convolution_of(weight_query, weight_support, support_stride);
-  Tensor to_x = empty_of(grad), to_query = to_x, to_support = to_x, to_bias = to_x;
+  Tensor to_x = empty_of(grad), to_query = empty_of(grad), to_support = empty_of(grad);
+  Tensor to_bias = empty_of(grad);
   if (needs[0]) {
     to_x = empty_volume(x, x.sizes());
     convolve_back(grad, tap_matrices(weight_query, weight_support, true), to_x, convolution, device);

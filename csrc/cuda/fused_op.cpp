@@ -156,8 +156,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> correlation_center_pi
   const Pair pair{{query, eps}, {support, eps}, plain_weight(support_weight), eps};
   const Convolution convolution = convolution_of(weight_query, weight_support, support_stride);
   const auto type = grad.scalar_type();
-  Tensor to_query = empty_of(grad), to_support = to_query, to_weight = to_query;
-  Tensor to_weight_query = to_query, to_weight_support = to_query, to_bias = to_query;
+  Tensor to_query = empty_of(grad), to_support = empty_of(grad), to_weight = empty_of(grad);
+  Tensor to_weight_query = empty_of(grad), to_weight_support = empty_of(grad);
+  Tensor to_bias = empty_of(grad);
   const std::array<bool, 3> wanted{needs[0], needs[1], support_weight && needs[2]};
   if (wanted[0] || wanted[1] || wanted[2]) {
     const auto [of_query, of_support, of_weight] =
