@@ -29,7 +29,7 @@ import numpy.typing as npt
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
-from fsdino.data.episodes import Episode, Image, Mask, Sample
+from fsdino.data.episodes import Episode, EpisodeKey, Image, Mask, Provenance, Sample
 from fsdino.data.shapes import NEUTRAL_SHAPES, SHAPES, Points, Shape
 from fsdino.data.textures import NEUTRAL_TEXTURES, TEXTURES, Floats, Texture
 from fsdino.errors import UsageError
@@ -693,6 +693,26 @@ class ProceduralEpisodes:
         )
         return Episode(query, tuple(supports), class_id, self.class_names[class_id], index)
 
+    def key(self, index: int) -> EpisodeKey:
+        """Return what episode `index` is made of; IndexError outside 0..len - 1."""
+        if not 0 <= index < self._episodes:
+            raise IndexError(f"episode {index} of {self._episodes}")
+        query, *supports = (self._name(index, role) for role in range(1 + self.shots))
+        return EpisodeKey(self._class_of(index), query, tuple(supports))
+
+    @property
+    def provenance(self) -> Provenance:
+        """The generator's fingerprint stands for the lists, which it does not need."""
+        return Provenance(
+            dataset="procedural",
+            fold=self.fold,
+            split=self.split,
+            sampling="seeded",
+            lists="generated",
+            lists_hash=fingerprint(),
+            mask_source="generated",
+        )
+
     def _class_of(self, index: int) -> int:
         """Return the class of an episode: the classes' order is drawn anew for each round."""
         turn, place = divmod(index, len(self.classes))
@@ -708,6 +728,7 @@ class ProceduralEpisodes:
         )
 
 
+@cache
 def fingerprint() -> str:
     """Return a SHA-256 over an image and mask of every twelfth class, at 112 pixels.
 

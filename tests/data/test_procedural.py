@@ -268,6 +268,26 @@ def test_indices_end_where_len_says() -> None:
             episodes[index]
 
 
+def test_keys_name_what_will_be_drawn() -> None:
+    """The episode hash is over keys; a key that names other pictures would vouch for nothing."""
+    episodes = ProceduralEpisodes(3, "val", 2, seed=4, episodes=30, image_size=32)
+    for index in (0, 29):
+        episode, key = episodes[index], episodes.key(index)
+        assert (key.class_id, key.query) == (episode.class_id, episode.query.name)
+        assert key.supports == tuple(support.name for support in episode.supports)
+    for index in (30, -1):
+        with pytest.raises(IndexError, match=str(index)):
+            episodes.key(index)
+
+
+def test_provenance_names_generator_and_fold() -> None:
+    """A result on drawn pictures must not pass for one on another fold, split or version."""
+    found = ProceduralEpisodes(2, "base_val", image_size=32).provenance
+    assert (found.dataset, found.fold, found.split) == ("procedural", 2, "base_val")
+    assert (found.lists, found.mask_source) == ("generated", "generated")
+    assert found.lists_hash == FROZEN[VERSION]
+
+
 def test_render_sample_refuses_unknown_classes_and_negative_keys() -> None:
     """Errors must name the argument, not come from inside the random generator."""
     with pytest.raises(UsageError, match="class_id 96"):
