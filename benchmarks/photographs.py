@@ -8,7 +8,6 @@ JSON file.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -16,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 import fsdino
-from fsdino.models.fsdino import FSDINO
+from fsdino.models import zoo
+from fsdino.models.segmenter import Segmenter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -32,7 +32,7 @@ def iou(prediction: Mask, truth: Mask) -> float:
     return 100 * float((prediction & truth).sum() / (prediction | truth).sum())
 
 
-def segment(model: FSDINO, pair: Pair, tiles: bool) -> Mask:
+def segment(model: Segmenter, pair: Pair, tiles: bool) -> Mask:
     """The query's mask, at the query's size."""
     support = model.encode_support(
         [s.image for s in pair.supports], [s.mask for s in pair.supports]
@@ -49,9 +49,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     model = fsdino.load(options.model)
-    free = FSDINO(
-        dataclasses.replace(model.config, variant="training_free"), encoder=model.encoder
-    ).eval()
+    free = zoo.training_free(model)
     rows = []
     print(
         f"{'IoU in percent':22} {'model':>7} {'tiles':>7} {'training-free':>14} {'everything':>11}"

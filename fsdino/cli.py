@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import tyro
 
@@ -29,13 +29,18 @@ if TYPE_CHECKING:
     import torch
 
     from fsdino.apps.benchmark import Comparison
+    from fsdino.apps.data import Check
     from fsdino.apps.demo import Results
     from fsdino.apps.folder import Outcome, Output
-    from fsdino.models.fsdino import FSDINO
+    from fsdino.evaluation.evaluate import Settings
+    from fsdino.evaluation.record import Difference
+    from fsdino.evaluation.sharding import Processes
+    from fsdino.models.segmenter import Segmenter
 
 logger = logging.getLogger("fsdino.cli")
 
 DEFAULT_MODEL = "fsdino-tiny"
+_VIDEOS = "davis17"
 RECIPES = Path(__file__).resolve().parent / "recipes"
 
 Json = Annotated[bool, tyro.conf.arg(name="json", help_behavior_hint="")]
@@ -106,7 +111,8 @@ class Segment:
     Several, each with a name: --support cat=a.jpg a.png --support dog=b.jpg b.png c.jpg c.png
 
     Writes masks/NAME.png (0 and 255, or one label per class), overlays/NAME.jpg and results.jsonl.
-    The same command goes on where it was interrupted.
+    The same command goes on where it was interrupted. With
+    `torchrun --nproc-per-node N -m fsdino segment ...` processes share the queries.
     """
 
     support: Annotated[
@@ -145,6 +151,12 @@ class Segment:
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
+        from fsdino.evaluation import sharding
+
+        with sharding.processes() as processes:
+            return self._run(processes)
+
+    def _run(self, processes: Processes) -> int:
         from fsdino.apps import folder, supports
 
         files = supports.parse(self.support)
@@ -155,7 +167,7 @@ class Segment:
         encoded = {support.name: support.encode(model) for support in files}
         threshold = model.config.threshold if self.threshold is None else self.threshold
         model.segment([], encoded, threshold=threshold)  # checks both before anything is written
-        if self.save_support is not None:
+        if self.save_support is not None and processes.rank == 0:
             encoded[files[0].name].save(self.save_support)
         call = {
             "format": folder.FORMAT,
@@ -165,14 +177,22 @@ class Segment:
             "tiles": self.tiles,
             "dtype": self.dtype,
         }
-        output = folder.Output(self.out, call, overwrite=self.overwrite)
+        overwrite = self.overwrite and processes.rank == 0
+        output = processes.in_turn(lambda: folder.Output(self.out, call, overwrite=overwrite))
         outcome = folder.segment_files(
-            model, encoded, queries, output, threshold=threshold, tiles=self.tiles
+            model,
+            encoded,
+            queries,
+            output,
+            threshold=threshold,
+            tiles=self.tiles,
+            processes=processes,
         )
+        if processes.rank:
+            return 0
         if self.as_json:
-            print(
-                json.dumps({**call, "model_name": self._model_name(), **outcome.to_dict(self.out)})
-            )
+            name = self.encoder or self.model
+            print(json.dumps({**call, "model_name": name, **outcome.to_dict(self.out)}))
         else:
             _print_segments(outcome, output)
         if outcome.failed:
@@ -183,36 +203,17 @@ class Segment:
             )
         return 0
 
-    def _model_name(self) -> str:
-        return self.model if self.encoder is None else self.encoder
+    def _load(self) -> Segmenter:
+        from fsdino.evaluation.sharding import local_device
 
-    def _load(self) -> FSDINO:
-        import torch
-
-        from fsdino.models import zoo
-        from fsdino.models.config import ModelConfig
-        from fsdino.models.fsdino import FSDINO
-
-        device, dtype = _device(self.device), getattr(torch, self.dtype)
-        if self.encoder is None:
-            if self.model == DEFAULT_MODEL:
-                logger.info(
-                    "%s was trained on generated drawings; for photographs, pass another --model, "
-                    "or --encoder and --encoder-weights",
-                    DEFAULT_MODEL,
-                )
-            if self.encoder_weights is not None:
-                raise UsageError("--encoder-weights needs --encoder, the name of the architecture")
-            return zoo.load(self.model, device=device, dtype=dtype)
-        if self.encoder_weights is None:
-            raise UsageError("--encoder needs --encoder-weights: random features find nothing")
-        if self.model != DEFAULT_MODEL:
-            raise UsageError("--model and --encoder exclude each other: pass one of them")
-        config = ModelConfig(self.encoder, variant="training_free", image_size=self.image_size)
-        model = FSDINO(config).eval()
-        zoo.load_dinov2(model.encoder, self.encoder_weights)
-        model.fingerprint()  # of the weights as stored: the same for every dtype and device
-        return model.to(device=device, dtype=dtype)
+        return _load_model(
+            self.model,
+            self.encoder,
+            self.encoder_weights,
+            self.image_size,
+            local_device(_device(self.device)),
+            self.dtype,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +278,257 @@ class Train:
             raise KeyboardInterrupt(_kept_run(self.out)) from None
         print(f"trained model: {self.out / 'model'}")
         return 0
+
+
+DatasetName = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCheck:
+    """Look a data set over: what is there, what is missing and where to get it, what is damaged.
+
+    Reads every file, and counts the images of each fold and class. Exit code 1 when something that
+    evaluation needs is missing or damaged.
+    """
+
+    dataset: DatasetName
+    """pascal5i, pascal5i-leak-safe, coco20i, fss1000, davis17 or folder."""
+    root: Path
+    """Its folder."""
+    splits: File = None
+    """Folder of HSNet's split lists; default: lists derived from the annotations."""
+    as_json: Json = False
+    """Print everything as one JSON object."""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        from fsdino.apps import data
+
+        found = data.check(self.dataset, self.root, self.splits)
+        if self.as_json:
+            print(json.dumps(found.to_dict()))
+        else:
+            _print_check(found)
+        if not found.passed:
+            raise DataError(f"{self.dataset} is not complete: {found.summary()}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPrepare:
+    """Make a data set's masks and lists once, where they are not part of it.
+
+    Rasterises COCO's masks (needs the extra fsdino[train]) and derives split lists. The same
+    command goes on where it was interrupted.
+    """
+
+    dataset: DatasetName
+    """pascal5i, coco20i, fss1000, davis17 or folder."""
+    root: Path
+    """Its folder."""
+    out: File = None
+    """Folder for the results, to pass as --splits later; default: a cache that is found by itself,
+    below ~/.cache/fsdino or FSDINO_CACHE."""
+    as_json: Json = False
+    """Print what was made as one JSON object."""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        from fsdino.apps import data
+
+        made = data.prepare(self.dataset, self.root, self.out)
+        if self.as_json:
+            print(json.dumps({title: str(path) for title, path in made.items()}))
+        elif made:
+            _print_table(["", ""], [[key, str(path)] for key, path in made.items()], numbers=False)
+        else:
+            print(f"{self.dataset} is read as it is: nothing to prepare")
+        return 0
+
+
+DataCommand = (
+    Annotated[DataCheck, tyro.conf.subcommand("check")]
+    | Annotated[DataPrepare, tyro.conf.subcommand("prepare")]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Score a model on a benchmark, or compare two results.
+
+    Every number carries its protocol: hsnet (HSNet's published episodes, K shots by vote), joint
+    (the same episodes, one pass with K supports), with -original (scored at the images' own sizes)
+    and -seeded (other seeds or numbers of episodes). Interrupted runs go on where they stopped.
+    With `torchrun --nproc-per-node N -m fsdino evaluate ...` processes share the work.
+    """
+
+    model: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(metavar="[MODEL]", help_behavior_hint="")
+    ] = DEFAULT_MODEL
+    """Name, folder or hub id of a model."""
+    data: str = "procedural"
+    """pascal5i, coco20i, fss1000, davis17, folder, procedural or pascal5i-leak-safe."""
+    root: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """The data set's folder."""
+    splits: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Folder of HSNet's lists; without, lists are derived from the annotations."""
+    fold: Integer = None
+    """Fold whose classes are novel; default: 0, of the procedural set 3."""
+    shots: int = 1
+    """Supports per episode."""
+    protocol: str = "joint"
+    """How it is scored; see above."""
+    fusion: Annotated[Literal["joint", "vote"] | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Turns the protocol into its sibling with that fusion of K shots."""
+    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="")] = ()
+    """Seeds of the draws; the protocol becomes its -seeded sibling."""
+    episodes: Integer = None
+    """Episodes of each seed; the protocol becomes its -seeded sibling."""
+    out: File = None
+    """result.json to write; the rows of its episodes are kept beside it."""
+    overwrite: Flag = False
+    """Start anew where the result of another call is."""
+    save_pictures: int = 0
+    """Draw so many of the best and of the worst episodes, beside the result."""
+    skip_bad: Flag = False
+    """Go on where a file cannot be used; such episodes are counted and named."""
+    compare: Annotated[
+        tuple[Path, Path] | None, tyro.conf.arg(metavar="A B", help_behavior_hint="")
+    ] = None
+    """Two results on the same episodes: print their differences, and evaluate nothing."""
+    matcher: Annotated[
+        Literal["correspondence", "prototype"] | None, tyro.conf.arg(help_behavior_hint="")
+    ] = None
+    """The model's encoder alone: 4D matching or prototypes, training-free."""
+    encoder: Name = None
+    """Instead of a model: a timm DINOv2 or DINOv3 ViT, training-free."""
+    encoder_weights: File = None
+    """Its weights: one of Meta's dinov2_vit*14*_pretrain.pth, or a file in timm's names."""
+    memory: int = 0
+    """Of davis17: so many of the last frames join the first one as supports."""
+    image_size: Integer = None
+    """Side in pixels that images are stretched to; default: the model's, with --encoder 518."""
+    threshold: Number = None
+    """Probability from which a pixel belongs to a mask; default: the model's own."""
+    batch_size: int = 8
+    """Episodes in a forward pass."""
+    workers: Integer = None
+    """Processes that read ahead; default: by the number of cores."""
+    device: str = "auto"
+    """cpu, cuda or cuda:N; auto takes a GPU where there is one."""
+    dtype: Dtype = "float32"
+    """Other types run under autocast."""
+    as_json: Json = False
+    """Print the result as one JSON object."""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        if self.compare is not None:
+            return self._compare(*self.compare)
+        self._check_options()
+        from fsdino.evaluation import sharding
+
+        with sharding.processes() as processes:
+            result = self._evaluate(processes)
+            if processes.rank == 0:
+                if self.as_json:
+                    print(json.dumps(result))
+                elif self.data == _VIDEOS:
+                    _print_videos(result, self.out)
+                else:
+                    _print_result(result, self.out)
+        return 0
+
+    def _check_options(self) -> None:
+        """Refuse options that would be without effect: a result must not seem to follow them."""
+        episodic = {
+            "--shots": self.shots != 1, "--seeds": bool(self.seeds),
+            "--fold": self.fold is not None,
+            "--episodes": self.episodes is not None, "--protocol": self.protocol != "joint",
+            "--fusion": self.fusion is not None, "--splits": self.splits is not None,
+            "--save-pictures": self.save_pictures > 0, "--skip-bad": self.skip_bad,
+            "--image-size": self.image_size is not None and self.encoder is None,
+        }  # fmt: skip
+        videos = self.data == _VIDEOS
+        given = [option for option, used in episodic.items() if used] if videos else []
+        if self.memory and not videos:
+            given = ["--memory"]
+        if given:
+            raise UsageError(f"--data {self.data} does not take {', '.join(given)}: leave it out")
+
+    def _compare(self, first: Path, second: Path) -> int:
+        from fsdino.evaluation import record
+
+        lines = record.compare(first, second)
+        if self.as_json:
+            print(json.dumps([line.to_dict() for line in lines]))
+        else:
+            _print_differences(lines, (first, second))
+        return 0
+
+    def _evaluate(self, processes: Processes) -> dict[str, Any]:
+        import torch
+
+        from fsdino.apps import evaluation
+        from fsdino.evaluation import protocols, sharding
+        from fsdino.evaluation.evaluate import Settings
+        from fsdino.models import zoo
+
+        seeded = bool(self.seeds) or self.episodes is not None
+        protocol = protocols.find(self.protocol, fusion=self.fusion, seeded=seeded)
+        seeds = self.seeds or (0,)
+        request = evaluation.Request(
+            self.data, self.root, self.splits, self.fold, self.shots, seeds, self.episodes
+        )
+        device = sharding.local_device(_device(self.device))
+        model = _load_model(
+            self.model, self.encoder, self.encoder_weights, self.image_size or 518, device,
+            "float32",
+        )  # fmt: skip
+        if self.matcher is not None:
+            model = zoo.training_free(model, self.matcher)
+        settings = Settings(
+            self.image_size or model.config.image_size,
+            protocol,
+            model.config.threshold if self.threshold is None else self.threshold,
+            self.batch_size,
+            device,
+            getattr(torch, self.dtype),
+            min(sharding.cores() - 1, 4) if self.workers is None else self.workers,
+            self.skip_bad,
+        )
+        name = self.encoder or self.model
+        with sharding.threads(max(sharding.cores() - settings.workers, 1)):
+            if self.data == _VIDEOS:
+                return self._evaluate_videos(model, name, settings, processes)
+            return evaluation.run(
+                model,
+                name,
+                request,
+                settings,
+                out=self.out,
+                overwrite=self.overwrite,
+                pictures=self.save_pictures,
+                processes=processes,
+            )
+
+    def _evaluate_videos(
+        self, model: Segmenter, name: str, settings: Settings, processes: Processes
+    ) -> dict[str, Any]:
+        from fsdino.apps import evaluation
+
+        if self.out is None:
+            raise UsageError(f"{_VIDEOS} needs --out: masks are written beside the result")
+        return evaluation.run_videos(
+            model,
+            name,
+            self.root,
+            settings,
+            memory=self.memory,
+            out=self.out,
+            overwrite=self.overwrite,
+            processes=processes,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -402,10 +654,21 @@ Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Segment, tyro.conf.subcommand("segment")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[
+        DataCommand,
+        tyro.conf.subcommand("data", description="Check and prepare benchmarks on disk."),
+    ]
     | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
     | Annotated[Build, tyro.conf.subcommand("build")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
+
+
+class _Command(Protocol):
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        ...
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -417,7 +680,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fsdino {__version__}")
         return 0
     try:
-        command: Demo | Segment | Train | Benchmark | Build | Info = tyro.cli(
+        command: _Command = tyro.cli(
             Command,
             prog="fsdino",
             description=_DESCRIPTION,
@@ -502,6 +765,41 @@ def _warnings(shown: bool) -> Iterator[None]:
         if not shown:
             warnings.filterwarnings("ignore", module=r"(torch|timm|huggingface_hub)(\.|$)")
         yield
+
+
+def _load_model(
+    name: str,
+    encoder: str | None,
+    weights: Path | None,
+    size: int,
+    device: torch.device,
+    dtype: str,
+) -> Segmenter:
+    """The model of --model, or the training-free one of --encoder and --encoder-weights."""
+    import torch
+
+    from fsdino.models import zoo
+    from fsdino.models.config import ModelConfig
+
+    kind = getattr(torch, dtype)
+    if encoder is None:
+        if name == DEFAULT_MODEL:
+            logger.info(
+                "%s was trained on generated drawings; for photographs, pass another --model, "
+                "or --encoder and --encoder-weights",
+                DEFAULT_MODEL,
+            )
+        if weights is not None:
+            raise UsageError("--encoder-weights needs --encoder, the name of the architecture")
+        return zoo.load(name, device=device, dtype=kind)
+    if weights is None:
+        raise UsageError("--encoder needs --encoder-weights: random features find nothing")
+    if name != DEFAULT_MODEL:
+        raise UsageError("--model and --encoder exclude each other: pass one of them")
+    model = zoo.build(ModelConfig(encoder, variant="training_free", image_size=size)).eval()
+    zoo.load_dinov2(model.encoder, weights)
+    model.fingerprint()  # of the weights as stored: the same for every dtype and device
+    return model.to(device=device, dtype=kind)
 
 
 def _device(name: str) -> torch.device:
@@ -605,7 +903,97 @@ def _print_segments(outcome: Outcome, output: Output) -> None:
     print(f"{len(outcome.rows)} masks and overlays in {output.folder}{again}")
 
 
-def _print_parameters(model: FSDINO) -> None:
+def _print_result(result: Mapping[str, Any], out: Path | None) -> None:
+    """A table on stdout: the metrics, then the classes."""
+    seeds = len(result["miou_by_seed"])
+    episodes = f"{result['episodes']} episodes" + (f" × {seeds} seeds" if seeds > 1 else "")
+    fold = "" if result["fold"] is None else f", fold {result['fold']}"
+    print(
+        f"{result['model']} on {result['dataset']}{fold}, {result['shots']}-shot, protocol "
+        f"{result['protocol']}, {episodes}, {result['lists']} lists"
+    )
+    rows = [["mIoU", f"{result['miou']:.2f}{_plus_minus(result['miou_interval'])}"]]
+    over_seeds = result["miou_interval_over_seeds"]
+    if over_seeds is not None:
+        rows.append(["", f"{_plus_minus(over_seeds)} over seeds"])
+    for key, name in (("fb_iou", "FB-IoU"), ("dice", "Dice"), ("boundary_iou", "boundary IoU")):
+        rows.append([name, f"{result[key]:.2f}"])
+    if result["skipped"]:
+        rows.append(["skipped episodes", str(len(result["skipped"]))])
+    _print_table(["percent, 95 % interval over episodes", ""], rows)
+    names, values = result["class_names"], result["per_class"]
+    shown = 24
+    if len(values) <= shown:
+        _print_table(["class", "IoU %"], [[names[c], f"{values[c]:.2f}"] for c in values])
+    if out is not None:
+        print(f"{out}: the result; {out.stem}.episodes.jsonl: its episodes")
+
+
+def _print_videos(result: Mapping[str, Any], out: Path | None) -> None:
+    """A table on stdout: J, F and J&F in total and of each sequence."""
+    scores = {"all objects": result, **result["per_sequence"]}
+    _print_table(
+        ["percent", "J&F", "J", "F"],
+        [[n, *(f"{s[k]:.2f}" for k in ("j_and_f", "j", "f"))] for n, s in scores.items()],
+        f"{result['model']} on {result['dataset']}, memory of {result['memory']} frames",
+    )
+    if out is not None:
+        print(f"{out}: the result; {out.with_suffix('') / 'masks'}: the masks")
+
+
+def _print_differences(lines: Sequence[Difference], files: tuple[Path, Path]) -> None:
+    _print_table(
+        ["", *map(str, files), "difference", "95 % interval"],
+        [
+            [
+                line.name, f"{line.first:.2f}", f"{line.second:.2f}", f"{line.difference:+.2f}",
+                "" if line.half_width is None else
+                f"{line.difference - line.half_width:+.2f} to "
+                f"{line.difference + line.half_width:+.2f}",
+            ]
+            for line in lines
+        ],
+        "percent, on the same episodes",
+    )  # fmt: skip
+
+
+def _plus_minus(half_width: float | None) -> str:
+    return "" if half_width is None else f" ± {half_width:.2f}"
+
+
+def _print_check(found: Check) -> None:
+    shown = 20
+    print(f"{found.dataset} in {found.root}")  # no table: addresses are there to be copied
+    for part in found.parts:
+        state = "there" if part.found else "MISSING" if part.needed else "not there"
+        print(f"  {state:9}  {part.path}" + (f" ({part.note})" if part.note else ""))
+        if not part.found:
+            print(f"             get {part.archive}")
+    if found.folds:
+        _print_table(
+            ["fold", "split", "lists", "classes", "images", "not there"],
+            [
+                ["–" if fold.fold is None else str(fold.fold), fold.split,
+                 "derived" if fold.derived else "published", str(len(fold.classes)),
+                 f"{sum(fold.classes.values()):,}", f"{fold.missing:,}"]
+                for fold in found.folds
+            ],
+            "Images in the split lists, once for each class in them",
+        )  # fmt: skip
+    if found.note is not None:
+        print(found.note)
+    for fold in found.folds:
+        if fold.split == "val" and fold.fold is not None:
+            counts = ", ".join(f"{name} {count}" for name, count in fold.classes.items())
+            print(f"fold {fold.fold}: {counts}")
+    for name, reason in list(found.bad.items())[:shown]:
+        print(f"{name}: {reason}")
+    if len(found.bad) > shown:
+        print(f"... and {len(found.bad) - shown} more; --json names all")
+    print(f"{found.read:,} images read with their masks, {len(found.bad):,} cannot be used")
+
+
+def _print_parameters(model: Segmenter) -> None:
     from fsdino.models import zoo
 
     _print_parts(

@@ -21,6 +21,7 @@ import torch
 import yaml
 from PIL import Image
 
+import data_sets
 import fsdino
 import stub_extension
 from fsdino import cli, ops
@@ -222,6 +223,19 @@ BAD_INPUT = {
     ),
     "threshold": (nothing, segment("--threshold", "1.5"), 2, ["threshold", "1.5"]),
     "device": (nothing, segment("--device", "cuda:99"), 2, ["cuda:99", "cpu"]),
+    "unknown protocol": (nothing, ["evaluate", "model", "--protocol", "best"], 2, ["'best'"]),
+    "unknown data": (nothing, ["evaluate", "model", "--data", "ade20k"], 2, ["'ade20k'"]),
+    "no root": (nothing, ["evaluate", "model", "--data", "coco20i"], 2, ["--root"]),
+    "fold out of range": (nothing, ["evaluate", "model", "--fold", "9"], 2, ["fold 9"]),
+    "no shots": (nothing, ["evaluate", "model", "--shots", "0"], 2, ["shots 0"]),
+    "an unfit size": (nothing, ["evaluate", "model", "--image-size", "71"], 2, ["71", "14"]),
+    "nothing to compare": (nothing, ["evaluate", "--compare", "a.json", "b.json"], 2, ["a.json"]),
+    "a foreign result": (nothing, ["evaluate", "--compare", "a.png", "a.png"], 1, ["a.png"]),
+    "shots of a video": (
+        nothing, ["evaluate", "--data", "davis17", "--shots", "5"], 2, ["davis17", "--shots"]
+    ),
+    "memory of episodes": (nothing, ["evaluate", "--memory", "2"], 2, ["--memory"]),
+    "videos without out": (nothing, ["evaluate", "model", "--data", "davis17"], 2, ["--out"]),
     "unknown recipe": (nothing, ["train", "nope", "--out", "out"], 2, ["'nope'", "YAML"]),
     "unknown workload": (nothing, ["benchmark", "--workloads", "W5"], 2, ["'W5'", "W6"]),
     "unknown model of info": (nothing, ["info", "nope"], 2, ["'nope'"]),
@@ -510,6 +524,124 @@ def test_shipped_recipes_are_found_by_name_and_can_be_read():
     assert TrainConfig.from_yaml(cli._find_recipe("fsdino-tiny")).fold == demo.FOLD
 
 
+def evaluate(*arguments: str) -> list[str]:
+    return ["evaluate", "model", "--device", "cpu", "--workers", "0", *arguments]
+
+
+def test_evaluate_prints_a_table_and_goes_on(capsys):
+    """Metrics and classes; the same command again does no episode twice and prints the same."""
+    arguments = evaluate("--episodes", "24", "--shots", "2", "--fusion", "vote", "--out", "r.json")
+    assert cli.main(arguments) == 0
+    first = capsys.readouterr()
+    assert "protocol hsnet-seeded, 24 episodes, generated lists" in first.out
+    for word in ("mIoU", "FB-IoU", "Dice", "boundary IoU", "class"):
+        assert word in first.out
+    assert "24/24 episodes" in first.err and "mIoU" in first.err
+    assert cli.main(arguments) == 0
+    again = capsys.readouterr()
+    assert again.out == first.out and "episodes/s" not in again.err
+
+
+def test_evaluate_answers_in_json_alone(capsys):
+    """Several seeds in one result; progress and notes go to stderr."""
+    assert cli.main(evaluate("--episodes", "3", "--seeds", "4", "5", "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["seed"], found["episodes"]) == ([4, 5], 3)
+    assert found["protocol"] == "joint-seeded" and found["dataset"] == "procedural"
+
+
+def test_evaluate_baselines(capsys):
+    """The model's encoder alone, by prototypes and by 4D matching: results of other models."""
+    hashes = set()
+    for options in ([], ["--matcher", "prototype"], ["--matcher", "correspondence"]):
+        assert cli.main(evaluate("--episodes", "2", "--json", *options)) == 0
+        found = json.loads(capsys.readouterr().out)
+        hashes.add(found["model_hash"])
+        assert found["variant"] == ("training_free" if options else "full")
+    assert len(hashes) == 3
+
+
+def test_evaluate_any_dinov2_encoder(capsys, monkeypatch):
+    """--encoder and --encoder-weights take the place of a model, as in `segment`."""
+    model = tiny_model(variant="training_free")
+    torch.save(model.encoder.vit.state_dict(), "dinov2.pth")
+    monkeypatch.setattr("fsdino.models.config.ModelConfig", lambda *_, **__: model.config)
+    arguments = ["evaluate", "--encoder", "vit_small_patch14_dinov2", "--workers", "0",
+                 "--encoder-weights", "dinov2.pth", "--image-size", "70", "--episodes", "2",
+                 "--device", "cpu", "--json"]  # fmt: skip
+    assert cli.main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"] == "vit_small_patch14_dinov2"
+    assert (found["variant"], found["image_size"]) == ("training_free", 70)
+
+
+def test_evaluate_compares(capsys):
+    """A table with an interval for every line; the same as JSON."""
+    for name, threshold in (("a", "0.5"), ("b", "0.3")):
+        out = ("--out", f"{name}.json", "--threshold", threshold)
+        assert cli.main(evaluate("--episodes", "48", *out)) == 0
+    capsys.readouterr()
+    assert cli.main(["evaluate", "--compare", "a.json", "b.json"]) == 0
+    table = capsys.readouterr().out
+    assert "mIoU" in table and "95 % interval" in table and " to " in table
+    assert cli.main(["evaluate", "--compare", "a.json", "b.json", "--json"]) == 0
+    [miou, *_] = json.loads(capsys.readouterr().out)
+    assert miou["name"] == "mIoU" and miou["difference"] == miou["second"] - miou["first"]
+
+
+def test_evaluate_davis(capsys, tmp_path):
+    """J&F of each sequence, and where the masks are."""
+    data_sets.write_davis(tmp_path / "DAVIS")
+    assert cli.main(evaluate("--data", "davis17", "--root", "DAVIS", "--out", "d.json")) == 0
+    out = capsys.readouterr().out
+    assert "J&F" in out and "bear" in out and "dogs" in out
+    assert sorted(path.name for path in Path("d/masks").iterdir()) == ["bear", "dogs"]
+
+
+def test_data_check_says_what_is_there_and_what_to_fetch(capsys, tmp_path):
+    """Every part with its state, counts, damaged files; exit code 1 in one line when incomplete."""
+    data_sets.write_voc(tmp_path / "voc", tmp_path / "lists")
+    call = ["data", "check", "pascal5i", "--root", "voc", "--splits", "lists"]
+    assert cli.main(call) == 0
+    out = capsys.readouterr().out
+    assert "there      JPEGImages" in out and "fold 1: bus 3, car 3, cat 3, chair 3, cow 3" in out
+    assert "not there  SegmentationClass" in out and "get VOCtrainval_11-May-2012.tar" in out
+    assert "72 images read with their masks, 0 cannot be used" in out
+    Path("voc/JPEGImages/2007_000020.jpg").write_bytes(b"")
+    assert cli.main(call) == 1
+    captured = capsys.readouterr()
+    assert captured.out.count("JPEGImages/2007_000020.jpg: ") == 1
+    assert "error: pascal5i is not complete: 1 images cannot be used" in captured.err
+    assert cli.main([*call, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["bad"]) == ["JPEGImages/2007_000020.jpg"] and found["passed"] is False
+    assert cli.main(["data", "check", "coco20i", "--root", "queries"]) == 1
+    assert "http://images.cocodataset.org/zips/val2014.zip" in error_line(capsys)
+    assert cli.main(["data", "check", "nope", "--root", "voc"]) == 2
+    assert "no data set 'nope'" in error_line(capsys)
+
+
+def test_data_prepare_writes_lists(capsys, tmp_path):
+    """What was made, and where, so that it can be passed on as --splits."""
+    data_sets.write_voc(tmp_path / "voc", tmp_path / "lists")
+    call = ["data", "prepare", "pascal5i", "--root", "voc", "--out", "made"]
+    assert cli.main(call) == 0
+    assert "made/index.json" in capsys.readouterr().out
+    assert Path("made/pascal/trn/fold3.txt").read_text().count("__") == 15
+    assert cli.main([*call, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"lists": "made", "index": "made/index.json"}
+    assert cli.main(["data", "prepare", "folder", "--root", "voc"]) == 0
+    assert "nothing to prepare" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["data check", "data prepare"])
+def test_data_commands_explain_themselves(name, capsys):
+    """--help of the commands below a command, too."""
+    assert cli.main([*name.split(), "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"usage: fsdino {name}" in out and "--root" in out and "{None}" not in out
+
+
 @pytest.fixture
 def mini(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(baseline.WORKLOADS, "mini", MINI)
@@ -666,7 +798,9 @@ def test_usage_errors_exit_with_2(arguments, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["demo", "segment", "train", "benchmark", "build", "info"])
+@pytest.mark.parametrize(
+    "name", ["demo", "segment", "train", "evaluate", "benchmark", "build", "info"]
+)
 def test_every_command_explains_itself(name, capsys):
     """--help of each command names its options, and no placeholder of the parser's is left."""
     assert cli.main([name, "--help"]) == 0

@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader, Dataset
 from fsdino.data.episodes import Batch, Episodes, collate
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.errors import CheckpointError, FsdinoError, UsageError
-from fsdino.evaluation.evaluate import evaluate, predictor
+from fsdino.evaluation.evaluate import Settings, evaluate
+from fsdino.evaluation.predictors import predictor
 from fsdino.models import zoo
 from fsdino.models.config import ModelConfig
-from fsdino.models.fsdino import FSDINO, pool_supports
+from fsdino.models.segmenter import Segmenter, pool_supports
 from fsdino.models.training_free import prototype_score
 from fsdino.training.augment import augment
 from fsdino.training.losses import TokenClassifier, mask_loss, prototype_loss
@@ -190,7 +191,7 @@ class Trainer:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         encoder = zoo.load(config.encoder_from).encoder if config.encoder_from else None
-        self.model = FSDINO(config.model, encoder)
+        self.model = zoo.build(config.model, encoder)
         self.model.set_trainable(encoder=config.train_encoder, adapter=config.train_adapter)
         self.classifier: TokenClassifier | None = None
         if config.class_weight:
@@ -200,7 +201,7 @@ class Trainer:
         self.miou: float | None = None
         self.start = self._restore()
 
-    def fit(self) -> FSDINO:
+    def fit(self) -> Segmenter:
         """Train to the end; the result lies in `folder/model`."""
         config = self.config
         self.model.train()
@@ -279,7 +280,7 @@ class Trainer:
             image_size=config.model.image_size,
         )
         self.model.eval()
-        result = evaluate(predictor(self.model), episodes, size=config.model.image_size)
+        result = evaluate(predictor(self.model), episodes, Settings(config.model.image_size))
         self.model.train()
         return result.miou
 

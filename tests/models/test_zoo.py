@@ -23,7 +23,7 @@ from segment_anything.modeling import (
 import fsdino
 import plain_dinov2 as plain
 from fsdino.errors import CheckpointError, UsageError
-from fsdino.models import fsdino as model_module
+from fsdino.models import segmenter as model_module
 from fsdino.models import zoo
 from fsdino.models.encoder import Encoder
 from tiny_models import box_mask, episode, picture, randomise, tiny_config, tiny_model

@@ -212,3 +212,29 @@ def test_bad_settings(changes: dict, message: str) -> None:
 def test_recipe_round_trip() -> None:
     """to_dict is what YAML can hold."""
     assert yaml.safe_load(yaml.safe_dump(CONFIG.to_dict())) == CONFIG.to_dict()
+
+
+def test_an_hsnet_head_learns_on_a_frozen_encoder(tmp_path: Path) -> None:
+    """The baseline is trained by the same loop, from the encoder of another model."""
+    Trainer(CONFIG, tmp_path / "first").fit()
+    source = tmp_path / "first" / "model"
+    config = dataclasses.replace(
+        CONFIG,
+        model=dataclasses.replace(MODEL, variant="hsnet"),
+        encoder_from=str(source),
+        train_encoder=False,
+        train_adapter=False,
+        prototype_weight=0.0,
+        class_weight=0.0,
+    )
+    trainer = Trainer(config, tmp_path / "head")
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.fit()
+    after = fsdino.load(tmp_path / "head" / "model")
+    assert after.config.variant == "hsnet"
+    encoder = fsdino.load(source).state_dict()
+    for name, value in after.state_dict().items():
+        if name.startswith("encoder."):
+            assert torch.equal(value, encoder[name])
+        else:
+            assert not torch.equal(value, before[name]), name
