@@ -942,18 +942,19 @@ def _print_videos(result: Mapping[str, Any], out: Path | None) -> None:
 
 
 def _print_differences(lines: Sequence[Difference], files: tuple[Path, Path]) -> None:
+    names = [file.stem for file in files]
+    if names[0] == names[1]:
+        names = list(map(str, files))
     _print_table(
-        ["", *map(str, files), "difference", "95 % interval"],
+        ["", *names, "difference"],
         [
             [
-                line.name, f"{line.first:.2f}", f"{line.second:.2f}", f"{line.difference:+.2f}",
-                "" if line.half_width is None else
-                f"{line.difference - line.half_width:+.2f} to "
-                f"{line.difference + line.half_width:+.2f}",
+                line.name, f"{line.first:.2f}", f"{line.second:.2f}",
+                f"{line.difference:+.2f}{_plus_minus(line.half_width)}",
             ]
             for line in lines
         ],
-        "percent, on the same episodes",
+        "percent on the same episodes, ± half of the 95 % interval over episodes",
     )  # fmt: skip
 
 

@@ -583,7 +583,7 @@ def test_evaluate_compares(capsys):
     capsys.readouterr()
     assert cli.main(["evaluate", "--compare", "a.json", "b.json"]) == 0
     table = capsys.readouterr().out
-    assert "mIoU" in table and "95 % interval" in table and " to " in table
+    assert "mIoU" in table and "95 % interval" in table and " ± " in table
     assert cli.main(["evaluate", "--compare", "a.json", "b.json", "--json"]) == 0
     [miou, *_] = json.loads(capsys.readouterr().out)
     assert miou["name"] == "mIoU" and miou["difference"] == miou["second"] - miou["first"]
