@@ -24,7 +24,8 @@ from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.evaluation.evaluate import Settings, evaluate
 from fsdino.evaluation.predictors import predictor
 from fsdino.images import atomic_write
-from fsdino.training.meta import TrainConfig, Trainer
+from fsdino.training.config import TrainConfig
+from fsdino.training.meta import Trainer
 
 RECIPE = Path(fsdino.__file__).parent / "recipes" / "fsdino-tiny.yaml"
 EPISODES = 480  # twenty rounds of the 24 held-out classes

@@ -27,7 +27,8 @@ from fsdino.images import atomic_write
 from fsdino.models import zoo
 from fsdino.models.config import MATCHERS
 from fsdino.models.segmenter import Segmenter
-from fsdino.training.meta import TrainConfig, Trainer
+from fsdino.training.config import TrainConfig
+from fsdino.training.meta import Trainer
 
 MODEL, FOLD = "fsdino-tiny", 3
 SHOTS, SEEDS = (1, 5), (0, 1, 2)

@@ -35,7 +35,12 @@ if TYPE_CHECKING:
     from fsdino.evaluation.evaluate import Settings
     from fsdino.evaluation.record import Difference
     from fsdino.evaluation.sharding import Processes
+    from fsdino.models.config import ModelConfig
     from fsdino.models.segmenter import Segmenter
+    from fsdino.training.config import TrainConfig
+    from fsdino.training.distill import Distillation
+    from fsdino.training.distill_config import DistillConfig
+    from fsdino.training.meta import Trainer
 
 logger = logging.getLogger("fsdino.cli")
 
@@ -216,13 +221,19 @@ class Segment:
         )
 
 
+Part = Literal["pcs", "svp", "4d", "ce"]
+Learning = Literal["trained", "frozen"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train a segmenter on episodes.
+    """Train a segmenter on episodes of base classes.
 
-    The run folder keeps the configuration, checkpoints and metrics.jsonl; the result is in its
-    folder model/. An interrupted run goes on with --resume. Options that are not given come from
-    the recipe.
+    The run folder keeps the configuration, checkpoints, metrics.jsonl and TensorBoard's files; the
+    last model is in its folder model/, the best in best/. Ctrl-C writes a checkpoint, and --resume
+    goes on. Options that are not given come from the recipe. With
+    `torchrun --nproc-per-node N -m fsdino train ...` or `accelerate launch -m fsdino train ...`
+    processes share the episodes of each step.
     """
 
     recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")]
@@ -231,53 +242,307 @@ class Train:
     """Folder of the run."""
     resume: Flag = False
     """Continue the run in that folder."""
+    data: Name = None
+    """Data set whose base classes are trained on; see `fsdino data check`."""
+    root: File = None
+    """Folder of the data set."""
+    splits: File = None
+    """Folder of HSNet's split lists; default: lists derived from the annotations."""
+    fold: Integer = None
+    """Fold that is held out of training."""
+    variant: Name = None
+    """full, comp (no 4D correlation), comp_frozen (comp, with a frozen decoder) or hsnet."""
+    without: tuple[Part, ...] = ()
+    """Parts of the prompt generator to leave out."""
+    adapter: Learning | None = None
+    """Whether the adapter learns."""
+    decoder: Learning | None = None
+    """Whether the decoder learns."""
+    encoder_from: Name = None
+    """Name or folder of a model whose encoder is taken."""
+    encoder_weights: File = None
+    """One of Meta's DINOv2 files."""
+    decoder_weights: File = None
+    """An official SAM file."""
+    adapter_weights: File = None
+    """What `fsdino distill` wrote."""
     steps: Integer = None
     """Optimiser steps."""
     images_per_step: Integer = None
-    """Distinct images in a step."""
+    """Distinct images in a step, of all processes together."""
+    episodes_per_batch: Name = None
+    """Episodes of one pass, whose gradients add up; auto takes what fits into memory."""
+    shots: tuple[int, ...] = ()
+    """K of each step is drawn from these."""
     learning_rate: Number = None
     """Peak learning rate."""
-    fold: Integer = None
-    """Fold that is held out of training."""
     seed: Integer = None
     """Of weights, episodes and schedule."""
+    device: Name = None
+    """auto (a GPU for each process where there is one) or cpu."""
+    dtype: Name = None
+    """Of the trained part: float32, or bfloat16 under autocast."""
+    feature_cache: File = None
+    """Folder that keeps a frozen encoder's features."""
     workers: Integer = None
     """Processes that prepare episodes."""
     threads: Integer = None
     """CPU threads of the training process."""
+    skip_bad: Flag = False
+    """Take another episode where an image cannot be read, and name it."""
     validate_every: Integer = None
-    """Steps between validations, on base classes."""
+    """Steps between validations."""
     validation_episodes: Integer = None
     """Episodes of one validation."""
+    select_on: Name = None
+    """What the best model is chosen by: base (classes) or novel, which every result then says."""
+    patience: Integer = None
+    """Validations without a better one that end the run; 0 never does."""
     checkpoint_every: Integer = None
     """Steps between checkpoints."""
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
+        from fsdino.training.meta import Trainer
+        from fsdino.training.team import Team
+
+        config = self.configure()
+        team = Team(config.device)
+        if not team.is_main:
+            logging.getLogger("fsdino").setLevel(logging.ERROR)
+        try:
+            trainer = Trainer(config, self.out, resume=self.resume, team=team)
+            if team.is_main:
+                _print_parameters(trainer.model)
+            self._fit(trainer)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_kept_run(self.out)) from None
+        finally:
+            team.close()
+        if team.is_main:
+            print(
+                f"trained model: {self.out / 'model'}; the best by validation: {self.out / 'best'}"
+            )
+        return 0
+
+    def configure(self) -> TrainConfig:
+        """The recipe with what the options change."""
         import dataclasses
 
-        from fsdino.apps.progress import Progress
-        from fsdino.training.meta import TrainConfig, Trainer
+        from fsdino.training.config import TrainConfig
 
         config = TrainConfig.from_yaml(_find_recipe(self.recipe))
         known = {field.name for field in dataclasses.fields(config)}
-        given = {k: v for k, v in vars(self).items() if k in known and v is not None}
-        trainer = Trainer(dataclasses.replace(config, **given), self.out, resume=self.resume)
-        steps = trainer.config.steps
-        _print_parameters(trainer.model)
+        given: dict[str, Any] = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in vars(self).items()
+            if name in known and value is not None and value is not False and value != ()
+        }
+        given |= {
+            f"train_{part}": value == "trained"
+            for part, value in (("adapter", self.adapter), ("decoder", self.decoder))
+            if value is not None
+        }
+        if self.episodes_per_batch is not None and self.episodes_per_batch.isdecimal():
+            given["episodes_per_batch"] = int(self.episodes_per_batch)
+        parts = {
+            "pcs": "cosine_prompt", "svp": "visual_prompt", "4d": "correlation_prompt",
+            "ce": "contrastive",
+        }  # fmt: skip
+        changes: dict[str, Any] = {parts[part]: False for part in self.without}
+        if self.variant is not None:
+            changes["variant"] = self.variant
+        given["model"] = dataclasses.replace(config.model, **changes)
+        config = dataclasses.replace(config, **given)
+        _check_start(config)
+        return config
+
+    def _fit(self, trainer: Trainer) -> None:
+        """Train to the end, with progress from the first process."""
+        from fsdino.apps.progress import Progress
+
+        if not trainer.team.is_main:
+            trainer.fit()
+            return
+        config = trainer.config
+        with Progress("train", config.steps, done=trainer.start, unit="steps") as progress:
+
+            def report(step: int, loss: float, miou: float | None) -> None:
+                quality = "" if miou is None else f", {config.select_on} mIoU {miou:.1f} %"
+                progress.advance(note=f"loss {loss:.3f}{quality}")
+
+            trainer.report = report
+            trainer.fit()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill:
+    """Stage 1 of training: teach the adapter what SAM's image encoder sees, from images alone.
+
+    fsdino distill --encoder vit_base_patch14_dinov2.lvd142m --encoder-weights
+    dinov2_vitb14_pretrain.pth --teacher vit_h --teacher-checkpoint sam_vit_h_4b8939.pth
+    --images sa-1b/ --percent 1 --out runs/distill
+
+    The teacher's embeddings are computed once and kept (about 2 MB an image; said beforehand). Then
+    the adapter learns, on small images first. `fsdino train --adapter-weights
+    runs/distill/adapter.safetensors` takes the result. Ctrl-C writes a checkpoint, and --resume
+    goes on. Options that are not given come from the recipe, if there is one. With
+    `torchrun --nproc-per-node N -m fsdino distill ...` processes share the images.
+    """
+
+    recipe: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(metavar="[RECIPE]", help_behavior_hint="")
+    ] = ""
+    """A YAML file with the settings below, and a section `model`."""
+    out: Path
+    """Folder of the run."""
+    resume: Flag = False
+    """Continue the run in that folder."""
+    images: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="PATH ...", help_behavior_hint="")
+    ] = ()
+    """Folders, .tar shards (SA-1B's, not unpacked), lists of paths (.txt), images."""
+    teacher_checkpoint: File = None
+    """A Segment Anything checkpoint, such as sam_vit_h_4b8939.pth (Apache-2.0)."""
+    teacher: Name = None
+    """vit_b, vit_l or vit_h that it must hold; default: whichever it holds."""
+    model: Name = None
+    """Name or folder of a model: its encoder, and the measures of its adapter."""
+    encoder: Name = None
+    """Instead of --model: a timm ViT such as vit_base_patch14_dinov2.lvd142m."""
+    encoder_weights: File = None
+    """Its weights: one of Meta's dinov2_vit*14*_pretrain.pth (Apache-2.0)."""
+    percent: Number = None
+    """How much of the images, by a stable hash of their names; default: 100."""
+    held_out: Number = None
+    """Share of those that both numbers are measured on; default: 0.01."""
+    image_sizes: Annotated[
+        tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="")
+    ] = ()
+    """Sides in pixels, stage after stage; default: 126 252 518."""
+    epochs: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="")] = ()
+    """Of each stage, or one number for all; default: 2."""
+    batch_size: Integer = None
+    """Images of a step, of all processes together; default: 32."""
+    images_per_pass: Integer = None
+    """Images of one pass, whose gradients add up; default: all at once."""
+    learning_rate: Number = None
+    """Peak learning rate; default: 0.001."""
+    warmup: Integer = None
+    """Steps until it is reached; default: 500."""
+    cache: File = None
+    """Folder for embeddings that runs share; default: in --out."""
+    no_cache: Flag = False
+    """Compute embeddings on the fly, again in each epoch."""
+    seed: Integer = None
+    """Of weights and order."""
+    device: Name = None
+    """auto (a GPU for each process where there is one) or cpu."""
+    dtype: Name = None
+    """Of the adapter: float32, or bfloat16 under autocast."""
+    workers: Integer = None
+    """Processes that read images."""
+    threads: Integer = None
+    """CPU threads of the training process."""
+    validate_every: Integer = None
+    """Steps between measurements on held-out images."""
+    checkpoint_every: Integer = None
+    """Steps between checkpoints."""
+    as_json: Json = False
+    """Print the result as one JSON object."""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        from fsdino.training.distill import Distillation
+        from fsdino.training.team import Team
+
+        config = self.configure()
+        team = Team(config.device)
+        if not team.is_main:
+            logging.getLogger("fsdino").setLevel(logging.ERROR)
         try:
-            with Progress("train", steps, done=trainer.start, unit="steps") as progress:
+            distillation = Distillation(config, self.out, resume=self.resume, team=team)
+            self._prepare(distillation)
+            result = self._fit(distillation)
+        finally:
+            team.close()
+        if team.is_main and self.as_json:
+            print(json.dumps(result))
+        elif team.is_main:
+            _print_distillation(result)
+        return 0
 
-                def report(step: int, loss: float, miou: float | None) -> None:
-                    quality = "" if miou is None else f", base mIoU {miou:.1f} %"
-                    progress.advance(note=f"loss {loss:.3f}{quality}")
+    def configure(self) -> DistillConfig:
+        """The recipe, or a new configuration, with what the options change."""
+        import dataclasses
 
-                trainer.report = report
-                trainer.fit()
+        from fsdino.training.distill_config import DistillConfig
+
+        if self.recipe:
+            config = DistillConfig.from_yaml(_find_recipe(self.recipe))
+            if self.model is not None or self.encoder is not None:
+                raise UsageError("the recipe says which model: leave out --model and --encoder")
+        else:
+            config = DistillConfig(self._model(), encoder_from=self.model)
+        known = {field.name for field in dataclasses.fields(config)} - {"model"}
+        given: dict[str, Any] = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in vars(self).items()
+            if name in known and value is not None and value != ()
+        }
+        if self.no_cache:
+            given["use_cache"] = False
+        config = dataclasses.replace(config, **given)
+        if not config.images:
+            raise UsageError("no images: pass --images, folders or .tar shards")
+        if not config.teacher_checkpoint:
+            raise UsageError("no teacher: pass --teacher-checkpoint, such as sam_vit_h_4b8939.pth")
+        return config
+
+    def _model(self) -> ModelConfig:
+        from fsdino.models import zoo
+        from fsdino.models.config import ModelConfig
+
+        if (self.model is None) == (self.encoder is None):
+            raise UsageError("pass a recipe, --model, or --encoder with --encoder-weights")
+        if self.encoder is None:
+            return zoo.load(str(self.model)).config
+        if self.encoder_weights is None:
+            raise UsageError("--encoder needs --encoder-weights: random features teach nothing")
+        return ModelConfig(self.encoder)
+
+    def _prepare(self, distillation: Distillation) -> None:
+        from fsdino.apps.progress import Progress
+
+        count = distillation.images_to_embed()
+        if not count or not distillation.team.is_main:
+            distillation.prepare()
+            return
+        try:
+            with Progress("teacher's embeddings", count) as progress:
+                distillation.prepare(progress.advance)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"embeddings are kept for {self.out}; the same command with --resume goes on"
+            ) from None
+
+    def _fit(self, distillation: Distillation) -> dict[str, Any]:
+        """Learn to the end, with progress from the first process."""
+        from fsdino.apps.progress import Progress
+
+        try:
+            if not distillation.team.is_main:
+                return distillation.fit()
+            start, steps = distillation.start, distillation.steps
+            with Progress("distill", steps, done=start, unit="steps") as progress:
+
+                def report(step: int, loss: float, cosine: float | None) -> None:
+                    quality = "" if cosine is None else f", held-out cosine {cosine:.3f}"
+                    progress.advance(note=f"MSE {loss:.4f}{quality}")
+
+                return distillation.fit(report)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_kept_run(self.out)) from None
-        print(f"trained model: {self.out / 'model'}")
-        return 0
 
 
 DatasetName = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")]
@@ -653,6 +918,7 @@ class Info:
 Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Segment, tyro.conf.subcommand("segment")]
+    | Annotated[Distill, tyro.conf.subcommand("distill")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[
@@ -819,6 +1085,21 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def _check_start(config: TrainConfig) -> None:
+    """Refuse a frozen encoder that knows nothing; a word about such an adapter."""
+    known = config.encoder_from, config.encoder_weights, config.model.pretrained or None
+    if not config.train_encoder and known == (None, None, None):
+        raise UsageError(
+            "the encoder is frozen and has random weights: pass --encoder-weights or --encoder-from"
+        )
+    has_adapter = config.model.variant != "hsnet"
+    if has_adapter and not config.train_adapter and config.adapter_weights is None:
+        logger.warning(
+            "the adapter is frozen and has random weights: pass --adapter-weights, or --adapter "
+            "trained"
+        )
+
+
 def _find_recipe(name: str) -> Path:
     shipped = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
     if name in shipped:
@@ -921,6 +1202,9 @@ def _print_result(result: Mapping[str, Any], out: Path | None) -> None:
     if result["skipped"]:
         rows.append(["skipped episodes", str(len(result["skipped"]))])
     _print_table(["percent, 95 % interval over episodes", ""], rows)
+    training = result["training"] or {}
+    if training.get("selected_on", "base classes") != "base classes":
+        print(f"the model was selected on the {training['selected_on']}")
     names, values = result["class_names"], result["per_class"]
     shown = 24
     if len(values) <= shown:
@@ -992,6 +1276,21 @@ def _print_check(found: Check) -> None:
     if len(found.bad) > shown:
         print(f"... and {len(found.bad) - shown} more; --json names all")
     print(f"{found.read:,} images read with their masks, {len(found.bad):,} cannot be used")
+
+
+def _print_distillation(result: Mapping[str, Any]) -> None:
+    _print_table(
+        ["image size", "steps", "held-out MSE", "held-out cosine"],
+        [
+            [str(stage["image_size"]), f"{stage['steps']:,}",
+             f"{stage['held_out_mse']:.4f}", f"{stage['held_out_cosine']:.4f}"]
+            for stage in result["stages"]
+        ],
+        f"{result['images']:,} images, and {result['held_out']:,} held out, after each stage",
+    )  # fmt: skip
+    if result["unreadable"]:
+        print(f"{len(result['unreadable'])} images could not be read: result.json names them")
+    print(f"adapter: {result['adapter']}; pass it to fsdino train --adapter-weights")
 
 
 def _print_parameters(model: Segmenter) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import contextlib
 import errno
+import io
 import logging
 import os
 import secrets
@@ -98,6 +99,15 @@ def read_image(image: ImageLike, name: str = "image") -> Pixels:
     if isinstance(source, Image.Image):
         return _rgb(source, label)
     return _rgb_of_array(source, label)
+
+
+def read_image_bytes(content: bytes, name: str = "image") -> Pixels:
+    """The same for the content of an image file, of an archive's member, say.
+
+    Raises:
+        DataError: corrupt or truncated content, too many pixels or none.
+    """
+    return _rgb(_decode(io.BytesIO(content), name), name)
 
 
 def decode_file(path: str | os.PathLike[str], name: str = "image") -> Image.Image:

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from PIL import Image
@@ -24,13 +26,15 @@ from PIL import Image
 import data_sets
 import fsdino
 import stub_extension
+import tiny_sam
 from fsdino import cli, ops
 from fsdino.apps import build, demo
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmenter
 from fsdino.ops import backends, baseline, native
 from fsdino.ops.baseline import Workload
-from fsdino.training.meta import TrainConfig
+from fsdino.training.config import TrainConfig
+from fsdino.training.distill_config import DistillConfig
 from tiny_models import box_mask, picture, tiny_config, tiny_model
 
 MINI = Workload("mini", batch=1, layers=2, grid=7, channels=16, block_channels=(8, 16))
@@ -43,6 +47,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models with different weights, and support files made by each."""
     folder = tmp_path_factory.mktemp("models")
+    tiny_sam.write(folder).rename(folder / "sam.pth")
     for name, seed in (("model", 0), ("other", 1)):
         model = tiny_model(seed)
         model.save_pretrained(folder / name)
@@ -55,7 +60,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workplace(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a support, ten queries, and every kind of bad file, as working folder."""
     monkeypatch.chdir(tmp_path)
-    for link in ("model", "other", "model.safetensors", "other.safetensors"):
+    for link in ("model", "other", "model.safetensors", "other.safetensors", "sam.pth"):
         Path(link).symlink_to(models / link)
     Image.fromarray(picture(50, 60, 1)).save("a.png")
     Image.fromarray(box_mask(50, 60)).save("mask.png")
@@ -97,6 +102,15 @@ def environment() -> dict[str, str]:
     root = str(Path(fsdino.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def distill(*arguments: str) -> list[str]:
+    found = ["distill", "--model", "model", "--device", "cpu", "--workers", "0", "--out", "out"]
+    if "--images" not in arguments:
+        found += ["--images", "queries", "--held-out", "0.2"]
+    if "--teacher-checkpoint" not in arguments:
+        found += ["--teacher-checkpoint", "sam.pth"]
+    return [*found, "--batch-size", "4", "--image-sizes", "28", "70", "--epochs", "1", *arguments]
 
 
 # Bad input: what is prepared, the arguments, the exit code, and what the line must name.
@@ -236,6 +250,20 @@ BAD_INPUT = {
     ),
     "memory of episodes": (nothing, ["evaluate", "--memory", "2"], 2, ["--memory"]),
     "videos without out": (nothing, ["evaluate", "model", "--data", "davis17"], 2, ["--out"]),
+    "distill without images": (nothing, distill("--images"), 2, ["--images"]),
+    "distill without a model": (
+        nothing, ["distill", "--out", "out"], 2, ["--model", "--encoder-weights"]
+    ),
+    "distill from missing images": (nothing, distill("--images", "gone"), 2, ["gone", "no such"]),
+    "distill without a teacher": (
+        nothing, ["distill", "--model", "model", "--images", "queries", "--out", "out"], 2,
+        ["--teacher-checkpoint"],
+    ),
+    "a picture as a teacher": (
+        nothing, distill("--teacher-checkpoint", "a.png"), 1, ["a.png", "cannot be read safely"]
+    ),
+    "a size of no patch": (nothing, distill("--image-sizes", "30"), 2, ["14 pixels", "30"]),
+    "no share held out": (nothing, distill("--held-out", "0"), 2, ["held_out", "0"]),
     "unknown recipe": (nothing, ["train", "nope", "--out", "out"], 2, ["'nope'", "YAML"]),
     "unknown workload": (nothing, ["benchmark", "--workloads", "W5"], 2, ["'W5'", "W6"]),
     "unknown model of info": (nothing, ["info", "nope"], 2, ["'nope'"]),
@@ -512,7 +540,57 @@ def test_train_options_are_settings_of_a_run():
     """Every option of `fsdino train` changes the setting of the same name."""
     options = {field.name for field in dataclasses.fields(cli.Train)}
     settings = {field.name for field in dataclasses.fields(TrainConfig)}
-    assert options - {"recipe", "out", "resume"} <= settings
+    of_their_own = {"recipe", "out", "resume", "variant", "without", "adapter", "decoder"}
+    assert options - of_their_own <= settings
+
+
+def test_train_options_switch_parts_and_override(recipe):
+    """Zero is a value, too; parts of the prompts and what learns are chosen by name."""
+    command = cli.Train(
+        recipe=recipe, out=Path("run"), fold=0, seed=0, workers=0, without=("svp", "4d"),
+        adapter="trained", decoder="frozen", variant="comp", shots=(1, 5), images_per_step=12,
+        episodes_per_batch="3", root=Path("data"), skip_bad=True,
+    )  # fmt: skip
+    config = command.configure()
+    assert (config.fold, config.shots, config.episodes_per_batch) == (0, (1, 5), 3)
+    assert (config.root, config.skip_bad, config.steps) == ("data", True, 100)
+    assert config.train_adapter and not config.train_decoder and config.train_encoder
+    model = config.model
+    assert (model.variant, model.visual_prompt, model.correlation_prompt) == ("comp", False, False)
+    assert model.cosine_prompt and model.contrastive
+    unchanged = cli.Train(recipe=recipe, out=Path("run")).configure()
+    assert unchanged == TrainConfig.from_yaml(Path(recipe))
+
+
+def test_training_on_random_features_is_refused(recipe, capsys, caplog):
+    """A run of days on a recipe without the weights that it needs would find nothing."""
+    assert cli.main(["train", "dinov2-b-coco20i", "--root", "data", "--out", "run"]) == 2
+    assert "random weights: pass --encoder-weights" in error_line(capsys)
+    assert not Path("run").exists()
+    command = cli.Train(recipe="dinov2-b-coco20i", out=Path("run"), encoder_weights=Path("b.pth"))
+    assert command.configure().encoder_weights == "b.pth"
+    assert "the adapter is frozen and has random weights" in caplog.text
+
+
+def test_ctrl_c_writes_a_checkpoint_and_says_so(recipe, capsys, monkeypatch):
+    """The signal itself: the step that was going on is kept, though no checkpoint was due."""
+    from fsdino.training import meta
+
+    original = meta.Trainer._step
+
+    def interrupted(self: Any, number: int, step: Any) -> float:
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, number, step)
+
+    monkeypatch.setattr(meta.Trainer, "_step", interrupted)
+    arguments = ["train", recipe, "--out", "run", "--steps", "4"]
+    assert cli.main(arguments) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert "fsdino: stopping after this step; Ctrl-C again stops at once" in lines
+    assert lines[-1] == (
+        "fsdino: interrupted: step 2 is kept in run; the same command with --resume goes on"
+    )
 
 
 def test_shipped_recipes_are_found_by_name_and_can_be_read():
@@ -522,6 +600,72 @@ def test_shipped_recipes_are_found_by_name_and_can_be_read():
     for name in names:
         TrainConfig.from_yaml(cli._find_recipe(name))
     assert TrainConfig.from_yaml(cli._find_recipe("fsdino-tiny")).fold == demo.FOLD
+
+
+def test_distill_gives_what_train_takes(capsys):
+    """stdout is one JSON object; both stages, one after the other, by commands alone."""
+    assert cli.main(distill("--json", "--percent", "100")) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert [stage["image_size"] for stage in result["stages"]] == [28, 70]
+    assert result["images"] + result["held_out"] == 10
+    for words in ("teacher's embeddings of 10 images: at most", "10/10 images", "held-out cosine"):
+        assert words in captured.err
+    recipe = {"model": tiny_config().to_dict(), "encoder_from": "model", "fold": 3, "workers": 0,
+              "images_per_step": 4, "validation_episodes": 2}  # fmt: skip
+    Path("stage2.yaml").write_text(yaml.safe_dump(recipe))
+    arguments = ["train", "stage2.yaml", "--out", "run", "--steps", "1", "--device", "cpu"]
+    assert cli.main([*arguments, "--adapter-weights", result["adapter"]]) == 0
+    adapter = safetensors.torch.load_file(result["adapter"])
+    trained = fsdino.load("run/model").state_dict()
+    assert all(torch.equal(trained[f"adapter.{name}"], value) for name, value in adapter.items())
+
+
+def test_interrupted_distillation_says_how_to_go_on(capsys, monkeypatch):
+    """Ctrl-C names the step that is kept; --resume ends with the table."""
+    from fsdino.training import distill as module
+
+    original = module.Distillation._step
+
+    def interrupted(self: Any, step: int, pairs: Any) -> float:
+        if step == 3:
+            raise KeyboardInterrupt
+        return original(self, step, pairs)
+
+    arguments = distill("--checkpoint-every", "1", "--no-cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Distillation, "_step", interrupted)
+        assert cli.main(arguments) == 1
+    assert error_line(capsys) == (
+        "fsdino: interrupted: step 3 is kept in out; the same command with --resume goes on"
+    )
+    assert cli.main(arguments) == 2
+    assert "--resume" in error_line(capsys)
+    assert cli.main([*arguments, "--resume"]) == 0
+    captured = capsys.readouterr()
+    assert "resuming out at step 3" in captured.err
+    for word in ("held-out MSE", "held-out cosine", "out/adapter.safetensors"):
+        assert word in captured.out
+
+
+def test_distill_options_are_settings_of_a_run():
+    """Every option of `fsdino distill` changes the setting of the same name."""
+    options = {field.name for field in dataclasses.fields(cli.Distill)}
+    settings = {field.name for field in dataclasses.fields(DistillConfig)}
+    others = {"recipe", "out", "resume", "as_json", "encoder", "no_cache"}
+    assert options - others <= settings
+
+
+def test_distill_from_a_recipe(capsys):
+    """Options change what the recipe says, except for its model."""
+    recipe = {"model": tiny_config().to_dict(), "images": ["queries"], "percent": 50.0,
+              "teacher_checkpoint": "sam.pth"}  # fmt: skip
+    Path("stage1.yaml").write_text(yaml.safe_dump(recipe))
+    config = cli.Distill(recipe="stage1.yaml", out=Path("out"), percent=25.0, no_cache=True)
+    expected = DistillConfig(tiny_config(), ("queries",), "sam.pth", percent=25.0, use_cache=False)
+    assert config.configure() == expected
+    assert cli.main(["distill", "stage1.yaml", "--model", "model", "--out", "out"]) == 2
+    assert "leave out --model" in error_line(capsys)
 
 
 def evaluate(*arguments: str) -> list[str]:
@@ -540,6 +684,19 @@ def test_evaluate_prints_a_table_and_goes_on(capsys):
     assert cli.main(arguments) == 0
     again = capsys.readouterr()
     assert again.out == first.out and "episodes/s" not in again.err
+
+
+def test_evaluate_says_what_the_model_was_selected_on(capsys):
+    """A model that was chosen by the held-out classes is not shown as if it had not been."""
+    model = tiny_model()
+    for chosen in ("base classes", "novel classes of the fold"):
+        model.provenance = {"data": "procedural", "fold": 0, "selected_on": chosen}
+        model.save_pretrained("model")
+        assert cli.main(evaluate("--episodes", "1", "--out", f"{chosen[:4]}.json")) == 0
+        said = "was selected on the novel classes of the fold" in capsys.readouterr().out
+        assert said == (chosen != "base classes")
+        result = json.loads(Path(f"{chosen[:4]}.json").read_text())
+        assert result["training"]["selected_on"] == chosen
 
 
 def test_evaluate_answers_in_json_alone(capsys):

@@ -221,6 +221,14 @@ def test_grayscale_jpeg_and_black_and_white_png(tmp_path: Path) -> None:
     )
 
 
+def test_the_content_of_a_file_is_read_like_the_file(tmp_path: Path) -> None:
+    """Bytes of an archive's member: turned upright, repeated from gray; errors have the name."""
+    path = saved(Image.fromarray(picture(6, 9)), tmp_path / "turned.png", exif=with_orientation(6))
+    assert np.array_equal(images.read_image_bytes(path.read_bytes()), read_image(path))
+    with pytest.raises(DataError, match=r"shard\.tar/1\.png: corrupt or truncated"):
+        images.read_image_bytes(path.read_bytes()[:-30], "shard.tar/1.png")
+
+
 def test_a_file_as_it_is_stored(tmp_path: Path) -> None:
     """Benchmarks' annotations follow the stored rows, and palette indices are their values."""
     path = saved(Image.fromarray(picture(6, 9)), tmp_path / "turned.png", exif=with_orientation(6))

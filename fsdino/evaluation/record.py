@@ -30,6 +30,7 @@ def describe_model(model: Segmenter, name: str) -> dict[str, Any]:
         "model": name,
         "model_hash": model.fingerprint(),
         "variant": model.config.variant,
+        "training": None if model.provenance is None else dict(model.provenance),
         "encoder": model.config.encoder,
         "normalisation": {
             "mean": encoder.mean.flatten().tolist(),

@@ -59,15 +59,17 @@ class FSDINO(Segmenter):
         self.dense_prompt = DensePrompt(dense_maps(config), width, self.prior is not None)
         self.decoder = MaskDecoder(width, config.decoder_heads, config.decoder_mlp)
 
-    def set_trainable(self, *, encoder: bool = False, adapter: bool = False) -> None:
+    def set_trainable(
+        self, *, encoder: bool = False, adapter: bool = False, decoder: bool = True
+    ) -> None:
         """Choose what learns. The encoder and, by default, the adapter are frozen.
 
-        The decoder is frozen in "comp_frozen"; the prompts always learn.
+        The decoder always is in "comp_frozen"; the prompts always learn.
         """
         super().set_trainable(encoder=encoder)
         if self.adapter is not None:
             self.adapter.requires_grad_(adapter)
-            self.decoder.requires_grad_(self.config.variant != "comp_frozen")
+            self.decoder.requires_grad_(decoder and self.config.variant != "comp_frozen")
             self.decoder.freeze_unused()
 
     def decode(self, query: Features, support: SupportFeatures) -> Tensor:

@@ -9,7 +9,7 @@ import tempfile
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +81,10 @@ class Segmenter(nn.Module):
         config: what to build.
         encoder: share an existing encoder instead of creating one.
 
+    Attributes:
+        provenance: what training says of itself (data, fold, what it was selected on), for results;
+            kept by `save_pretrained`.
+
     Raises:
         UsageError: an `image_size` that is no multiple of the patch size.
     """
@@ -96,14 +100,17 @@ class Segmenter(nn.Module):
                 f"{config.image_size // self.patch_size + 1} times that"
             )
         self.train_encoder = False
+        self.provenance: Mapping[str, Any] | None = None
         self._fingerprint: tuple[int, str] | None = None
 
     @abstractmethod
     def decode(self, query: Features, support: SupportFeatures) -> Tensor:
         """Mask logits [B, 1, h', w'] of B queries at a resolution of the model's choice."""
 
-    def set_trainable(self, *, encoder: bool = False, adapter: bool = False) -> None:
-        """Choose what learns: everything but the encoder and, where there is one, the adapter."""
+    def set_trainable(
+        self, *, encoder: bool = False, adapter: bool = False, decoder: bool = True
+    ) -> None:
+        """Choose what learns; the rest of the parts that a model has are frozen."""
         self.requires_grad_(True)
         self.train_encoder = encoder
         self.encoder.requires_grad_(encoder)
@@ -131,12 +138,12 @@ class Segmenter(nn.Module):
         return self.encoder.patch_size
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json and model.safetensors, which `fsdino.load` reads.
+        """Write config.json, model.safetensors and provenance.json, which `fsdino.load` reads.
 
         Raises:
             FsdinoError: the folder cannot be written.
         """
-        write_folder(self.config, self.state_dict(), folder)
+        write_folder(self.config, self.state_dict(), folder, self.provenance)
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
         """Upload to the Hugging Face hub as "owner/name"; returns the address."""

@@ -16,11 +16,15 @@ from torch import nn
 from fsdino.errors import CheckpointError, UsageError
 from fsdino.models.checkpoints import (
     CONFIG_FILE,
+    PROVENANCE_FILE,
     WEIGHTS_FILE,
     first_line,
     load_exactly,
     read_config,
+    read_metadata,
+    read_provenance,
     read_state_dict,
+    weights_hash,
 )
 from fsdino.models.config import ModelConfig
 from fsdino.models.decoder import SAM_LEFTOVERS
@@ -132,6 +136,31 @@ def load_sam_decoder(model: FSDINO, path: str | os.PathLike[str]) -> None:
     logger.info("decoder weights from %s (Segment Anything, Apache-2.0)", path)
 
 
+def load_adapter(model: FSDINO, path: str | os.PathLike[str]) -> None:
+    """Load what distillation wrote: the adapter's tensors by their names, a safetensors file.
+
+    Raises:
+        UsageError: there is no such file, or the model has no adapter.
+        CheckpointError: the file is damaged, is of another adapter, or was distilled on another
+            encoder than the model's.
+    """
+    if model.adapter is None:
+        raise UsageError("variant 'training_free' has no adapter: choose full, comp or comp_frozen")
+    state, metadata = read_state_dict(path), read_metadata(path)
+    load_exactly(model.adapter, state, path)
+    found = {
+        "encoder": weights_hash(model.encoder.state_dict()),
+        "adapter_layer": str(model.encoder.shallow_layer),
+    }
+    for key, value in found.items():
+        if metadata.get(key, value) != value:
+            raise CheckpointError(
+                f"weights {path} were distilled on another {key} ({metadata[key]}, this model's is "
+                f"{value}): load the encoder that they belong to first, or distil again"
+            )
+    logger.info("adapter weights from %s", path)
+
+
 def parameter_table(model: Segmenter) -> dict[str, tuple[int, int]]:
     """Per part: (trained, frozen) parameters."""
     return {
@@ -157,7 +186,8 @@ def _locate(name: str | os.PathLike[str]) -> Path:
         )
     if text.count("/") == 1 and not text.startswith((".", "~", "/")):
         try:
-            return Path(snapshot_download(text, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+            files = [CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE]
+            return Path(snapshot_download(text, allow_patterns=files))
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             raise UsageError(
                 f"model {text!r} is no folder and cannot be fetched from the hub "
@@ -181,4 +211,5 @@ def _read(folder: Path) -> Segmenter:
             f"model {folder}: its {CONFIG_FILE} describes no model ({first_line(error)})"
         ) from error
     load_exactly(model, read_state_dict(weights), weights)
+    model.provenance = read_provenance(folder)
     return model

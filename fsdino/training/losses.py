@@ -71,11 +71,12 @@ class TokenClassifier(nn.Module):
         """
         grid = (tokens.shape[-2], tokens.shape[-1])
         inside = F.adaptive_avg_pool2d(target[:, None], grid)[:, 0] > 0.5
-        rows = torch.tensor([self.rows.get(int(c), -1) for c in class_ids])[:, None, None]
+        found = [self.rows.get(int(c), -1) for c in class_ids]
+        rows = torch.tensor(found, device=tokens.device)[:, None, None]
         inside = inside & (rows >= 0)
         labels = rows.expand(inside.shape)[inside]  # [M]
         chosen = tokens.permute(0, 2, 3, 1)[inside]  # [M, C]
         if len(labels) == 0:
-            return tokens.sum() * 0
+            return (tokens.sum() + self.prototypes.sum()) * 0  # DDP waits for every gradient
         cosine = F.normalize(chosen, dim=1) @ F.normalize(self.prototypes, dim=1).T
         return F.cross_entropy(cosine / self.temperature, labels)

@@ -1,0 +1,46 @@
+"""Signals wait for the end of a step; the second Ctrl-C does not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from fsdino.training.interrupt import Interrupt
+
+
+def test_the_first_waits_and_the_second_does_not() -> None:
+    """And the handlers of before are put back."""
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.asked
+        os.kill(os.getpid(), signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_cluster_may_ask_more_than_once() -> None:
+    """torchrun sends SIGTERM after a Ctrl-C: the checkpoint must still be written."""
+    with Interrupt() as interrupt:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert interrupt.asked
+
+
+def test_other_threads_have_no_signals() -> None:
+    """A trainer in a thread still trains."""
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with Interrupt() as interrupt:
+                assert not interrupt.asked
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not failed
