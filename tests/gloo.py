@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import multiprocessing
+from torch import distributed, multiprocessing
 
 from fsdino.apps import evaluation, folder
 from fsdino.evaluation import protocols, sharding
@@ -39,6 +39,13 @@ def _join(rank: int, work: Callable[[Path], None], out: Path, count: int, port: 
     work(out)
 
 
+def patience() -> float:
+    """Seconds that this process waits for the others before it gives up."""
+    group = distributed.distributed_c10d._get_default_group()
+    options = group._get_backend(torch.device("cpu")).options
+    return options._timeout.total_seconds()
+
+
 def both(out: Path) -> None:
     """The two commands that share work, one after the other."""
     evaluate(out)
@@ -51,6 +58,8 @@ def evaluate(out: Path) -> None:
         summary = evaluation.run(
             tiny_model(), "tiny", REQUEST, SETTINGS, out=out / "result.json", processes=processes
         )
+        if processes.count > 1:
+            (out / f"patience{processes.rank}.json").write_text(json.dumps(patience()))
     (out / f"summary{processes.rank}.json").write_text(json.dumps(summary))
 
 

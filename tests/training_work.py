@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import multiprocessing
 
+import gloo
 from fsdino.models import checkpoints
 from fsdino.models.config import ModelConfig
 from fsdino.training.config import TrainConfig
@@ -135,6 +136,11 @@ def together(out: Path) -> None:
     Trainer(SHARED, out / "alone", resume=True, team=team).fit()
     steps = Steps(SHARED, team.processes)
     episodes = [steps[step].batch.indices.tolist() for step in range(SHARED.steps)]
-    report = {"losses": seen, "episodes": episodes, "sum": team.sum(team.processes.rank + 1)}
+    report = {
+        "losses": seen,
+        "episodes": episodes,
+        "sum": team.sum(team.processes.rank + 1),
+        "patience": gloo.patience(),
+    }
     (out / f"rank{team.processes.rank}.json").write_text(json.dumps(report))
     team.close()

@@ -6,12 +6,17 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from torch import distributed
 
 T = TypeVar("T")
+
+# How long a process waits for the others. PyTorch's own 10 or 30 minutes would end those that wait
+# for one that embeds, validates or looks through files; a launcher ends all when one has died.
+PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def processes() -> Iterator[Processes]:
         return
     joined = distributed.is_initialized()
     if not joined:
-        distributed.init_process_group("gloo")
+        distributed.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield Processes(distributed.get_rank(), distributed.get_world_size())
     finally:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fsdino.errors import FsdinoError, UsageError
-from fsdino.evaluation.sharding import Processes
+from fsdino.evaluation.sharding import PATIENCE, Processes
 
 T = TypeVar("T")
 
@@ -40,13 +40,17 @@ class Team:
         if device not in DEVICES:
             raise UsageError(f"device {device!r}: choose {' or '.join(DEVICES)}")
         try:
-            from accelerate import Accelerator
+            from accelerate import Accelerator, InitProcessGroupKwargs
         except ImportError as error:
             raise FsdinoError('training needs accelerate: pip install "fsdino[train]"') from error
         # Other accelerators have no kernels here, and Apple's has no float64. Autocast is the
         # trainer's own: accelerate would share one choice among all runs.
         on_cpu = device == "cpu" or not torch.cuda.is_available()
-        self._accelerator: Any = Accelerator(cpu=on_cpu, mixed_precision="no")
+        self._accelerator: Any = Accelerator(
+            cpu=on_cpu,
+            mixed_precision="no",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
         self.device: torch.device = self._accelerator.device
         self.processes = Processes(self._accelerator.process_index, self._accelerator.num_processes)
 

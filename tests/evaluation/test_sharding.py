@@ -71,6 +71,12 @@ def test_a_folder_is_segmented_alike_by_two_processes(folders: tuple[Path, Path]
         assert [Path(query).name for query in failed] == ["03.jpg"]
 
 
+def test_long_waits_end_no_process(folders: tuple[Path, Path]) -> None:
+    """One process may look through a data set for hours before the others go on."""
+    found = [read(folders[1] / f"patience{rank}.json") for rank in (0, 1)]
+    assert found == pytest.approx([24 * 3600] * 2, abs=1)
+
+
 def test_shares_are_disjoint_and_complete() -> None:
     """Every item belongs to one process, whatever their number."""
     items = list(range(10))

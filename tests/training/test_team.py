@@ -85,6 +85,13 @@ def test_sums_are_over_all_processes(out: Path) -> None:
     assert [read(out / f"rank{rank}.json")["sum"] for rank in (0, 1)] == [[3.0], [3.0]]
 
 
+def test_long_waits_end_no_process(out: Path) -> None:
+    """One process may compute for hours before it answers the others."""
+    assert [read(out / f"rank{rank}.json")["patience"] for rank in (0, 1)] == pytest.approx(
+        [24 * 3600] * 2, abs=1
+    )
+
+
 def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """One process is its own team; a missing accelerate is an error that names the extra."""
     team = Team("cpu")
