@@ -25,7 +25,7 @@ from fsdino.training.config import AUTO
 from fsdino.training.corpus import Corpus, ImageFile, find_images
 from fsdino.training.distill_config import DISTILL_FREE, DistillConfig, Stage
 from fsdino.training.embeddings import EmbeddingCache, Inventory, fill
-from fsdino.training.interrupt import Interrupt
+from fsdino.training.interrupt import Interrupt, leave_to_trainer
 from fsdino.training.optimisation import NanGuard, adamw, set_learning_rate, warmup_cosine
 from fsdino.training.pairs import HeldOutPairs, Pair, PairReader, TrainingPairs
 from fsdino.training.run import METRICS, Run, pack, unpack
@@ -286,6 +286,7 @@ class Distillation:
             sampler=range(self.start, self.steps),
             num_workers=self.config.workers,
             prefetch_factor=2 if self.config.workers else None,
+            worker_init_fn=leave_to_trainer,
         )
         return iter(loader)
 
@@ -389,7 +390,10 @@ class Distillation:
         sums = torch.zeros(3, dtype=torch.float64)
         self.adapter.eval()
         loader: DataLoader[list[Pair]] = DataLoader(
-            pairs, batch_size=None, num_workers=self.config.workers
+            pairs,
+            batch_size=None,
+            num_workers=self.config.workers,
+            worker_init_fn=leave_to_trainer,
         )
         with torch.no_grad():
             for batch in loader:

@@ -20,7 +20,7 @@ from fsdino.errors import DataError, FsdinoError
 from fsdino.images import Pixels, atomic_write
 from fsdino.models.checkpoints import first_line, write_tensors
 from fsdino.training.corpus import ImageFile
-from fsdino.training.interrupt import Interrupt
+from fsdino.training.interrupt import Interrupt, leave_to_trainer
 from fsdino.training.teacher import Architecture, Teacher
 
 logger = logging.getLogger("fsdino.training")
@@ -263,6 +263,7 @@ def fill(
         batch_size=batch_size,
         collate_fn=list,
         num_workers=workers,
+        worker_init_fn=leave_to_trainer,
     )
     with Interrupt() as interrupt:
         for readings in loader:

@@ -11,6 +11,16 @@ from typing import Any
 logger = logging.getLogger("fsdino.training")
 
 
+def leave_to_trainer(worker: int) -> None:
+    """Ctrl-C reaches a loader's workers, too, but the step that is finished may need them.
+
+    Args:
+        worker: its number; this is a `worker_init_fn`.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class Interrupt:
     """Takes note of SIGINT and SIGTERM inside a `with`; a second SIGINT interrupts at once.
 

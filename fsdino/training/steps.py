@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from fsdino.errors import DataError
 from fsdino.evaluation.sharding import Processes
 from fsdino.training.augment import augment
 from fsdino.training.config import TrainConfig
+from fsdino.training.interrupt import leave_to_trainer
 
 _AHEAD = 4  # steps that each worker prepares in advance
 _SPARES = 3  # episodes that may take the place of one that cannot be read
@@ -128,7 +128,7 @@ class Steps(Dataset[Step]):
                 sampler=range(start, self.config.steps),
                 num_workers=self.config.workers,
                 prefetch_factor=_AHEAD if self.config.workers else None,
-                worker_init_fn=_leave_signals_to_the_trainer,
+                worker_init_fn=leave_to_trainer,
             )
         )
 
@@ -169,9 +169,3 @@ def _join(batches: list[Batch]) -> Batch:
 
 def _path(name: str | None) -> Path | None:
     return None if name is None else Path(name)
-
-
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ctrl-C reaches workers, too, but the step that the trainer finishes may need them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

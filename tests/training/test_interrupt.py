@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from fsdino.training.interrupt import Interrupt
+from fsdino.training.interrupt import Interrupt, leave_to_trainer
 
 
 def test_the_first_waits_and_the_second_does_not() -> None:
@@ -27,6 +27,15 @@ def test_a_cluster_may_ask_more_than_once() -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
             os.kill(os.getpid(), number)
         assert interrupt.asked
+
+
+def test_workers_finish_what_the_trainer_needs() -> None:
+    """Ctrl-C goes to a whole group of processes; only the trainer takes note, and ends its own."""
+    with Interrupt() as interrupt:
+        leave_to_trainer(0)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not interrupt.asked
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_other_threads_have_no_signals() -> None:
