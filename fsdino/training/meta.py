@@ -18,6 +18,7 @@ from fsdino.evaluation import protocols
 from fsdino.evaluation.evaluate import Settings, evaluate
 from fsdino.evaluation.predictors import predictor
 from fsdino.models import zoo
+from fsdino.models.checkpoints import weights_hash
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmenter
 from fsdino.training import footprint
@@ -100,7 +101,7 @@ class Trainer:
         self.stale = 0  # validations since the best
         self.replaced = 0  # episodes that could not be read
         self.batch: dict[int, int] = {}  # episodes of a pass, by K
-        self._frozen_hash = frozen_hash({"model": self.model})
+        self._frozen_hash = frozen_hash(self.model)
         self.start = self._restore()
         self.frozen = None if config.train_encoder else self._frozen_encoder()
         self._plan_batches()
@@ -266,10 +267,10 @@ class Trainer:
         dtype = getattr(torch, name) if name != AUTO else torch.bfloat16 if gpu else torch.float32
         store = None
         if config.feature_cache is not None:
-            encoder = {"encoder": self.model.encoder}
+            encoder = weights_hash(self.model.encoder.state_dict())
             layers = (self.model.encoder.read_layers, self.model.encoder.correlation_layers)
             images = f"{config.data} {Path(config.root or '').resolve()}"
-            key = f"{frozen_hash(encoder)} {layers} {dtype} {images}"
+            key = f"{encoder} {layers} {dtype} {images}"
             store = FeatureStore(Path(config.feature_cache), key)
             one = torch.zeros(1, 3, max(config.sizes), max(config.sizes), device=self.team.device)
             features = FrozenEncoder(self.model, dtype, dtype)(one, ["one"])

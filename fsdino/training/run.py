@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from fsdino.environment import environment
 from fsdino.errors import CheckpointError, FsdinoError, UsageError
 from fsdino.images import atomic_write
-from fsdino.models.checkpoints import first_line, write_tensors
+from fsdino.models.checkpoints import first_line, weights_hash, write_tensors
 
 logger = logging.getLogger("fsdino.training")
 
@@ -247,15 +247,9 @@ def unpack(
         torch.cuda.set_rng_state(tensors["random.cuda"])
 
 
-def frozen_hash(modules: Mapping[str, nn.Module]) -> str:
+def frozen_hash(module: nn.Module) -> str:
     """Hash of the parameters that `pack` leaves out, so that a resumed run finds the same ones."""
-    frozen = {
-        f"{title}.{name}": parameter.detach().cpu().contiguous()
-        for title, module in modules.items()
-        for name, parameter in module.named_parameters()
-        if not parameter.requires_grad
-    }
-    return _digest(frozen, {})[:16]
+    return weights_hash({n: p for n, p in module.named_parameters() if not p.requires_grad})
 
 
 def _changing(module: nn.Module) -> dict[str, Tensor]:
