@@ -331,7 +331,7 @@ class Train:
 
         from fsdino.training.config import TrainConfig
 
-        config = TrainConfig.from_yaml(_find_recipe(self.recipe))
+        config = TrainConfig.from_yaml(_find_recipe(self.recipe, "train"))
         known = {field.name for field in dataclasses.fields(config)}
         given: dict[str, Any] = {
             name: str(value) if isinstance(value, Path) else value
@@ -379,9 +379,8 @@ class Train:
 class Distill:
     """Stage 1 of training: teach the adapter what SAM's image encoder sees, from images alone.
 
-    fsdino distill --encoder vit_base_patch14_dinov2.lvd142m --encoder-weights
-    dinov2_vitb14_pretrain.pth --teacher vit_h --teacher-checkpoint sam_vit_h_4b8939.pth
-    --images sa-1b/ --percent 1 --out runs/distill
+    fsdino distill distill-dinov2-b --encoder-weights dinov2_vitb14_pretrain.pth
+    --teacher-checkpoint sam_vit_h_4b8939.pth --images sa-1b/ --out runs/distill
 
     The teacher's embeddings are computed once and kept (about 2 MB an image; said beforehand). Then
     the adapter learns, on small images first. `fsdino train --adapter-weights
@@ -393,7 +392,7 @@ class Distill:
     recipe: Annotated[
         tyro.conf.Positional[str], tyro.conf.arg(metavar="[RECIPE]", help_behavior_hint="")
     ] = ""
-    """A YAML file with the settings below, and a section `model`."""
+    """A YAML file, or the name of a recipe that ships with fsdino, such as distill-dinov2-b."""
     out: Path
     """Folder of the run."""
     resume: Flag = False
@@ -479,7 +478,7 @@ class Distill:
         from fsdino.training.distill_config import DistillConfig
 
         if self.recipe:
-            config = DistillConfig.from_yaml(_find_recipe(self.recipe))
+            config = DistillConfig.from_yaml(_find_recipe(self.recipe, "distill"))
             if self.model is not None or self.encoder is not None:
                 raise UsageError("the recipe says which model: leave out --model and --encoder")
         else:
@@ -497,6 +496,8 @@ class Distill:
             raise UsageError("no images: pass --images, folders or .tar shards")
         if not config.teacher_checkpoint:
             raise UsageError("no teacher: pass --teacher-checkpoint, such as sam_vit_h_4b8939.pth")
+        if _knows_nothing(config):
+            raise UsageError("the encoder has random weights: pass --encoder-weights")
         return config
 
     def _model(self) -> ModelConfig:
@@ -505,11 +506,7 @@ class Distill:
 
         if (self.model is None) == (self.encoder is None):
             raise UsageError("pass a recipe, --model, or --encoder with --encoder-weights")
-        if self.encoder is None:
-            return zoo.load(str(self.model)).config
-        if self.encoder_weights is None:
-            raise UsageError("--encoder needs --encoder-weights: random features teach nothing")
-        return ModelConfig(self.encoder)
+        return ModelConfig(self.encoder) if self.encoder else zoo.load(str(self.model)).config
 
     def _prepare(self, distillation: Distillation) -> None:
         from fsdino.apps.progress import Progress
@@ -1087,8 +1084,7 @@ def _device(name: str) -> torch.device:
 
 def _check_start(config: TrainConfig) -> None:
     """Refuse a frozen encoder that knows nothing; a word about such an adapter."""
-    known = config.encoder_from, config.encoder_weights, config.model.pretrained or None
-    if not config.train_encoder and known == (None, None, None):
+    if not config.train_encoder and _knows_nothing(config):
         raise UsageError(
             "the encoder is frozen and has random weights: pass --encoder-weights or --encoder-from"
         )
@@ -1100,10 +1096,28 @@ def _check_start(config: TrainConfig) -> None:
         )
 
 
-def _find_recipe(name: str) -> Path:
-    shipped = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+def _knows_nothing(config: TrainConfig | DistillConfig) -> bool:
+    """Whether a run starts from an encoder with random weights."""
+    return (config.encoder_from, config.encoder_weights) == (None, None) and (
+        not config.model.pretrained
+    )
+
+
+def _find_recipe(name: str, command: Literal["train", "distill"]) -> Path:
+    """The file of a recipe: a path, or the name of one that ships for a command."""
+    every = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+    shipped = {
+        stem: path
+        for stem, path in every.items()
+        if stem.startswith("distill-") == (command == "distill")
+    }
     if name in shipped:
         return shipped[name]
+    if name in every:
+        other = "train" if command == "distill" else "distill"
+        raise UsageError(
+            f"recipe {name!r} is for fsdino {other}: pass one of: {', '.join(shipped)}"
+        )
     path = Path(name)
     if path.is_dir():
         raise UsageError(f"recipe {name}: a YAML file is needed, this is a folder")

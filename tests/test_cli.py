@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import tyro
 import yaml
 from PIL import Image
 
@@ -34,6 +35,7 @@ from fsdino.models.segmenter import Segmenter
 from fsdino.ops import backends, baseline, native
 from fsdino.ops.baseline import Workload
 from fsdino.training.config import TrainConfig
+from fsdino.training.distill import ADAPTER_FILE
 from fsdino.training.distill_config import DistillConfig
 from tiny_models import box_mask, picture, tiny_config, tiny_model
 
@@ -264,6 +266,19 @@ BAD_INPUT = {
     ),
     "a size of no patch": (nothing, distill("--image-sizes", "30"), 2, ["14 pixels", "30"]),
     "no share held out": (nothing, distill("--held-out", "0"), 2, ["held_out", "0"]),
+    "distill on random features": (
+        nothing,
+        ["distill", "distill-dinov2-s", "--images", "queries", "--teacher-checkpoint", "sam.pth",
+         "--out", "out"], 2, ["random weights", "--encoder-weights"],
+    ),
+    "a recipe of the other stage": (
+        nothing, ["train", "distill-dinov2-s", "--out", "out"], 2,
+        ["'distill-dinov2-s'", "fsdino distill", "fsdino-tiny"],
+    ),
+    "a recipe of the first stage": (
+        nothing, ["distill", "dinov2-s-coco20i", "--out", "out"], 2,
+        ["'dinov2-s-coco20i'", "fsdino train", "distill-dinov2-s"],
+    ),
     "unknown recipe": (nothing, ["train", "nope", "--out", "out"], 2, ["'nope'", "YAML"]),
     "unknown workload": (nothing, ["benchmark", "--workloads", "W5"], 2, ["'W5'", "W6"]),
     "unknown model of info": (nothing, ["info", "nope"], 2, ["'nope'"]),
@@ -595,11 +610,46 @@ def test_ctrl_c_writes_a_checkpoint_and_says_so(recipe, capsys, monkeypatch):
 
 def test_shipped_recipes_are_found_by_name_and_can_be_read():
     """`fsdino train NAME` needs no path; `fsdino-tiny` holds out the fold that the demo shows."""
-    names = [path.stem for path in cli.RECIPES.glob("*.yaml")]
-    assert "fsdino-tiny" in names
-    for name in names:
-        TrainConfig.from_yaml(cli._find_recipe(name))
-    assert TrainConfig.from_yaml(cli._find_recipe("fsdino-tiny")).fold == demo.FOLD
+    assert stage_two("fsdino-tiny").fold == demo.FOLD
+    names = {path.stem for path in cli.RECIPES.glob("*.yaml")}
+    sizes = {"s": "small", "b": "base", "l": "large"}
+    benchmarks = {f"dinov2-{size}-{data}" for size in sizes for data in ("pascal5i", "coco20i")}
+    assert names == {"fsdino-tiny", *benchmarks, *(f"distill-dinov2-{size}" for size in sizes)}
+    for size, long in sizes.items():
+        first = stage_one(f"distill-dinov2-{size}")
+        assert first.model.encoder == f"vit_{long}_patch14_dinov2.lvd142m"
+        assert (first.image_sizes, first.teacher, first.percent) == ((126, 252, 518), "vit_h", 1)
+        for data in ("pascal5i", "coco20i"):
+            second = stage_two(f"dinov2-{size}-{data}")
+            assert (second.model, second.data) == (first.model, data)  # it takes that adapter
+
+
+def stage_one(name: str) -> DistillConfig:
+    """A recipe that ships for `fsdino distill`."""
+    return DistillConfig.from_yaml(cli._find_recipe(name, "distill"))
+
+
+def stage_two(name: str) -> TrainConfig:
+    """A recipe that ships for `fsdino train`."""
+    return TrainConfig.from_yaml(cli._find_recipe(name, "train"))
+
+
+def test_commands_in_recipes_are_those_that_run_them():
+    """What the head of a recipe says can be pasted: both stages, with files that fit together."""
+    for name in (path.stem for path in cli.RECIPES.glob("*dinov2-*.yaml")):
+        text = (cli.RECIPES / f"{name}.yaml").read_text()
+        head = " ".join(line[1:].strip(" \\") for line in text.splitlines() if line[:4] == "#   ")
+        distill, *train = head.split("fsdino train ")
+        words = distill.split()
+        first = tyro.cli(cli.Distill, args=words[2:])
+        assert words[:2] == ["fsdino", "distill"] and first.recipe.startswith("distill-")
+        first.configure()
+        assert train or first.recipe == name
+        for arguments in train:
+            second = tyro.cli(cli.Train, args=arguments.split())
+            assert second.recipe == name
+            assert second.adapter_weights == first.out / ADAPTER_FILE
+            assert second.configure().encoder_weights == str(first.encoder_weights)
 
 
 def test_distill_gives_what_train_takes(capsys):
@@ -659,10 +709,12 @@ def test_distill_options_are_settings_of_a_run():
 def test_distill_from_a_recipe(capsys):
     """Options change what the recipe says, except for its model."""
     recipe = {"model": tiny_config().to_dict(), "images": ["queries"], "percent": 50.0,
-              "teacher_checkpoint": "sam.pth"}  # fmt: skip
+              "teacher_checkpoint": "sam.pth", "encoder_from": "model"}  # fmt: skip
     Path("stage1.yaml").write_text(yaml.safe_dump(recipe))
     config = cli.Distill(recipe="stage1.yaml", out=Path("out"), percent=25.0, no_cache=True)
-    expected = DistillConfig(tiny_config(), ("queries",), "sam.pth", percent=25.0, use_cache=False)
+    expected = DistillConfig(
+        tiny_config(), ("queries",), "sam.pth", encoder_from="model", percent=25.0, use_cache=False
+    )
     assert config.configure() == expected
     assert cli.main(["distill", "stage1.yaml", "--model", "model", "--out", "out"]) == 2
     assert "leave out --model" in error_line(capsys)
