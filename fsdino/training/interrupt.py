@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -32,6 +33,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.asked = False
+        self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -50,6 +52,8 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a worker that was forked meanwhile, by a validation, say
+            return
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not self.asked:

@@ -38,6 +38,15 @@ def test_workers_finish_what_the_trainer_needs() -> None:
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_forked_workers_say_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """They have the trainer's handler where nobody gave them one; the user is told once."""
+    with caplog.at_level("INFO", logger="fsdino.training"), Interrupt() as interrupt:
+        interrupt._process += 1
+        interrupt._note(signal.SIGINT, None)
+        interrupt._note(signal.SIGINT, None)
+    assert not interrupt.asked and not caplog.text
+
+
 def test_other_threads_have_no_signals() -> None:
     """A trainer in a thread still trains."""
     failed: list[BaseException] = []
