@@ -145,9 +145,11 @@ class Distillation:
         if self.cache is None:
             return
         files = (*self.corpus.training, *self.corpus.held_out)
-        stored = self._stored_inventory()
-        if stored is None:
-            processes = self.team.processes
+        stored, processes = self._stored_inventory(), self.team.processes
+        known = processes.gather(stored is not None)  # another run may be mending the cache
+        if stored is not None and all(known):
+            self.inventory = stored
+        else:
             if self.team.is_main:
                 self.cache.announce(files, self.teacher.architecture.most_bytes)
             found = self._fill(processes.share(files), report)
@@ -156,8 +158,6 @@ class Distillation:
                 self.inventory.unreadable |= part.unreadable
             self.cache.refresh()
             processes.in_turn(self._store_inventory)
-        else:
-            self.inventory = stored
         self._leave_out_unreadable()
 
     def images_to_embed(self) -> int:
@@ -464,8 +464,8 @@ class Distillation:
         changed = [name for name, value in self._hashes.items() if state["hashes"][name] != value]
         if changed:
             raise CheckpointError(
-                f"{self.run.folder} began with another {' and other '.join(changed)}: pass the "
-                "files that it began with, or start in another --out"
+                f"{self.run.folder} began with other files ({', '.join(changed)}): pass those, or "
+                "start in another --out"
             )
         unpack(tensors, {"adapter": self.adapter}, self.optimizer)
         self.cosine, self.guard.count = state["cosine"], state["skipped"]
