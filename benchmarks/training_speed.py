@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -53,23 +55,24 @@ def measure(name: str, config: TrainConfig, repeats: int) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     with tempfile.TemporaryDirectory() as folder, formulation(name):
         trainer = Trainer(config, Path(folder))
+        device = trainer.team.device
         step = trainer.steps[0]
         trainer.model.train()
         loss = trainer._step(0, step)
-        seconds = [timed(lambda: trainer._step(0, step), trainer) for _ in range(repeats)]
+        seconds = [timed(lambda: trainer._step(0, step), device) for _ in range(repeats)]
         part = prior_step(trainer, step)
         part()
-        parts = [timed(part, trainer) for _ in range(repeats)]
+        parts = [timed(part, device) for _ in range(repeats)]
         return {
             "formulation": name,
             "backend": name if name == "eager" else backends.select(
-                "center_pivot_block4d", torch.empty(0, device=trainer.team.device)
+                "center_pivot_block4d", torch.empty(0, device=device)
             ),
             "loss": loss,
             "step_seconds": statistics.median(seconds),
             "prior_seconds": statistics.median(parts),
             "activation_bytes": trainer._activations(config.shots[0]),
-            "peak_bytes": peak(lambda: trainer._step(0, step), trainer),
+            "peak_bytes": peak(lambda: trainer._step(0, step), device),
         }  # fmt: skip
 
 
@@ -89,19 +92,18 @@ def prior_step(trainer: Trainer, step: Step) -> Callable[[], object]:
     return run
 
 
-def timed(run: Callable[[], object], trainer: Trainer) -> float:
+def timed(run: Callable[[], object], device: torch.device) -> float:
     """Seconds until the device is done."""
-    gpu = trainer.team.device.type == "cuda"
     began = time.perf_counter()
     run()
-    if gpu:
+    if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
-def peak(run: Callable[[], object], trainer: Trainer) -> int | None:
-    """Most memory in use during a step, beyond what the model and its optimiser take."""
-    if trainer.team.device.type == "cuda":
+def peak(run: Callable[[], float], device: torch.device) -> int | None:
+    """Most memory in use during a step, in bytes beyond what was in use before."""
+    if device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         run()
@@ -145,7 +147,7 @@ def main() -> None:
     print(f"4D part: {eager['prior_seconds'] / fused['prior_seconds']:.2f} times as fast")
     write_record(
         options.out,
-        "python benchmarks/training_speed.py",
+        shlex.join(["python", "benchmarks/training_speed.py", *sys.argv[1:]]),
         encoder=options.encoder,
         size=options.size,
         episodes_per_step=episodes,
