@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +30,8 @@ _AT_LEAST_1 = (
     *("steps", "validate_every", "validation_episodes", "validation_shots", "checkpoint_every"),
     "nan_limit",
 )
+_AT_LEAST_0 = ("warmup", "weight_decay", "threads", "workers", "patience")
+_POSITIVE = ("learning_rate", "gradient_clip")
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,7 @@ class TrainConfig:
                 raise UsageError(
                     f"unknown {name} {getattr(self, name)!r}: choose {', '.join(choices)}"
                 )
-        for name in _AT_LEAST_1:
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_numbers(self, _AT_LEAST_1, _AT_LEAST_0, _POSITIVE)
         if not 0 <= self.augment <= 1:
             raise UsageError(f"augment must be in [0, 1], got {self.augment}")
         self._check_episodes()
@@ -197,6 +197,27 @@ class TrainConfig:
             UsageError: the file is missing, no YAML, or has settings that cannot be meant.
         """
         return read_recipe(cls, path)
+
+
+def check_numbers(
+    config: object, at_least_1: Sequence[str], at_least_0: Sequence[str], positive: Sequence[str]
+) -> None:
+    """Check settings by name; None is no number.
+
+    Raises:
+        UsageError: one is too small, or no number; the message names it.
+    """
+    for name in (*at_least_1, *at_least_0, *positive):
+        value = getattr(config, name)
+        if value is None:
+            continue
+        if not isinstance(value, (int, float)):  # YAML reads 1e-3 as text, and 1.0e-3 as a number
+            raise UsageError(f"{name} must be a number, such as 0.001, got {value!r}")
+        if name in positive and not value > 0:
+            raise UsageError(f"{name} must be greater than 0, got {value}")
+        least = int(name in at_least_1)
+        if value < least:
+            raise UsageError(f"{name} must be at least {least}, got {value}")
 
 
 def read_recipe(kind: type[T], path: Path) -> T:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fsdino.errors import UsageError
 from fsdino.models.config import ModelConfig
-from fsdino.training.config import AUTO, DTYPES, read_recipe
+from fsdino.training.config import AUTO, DTYPES, check_numbers, read_recipe
 from fsdino.training.teacher import ARCHITECTURES
 
 # Settings that decide no number, or only its rounding: they may differ on resume.
@@ -21,6 +21,8 @@ _AT_LEAST_1 = (
     *("batch_size", "teacher_batch", "validate_every", "checkpoint_every", "nan_limit"),
     "images_per_pass",
 )
+_AT_LEAST_0 = ("warmup", "weight_decay", "threads", "workers")
+_POSITIVE = ("learning_rate", "gradient_clip")
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,7 @@ class DistillConfig:
                 raise UsageError(
                     f"unknown {name} {getattr(self, name)!r}: choose {', '.join(known)}"
                 )
-        for name in _AT_LEAST_1:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1, got {value}")
+        check_numbers(self, _AT_LEAST_1, _AT_LEAST_0, _POSITIVE)
         if not self.image_sizes or min(self.image_sizes) < 1:
             raise UsageError(f"image_sizes must be sides in pixels, got {self.image_sizes}")
         if len(self.epochs) not in (1, len(self.image_sizes)) or min(self.epochs) < 1:

@@ -19,7 +19,8 @@ from training_work import CONFIG
         ("model: [", "cannot be read"),
         ("steps: 3", "expected settings with a `model` section"),
         ("model: {}\nstep: 3", "unknown settings step"),
-        ("model: {}\nsteps: many", "recipe .*recipe.yaml: "),
+        ("model: {}\nsteps: many", "recipe .*recipe.yaml: steps must be a number.*'many'"),
+        ("model: {}\nlearning_rate: 1e-3", "learning_rate must be a number, such as 0.001"),
         ("model: {variant: huge}", "recipe .*recipe.yaml: .*unknown variant 'huge'"),
     ],
 )
@@ -38,6 +39,10 @@ def test_bad_recipes(tmp_path: Path, text: str, message: str) -> None:
     [
         ({"steps": 0}, "steps must be at least 1"),
         ({"nan_limit": 0}, "nan_limit must be at least 1"),
+        ({"workers": -1}, "workers must be at least 0, got -1"),
+        ({"learning_rate": 0}, "learning_rate must be greater than 0, got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be greater than 0, got nan"),
+        ({"learning_rate": "1e-3"}, "learning_rate must be a number, such as 0.001, got '1e-3'"),
         ({"shots": ()}, "shots must be numbers of at least 1"),
         ({"augment": 1.5}, r"augment must be in \[0, 1\]"),
         ({"images_per_step": 3}, "images_per_step must be greater than the largest of shots"),

@@ -361,6 +361,8 @@ def test_resuming_with_something_else_is_refused(place: Path, tmp_path: Path) ->
         ({"epochs": (1, 2)}, "epochs must be one number .* or one for each of the 3 image_sizes"),
         ({"epochs": (0,)}, "epochs must be one number of at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"workers": -1}, "workers must be at least 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be greater than 0"),
         ({"teacher": "vit_x"}, "unknown teacher 'vit_x': choose auto, vit_b"),
         ({"dtype": "float16"}, "unknown dtype 'float16'"),
         ({"model": tiny_config(width=32)}, "has 16 channels, the model's width is 32"),
