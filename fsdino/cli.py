@@ -52,6 +52,8 @@ Json = Annotated[bool, tyro.conf.arg(name="json", help_behavior_hint="")]
 Integer = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
+Integers = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="")]
 Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -222,7 +224,10 @@ class Segment:
 
 
 Part = Literal["pcs", "svp", "4d", "ce"]
-Learning = Literal["trained", "frozen"]
+Learning = Annotated[
+    Literal["trained", "frozen"] | None,
+    tyro.conf.arg(metavar="trained|frozen", help_behavior_hint=""),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,19 +249,21 @@ class Train:
     """Continue the run in that folder."""
     data: Name = None
     """Data set whose base classes are trained on; see `fsdino data check`."""
-    root: File = None
+    root: Folder = None
     """Folder of the data set."""
-    splits: File = None
+    splits: Folder = None
     """Folder of HSNet's split lists; default: lists derived from the annotations."""
     fold: Integer = None
     """Fold that is held out of training."""
     variant: Name = None
     """full, comp (no 4D correlation), comp_frozen (comp, with a frozen decoder) or hsnet."""
-    without: tuple[Part, ...] = ()
+    without: Annotated[
+        tuple[Part, ...], tyro.conf.arg(metavar="pcs|svp|4d|ce ...", help_behavior_hint="")
+    ] = ()
     """Parts of the prompt generator to leave out."""
-    adapter: Learning | None = None
+    adapter: Learning = None
     """Whether the adapter learns."""
-    decoder: Learning | None = None
+    decoder: Learning = None
     """Whether the decoder learns."""
     encoder_from: Name = None
     """Name or folder of a model whose encoder is taken."""
@@ -272,7 +279,7 @@ class Train:
     """Distinct images in a step, of all processes together."""
     episodes_per_batch: Name = None
     """Episodes of one pass, whose gradients add up; auto takes what fits into memory."""
-    shots: tuple[int, ...] = ()
+    shots: Integers = ()
     """K of each step is drawn from these."""
     learning_rate: Number = None
     """Peak learning rate."""
@@ -282,7 +289,7 @@ class Train:
     """auto (a GPU for each process where there is one) or cpu."""
     dtype: Name = None
     """Of the trained part: float32, or bfloat16 under autocast."""
-    feature_cache: File = None
+    feature_cache: Folder = None
     """Folder that keeps a frozen encoder's features."""
     workers: Integer = None
     """Processes that prepare episodes."""
@@ -415,11 +422,9 @@ class Distill:
     """How much of the images, by a stable hash of their names; default: 100."""
     held_out: Number = None
     """Share of those that both numbers are measured on; default: 0.01."""
-    image_sizes: Annotated[
-        tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="")
-    ] = ()
+    image_sizes: Integers = ()
     """Sides in pixels, stage after stage; default: 126 252 518."""
-    epochs: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="")] = ()
+    epochs: Integers = ()
     """Of each stage, or one number for all; default: 2."""
     batch_size: Integer = None
     """Images of a step, of all processes together; default: 32."""
@@ -429,7 +434,7 @@ class Distill:
     """Peak learning rate; default: 0.001."""
     warmup: Integer = None
     """Steps until it is reached; default: 500."""
-    cache: File = None
+    cache: Folder = None
     """Folder for embeddings that runs share; default: in --out."""
     no_cache: Flag = False
     """Compute embeddings on the fly, again in each epoch."""
@@ -557,7 +562,7 @@ class DataCheck:
     """pascal5i, pascal5i-leak-safe, coco20i, fss1000, davis17 or folder."""
     root: Path
     """Its folder."""
-    splits: File = None
+    splits: Folder = None
     """Folder of HSNet's split lists; default: lists derived from the annotations."""
     as_json: Json = False
     """Print everything as one JSON object."""
@@ -630,9 +635,9 @@ class Evaluate:
     """Name, folder or hub id of a model."""
     data: str = "procedural"
     """pascal5i, coco20i, fss1000, davis17, folder, procedural or pascal5i-leak-safe."""
-    root: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    root: Folder = None
     """The data set's folder."""
-    splits: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    splits: Folder = None
     """Folder of HSNet's lists; without, lists are derived from the annotations."""
     fold: Integer = None
     """Fold whose classes are novel; default: 0, of the procedural set 3."""
