@@ -147,7 +147,6 @@ def load_adapter(model: FSDINO, path: str | os.PathLike[str]) -> None:
     if model.adapter is None:
         raise UsageError("variant 'training_free' has no adapter: choose full, comp or comp_frozen")
     state, metadata = read_state_dict(path), read_metadata(path)
-    load_exactly(model.adapter, state, path)
     found = {
         "encoder": weights_hash(model.encoder.state_dict()),
         "adapter_layer": str(model.encoder.shallow_layer),
@@ -158,6 +157,7 @@ def load_adapter(model: FSDINO, path: str | os.PathLike[str]) -> None:
                 f"weights {path} were distilled on another {key} ({metadata[key]}, this model's is "
                 f"{value}): load the encoder that they belong to first, or distil again"
             )
+    load_exactly(model.adapter, state, path)
     logger.info("adapter weights from %s", path)
 
 
