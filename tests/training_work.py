@@ -50,6 +50,7 @@ CONFIG = TrainConfig(
     train_adapter=True,
     prototype_weight=0.5,
     class_weight=0.5,
+    contrast_weight=0.5,
     workers=0,
     threads=1,
     validate_every=3,
@@ -63,6 +64,7 @@ FROZEN = dataclasses.replace(
     train_adapter=False,
     prototype_weight=0.0,
     class_weight=0.0,
+    contrast_weight=0.0,
     augment=0.0,
 )
 # Two or more episodes in each step, for two processes.

@@ -89,6 +89,7 @@ class Trainer:
             classifier,
             config.prototype_weight,
             config.class_weight,
+            config.contrast_weight,
             getattr(torch, config.dtype),
         )
         self.wrapped = self.team.wrap(self.objective)
@@ -363,6 +364,8 @@ class Trainer:
 
 def _build(config: TrainConfig) -> Segmenter:
     """The model with the weights that a run starts from."""
+    if config.start_from is not None:
+        return _continued(config, config.start_from)
     encoder = zoo.load(config.encoder_from).encoder if config.encoder_from else None
     model = zoo.build(config.model, encoder)
     if config.encoder_weights is not None:
@@ -376,6 +379,22 @@ def _build(config: TrainConfig) -> Segmenter:
         if not isinstance(model, FSDINO):
             raise UsageError(f"variant {config.model.variant!r} has no part that {path} is for")
         load(model, path)
+    return _set_trainable(model, config)
+
+
+def _continued(config: TrainConfig, name: str) -> Segmenter:
+    model = zoo.load(name)
+    found, asked = model.config.to_dict(), config.model.to_dict()
+    other = [key for key in asked if found.get(key) != asked[key]]
+    if other:
+        raise UsageError(
+            f"start_from: {name} was built with another {other[0]}, {found.get(other[0])!r} and "
+            f"not {asked[other[0]]!r}: give its own model section"
+        )
+    return _set_trainable(model, config)
+
+
+def _set_trainable(model: Segmenter, config: TrainConfig) -> Segmenter:
     model.set_trainable(
         encoder=config.train_encoder,
         adapter=config.train_adapter,

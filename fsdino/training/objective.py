@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fsdino.models.encoder import Features
 from fsdino.models.segmenter import Segmenter, pool_supports
 from fsdino.models.training_free import prototype_score
-from fsdino.training.losses import TokenClassifier, mask_loss, prototype_loss
+from fsdino.training.losses import TokenClassifier, contrast_loss, mask_loss, prototype_loss
 
 
 class Objective(nn.Module):
@@ -18,7 +18,7 @@ class Objective(nn.Module):
     Args:
         model: what is trained.
         classifier: also trained, for `class_weight`.
-        prototype_weight, class_weight: see `TrainConfig`.
+        prototype_weight, class_weight, contrast_weight: see `TrainConfig`.
         dtype: of the trained part, under autocast where it is not float32.
     """
 
@@ -28,11 +28,13 @@ class Objective(nn.Module):
         classifier: TokenClassifier | None,
         prototype_weight: float,
         class_weight: float,
+        contrast_weight: float,
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
         self.model, self.classifier = model, classifier
         self.prototype_weight, self.class_weight = prototype_weight, class_weight
+        self.contrast_weight = contrast_weight
         self.dtype = dtype
 
     def forward(
@@ -62,6 +64,8 @@ class Objective(nn.Module):
         if self.classifier is not None:
             class_ids = class_ids.repeat_interleave(shots + 1)
             loss = loss + self.class_weight * self.classifier(query.last, masks, class_ids)
+        if self.contrast_weight:
+            loss = loss + self.contrast_weight * contrast_loss(query.last, masks, shots)
         return loss
 
 

@@ -32,7 +32,9 @@ def test_every_image_of_an_episode_is_the_query_once(monkeypatch: pytest.MonkeyP
         objective, "mask_loss", lambda logits, masks: seen.update(truth=masks) or logits.sum()
     )
     model = objective.Segmenter.__subclasses__()[0](MODEL).eval()
-    Objective(model, None, 0.0, 0.0, torch.float32)(images, masks.flatten(0, 1), 2, batch.class_ids)
+    Objective(model, None, 0.0, 0.0, 0.0, torch.float32)(
+        images, masks.flatten(0, 1), 2, batch.class_ids
+    )
     assert torch.equal(seen["truth"], masks.flatten(0, 1))
     expected = [masks[e, k] for e in range(2) for k in (1, 2, 2, 0, 0, 1)]
     assert torch.equal(seen["support_masks"], torch.stack(expected))
