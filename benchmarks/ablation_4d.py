@@ -21,9 +21,11 @@ from record import write_record
 import fsdino
 from fsdino.data import procedural
 from fsdino.data.procedural import ProceduralEpisodes
-from fsdino.evaluation.evaluate import evaluate, predictor
+from fsdino.evaluation.evaluate import Settings, evaluate
+from fsdino.evaluation.predictors import predictor
 from fsdino.images import atomic_write
-from fsdino.training.meta import TrainConfig, Trainer
+from fsdino.training.config import TrainConfig
+from fsdino.training.meta import Trainer
 
 RECIPE = Path(fsdino.__file__).parent / "recipes" / "fsdino-tiny.yaml"
 EPISODES = 480  # twenty rounds of the 24 held-out classes
@@ -55,7 +57,7 @@ def run(config: TrainConfig, folder: Path) -> dict[str, float]:
     model = trainer.fit()
     seconds = (time.process_time() - began) * config.steps / max(config.steps - trainer.start, 1)
     episodes = ProceduralEpisodes(config.fold, "val", episodes=EPISODES)
-    miou = evaluate(predictor(model), episodes, size=config.model.image_size).miou
+    miou = evaluate(predictor(model), episodes, Settings(config.model.image_size)).miou
     row = {"steps": config.steps, "seconds": round(seconds, 1), "miou": round(miou, 2)}
     with atomic_write(done) as temporary:
         Path(temporary).write_text(json.dumps(row))

@@ -1,14 +1,13 @@
 """Few-shot segmentation of real photographs: `python benchmarks/photographs.py`.
 
 Segments the query of every pair in tests/photographs and prints its IoU with the hand-made mask,
-beside "everything is foreground" and beside the training-free matcher on the same encoder. Writes a
-JSON file.
+beside "everything is foreground" and beside the training-free matchers on the same encoder. Writes
+a JSON file.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -16,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 import fsdino
-from fsdino.models.fsdino import FSDINO
+from fsdino.models import zoo
+from fsdino.models.config import MATCHERS
+from fsdino.models.segmenter import Segmenter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -32,7 +33,7 @@ def iou(prediction: Mask, truth: Mask) -> float:
     return 100 * float((prediction & truth).sum() / (prediction | truth).sum())
 
 
-def segment(model: FSDINO, pair: Pair, tiles: bool) -> Mask:
+def segment(model: Segmenter, pair: Pair, tiles: bool) -> Mask:
     """The query's mask, at the query's size."""
     support = model.encode_support(
         [s.image for s in pair.supports], [s.mask for s in pair.supports]
@@ -49,12 +50,11 @@ def main() -> None:
     )
     options = parser.parse_args()
     model = fsdino.load(options.model)
-    free = FSDINO(
-        dataclasses.replace(model.config, variant="training_free"), encoder=model.encoder
-    ).eval()
+    free = {matcher: zoo.training_free(model, matcher) for matcher in MATCHERS}
     rows = []
     print(
-        f"{'IoU in percent':22} {'model':>7} {'tiles':>7} {'training-free':>14} {'everything':>11}"
+        f"{'IoU in percent':22} {'model':>7} {'tiles':>7} {'prototypes':>11} {'matches':>8} "
+        f"{'everything':>11}"
     )
     for pair in load_pairs():
         truth = pair.query.mask
@@ -62,11 +62,12 @@ def main() -> None:
             "pair": pair.name,
             "model": iou(segment(model, pair, tiles=False), truth),
             "model_tiles": iou(segment(model, pair, tiles=True), truth),
-            "training_free": iou(segment(free, pair, tiles=False), truth),
+            "prototypes": iou(segment(free["prototype"], pair, tiles=False), truth),
+            "correspondences": iou(segment(free["correspondence"], pair, tiles=False), truth),
             "all_foreground": iou(np.ones_like(truth), truth),
         }
         name, *numbers = row.values()
-        print("{:22} {:7.1f} {:7.1f} {:14.1f} {:11.1f}".format(name, *numbers))
+        print("{:22} {:7.1f} {:7.1f} {:11.1f} {:8.1f} {:11.1f}".format(name, *numbers))
         rows.append({k: v if isinstance(v, str) else round(v, 1) for k, v in row.items()})
     write_record(
         options.out,

@@ -8,7 +8,6 @@ once. Prints a table and writes a JSON file.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -19,45 +18,42 @@ from record import write_record
 
 import fsdino
 from fsdino.data import procedural
-from fsdino.data.episodes import Batch, collate
+from fsdino.data.episodes import collate
 from fsdino.data.procedural import ProceduralEpisodes
-from fsdino.evaluation.evaluate import evaluate, predictor
-from fsdino.evaluation.metrics import IoU
+from fsdino.evaluation.evaluate import Settings, evaluate
+from fsdino.evaluation.metrics import Scores
+from fsdino.evaluation.predictors import predictor
+from fsdino.evaluation.questions import Questions
+from fsdino.models import zoo
 from fsdino.models.config import MATCHERS
-from fsdino.models.fsdino import FSDINO
+from fsdino.models.segmenter import Segmenter
 
 FOLD = 3
 TUNING_EPISODES = 288  # four rounds of the 72 base classes
 SHOTS = (1, 5)
 
 
-def training_free(model: FSDINO, matcher: str, cut: float = 0.0) -> FSDINO:
-    """The same encoder without any other trained part."""
-    config = dataclasses.replace(
-        model.config, variant="training_free", matcher=matcher, match_bias=cut
-    )
-    return FSDINO(config, encoder=model.encoder).eval()
-
-
 @torch.inference_mode()
-def tune(model: FSDINO, size: int) -> tuple[float, float]:
+def tune(model: Segmenter, size: int) -> tuple[float, float]:
     """The cut of a training-free score with the highest 1-shot mIoU on base classes, and that."""
     episodes = ProceduralEpisodes(FOLD, "base_val", seed=1, episodes=TUNING_EPISODES)
     temperature = model.config.match_temperature
     cuts = np.linspace(-0.5, 1.0, 61).tolist()
-    metrics = [IoU(episodes.classes) for _ in cuts]
+    metrics = [Scores(episodes.classes) for _ in cuts]
     for start in range(0, len(episodes), 8):
         batch = collate([episodes[i] for i in range(start, start + 8)], size)
-        score = predictor(model)(batch)[:, 0] * temperature
+        images = (batch.support_images, batch.support_masks, batch.query_images)
+        score = model(*images)[:, 0] * temperature
         for cut, metric in zip(cuts, metrics, strict=True):
             metric.update(score >= cut, batch.query_masks > 0, batch.class_ids)
     best = max(range(len(cuts)), key=lambda i: metrics[i].miou())
     return cuts[best], metrics[best].miou()
 
 
-def everything(batch: Batch) -> torch.Tensor:
+def everything(questions: Questions) -> torch.Tensor:
     """All foreground."""
-    return torch.ones_like(batch.query_masks)[:, None]
+    assert questions.batch is not None
+    return torch.ones_like(questions.batch.query_masks)[:, None]
 
 
 def main() -> None:
@@ -71,11 +67,15 @@ def main() -> None:
     size = model.config.image_size
     methods: list[tuple[str, Any, dict[str, float]]] = [(options.model, predictor(model), {})]
     for matcher in MATCHERS:
-        cut, base = tune(training_free(model, matcher), size)
+        cut, base = tune(zoo.training_free(model, matcher), size)
         tuned = {"cut": cut, "base_miou": round(base, 2)}
         print(f"training-free {matcher}: cut {cut:.3f}, {base:.2f} on base classes")
         methods.append(
-            (f"training-free {matcher}", predictor(training_free(model, matcher, cut)), tuned)
+            (
+                f"training-free {matcher}",
+                predictor(zoo.training_free(model, matcher, cut=cut)),
+                tuned,
+            )
         )
     methods.append(("all foreground", everything, {}))
     rows = []
@@ -84,7 +84,7 @@ def main() -> None:
         episodes = ProceduralEpisodes(FOLD, "val", shots=shots, episodes=options.episodes)
         for name, predict, tuned in methods:
             began = time.perf_counter()
-            result = evaluate(predict, episodes, size=size)
+            result = evaluate(predict, episodes, Settings(size))
             rate = len(episodes) / (time.perf_counter() - began)
             print(f"{name:32} {shots:5} {result.miou:7.2f} {result.fb_iou:7.2f} {rate:11.1f}")
             rows.append(

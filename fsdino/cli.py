@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import tyro
 
@@ -29,19 +29,31 @@ if TYPE_CHECKING:
     import torch
 
     from fsdino.apps.benchmark import Comparison
+    from fsdino.apps.data import Check
     from fsdino.apps.demo import Results
     from fsdino.apps.folder import Outcome, Output
-    from fsdino.models.fsdino import FSDINO
+    from fsdino.evaluation.evaluate import Settings
+    from fsdino.evaluation.record import Difference
+    from fsdino.evaluation.sharding import Processes
+    from fsdino.models.config import ModelConfig
+    from fsdino.models.segmenter import Segmenter
+    from fsdino.training.config import TrainConfig
+    from fsdino.training.distill import Distillation
+    from fsdino.training.distill_config import DistillConfig
+    from fsdino.training.meta import Trainer
 
 logger = logging.getLogger("fsdino.cli")
 
 DEFAULT_MODEL = "fsdino-tiny"
+_VIDEOS = "davis17"
 RECIPES = Path(__file__).resolve().parent / "recipes"
 
 Json = Annotated[bool, tyro.conf.arg(name="json", help_behavior_hint="")]
 Integer = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
+Integers = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="")]
 Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -106,7 +118,8 @@ class Segment:
     Several, each with a name: --support cat=a.jpg a.png --support dog=b.jpg b.png c.jpg c.png
 
     Writes masks/NAME.png (0 and 255, or one label per class), overlays/NAME.jpg and results.jsonl.
-    The same command goes on where it was interrupted.
+    The same command goes on where it was interrupted. With
+    `torchrun --nproc-per-node N -m fsdino segment ...` processes share the queries.
     """
 
     support: Annotated[
@@ -145,6 +158,12 @@ class Segment:
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
+        from fsdino.evaluation import sharding
+
+        with sharding.processes() as processes:
+            return self._run(processes)
+
+    def _run(self, processes: Processes) -> int:
         from fsdino.apps import folder, supports
 
         files = supports.parse(self.support)
@@ -155,7 +174,7 @@ class Segment:
         encoded = {support.name: support.encode(model) for support in files}
         threshold = model.config.threshold if self.threshold is None else self.threshold
         model.segment([], encoded, threshold=threshold)  # checks both before anything is written
-        if self.save_support is not None:
+        if self.save_support is not None and processes.rank == 0:
             encoded[files[0].name].save(self.save_support)
         call = {
             "format": folder.FORMAT,
@@ -165,14 +184,22 @@ class Segment:
             "tiles": self.tiles,
             "dtype": self.dtype,
         }
-        output = folder.Output(self.out, call, overwrite=self.overwrite)
+        overwrite = self.overwrite and processes.rank == 0
+        output = processes.in_turn(lambda: folder.Output(self.out, call, overwrite=overwrite))
         outcome = folder.segment_files(
-            model, encoded, queries, output, threshold=threshold, tiles=self.tiles
+            model,
+            encoded,
+            queries,
+            output,
+            threshold=threshold,
+            tiles=self.tiles,
+            processes=processes,
         )
+        if processes.rank:
+            return 0
         if self.as_json:
-            print(
-                json.dumps({**call, "model_name": self._model_name(), **outcome.to_dict(self.out)})
-            )
+            name = self.encoder or self.model
+            print(json.dumps({**call, "model_name": name, **outcome.to_dict(self.out)}))
         else:
             _print_segments(outcome, output)
         if outcome.failed:
@@ -183,45 +210,35 @@ class Segment:
             )
         return 0
 
-    def _model_name(self) -> str:
-        return self.model if self.encoder is None else self.encoder
+    def _load(self) -> Segmenter:
+        from fsdino.evaluation.sharding import local_device
 
-    def _load(self) -> FSDINO:
-        import torch
+        return _load_model(
+            self.model,
+            self.encoder,
+            self.encoder_weights,
+            self.image_size,
+            local_device(_device(self.device)),
+            self.dtype,
+        )
 
-        from fsdino.models import zoo
-        from fsdino.models.config import ModelConfig
-        from fsdino.models.fsdino import FSDINO
 
-        device, dtype = _device(self.device), getattr(torch, self.dtype)
-        if self.encoder is None:
-            if self.model == DEFAULT_MODEL:
-                logger.info(
-                    "%s was trained on generated drawings; for photographs, pass another --model, "
-                    "or --encoder and --encoder-weights",
-                    DEFAULT_MODEL,
-                )
-            if self.encoder_weights is not None:
-                raise UsageError("--encoder-weights needs --encoder, the name of the architecture")
-            return zoo.load(self.model, device=device, dtype=dtype)
-        if self.encoder_weights is None:
-            raise UsageError("--encoder needs --encoder-weights: random features find nothing")
-        if self.model != DEFAULT_MODEL:
-            raise UsageError("--model and --encoder exclude each other: pass one of them")
-        config = ModelConfig(self.encoder, variant="training_free", image_size=self.image_size)
-        model = FSDINO(config).eval()
-        zoo.load_dinov2(model.encoder, self.encoder_weights)
-        model.fingerprint()  # of the weights as stored: the same for every dtype and device
-        return model.to(device=device, dtype=dtype)
+Part = Literal["pcs", "svp", "4d", "ce"]
+Learning = Annotated[
+    Literal["trained", "frozen"] | None,
+    tyro.conf.arg(metavar="trained|frozen", help_behavior_hint=""),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train a segmenter on episodes.
+    """Train a segmenter on episodes of base classes.
 
-    The run folder keeps the configuration, checkpoints and metrics.jsonl; the result is in its
-    folder model/. An interrupted run goes on with --resume. Options that are not given come from
-    the recipe.
+    The run folder keeps the configuration, checkpoints, metrics.jsonl and TensorBoard's files; the
+    last model is in its folder model/, the best in best/. Ctrl-C writes a checkpoint, and --resume
+    goes on. Options that are not given come from the recipe. With
+    `torchrun --nproc-per-node N -m fsdino train ...` or `accelerate launch -m fsdino train ...`
+    processes share the episodes of each step.
     """
 
     recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")]
@@ -230,53 +247,557 @@ class Train:
     """Folder of the run."""
     resume: Flag = False
     """Continue the run in that folder."""
+    data: Name = None
+    """Data set whose base classes are trained on; see `fsdino data check`."""
+    root: Folder = None
+    """Folder of the data set."""
+    splits: Folder = None
+    """Folder of HSNet's split lists; default: lists derived from the annotations."""
+    fold: Integer = None
+    """Fold that is held out of training."""
+    variant: Name = None
+    """full, comp (no 4D correlation), comp_frozen (comp, with a frozen decoder) or hsnet."""
+    without: Annotated[
+        tuple[Part, ...], tyro.conf.arg(metavar="pcs|svp|4d|ce ...", help_behavior_hint="")
+    ] = ()
+    """Parts of the prompt generator to leave out."""
+    adapter: Learning = None
+    """Whether the adapter learns."""
+    decoder: Learning = None
+    """Whether the decoder learns."""
+    start_from: Name = None
+    """Name or folder of a model that the run goes on from, with all its weights."""
+    encoder_from: Name = None
+    """Name or folder of a model whose encoder is taken."""
+    encoder_weights: File = None
+    """One of Meta's DINOv2 files."""
+    decoder_weights: File = None
+    """An official SAM file."""
+    adapter_weights: File = None
+    """What `fsdino distill` wrote."""
     steps: Integer = None
     """Optimiser steps."""
     images_per_step: Integer = None
-    """Distinct images in a step."""
+    """Distinct images in a step, of all processes together."""
+    episodes_per_batch: Name = None
+    """Episodes of one pass, whose gradients add up; auto takes what fits into memory."""
+    shots: Integers = ()
+    """K of each step is drawn from these."""
     learning_rate: Number = None
     """Peak learning rate."""
-    fold: Integer = None
-    """Fold that is held out of training."""
     seed: Integer = None
     """Of weights, episodes and schedule."""
+    device: Name = None
+    """auto (a GPU for each process where there is one) or cpu."""
+    dtype: Name = None
+    """Of the trained part: float32, or bfloat16 under autocast."""
+    feature_cache: Folder = None
+    """Folder that keeps a frozen encoder's features."""
     workers: Integer = None
     """Processes that prepare episodes."""
     threads: Integer = None
     """CPU threads of the training process."""
+    skip_bad: Flag = False
+    """Take another episode where an image cannot be read, and name it."""
     validate_every: Integer = None
-    """Steps between validations, on base classes."""
+    """Steps between validations."""
     validation_episodes: Integer = None
     """Episodes of one validation."""
+    select_on: Name = None
+    """What the best model is chosen by: base (classes) or novel, which every result then says."""
+    patience: Integer = None
+    """Validations without a better one that end the run; 0 never does."""
     checkpoint_every: Integer = None
     """Steps between checkpoints."""
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        import dataclasses
+        from fsdino.training.meta import Trainer
+        from fsdino.training.team import Team
 
-        from fsdino.apps.progress import Progress
-        from fsdino.training.meta import TrainConfig, Trainer
-
-        config = TrainConfig.from_yaml(_find_recipe(self.recipe))
-        known = {field.name for field in dataclasses.fields(config)}
-        given = {k: v for k, v in vars(self).items() if k in known and v is not None}
-        trainer = Trainer(dataclasses.replace(config, **given), self.out, resume=self.resume)
-        steps = trainer.config.steps
-        _print_parameters(trainer.model)
+        config = self.configure()
+        team = Team(config.device)
+        if not team.is_main:
+            logging.getLogger("fsdino").setLevel(logging.ERROR)
         try:
-            with Progress("train", steps, done=trainer.start, unit="steps") as progress:
-
-                def report(step: int, loss: float, miou: float | None) -> None:
-                    quality = "" if miou is None else f", base mIoU {miou:.1f} %"
-                    progress.advance(note=f"loss {loss:.3f}{quality}")
-
-                trainer.report = report
-                trainer.fit()
+            trainer = Trainer(config, self.out, resume=self.resume, team=team)
+            if team.is_main:
+                _print_parameters(trainer.model)
+            self._fit(trainer)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_kept_run(self.out)) from None
-        print(f"trained model: {self.out / 'model'}")
+        finally:
+            team.close()
+        if team.is_main:
+            print(
+                f"trained model: {self.out / 'model'}; the best by validation: {self.out / 'best'}"
+            )
         return 0
+
+    def configure(self) -> TrainConfig:
+        """The recipe with what the options change."""
+        import dataclasses
+
+        from fsdino.training.config import TrainConfig
+
+        config = TrainConfig.from_yaml(_find_recipe(self.recipe, "train"))
+        known = {field.name for field in dataclasses.fields(config)}
+        given: dict[str, Any] = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in vars(self).items()
+            if name in known and value is not None and value is not False and value != ()
+        }
+        given |= {
+            f"train_{part}": value == "trained"
+            for part, value in (("adapter", self.adapter), ("decoder", self.decoder))
+            if value is not None
+        }
+        if self.episodes_per_batch is not None and self.episodes_per_batch.isdecimal():
+            given["episodes_per_batch"] = int(self.episodes_per_batch)
+        parts = {
+            "pcs": "cosine_prompt", "svp": "visual_prompt", "4d": "correlation_prompt",
+            "ce": "contrastive",
+        }  # fmt: skip
+        changes: dict[str, Any] = {parts[part]: False for part in self.without}
+        if self.variant is not None:
+            changes["variant"] = self.variant
+        given["model"] = dataclasses.replace(config.model, **changes)
+        config = dataclasses.replace(config, **given)
+        _check_start(config)
+        return config
+
+    def _fit(self, trainer: Trainer) -> None:
+        """Train to the end, with progress from the first process."""
+        from fsdino.apps.progress import Progress
+
+        if not trainer.team.is_main:
+            trainer.fit()
+            return
+        config = trainer.config
+        with Progress("train", config.steps, done=trainer.start, unit="steps") as progress:
+
+            def report(step: int, loss: float, miou: float | None) -> None:
+                quality = "" if miou is None else f", {config.select_on} mIoU {miou:.1f} %"
+                progress.advance(note=f"loss {loss:.3f}{quality}")
+
+            trainer.report = report
+            trainer.fit()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill:
+    """Stage 1 of training: teach the adapter what SAM's image encoder sees, from images alone.
+
+    fsdino distill distill-dinov2-b --encoder-weights dinov2_vitb14_pretrain.pth
+    --teacher-checkpoint sam_vit_h_4b8939.pth --images sa-1b/ --out runs/distill
+
+    The teacher's embeddings are computed once and kept (about 2 MB an image; said beforehand). Then
+    the adapter learns, on small images first. `fsdino train --adapter-weights
+    runs/distill/adapter.safetensors` takes the result. Ctrl-C writes a checkpoint, and --resume
+    goes on. Options that are not given come from the recipe, if there is one. With
+    `torchrun --nproc-per-node N -m fsdino distill ...` processes share the images.
+    """
+
+    recipe: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(metavar="[RECIPE]", help_behavior_hint="")
+    ] = ""
+    """A YAML file, or the name of a recipe that ships with fsdino, such as distill-dinov2-b."""
+    out: Path
+    """Folder of the run."""
+    resume: Flag = False
+    """Continue the run in that folder."""
+    images: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="PATH ...", help_behavior_hint="")
+    ] = ()
+    """Folders, .tar shards (SA-1B's, not unpacked), lists of paths (.txt), images."""
+    teacher_checkpoint: File = None
+    """A Segment Anything checkpoint, such as sam_vit_h_4b8939.pth (Apache-2.0)."""
+    teacher: Name = None
+    """vit_b, vit_l or vit_h that it must hold; default: whichever it holds."""
+    model: Name = None
+    """Name or folder of a model: its encoder, and the measures of its adapter."""
+    encoder: Name = None
+    """Instead of --model: a timm ViT such as vit_base_patch14_dinov2.lvd142m."""
+    encoder_weights: File = None
+    """Its weights: one of Meta's dinov2_vit*14*_pretrain.pth (Apache-2.0)."""
+    percent: Number = None
+    """How much of the images, by a stable hash of their names; default: 100."""
+    held_out: Number = None
+    """Share of those that both numbers are measured on; default: 0.01."""
+    image_sizes: Integers = ()
+    """Sides in pixels, stage after stage; default: 126 252 518."""
+    epochs: Integers = ()
+    """Of each stage, or one number for all; default: 2."""
+    batch_size: Integer = None
+    """Images of a step, of all processes together; default: 32."""
+    images_per_pass: Integer = None
+    """Images of one pass, whose gradients add up; default: all at once."""
+    learning_rate: Number = None
+    """Peak learning rate; default: 0.001."""
+    warmup: Integer = None
+    """Steps until it is reached; default: 500."""
+    cache: Folder = None
+    """Folder for embeddings that runs share; default: in --out."""
+    no_cache: Flag = False
+    """Compute embeddings on the fly, again in each epoch."""
+    seed: Integer = None
+    """Of weights and order."""
+    device: Name = None
+    """auto (a GPU for each process where there is one) or cpu."""
+    dtype: Name = None
+    """Of the adapter: float32, or bfloat16 under autocast."""
+    workers: Integer = None
+    """Processes that read images."""
+    threads: Integer = None
+    """CPU threads of the training process."""
+    validate_every: Integer = None
+    """Steps between measurements on held-out images."""
+    checkpoint_every: Integer = None
+    """Steps between checkpoints."""
+    as_json: Json = False
+    """Print the result as one JSON object."""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        from fsdino.training.distill import Distillation
+        from fsdino.training.team import Team
+
+        config = self.configure()
+        team = Team(config.device)
+        if not team.is_main:
+            logging.getLogger("fsdino").setLevel(logging.ERROR)
+        try:
+            distillation = Distillation(config, self.out, resume=self.resume, team=team)
+            self._prepare(distillation)
+            result = self._fit(distillation)
+        finally:
+            team.close()
+        if team.is_main and self.as_json:
+            print(json.dumps(result))
+        elif team.is_main:
+            _print_distillation(result)
+        return 0
+
+    def configure(self) -> DistillConfig:
+        """The recipe, or a new configuration, with what the options change."""
+        import dataclasses
+
+        from fsdino.training.distill_config import DistillConfig
+
+        if self.recipe:
+            config = DistillConfig.from_yaml(_find_recipe(self.recipe, "distill"))
+            if self.model is not None or self.encoder is not None:
+                raise UsageError("the recipe says which model: leave out --model and --encoder")
+        else:
+            config = DistillConfig(self._model(), encoder_from=self.model)
+        known = {field.name for field in dataclasses.fields(config)} - {"model"}
+        given: dict[str, Any] = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in vars(self).items()
+            if name in known and value is not None and value != ()
+        }
+        if self.no_cache:
+            given["use_cache"] = False
+        config = dataclasses.replace(config, **given)
+        if not config.images:
+            raise UsageError("no images: pass --images, folders or .tar shards")
+        if not config.teacher_checkpoint:
+            raise UsageError("no teacher: pass --teacher-checkpoint, such as sam_vit_h_4b8939.pth")
+        if _knows_nothing(config):
+            raise UsageError("the encoder has random weights: pass --encoder-weights")
+        return config
+
+    def _model(self) -> ModelConfig:
+        from fsdino.models import zoo
+        from fsdino.models.config import ModelConfig
+
+        if (self.model is None) == (self.encoder is None):
+            raise UsageError("pass a recipe, --model, or --encoder with --encoder-weights")
+        return ModelConfig(self.encoder) if self.encoder else zoo.load(str(self.model)).config
+
+    def _prepare(self, distillation: Distillation) -> None:
+        from fsdino.apps.progress import Progress
+
+        count = distillation.images_to_embed()
+        if not count or not distillation.team.is_main:
+            distillation.prepare()
+            return
+        try:
+            with Progress("teacher's embeddings", count) as progress:
+                distillation.prepare(progress.advance)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"embeddings are kept for {self.out}; the same command with --resume goes on"
+            ) from None
+
+    def _fit(self, distillation: Distillation) -> dict[str, Any]:
+        """Learn to the end, with progress from the first process."""
+        from fsdino.apps.progress import Progress
+
+        try:
+            if not distillation.team.is_main:
+                return distillation.fit()
+            start, steps = distillation.start, distillation.steps
+            with Progress("distill", steps, done=start, unit="steps") as progress:
+
+                def report(step: int, loss: float, cosine: float | None) -> None:
+                    quality = "" if cosine is None else f", held-out cosine {cosine:.3f}"
+                    progress.advance(note=f"MSE {loss:.4f}{quality}")
+
+                return distillation.fit(report)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_kept_run(self.out)) from None
+
+
+DatasetName = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCheck:
+    """Look a data set over: what is there, what is missing and where to get it, what is damaged.
+
+    Reads every file, and counts the images of each fold and class. Exit code 1 when something that
+    evaluation needs is missing or damaged.
+    """
+
+    dataset: DatasetName
+    """pascal5i, pascal5i-leak-safe, coco20i, fss1000, davis17 or folder."""
+    root: Path
+    """Its folder."""
+    splits: Folder = None
+    """Folder of HSNet's split lists; default: lists derived from the annotations."""
+    as_json: Json = False
+    """Print everything as one JSON object."""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        from fsdino.apps import data
+
+        found = data.check(self.dataset, self.root, self.splits)
+        if self.as_json:
+            print(json.dumps(found.to_dict()))
+        else:
+            _print_check(found)
+        if not found.passed:
+            raise DataError(f"{self.dataset} is not complete: {found.summary()}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPrepare:
+    """Make a data set's masks and lists once, where they are not part of it.
+
+    Rasterises COCO's masks (needs the extra fsdino[train]) and derives split lists. The same
+    command goes on where it was interrupted.
+    """
+
+    dataset: DatasetName
+    """pascal5i, coco20i, fss1000, davis17 or folder."""
+    root: Path
+    """Its folder."""
+    out: File = None
+    """Folder for the results, to pass as --splits later; default: a cache that is found by itself,
+    below ~/.cache/fsdino or FSDINO_CACHE."""
+    as_json: Json = False
+    """Print what was made as one JSON object."""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        from fsdino.apps import data
+
+        made = data.prepare(self.dataset, self.root, self.out)
+        if self.as_json:
+            print(json.dumps({title: str(path) for title, path in made.items()}))
+        elif made:
+            _print_table(["", ""], [[key, str(path)] for key, path in made.items()], numbers=False)
+        else:
+            print(f"{self.dataset} is read as it is: nothing to prepare")
+        return 0
+
+
+DataCommand = (
+    Annotated[DataCheck, tyro.conf.subcommand("check")]
+    | Annotated[DataPrepare, tyro.conf.subcommand("prepare")]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Score a model on a benchmark, or compare two results.
+
+    Every number carries its protocol: hsnet (HSNet's published episodes, K shots by vote), joint
+    (the same episodes, one pass with K supports), with -original (scored at the images' own sizes)
+    and -seeded (other seeds or numbers of episodes). Interrupted runs go on where they stopped.
+    With `torchrun --nproc-per-node N -m fsdino evaluate ...` processes share the work.
+    """
+
+    model: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(metavar="[MODEL]", help_behavior_hint="")
+    ] = DEFAULT_MODEL
+    """Name, folder or hub id of a model."""
+    data: str = "procedural"
+    """pascal5i, coco20i, fss1000, davis17, folder, procedural or pascal5i-leak-safe."""
+    root: Folder = None
+    """The data set's folder."""
+    splits: Folder = None
+    """Folder of HSNet's lists; without, lists are derived from the annotations."""
+    fold: Integer = None
+    """Fold whose classes are novel; default: 0, of the procedural set 3."""
+    shots: int = 1
+    """Supports per episode."""
+    protocol: str = "joint"
+    """How it is scored; see above."""
+    fusion: Annotated[Literal["joint", "vote"] | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Turns the protocol into its sibling with that fusion of K shots."""
+    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="")] = ()
+    """Seeds of the draws; the protocol becomes its -seeded sibling."""
+    episodes: Integer = None
+    """Episodes of each seed; the protocol becomes its -seeded sibling."""
+    out: File = None
+    """result.json to write; the rows of its episodes are kept beside it."""
+    overwrite: Flag = False
+    """Start anew where the result of another call is."""
+    save_pictures: int = 0
+    """Draw so many of the best and of the worst episodes, beside the result."""
+    skip_bad: Flag = False
+    """Go on where a file cannot be used; such episodes are counted and named."""
+    compare: Annotated[
+        tuple[Path, Path] | None, tyro.conf.arg(metavar="A B", help_behavior_hint="")
+    ] = None
+    """Two results on the same episodes: print their differences, and evaluate nothing."""
+    matcher: Annotated[
+        Literal["correspondence", "prototype"] | None, tyro.conf.arg(help_behavior_hint="")
+    ] = None
+    """The model's encoder alone: 4D matching or prototypes, training-free."""
+    encoder: Name = None
+    """Instead of a model: a timm DINOv2 or DINOv3 ViT, training-free."""
+    encoder_weights: File = None
+    """Its weights: one of Meta's dinov2_vit*14*_pretrain.pth, or a file in timm's names."""
+    memory: int = 0
+    """Of davis17: so many of the last frames join the first one as supports."""
+    image_size: Integer = None
+    """Side in pixels that images are stretched to; default: the model's, with --encoder 518."""
+    threshold: Number = None
+    """Probability from which a pixel belongs to a mask; default: the model's own."""
+    batch_size: int = 8
+    """Episodes in a forward pass."""
+    workers: Integer = None
+    """Processes that read ahead; default: by the number of cores."""
+    device: str = "auto"
+    """cpu, cuda or cuda:N; auto takes a GPU where there is one."""
+    dtype: Dtype = "float32"
+    """Other types run under autocast."""
+    as_json: Json = False
+    """Print the result as one JSON object."""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        if self.compare is not None:
+            return self._compare(*self.compare)
+        self._check_options()
+        from fsdino.evaluation import sharding
+
+        with sharding.processes() as processes:
+            result = self._evaluate(processes)
+            if processes.rank == 0:
+                if self.as_json:
+                    print(json.dumps(result))
+                elif self.data == _VIDEOS:
+                    _print_videos(result, self.out)
+                else:
+                    _print_result(result, self.out)
+        return 0
+
+    def _check_options(self) -> None:
+        """Refuse options that would be without effect: a result must not seem to follow them."""
+        episodic = {
+            "--shots": self.shots != 1, "--seeds": bool(self.seeds),
+            "--fold": self.fold is not None,
+            "--episodes": self.episodes is not None, "--protocol": self.protocol != "joint",
+            "--fusion": self.fusion is not None, "--splits": self.splits is not None,
+            "--save-pictures": self.save_pictures > 0, "--skip-bad": self.skip_bad,
+            "--image-size": self.image_size is not None and self.encoder is None,
+        }  # fmt: skip
+        videos = self.data == _VIDEOS
+        given = [option for option, used in episodic.items() if used] if videos else []
+        if self.memory and not videos:
+            given = ["--memory"]
+        if given:
+            raise UsageError(f"--data {self.data} does not take {', '.join(given)}: leave it out")
+
+    def _compare(self, first: Path, second: Path) -> int:
+        from fsdino.evaluation import record
+
+        lines = record.compare(first, second)
+        if self.as_json:
+            print(json.dumps([line.to_dict() for line in lines]))
+        else:
+            _print_differences(lines, (first, second))
+        return 0
+
+    def _evaluate(self, processes: Processes) -> dict[str, Any]:
+        import torch
+
+        from fsdino.apps import evaluation
+        from fsdino.evaluation import protocols, sharding
+        from fsdino.evaluation.evaluate import Settings
+        from fsdino.models import zoo
+
+        seeded = bool(self.seeds) or self.episodes is not None
+        protocol = protocols.find(self.protocol, fusion=self.fusion, seeded=seeded)
+        seeds = self.seeds or (0,)
+        request = evaluation.Request(
+            self.data, self.root, self.splits, self.fold, self.shots, seeds, self.episodes
+        )
+        device = sharding.local_device(_device(self.device))
+        model = _load_model(
+            self.model, self.encoder, self.encoder_weights, self.image_size or 518, device,
+            "float32",
+        )  # fmt: skip
+        if self.matcher is not None:
+            model = zoo.training_free(model, self.matcher)
+        settings = Settings(
+            self.image_size or model.config.image_size,
+            protocol,
+            model.config.threshold if self.threshold is None else self.threshold,
+            self.batch_size,
+            device,
+            getattr(torch, self.dtype),
+            min(sharding.cores() - 1, 4) if self.workers is None else self.workers,
+            self.skip_bad,
+        )
+        name = self.encoder or self.model
+        with sharding.threads(max(sharding.cores() - settings.workers, 1)):
+            if self.data == _VIDEOS:
+                return self._evaluate_videos(model, name, settings, processes)
+            return evaluation.run(
+                model,
+                name,
+                request,
+                settings,
+                out=self.out,
+                overwrite=self.overwrite,
+                pictures=self.save_pictures,
+                processes=processes,
+            )
+
+    def _evaluate_videos(
+        self, model: Segmenter, name: str, settings: Settings, processes: Processes
+    ) -> dict[str, Any]:
+        from fsdino.apps import evaluation
+
+        if self.out is None:
+            raise UsageError(f"{_VIDEOS} needs --out: masks are written beside the result")
+        return evaluation.run_videos(
+            model,
+            name,
+            self.root,
+            settings,
+            memory=self.memory,
+            out=self.out,
+            overwrite=self.overwrite,
+            processes=processes,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -401,11 +922,23 @@ class Info:
 Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Segment, tyro.conf.subcommand("segment")]
+    | Annotated[Distill, tyro.conf.subcommand("distill")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[
+        DataCommand,
+        tyro.conf.subcommand("data", description="Check and prepare benchmarks on disk."),
+    ]
     | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
     | Annotated[Build, tyro.conf.subcommand("build")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
+
+
+class _Command(Protocol):
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        ...
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -417,7 +950,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fsdino {__version__}")
         return 0
     try:
-        command: Demo | Segment | Train | Benchmark | Build | Info = tyro.cli(
+        command: _Command = tyro.cli(
             Command,
             prog="fsdino",
             description=_DESCRIPTION,
@@ -504,6 +1037,41 @@ def _warnings(shown: bool) -> Iterator[None]:
         yield
 
 
+def _load_model(
+    name: str,
+    encoder: str | None,
+    weights: Path | None,
+    size: int,
+    device: torch.device,
+    dtype: str,
+) -> Segmenter:
+    """The model of --model, or the training-free one of --encoder and --encoder-weights."""
+    import torch
+
+    from fsdino.models import zoo
+    from fsdino.models.config import ModelConfig
+
+    kind = getattr(torch, dtype)
+    if encoder is None:
+        if name == DEFAULT_MODEL:
+            logger.info(
+                "%s was trained on generated drawings; for photographs, pass another --model, "
+                "or --encoder and --encoder-weights",
+                DEFAULT_MODEL,
+            )
+        if weights is not None:
+            raise UsageError("--encoder-weights needs --encoder, the name of the architecture")
+        return zoo.load(name, device=device, dtype=kind)
+    if weights is None:
+        raise UsageError("--encoder needs --encoder-weights: random features find nothing")
+    if name != DEFAULT_MODEL:
+        raise UsageError("--model and --encoder exclude each other: pass one of them")
+    model = zoo.build(ModelConfig(encoder, variant="training_free", image_size=size)).eval()
+    zoo.load_dinov2(model.encoder, weights)
+    model.fingerprint()  # of the weights as stored: the same for every dtype and device
+    return model.to(device=device, dtype=kind)
+
+
 def _device(name: str) -> torch.device:
     import torch
 
@@ -521,10 +1089,44 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _find_recipe(name: str) -> Path:
-    shipped = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+def _check_start(config: TrainConfig) -> None:
+    """Refuse a frozen encoder that knows nothing; a word about such an adapter."""
+    if config.start_from is not None:
+        return
+    if not config.train_encoder and _knows_nothing(config):
+        raise UsageError(
+            "the encoder is frozen and has random weights: pass --encoder-weights or --encoder-from"
+        )
+    has_adapter = config.model.variant != "hsnet"
+    if has_adapter and not config.train_adapter and config.adapter_weights is None:
+        logger.warning(
+            "the adapter is frozen and has random weights: pass --adapter-weights, or --adapter "
+            "trained"
+        )
+
+
+def _knows_nothing(config: TrainConfig | DistillConfig) -> bool:
+    """Whether a run starts from an encoder with random weights."""
+    return (config.encoder_from, config.encoder_weights) == (None, None) and (
+        not config.model.pretrained
+    )
+
+
+def _find_recipe(name: str, command: Literal["train", "distill"]) -> Path:
+    """The file of a recipe: a path, or the name of one that ships for a command."""
+    every = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+    shipped = {
+        stem: path
+        for stem, path in every.items()
+        if stem.startswith("distill-") == (command == "distill")
+    }
     if name in shipped:
         return shipped[name]
+    if name in every:
+        other = "train" if command == "distill" else "distill"
+        raise UsageError(
+            f"recipe {name!r} is for fsdino {other}: pass one of: {', '.join(shipped)}"
+        )
     path = Path(name)
     if path.is_dir():
         raise UsageError(f"recipe {name}: a YAML file is needed, this is a folder")
@@ -605,7 +1207,116 @@ def _print_segments(outcome: Outcome, output: Output) -> None:
     print(f"{len(outcome.rows)} masks and overlays in {output.folder}{again}")
 
 
-def _print_parameters(model: FSDINO) -> None:
+def _print_result(result: Mapping[str, Any], out: Path | None) -> None:
+    """A table on stdout: the metrics, then the classes."""
+    seeds = len(result["miou_by_seed"])
+    episodes = f"{result['episodes']} episodes" + (f" × {seeds} seeds" if seeds > 1 else "")
+    fold = "" if result["fold"] is None else f", fold {result['fold']}"
+    print(
+        f"{result['model']} on {result['dataset']}{fold}, {result['shots']}-shot, protocol "
+        f"{result['protocol']}, {episodes}, {result['lists']} lists"
+    )
+    rows = [["mIoU", f"{result['miou']:.2f}{_plus_minus(result['miou_interval'])}"]]
+    over_seeds = result["miou_interval_over_seeds"]
+    if over_seeds is not None:
+        rows.append(["", f"{_plus_minus(over_seeds)} over seeds"])
+    for key, name in (("fb_iou", "FB-IoU"), ("dice", "Dice"), ("boundary_iou", "boundary IoU")):
+        rows.append([name, f"{result[key]:.2f}"])
+    if result["skipped"]:
+        rows.append(["skipped episodes", str(len(result["skipped"]))])
+    _print_table(["percent, 95 % interval over episodes", ""], rows)
+    training = result["training"] or {}
+    if training.get("selected_on", "base classes") != "base classes":
+        print(f"the model was selected on the {training['selected_on']}")
+    names, values = result["class_names"], result["per_class"]
+    shown = 24
+    if len(values) <= shown:
+        _print_table(["class", "IoU %"], [[names[c], f"{values[c]:.2f}"] for c in values])
+    if out is not None:
+        print(f"{out}: the result; {out.stem}.episodes.jsonl: its episodes")
+
+
+def _print_videos(result: Mapping[str, Any], out: Path | None) -> None:
+    """A table on stdout: J, F and J&F in total and of each sequence."""
+    scores = {"all objects": result, **result["per_sequence"]}
+    _print_table(
+        ["percent", "J&F", "J", "F"],
+        [[n, *(f"{s[k]:.2f}" for k in ("j_and_f", "j", "f"))] for n, s in scores.items()],
+        f"{result['model']} on {result['dataset']}, memory of {result['memory']} frames",
+    )
+    if out is not None:
+        print(f"{out}: the result; {out.with_suffix('') / 'masks'}: the masks")
+
+
+def _print_differences(lines: Sequence[Difference], files: tuple[Path, Path]) -> None:
+    names = [file.stem for file in files]
+    if names[0] == names[1]:
+        names = list(map(str, files))
+    _print_table(
+        ["", *names, "difference"],
+        [
+            [
+                line.name, f"{line.first:.2f}", f"{line.second:.2f}",
+                f"{line.difference:+.2f}{_plus_minus(line.half_width)}",
+            ]
+            for line in lines
+        ],
+        "percent on the same episodes, ± half of the 95 % interval over episodes",
+    )  # fmt: skip
+
+
+def _plus_minus(half_width: float | None) -> str:
+    return "" if half_width is None else f" ± {half_width:.2f}"
+
+
+def _print_check(found: Check) -> None:
+    shown = 20
+    print(f"{found.dataset} in {found.root}")  # no table: addresses are there to be copied
+    for part in found.parts:
+        state = "there" if part.found else "MISSING" if part.needed else "not there"
+        print(f"  {state:9}  {part.path}" + (f" ({part.note})" if part.note else ""))
+        if not part.found:
+            print(f"             get {part.archive}")
+    if found.folds:
+        _print_table(
+            ["fold", "split", "lists", "classes", "images", "not there"],
+            [
+                ["–" if fold.fold is None else str(fold.fold), fold.split,
+                 "derived" if fold.derived else "published", str(len(fold.classes)),
+                 f"{sum(fold.classes.values()):,}", f"{fold.missing:,}"]
+                for fold in found.folds
+            ],
+            "Images in the split lists, once for each class in them",
+        )  # fmt: skip
+    if found.note is not None:
+        print(found.note)
+    for fold in found.folds:
+        if fold.split == "val" and fold.fold is not None:
+            counts = ", ".join(f"{name} {count}" for name, count in fold.classes.items())
+            print(f"fold {fold.fold}: {counts}")
+    for name, reason in list(found.bad.items())[:shown]:
+        print(f"{name}: {reason}")
+    if len(found.bad) > shown:
+        print(f"... and {len(found.bad) - shown} more; --json names all")
+    print(f"{found.read:,} images read with their masks, {len(found.bad):,} cannot be used")
+
+
+def _print_distillation(result: Mapping[str, Any]) -> None:
+    _print_table(
+        ["image size", "steps", "held-out MSE", "held-out cosine"],
+        [
+            [str(stage["image_size"]), f"{stage['steps']:,}",
+             f"{stage['held_out_mse']:.4f}", f"{stage['held_out_cosine']:.4f}"]
+            for stage in result["stages"]
+        ],
+        f"{result['images']:,} images, and {result['held_out']:,} held out, after each stage",
+    )  # fmt: skip
+    if result["unreadable"]:
+        print(f"{len(result['unreadable'])} images could not be read: result.json names them")
+    print(f"adapter: {result['adapter']}; pass it to fsdino train --adapter-weights")
+
+
+def _print_parameters(model: Segmenter) -> None:
     from fsdino.models import zoo
 
     _print_parts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
@@ -29,6 +30,13 @@ def devices() -> dict[str, str]:
         capability = "".join(map(str, torch.cuda.get_device_capability(index)))
         found[f"cuda:{index}"] = f"{torch.cuda.get_device_name(index)} (sm_{capability})"
     return found
+
+
+def cache() -> Path:
+    """What is built once and kept: FSDINO_CACHE, or fsdino/ in the user's cache folder."""
+    if folder := os.environ.get("FSDINO_CACHE"):
+        return Path(os.path.expanduser(folder))
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "fsdino")
 
 
 def _processor() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import contextlib
 import errno
+import io
 import logging
 import os
 import secrets
@@ -100,6 +101,30 @@ def read_image(image: ImageLike, name: str = "image") -> Pixels:
     return _rgb_of_array(source, label)
 
 
+def read_image_bytes(content: bytes, name: str = "image") -> Pixels:
+    """The same for the content of an image file, of an archive's member, say.
+
+    Raises:
+        DataError: corrupt or truncated content, too many pixels or none.
+    """
+    return _rgb(_decode(io.BytesIO(content), name), name)
+
+
+def decode_file(path: str | os.PathLike[str], name: str = "image") -> Image.Image:
+    """An image file as it is stored: its own mode and values, not turned by EXIF data.
+
+    Benchmarks' annotations follow the stored rows and columns, whatever a camera noted. For
+    pictures that people look at, `read_image`.
+
+    Raises:
+        UsageError: a missing path or a folder.
+        DataError: a corrupt or truncated file, too many pixels or none.
+    """
+    label = _label(path, name)
+    with _open_file(os.fsdecode(path), label) as file:
+        return _decode(file, label, upright=False)
+
+
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     """The image files of a folder, by suffix (`IMAGE_SUFFIXES`, in any case), sorted by name.
 
@@ -174,14 +199,14 @@ def _open_file(path: str, label: str) -> BinaryIO:
         raise UsageError(f"{label}: cannot be opened ({reason}); check the path") from error
 
 
-def _decode(source: BinaryIO | Image.Image, label: str) -> Image.Image:
+def _decode(source: BinaryIO | Image.Image, label: str, *, upright: bool = True) -> Image.Image:
     """Read all pixels and turn them upright; whatever a decoder raises is worded."""
     try:
         image = source if isinstance(source, Image.Image) else _open_image(source)
         if 0 in image.size:
             raise DataError(f"{label}: has no pixels ({image.width} × {image.height})")
         image.load()
-        image = _upright(image, label)
+        image = _upright(image, label) if upright else image
         # Gray with premultiplied alpha is the one mode that Pillow turns into few others.
         return image.convert("LA") if image.mode == "La" else image
     except FsdinoError:

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -17,19 +18,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+import tyro
 import yaml
 from PIL import Image
 
+import data_sets
 import fsdino
 import stub_extension
+import tiny_sam
 from fsdino import cli, ops
 from fsdino.apps import build, demo
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmenter
 from fsdino.ops import backends, baseline, native
 from fsdino.ops.baseline import Workload
-from fsdino.training.meta import TrainConfig
+from fsdino.training.config import TrainConfig
+from fsdino.training.distill import ADAPTER_FILE
+from fsdino.training.distill_config import DistillConfig
 from tiny_models import box_mask, picture, tiny_config, tiny_model
 
 MINI = Workload("mini", batch=1, layers=2, grid=7, channels=16, block_channels=(8, 16))
@@ -42,6 +49,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models with different weights, and support files made by each."""
     folder = tmp_path_factory.mktemp("models")
+    tiny_sam.write(folder).rename(folder / "sam.pth")
     for name, seed in (("model", 0), ("other", 1)):
         model = tiny_model(seed)
         model.save_pretrained(folder / name)
@@ -54,7 +62,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workplace(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a support, ten queries, and every kind of bad file, as working folder."""
     monkeypatch.chdir(tmp_path)
-    for link in ("model", "other", "model.safetensors", "other.safetensors"):
+    for link in ("model", "other", "model.safetensors", "other.safetensors", "sam.pth"):
         Path(link).symlink_to(models / link)
     Image.fromarray(picture(50, 60, 1)).save("a.png")
     Image.fromarray(box_mask(50, 60)).save("mask.png")
@@ -96,6 +104,15 @@ def environment() -> dict[str, str]:
     root = str(Path(fsdino.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def distill(*arguments: str) -> list[str]:
+    found = ["distill", "--model", "model", "--device", "cpu", "--workers", "0", "--out", "out"]
+    if "--images" not in arguments:
+        found += ["--images", "queries", "--held-out", "0.2"]
+    if "--teacher-checkpoint" not in arguments:
+        found += ["--teacher-checkpoint", "sam.pth"]
+    return [*found, "--batch-size", "4", "--image-sizes", "28", "70", "--epochs", "1", *arguments]
 
 
 # Bad input: what is prepared, the arguments, the exit code, and what the line must name.
@@ -222,6 +239,46 @@ BAD_INPUT = {
     ),
     "threshold": (nothing, segment("--threshold", "1.5"), 2, ["threshold", "1.5"]),
     "device": (nothing, segment("--device", "cuda:99"), 2, ["cuda:99", "cpu"]),
+    "unknown protocol": (nothing, ["evaluate", "model", "--protocol", "best"], 2, ["'best'"]),
+    "unknown data": (nothing, ["evaluate", "model", "--data", "ade20k"], 2, ["'ade20k'"]),
+    "no root": (nothing, ["evaluate", "model", "--data", "coco20i"], 2, ["--root"]),
+    "fold out of range": (nothing, ["evaluate", "model", "--fold", "9"], 2, ["fold 9"]),
+    "no shots": (nothing, ["evaluate", "model", "--shots", "0"], 2, ["shots 0"]),
+    "an unfit size": (nothing, ["evaluate", "model", "--image-size", "71"], 2, ["71", "14"]),
+    "nothing to compare": (nothing, ["evaluate", "--compare", "a.json", "b.json"], 2, ["a.json"]),
+    "a foreign result": (nothing, ["evaluate", "--compare", "a.png", "a.png"], 1, ["a.png"]),
+    "shots of a video": (
+        nothing, ["evaluate", "--data", "davis17", "--shots", "5"], 2, ["davis17", "--shots"]
+    ),
+    "memory of episodes": (nothing, ["evaluate", "--memory", "2"], 2, ["--memory"]),
+    "videos without out": (nothing, ["evaluate", "model", "--data", "davis17"], 2, ["--out"]),
+    "distill without images": (nothing, distill("--images"), 2, ["--images"]),
+    "distill without a model": (
+        nothing, ["distill", "--out", "out"], 2, ["--model", "--encoder-weights"]
+    ),
+    "distill from missing images": (nothing, distill("--images", "gone"), 2, ["gone", "no such"]),
+    "distill without a teacher": (
+        nothing, ["distill", "--model", "model", "--images", "queries", "--out", "out"], 2,
+        ["--teacher-checkpoint"],
+    ),
+    "a picture as a teacher": (
+        nothing, distill("--teacher-checkpoint", "a.png"), 1, ["a.png", "cannot be read safely"]
+    ),
+    "a size of no patch": (nothing, distill("--image-sizes", "30"), 2, ["14 pixels", "30"]),
+    "no share held out": (nothing, distill("--held-out", "0"), 2, ["held_out", "0"]),
+    "distill on random features": (
+        nothing,
+        ["distill", "distill-dinov2-s", "--images", "queries", "--teacher-checkpoint", "sam.pth",
+         "--out", "out"], 2, ["random weights", "--encoder-weights"],
+    ),
+    "a recipe of the other stage": (
+        nothing, ["train", "distill-dinov2-s", "--out", "out"], 2,
+        ["'distill-dinov2-s'", "fsdino distill", "fsdino-tiny"],
+    ),
+    "a recipe of the first stage": (
+        nothing, ["distill", "dinov2-s-coco20i", "--out", "out"], 2,
+        ["'dinov2-s-coco20i'", "fsdino train", "distill-dinov2-s"],
+    ),
     "unknown recipe": (nothing, ["train", "nope", "--out", "out"], 2, ["'nope'", "YAML"]),
     "unknown workload": (nothing, ["benchmark", "--workloads", "W5"], 2, ["'W5'", "W6"]),
     "unknown model of info": (nothing, ["info", "nope"], 2, ["'nope'"]),
@@ -498,16 +555,303 @@ def test_train_options_are_settings_of_a_run():
     """Every option of `fsdino train` changes the setting of the same name."""
     options = {field.name for field in dataclasses.fields(cli.Train)}
     settings = {field.name for field in dataclasses.fields(TrainConfig)}
-    assert options - {"recipe", "out", "resume"} <= settings
+    of_their_own = {"recipe", "out", "resume", "variant", "without", "adapter", "decoder"}
+    assert options - of_their_own <= settings
+
+
+def test_train_options_switch_parts_and_override(recipe):
+    """Zero is a value, too; parts of the prompts and what learns are chosen by name."""
+    command = cli.Train(
+        recipe=recipe, out=Path("run"), fold=0, seed=0, workers=0, without=("svp", "4d"),
+        adapter="trained", decoder="frozen", variant="comp", shots=(1, 5), images_per_step=12,
+        episodes_per_batch="3", root=Path("data"), skip_bad=True,
+    )  # fmt: skip
+    config = command.configure()
+    assert (config.fold, config.shots, config.episodes_per_batch) == (0, (1, 5), 3)
+    assert (config.root, config.skip_bad, config.steps) == ("data", True, 100)
+    assert config.train_adapter and not config.train_decoder and config.train_encoder
+    model = config.model
+    assert (model.variant, model.visual_prompt, model.correlation_prompt) == ("comp", False, False)
+    assert model.cosine_prompt and model.contrastive
+    unchanged = cli.Train(recipe=recipe, out=Path("run")).configure()
+    assert unchanged == TrainConfig.from_yaml(Path(recipe))
+
+
+def test_training_on_random_features_is_refused(recipe, capsys, caplog):
+    """A run of days on a recipe without the weights that it needs would find nothing."""
+    assert cli.main(["train", "dinov2-b-coco20i", "--root", "data", "--out", "run"]) == 2
+    assert "random weights: pass --encoder-weights" in error_line(capsys)
+    assert not Path("run").exists()
+    command = cli.Train(recipe="dinov2-b-coco20i", out=Path("run"), encoder_weights=Path("b.pth"))
+    assert command.configure().encoder_weights == "b.pth"
+    assert "the adapter is frozen and has random weights" in caplog.text
+    caplog.clear()
+    command = cli.Train(recipe="dinov2-b-coco20i", out=Path("run"), start_from="model")
+    assert command.configure().start_from == "model" and not caplog.text
+
+
+def test_ctrl_c_writes_a_checkpoint_and_says_so(recipe, capsys, monkeypatch):
+    """The signal itself: the step that was going on is kept, though no checkpoint was due."""
+    from fsdino.training import meta
+
+    original = meta.Trainer._step
+
+    def interrupted(self: Any, number: int, step: Any) -> float:
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, number, step)
+
+    monkeypatch.setattr(meta.Trainer, "_step", interrupted)
+    arguments = ["train", recipe, "--out", "run", "--steps", "4"]
+    assert cli.main(arguments) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert "fsdino: stopping after this step; Ctrl-C again stops at once" in lines
+    assert lines[-1] == (
+        "fsdino: interrupted: step 2 is kept in run; the same command with --resume goes on"
+    )
 
 
 def test_shipped_recipes_are_found_by_name_and_can_be_read():
     """`fsdino train NAME` needs no path; `fsdino-tiny` holds out the fold that the demo shows."""
-    names = [path.stem for path in cli.RECIPES.glob("*.yaml")]
-    assert "fsdino-tiny" in names
-    for name in names:
-        TrainConfig.from_yaml(cli._find_recipe(name))
-    assert TrainConfig.from_yaml(cli._find_recipe("fsdino-tiny")).fold == demo.FOLD
+    assert stage_two("fsdino-tiny").fold == demo.FOLD
+    names = {path.stem for path in cli.RECIPES.glob("*.yaml")}
+    sizes = {"s": "small", "b": "base", "l": "large"}
+    benchmarks = {f"dinov2-{size}-{data}" for size in sizes for data in ("pascal5i", "coco20i")}
+    assert names == {"fsdino-tiny", *benchmarks, *(f"distill-dinov2-{size}" for size in sizes)}
+    for size, long in sizes.items():
+        first = stage_one(f"distill-dinov2-{size}")
+        assert first.model.encoder == f"vit_{long}_patch14_dinov2.lvd142m"
+        assert (first.image_sizes, first.teacher, first.percent) == ((126, 252, 518), "vit_h", 1)
+        for data in ("pascal5i", "coco20i"):
+            second = stage_two(f"dinov2-{size}-{data}")
+            assert (second.model, second.data) == (first.model, data)  # it takes that adapter
+
+
+def stage_one(name: str) -> DistillConfig:
+    """A recipe that ships for `fsdino distill`."""
+    return DistillConfig.from_yaml(cli._find_recipe(name, "distill"))
+
+
+def stage_two(name: str) -> TrainConfig:
+    """A recipe that ships for `fsdino train`."""
+    return TrainConfig.from_yaml(cli._find_recipe(name, "train"))
+
+
+def test_commands_in_recipes_are_those_that_run_them():
+    """What the head of a recipe says can be pasted: both stages, with files that fit together."""
+    for name in (path.stem for path in cli.RECIPES.glob("*dinov2-*.yaml")):
+        text = (cli.RECIPES / f"{name}.yaml").read_text()
+        head = " ".join(line[1:].strip(" \\") for line in text.splitlines() if line[:4] == "#   ")
+        distill, *train = head.split("fsdino train ")
+        words = distill.split()
+        first = tyro.cli(cli.Distill, args=words[2:])
+        assert words[:2] == ["fsdino", "distill"] and first.recipe.startswith("distill-")
+        first.configure()
+        assert train or first.recipe == name
+        for arguments in train:
+            second = tyro.cli(cli.Train, args=arguments.split())
+            assert second.recipe == name
+            assert second.adapter_weights == first.out / ADAPTER_FILE
+            assert second.configure().encoder_weights == str(first.encoder_weights)
+
+
+def test_distill_gives_what_train_takes(capsys):
+    """stdout is one JSON object; both stages, one after the other, by commands alone."""
+    assert cli.main(distill("--json", "--percent", "100")) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert [stage["image_size"] for stage in result["stages"]] == [28, 70]
+    assert result["images"] + result["held_out"] == 10
+    for words in ("teacher's embeddings of 10 images: at most", "10/10 images", "held-out cosine"):
+        assert words in captured.err
+    recipe = {"model": tiny_config().to_dict(), "encoder_from": "model", "fold": 3, "workers": 0,
+              "images_per_step": 4, "validation_episodes": 2}  # fmt: skip
+    Path("stage2.yaml").write_text(yaml.safe_dump(recipe))
+    arguments = ["train", "stage2.yaml", "--out", "run", "--steps", "1", "--device", "cpu"]
+    assert cli.main([*arguments, "--adapter-weights", result["adapter"]]) == 0
+    adapter = safetensors.torch.load_file(result["adapter"])
+    trained = fsdino.load("run/model").state_dict()
+    assert all(torch.equal(trained[f"adapter.{name}"], value) for name, value in adapter.items())
+
+
+def test_interrupted_distillation_says_how_to_go_on(capsys, monkeypatch):
+    """Ctrl-C names the step that is kept; --resume ends with the table."""
+    from fsdino.training import distill as module
+
+    original = module.Distillation._step
+
+    def interrupted(self: Any, step: int, pairs: Any) -> float:
+        if step == 3:
+            raise KeyboardInterrupt
+        return original(self, step, pairs)
+
+    arguments = distill("--checkpoint-every", "1", "--no-cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Distillation, "_step", interrupted)
+        assert cli.main(arguments) == 1
+    assert error_line(capsys) == (
+        "fsdino: interrupted: step 3 is kept in out; the same command with --resume goes on"
+    )
+    assert cli.main(arguments) == 2
+    assert "--resume" in error_line(capsys)
+    assert cli.main([*arguments, "--resume"]) == 0
+    captured = capsys.readouterr()
+    assert "resuming out at step 3" in captured.err
+    for word in ("held-out MSE", "held-out cosine", "out/adapter.safetensors"):
+        assert word in captured.out
+
+
+def test_distill_options_are_settings_of_a_run():
+    """Every option of `fsdino distill` changes the setting of the same name."""
+    options = {field.name for field in dataclasses.fields(cli.Distill)}
+    settings = {field.name for field in dataclasses.fields(DistillConfig)}
+    others = {"recipe", "out", "resume", "as_json", "encoder", "no_cache"}
+    assert options - others <= settings
+
+
+def test_distill_from_a_recipe(capsys):
+    """Options change what the recipe says, except for its model."""
+    recipe = {"model": tiny_config().to_dict(), "images": ["queries"], "percent": 50.0,
+              "teacher_checkpoint": "sam.pth", "encoder_from": "model"}  # fmt: skip
+    Path("stage1.yaml").write_text(yaml.safe_dump(recipe))
+    config = cli.Distill(recipe="stage1.yaml", out=Path("out"), percent=25.0, no_cache=True)
+    expected = DistillConfig(
+        tiny_config(), ("queries",), "sam.pth", encoder_from="model", percent=25.0, use_cache=False
+    )
+    assert config.configure() == expected
+    assert cli.main(["distill", "stage1.yaml", "--model", "model", "--out", "out"]) == 2
+    assert "leave out --model" in error_line(capsys)
+
+
+def evaluate(*arguments: str) -> list[str]:
+    return ["evaluate", "model", "--device", "cpu", "--workers", "0", *arguments]
+
+
+def test_evaluate_prints_a_table_and_goes_on(capsys):
+    """Metrics and classes; the same command again does no episode twice and prints the same."""
+    arguments = evaluate("--episodes", "24", "--shots", "2", "--fusion", "vote", "--out", "r.json")
+    assert cli.main(arguments) == 0
+    first = capsys.readouterr()
+    assert "protocol hsnet-seeded, 24 episodes, generated lists" in first.out
+    for word in ("mIoU", "FB-IoU", "Dice", "boundary IoU", "class"):
+        assert word in first.out
+    assert "24/24 episodes" in first.err and "mIoU" in first.err
+    assert cli.main(arguments) == 0
+    again = capsys.readouterr()
+    assert again.out == first.out and "episodes/s" not in again.err
+
+
+def test_evaluate_says_what_the_model_was_selected_on(capsys):
+    """A model that was chosen by the held-out classes is not shown as if it had not been."""
+    model = tiny_model()
+    for chosen in ("base classes", "novel classes of the fold"):
+        model.provenance = {"data": "procedural", "fold": 0, "selected_on": chosen}
+        model.save_pretrained("model")
+        assert cli.main(evaluate("--episodes", "1", "--out", f"{chosen[:4]}.json")) == 0
+        said = "was selected on the novel classes of the fold" in capsys.readouterr().out
+        assert said == (chosen != "base classes")
+        result = json.loads(Path(f"{chosen[:4]}.json").read_text())
+        assert result["training"]["selected_on"] == chosen
+
+
+def test_evaluate_answers_in_json_alone(capsys):
+    """Several seeds in one result; progress and notes go to stderr."""
+    assert cli.main(evaluate("--episodes", "3", "--seeds", "4", "5", "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["seed"], found["episodes"]) == ([4, 5], 3)
+    assert found["protocol"] == "joint-seeded" and found["dataset"] == "procedural"
+
+
+def test_evaluate_baselines(capsys):
+    """The model's encoder alone, by prototypes and by 4D matching: results of other models."""
+    hashes = set()
+    for options in ([], ["--matcher", "prototype"], ["--matcher", "correspondence"]):
+        assert cli.main(evaluate("--episodes", "2", "--json", *options)) == 0
+        found = json.loads(capsys.readouterr().out)
+        hashes.add(found["model_hash"])
+        assert found["variant"] == ("training_free" if options else "full")
+    assert len(hashes) == 3
+
+
+def test_evaluate_any_dinov2_encoder(capsys, monkeypatch):
+    """--encoder and --encoder-weights take the place of a model, as in `segment`."""
+    model = tiny_model(variant="training_free")
+    torch.save(model.encoder.vit.state_dict(), "dinov2.pth")
+    monkeypatch.setattr("fsdino.models.config.ModelConfig", lambda *_, **__: model.config)
+    arguments = ["evaluate", "--encoder", "vit_small_patch14_dinov2", "--workers", "0",
+                 "--encoder-weights", "dinov2.pth", "--image-size", "70", "--episodes", "2",
+                 "--device", "cpu", "--json"]  # fmt: skip
+    assert cli.main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"] == "vit_small_patch14_dinov2"
+    assert (found["variant"], found["image_size"]) == ("training_free", 70)
+
+
+def test_evaluate_compares(capsys):
+    """A table with an interval for every line; the same as JSON."""
+    for name, threshold in (("a", "0.5"), ("b", "0.3")):
+        out = ("--out", f"{name}.json", "--threshold", threshold)
+        assert cli.main(evaluate("--episodes", "48", *out)) == 0
+    capsys.readouterr()
+    assert cli.main(["evaluate", "--compare", "a.json", "b.json"]) == 0
+    table = capsys.readouterr().out
+    assert "mIoU" in table and "95 % interval" in table and " ± " in table
+    assert cli.main(["evaluate", "--compare", "a.json", "b.json", "--json"]) == 0
+    [miou, *_] = json.loads(capsys.readouterr().out)
+    assert miou["name"] == "mIoU" and miou["difference"] == miou["second"] - miou["first"]
+
+
+def test_evaluate_davis(capsys, tmp_path):
+    """J&F of each sequence, and where the masks are."""
+    data_sets.write_davis(tmp_path / "DAVIS")
+    assert cli.main(evaluate("--data", "davis17", "--root", "DAVIS", "--out", "d.json")) == 0
+    out = capsys.readouterr().out
+    assert "J&F" in out and "bear" in out and "dogs" in out
+    assert sorted(path.name for path in Path("d/masks").iterdir()) == ["bear", "dogs"]
+
+
+def test_data_check_says_what_is_there_and_what_to_fetch(capsys, tmp_path):
+    """Every part with its state, counts, damaged files; exit code 1 in one line when incomplete."""
+    data_sets.write_voc(tmp_path / "voc", tmp_path / "lists")
+    call = ["data", "check", "pascal5i", "--root", "voc", "--splits", "lists"]
+    assert cli.main(call) == 0
+    out = capsys.readouterr().out
+    assert "there      JPEGImages" in out and "fold 1: bus 3, car 3, cat 3, chair 3, cow 3" in out
+    assert "not there  SegmentationClass" in out and "get VOCtrainval_11-May-2012.tar" in out
+    assert "72 images read with their masks, 0 cannot be used" in out
+    Path("voc/JPEGImages/2007_000020.jpg").write_bytes(b"")
+    assert cli.main(call) == 1
+    captured = capsys.readouterr()
+    assert captured.out.count("JPEGImages/2007_000020.jpg: ") == 1
+    assert "error: pascal5i is not complete: 1 images cannot be used" in captured.err
+    assert cli.main([*call, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["bad"]) == ["JPEGImages/2007_000020.jpg"] and found["passed"] is False
+    assert cli.main(["data", "check", "coco20i", "--root", "queries"]) == 1
+    assert "http://images.cocodataset.org/zips/val2014.zip" in error_line(capsys)
+    assert cli.main(["data", "check", "nope", "--root", "voc"]) == 2
+    assert "no data set 'nope'" in error_line(capsys)
+
+
+def test_data_prepare_writes_lists(capsys, tmp_path):
+    """What was made, and where, so that it can be passed on as --splits."""
+    data_sets.write_voc(tmp_path / "voc", tmp_path / "lists")
+    call = ["data", "prepare", "pascal5i", "--root", "voc", "--out", "made"]
+    assert cli.main(call) == 0
+    assert "made/index.json" in capsys.readouterr().out
+    assert Path("made/pascal/trn/fold3.txt").read_text().count("__") == 15
+    assert cli.main([*call, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"lists": "made", "index": "made/index.json"}
+    assert cli.main(["data", "prepare", "folder", "--root", "voc"]) == 0
+    assert "nothing to prepare" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["data check", "data prepare"])
+def test_data_commands_explain_themselves(name, capsys):
+    """--help of the commands below a command, too."""
+    assert cli.main([*name.split(), "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"usage: fsdino {name}" in out and "--root" in out and "{None}" not in out
 
 
 @pytest.fixture
@@ -666,7 +1010,9 @@ def test_usage_errors_exit_with_2(arguments, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["demo", "segment", "train", "benchmark", "build", "info"])
+@pytest.mark.parametrize(
+    "name", ["demo", "segment", "train", "evaluate", "benchmark", "build", "info"]
+)
 def test_every_command_explains_itself(name, capsys):
     """--help of each command names its options, and no placeholder of the parser's is left."""
     assert cli.main([name, "--help"]) == 0

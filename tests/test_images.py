@@ -221,6 +221,31 @@ def test_grayscale_jpeg_and_black_and_white_png(tmp_path: Path) -> None:
     )
 
 
+def test_the_content_of_a_file_is_read_like_the_file(tmp_path: Path) -> None:
+    """Bytes of an archive's member: turned upright, repeated from gray; errors have the name."""
+    path = saved(Image.fromarray(picture(6, 9)), tmp_path / "turned.png", exif=with_orientation(6))
+    assert np.array_equal(images.read_image_bytes(path.read_bytes()), read_image(path))
+    with pytest.raises(DataError, match=r"shard\.tar/1\.png: corrupt or truncated"):
+        images.read_image_bytes(path.read_bytes()[:-30], "shard.tar/1.png")
+
+
+def test_a_file_as_it_is_stored(tmp_path: Path) -> None:
+    """Benchmarks' annotations follow the stored rows, and palette indices are their values."""
+    path = saved(Image.fromarray(picture(6, 9)), tmp_path / "turned.png", exif=with_orientation(6))
+    assert np.array_equal(np.asarray(images.decode_file(path)), picture(6, 9))
+    assert read_image(path).shape == (9, 6, 3)
+    labels = Image.fromarray(np.array([[0, 3], [7, 255]], np.uint8))
+    labels.putpalette([50] * 768)
+    found = images.decode_file(saved(labels, tmp_path / "labels.png"))
+    assert found.mode == "P" and np.asarray(found).tolist() == [[0, 3], [7, 255]]
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(DataError) as error:
+        images.decode_file(path, "mask")
+    one_line(error, "mask", "turned.png", "corrupt or truncated")
+    with pytest.raises(UsageError, match="no such file"):
+        images.decode_file(tmp_path / "nothing.png")
+
+
 @pytest.mark.parametrize("suffix", ["bmp", "gif", "ppm", "tif", "webp"])
 def test_other_formats(tmp_path: Path, suffix: str) -> None:
     """What the list of suffixes promises can be read, without loss where the format has none."""

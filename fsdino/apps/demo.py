@@ -25,9 +25,8 @@ from fsdino.data.episodes import Episode
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.environment import environment
 from fsdino.errors import FsdinoError, UsageError
-from fsdino.evaluation.metrics import IoU
+from fsdino.evaluation.metrics import Scores
 from fsdino.models import zoo
-from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmenter
 
 Mask = npt.NDArray[np.bool_]
@@ -101,7 +100,7 @@ class Results:
     """All that the report shows."""
 
     settings: Settings
-    model: FSDINO
+    model: Segmenter
     answers: Sequence[Answer]
     scores: Mapping[Key, Score]
     ways: Sequence[WayAnswer]
@@ -155,7 +154,7 @@ def run(settings: Settings, out: Path) -> Results:
             raise UsageError(f"{name} must be at least 1, got {getattr(settings, name)}")
     [workload] = benchmark.find_workloads([settings.workload])
     model = zoo.load(settings.model)
-    methods: dict[str, Segmenter] = {MODEL: model, BASELINE: training_free(model)}
+    methods: dict[str, Segmenter] = {MODEL: model, BASELINE: zoo.training_free(model)}
     count, side = max(settings.episodes, WAYS), model.config.image_size
     episodes, larger = (
         ProceduralEpisodes(FOLD, "val", shots=max(SHOTS), seed=SEED, episodes=count, image_size=n)
@@ -196,12 +195,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def training_free(model: FSDINO) -> FSDINO:
-    """The baseline: the same encoder, masks from correspondences, nothing learned on top."""
-    config = dataclasses.replace(model.config, variant="training_free")
-    return FSDINO(config, encoder=model.encoder).eval()
 
 
 def _answer(methods: Mapping[str, Segmenter], episode: Episode, shown: Episode) -> Answer:
@@ -246,7 +239,7 @@ def _scores(answers: Sequence[Answer], classes: tuple[int, ...]) -> dict[Key, Sc
     seen = {answer.episode.class_id for answer in answers}
     scores = {}
     for key in answers[0].masks:
-        metric = IoU(tuple(c for c in classes if c in seen))
+        metric = Scores(tuple(c for c in classes if c in seen))
         for answer in answers:
             metric.update(
                 torch.from_numpy(answer.masks[key])[None],

@@ -20,6 +20,7 @@ from PIL import Image
 from fsdino import images as pixels
 from fsdino.apps.progress import Progress
 from fsdino.errors import DataError, FsdinoError, UsageError
+from fsdino.evaluation.sharding import Processes
 from fsdino.models.segmenter import Segmentation, Segmenter
 from fsdino.models.supports import Support
 
@@ -131,7 +132,8 @@ class Output:
             with pixels.atomic_write(folder / CALL_FILE) as temporary:
                 Path(temporary).write_text(json.dumps(call, indent=2) + "\n")
         self._rows = self._read_rows()
-        self._names = {Path(row.mask).stem.casefold() for row in self._rows.values()}
+        self._names = {query: Path(row.mask).stem for query, row in self._rows.items()}
+        self._taken = {name.casefold() for name in self._names.values()}
 
     def finished(self, query: Path) -> Row | None:
         """The row of a query that is done and has not changed since."""
@@ -172,16 +174,32 @@ class Output:
         self._rows[row.query] = row
         return row
 
+    def reserve(self, queries: Sequence[Path]) -> None:
+        """Give every query its name, so that processes that share them agree on the names."""
+        for query in queries:
+            self._name(query)
+
+    def finish(self, rows: Sequence[Row]) -> None:
+        """Write the rows of all processes, in the queries' order, after those of other queries."""
+        done = {row.query for row in rows}
+        rows = [*(row for query, row in self._rows.items() if query not in done), *rows]
+        with pixels.atomic_write(self.folder / ROWS_FILE) as temporary:
+            text = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
+            Path(temporary).write_text(text, encoding="utf-8")
+
     def _name(self, query: Path) -> str:
-        """A name that no other query has, also where the file system ignores case."""
-        before = self._rows.get(os.path.abspath(query))
-        if before is not None:
-            return Path(before.mask).stem
+        """The query's name, which no other has, also where the file system ignores case."""
+        path = os.path.abspath(query)
+        if path not in self._names:
+            self._names[path] = self._new_name(query)
+            self._taken.add(self._names[path].casefold())
+        return self._names[path]
+
+    def _new_name(self, query: Path) -> str:
         ending = query.suffix.removeprefix(".")
         numbered = (f"{query.stem}-{n}" for n in itertools.count(2))
         for name in itertools.chain((query.stem, f"{query.stem}-{ending}"), numbered):
-            if name.casefold() not in self._names:
-                self._names.add(name.casefold())
+            if name.casefold() not in self._taken:
                 return name
         raise AssertionError("unreachable: the numbers do not end")
 
@@ -239,11 +257,13 @@ def segment_files(
     *,
     threshold: float | None = None,
     tiles: bool = False,
+    processes: Processes | None = None,
 ) -> Outcome:
-    """Segment every query that `output` does not hold yet.
+    """Segment every query that `output` does not hold yet; each process returns all of them.
 
     At most one small batch of images is in memory; each gets one encoder pass. An image that
-    cannot be read is noted, and the others go on.
+    cannot be read is noted, and the others go on. Processes share whole batches, so that images
+    meet in the same batches in any number of them.
 
     Raises:
         UsageError: supports of another model, or a threshold outside of (0, 1).
@@ -255,10 +275,17 @@ def segment_files(
     resumed, failed = len(done), dict[str, str]()
     if resumed:
         logger.info("%d of %d queries are done already", resumed, len(queries))
-    waiting = [query for query in queries if query not in done]
+    processes = processes or Processes()
+    output.reserve(queries)
+    groups = [
+        [query for query in queries[start : start + _BATCH_IMAGES] if query not in done]
+        for start in range(0, len(queries), _BATCH_IMAGES)
+    ]
+    mine = processes.share([group for group in groups if group])
+    total = sum(map(len, mine)) + (resumed if processes.rank == 0 else 0)
     try:
-        with Progress("segment", len(queries), done=resumed) as progress:
-            for batch in _batches(waiting, failed, progress):
+        with Progress("segment", total, done=total - sum(map(len, mine))) as progress:
+            for batch in _batches(mine, failed, progress):
                 began = time.monotonic()
                 arrays = [image.array for image in batch]
                 results = model.segment(arrays, supports, threshold=threshold, tiles=tiles)
@@ -272,7 +299,13 @@ def segment_files(
         raise KeyboardInterrupt(f"{kept}; the same command does the rest") from None
     except (FsdinoError, OSError) as error:
         raise _with_state(error, len(done), len(queries), output.folder) from error
-    return Outcome([done[query] for query in queries if query in done], failed, resumed)
+    for others_done, others_failed in processes.gather((done, failed)):
+        done |= others_done
+        failed |= others_failed
+    rows = [done[query] for query in queries if query in done]
+    if processes.count > 1 and processes.rank == 0:
+        output.finish(rows)
+    return Outcome(rows, failed, resumed)
 
 
 @dataclass(frozen=True)
@@ -284,27 +317,27 @@ class _Image:
 
 
 def _batches(
-    queries: Sequence[Path], failed: dict[str, str], progress: Progress
+    groups: Sequence[Sequence[Path]], failed: dict[str, str], progress: Progress
 ) -> Iterator[list[_Image]]:
-    """Read queries in small batches; reasons for unreadable ones go to `failed`."""
-    batch: list[_Image] = []
-    for query in queries:
-        began = time.monotonic()
-        try:
-            stamp = _stamp(query)
-            array = pixels.read_image(query, "query")
-        except (DataError, UsageError, OSError) as error:
-            failed[os.path.abspath(query)] = str(error)
-            logger.warning("%s", error)
-            progress.advance()
-            continue
-        batch.append(_Image(query, stamp, array, time.monotonic() - began))
-        large = sum(image.array.size // 3 for image in batch) >= _BATCH_PIXELS
-        if large or len(batch) == _BATCH_IMAGES:
+    """Read groups of queries, large ones in parts; reasons for unreadable ones go to `failed`."""
+    for group in groups:
+        batch: list[_Image] = []
+        for query in group:
+            began = time.monotonic()
+            try:
+                stamp = _stamp(query)
+                array = pixels.read_image(query, "query")
+            except (DataError, UsageError, OSError) as error:
+                failed[os.path.abspath(query)] = str(error)
+                logger.warning("%s", error)
+                progress.advance()
+                continue
+            batch.append(_Image(query, stamp, array, time.monotonic() - began))
+            if sum(image.array.size // 3 for image in batch) >= _BATCH_PIXELS:
+                yield batch
+                batch = []
+        if batch:
             yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _with_state(error: FsdinoError | OSError, done: int, total: int, folder: Path) -> FsdinoError:

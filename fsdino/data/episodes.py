@@ -7,6 +7,8 @@ training and evaluation need not know which one they read.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -17,6 +19,8 @@ import torch
 from torch.nn import functional
 
 from fsdino.errors import UsageError
+
+NO_CLASS = -1  # id of a class that no data set has, as augmentation makes them
 
 Image = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -87,6 +91,52 @@ class Episode:
         return len(self.supports)
 
 
+@dataclass(frozen=True)
+class EpisodeKey:
+    """Which images an episode is made of, known without reading a pixel.
+
+    Attributes:
+        class_id: the data set's own index of the class.
+        query: the query's `Sample.name`.
+        supports: the supports' `Sample.name`, in order.
+
+    Names of files are relative to the data set's root, with "/" between folders, so that two
+    machines agree on them.
+    """
+
+    class_id: int
+    query: str
+    supports: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The query's name and the supports'."""
+        return self.query, *self.supports
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where episodes come from, as every result records it.
+
+    Attributes:
+        dataset: its name in `fsdino.data.catalog.DATASETS`.
+        fold: the fold that is held out of training; None where there are no folds.
+        split: "val" (novel classes), "train" or "base_val" (base classes).
+        sampling: "hsnet" (the published draws) or "seeded".
+        lists: "published", "derived" (from the annotations) or "generated".
+        lists_hash: SHA-256 over the lists that episodes are drawn from, hexadecimal.
+        mask_source: "published", "rasterised" or "generated".
+    """
+
+    dataset: str
+    fold: int | None
+    split: str
+    sampling: str
+    lists: str
+    lists_hash: str
+    mask_source: str
+
+
 @runtime_checkable
 class Episodes(Protocol):
     """A sequence of episodes with a random stream of its own.
@@ -106,8 +156,8 @@ class Episodes(Protocol):
         ...
 
     @property
-    def fold(self) -> int:
-        """The fold whose classes are held out of training."""
+    def fold(self) -> int | None:
+        """The fold whose classes are held out of training; None where there are no folds."""
         ...
 
     @property
@@ -120,6 +170,11 @@ class Episodes(Protocol):
         """Key of the random stream."""
         ...
 
+    @property
+    def provenance(self) -> Provenance:
+        """Which lists, masks and draws the episodes come from."""
+        ...
+
     def __len__(self) -> int:
         """Return the number of episodes."""
         ...
@@ -127,6 +182,24 @@ class Episodes(Protocol):
     def __getitem__(self, index: int) -> Episode:
         """Return episode `index`; IndexError when there is none."""
         ...
+
+    def key(self, index: int) -> EpisodeKey:
+        """Return what episode `index` is made of; IndexError when there is none."""
+        ...
+
+
+def episode_hash(episodes: Episodes) -> str:
+    """Return a SHA-256 over the keys of all episodes in order, hexadecimal.
+
+    Two results with equal hashes asked the same questions, on whichever machine, at whichever
+    root path. No pixel is read.
+    """
+    digest = hashlib.sha256()
+    for index in range(len(episodes)):
+        key = episodes.key(index)
+        line = json.dumps([key.class_id, *key.names], ensure_ascii=False)
+        digest.update(line.encode() + b"\n")
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

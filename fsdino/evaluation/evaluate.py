@@ -1,73 +1,234 @@
-"""Run a model over episodes."""
+"""Run a model over episodes and score it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from fsdino.data.episodes import Batch, Episodes, collate
-from fsdino.evaluation.metrics import IoU
-from fsdino.models.fsdino import FSDINO
+from fsdino.data.episodes import Episodes
+from fsdino.errors import DataError, FsdinoError, UsageError
+from fsdino.evaluation import protocols
+from fsdino.evaluation.journal import Journal, Row
+from fsdino.evaluation.metrics import Scores, overlaps
+from fsdino.evaluation.predictors import Predictor
+from fsdino.evaluation.protocols import Protocol
+from fsdino.evaluation.questions import Questions, load
+from fsdino.evaluation.sharding import Processes
 
-# A batch of episodes -> mask logits [B, 1, H, W] at the queries' size.
-Predictor = Callable[[Batch], torch.Tensor]
+logger = logging.getLogger("fsdino.evaluation")
+
+# Called with what this process has done, what it has to do, and the mIoU so far; first with 0.
+Report = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How episodes are predicted and scored.
+
+    Attributes:
+        size: side in pixels of the squares that images are stretched to.
+        protocol: see `fsdino.evaluation.protocols`.
+        threshold: probability from which a pixel is foreground, in (0, 1).
+        batch_size: episodes per forward pass.
+        device: where the model is.
+        dtype: the forward pass runs under autocast where this is not float32.
+        workers: processes that read ahead; the numbers do not depend on it.
+        skip_bad: go on where an episode cannot be read, and name it.
+    """
+
+    size: int
+    protocol: Protocol = field(default_factory=Protocol)
+    threshold: float = 0.5
+    batch_size: int = 8
+    device: str | torch.device = "cpu"
+    dtype: torch.dtype = torch.float32
+    workers: int = 0
+    skip_bad: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.workers < 0:
+            raise UsageError(f"workers must be at least 0, got {self.workers}")
+        if not 0 < self.threshold < 1:
+            raise UsageError(f"threshold must lie between 0 and 1, got {self.threshold}")
 
 
 @dataclass(frozen=True)
 class Result:
-    """Numbers of one run over episodes, in percent.
+    """Numbers of one run over episodes; all but `per_episode` in percent.
 
     Attributes:
-        miou: mean IoU over classes.
-        fb_iou: mean of background and foreground IoU.
-        per_class: IoU by class id.
-        per_episode: foreground IoU of each episode in order, 0 to 1.
+        scores: of all episodes that could be read.
+        rows: one per episode, in order.
     """
 
-    miou: float
-    fb_iou: float
-    per_class: dict[int, float]
-    per_episode: list[float]
+    scores: Scores
+    rows: Sequence[Row]
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU over classes."""
+        return self.scores.miou()
+
+    @property
+    def fb_iou(self) -> float:
+        """Mean of background and foreground IoU."""
+        return self.scores.fb_iou()
+
+    @property
+    def per_class(self) -> dict[int, float]:
+        """IoU by class id."""
+        return self.scores.per_class()
+
+    @property
+    def per_episode(self) -> list[float]:
+        """Foreground IoU of each episode in order, 0 to 1."""
+        return [row.iou for row in self.rows]
+
+    @property
+    def skipped(self) -> dict[int, str]:
+        """Episodes that could not be read, with the reasons."""
+        return {row.episode: row.error for row in self.rows if row.error is not None}
 
 
-def predictor(model: FSDINO) -> Predictor:
-    """How a model answers a batch of episodes, at the batch's size."""
-    return lambda batch: model(batch.support_images, batch.support_masks, batch.query_images)
-
-
-@torch.inference_mode()
 def evaluate(
     predict: Predictor,
     episodes: Episodes,
+    settings: Settings,
     *,
-    size: int,
-    threshold: float = 0.5,
-    batch_size: int = 8,
-    device: str | torch.device = "cpu",
-    progress: Callable[[int, float], None] | None = None,
+    journal: Journal | None = None,
+    processes: Processes | None = None,
+    report: Report | None = None,
 ) -> Result:
-    """Predict every episode at `size` x `size` pixels and score it there.
+    """Predict and score every episode; each process returns the result of all.
+
+    Processes share whole batches, so that a model sees the same batches in any number of them.
 
     Args:
         predict: for a model, `predictor(model)`; the model must be in eval mode.
         episodes: any data set's.
-        size: side in pixels.
-        threshold: probability from which a pixel is foreground, in (0, 1).
-        batch_size: episodes per forward pass.
-        device: where the model is.
-        progress: called with the number of episodes done and the mIoU so far.
+        settings: how.
+        journal: where finished episodes are kept; those it holds already are not done again.
+        processes: that share the work.
+        report: hears of progress.
+
+    Raises:
+        DataError: an episode cannot be read, unless `skip_bad`.
+        FsdinoError: the model's output is not finite, or rows cannot be written.
     """
-    metric, per_episode = IoU(episodes.classes), []
-    cut = torch.logit(torch.tensor(threshold)).item()
-    for start in range(0, len(episodes), batch_size):
-        indices = range(start, min(start + batch_size, len(episodes)))
-        batch = collate([episodes[i] for i in indices], size).to(device)
-        prediction = predict(batch)[:, 0] >= cut
-        truth = batch.query_masks > 0
-        scores = metric.update(prediction, truth, batch.class_ids, batch.query_ignore)
-        per_episode += scores.tolist()
-        if progress is not None:
-            progress(len(per_episode), metric.miou())
-    return Result(metric.miou(), metric.fb_iou(), dict(metric.per_class()), per_episode)
+    processes = processes or Processes()
+    rows = journal.finished(episodes.seed) if journal is not None else {}
+    groups = _groups(len(episodes), settings.batch_size)
+    waiting = [group for group in groups if any(index not in rows for index in group)]
+    mine = processes.share(waiting)
+    total, done = sum(map(len, mine)), 0
+    running = tally(episodes.classes, list(rows.values()))
+    if report is not None:
+        report(done, total, running.miou())
+    batches = load(
+        episodes,
+        mine,
+        size=settings.size,
+        original_size=settings.protocol.original_size,
+        workers=settings.workers if mine else 0,
+    )
+    for group, questions in zip(mine, batches, strict=True):
+        _check_readable(questions, settings.skip_bad)
+        found = _answer(predict, questions, episodes, group, settings)
+        if journal is not None:
+            journal.append(found)
+        rows |= {row.episode: row for row in found}
+        running.merge(tally(episodes.classes, found))
+        done += len(group)
+        if report is not None:
+            report(done, total, running.miou())
+    for others in processes.gather(rows):
+        rows |= others
+    ordered = [rows[index] for index in range(len(episodes))]
+    scores = tally(episodes.classes, ordered)
+    _warn_of(scores, episodes.class_names)
+    return Result(scores, ordered)
+
+
+def tally(classes: Sequence[int], rows: Sequence[Row]) -> Scores:
+    """The scores of rows; those of unreadable episodes are left out."""
+    scores = Scores(classes)
+    read = [row for row in rows if row.error is None]
+    if read:
+        counted = torch.tensor([[row.intersection, row.union] for row in read])
+        scores.add([row.class_id for row in read], counted)
+    return scores
+
+
+@torch.inference_mode()
+def predict_masks(predict: Predictor, questions: Questions, settings: Settings) -> list[Tensor]:
+    """The mask of each query, bool [H, W], at the size where it is scored.
+
+    Raises:
+        FsdinoError: the model's output is not finite.
+    """
+    assert questions.batch is not None
+    device = torch.device(settings.device)
+    moved = Questions(**{**vars(questions), "batch": questions.batch.to(device)})
+    with torch.autocast(device.type, settings.dtype, enabled=settings.dtype != torch.float32):
+        logits = predict(moved).float()  # [B, V, H, W]
+    if not logits.isfinite().all():
+        queries = ", ".join(key.query for key in questions.keys)
+        raise FsdinoError(
+            f"the model's output is not finite in a batch of the queries {queries}: use float32, "
+            "or other weights"
+        )
+    cut = torch.logit(torch.tensor(settings.threshold)).item()
+    if not settings.protocol.original_size:
+        return list(protocols.fuse(logits >= cut))
+    masks = []
+    for maps, truth in zip(logits, questions.truths, strict=True):
+        size = (truth.shape[0], truth.shape[1])
+        masks.append(protocols.fuse((protocols.resize(maps, size) >= cut)[None])[0])
+    return masks
+
+
+def _groups(count: int, batch_size: int) -> list[range]:
+    return [range(s, min(s + batch_size, count)) for s in range(0, count, batch_size)]
+
+
+def _check_readable(questions: Questions, skip_bad: bool) -> None:
+    for index, reason in questions.bad.items():
+        if not skip_bad:
+            raise DataError(f"episode {index}: {reason} (or skip such episodes with --skip-bad)")
+        logger.warning("skipped episode %d: %s", index, reason)
+
+
+def _answer(
+    predict: Predictor,
+    questions: Questions,
+    episodes: Episodes,
+    group: Sequence[int],
+    settings: Settings,
+) -> list[Row]:
+    """The rows of a batch, unreadable episodes included."""
+    rows = []
+    masks = predict_masks(predict, questions, settings) if questions.batch is not None else []
+    answers = iter(zip(masks, questions.truths, questions.ignores, strict=True))
+    for index in group:
+        key = episodes.key(index)
+        row = Row(episodes.seed, index, key.class_id, key.query, error=questions.bad.get(index))
+        if row.error is None:
+            mask, truth, ignore = (part[None].to(settings.device) for part in next(answers))
+            intersection, union = map(tuple, overlaps(mask, truth, ignore)[0].tolist())
+            row = Row(row.seed, index, row.class_id, row.query, intersection, union)
+        rows.append(row)
+    return rows
+
+
+def _warn_of(scores: Scores, names: Mapping[int, str]) -> None:
+    if scores.undrawn:
+        undrawn = ", ".join(f"{c} ({names[c]})" for c in scores.undrawn)
+        logger.warning(
+            "no episode of the classes %s: each counts 0 in the means; use more episodes", undrawn
+        )

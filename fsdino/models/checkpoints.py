@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -17,11 +19,19 @@ from fsdino.images import atomic_write
 from fsdino.models.config import ModelConfig
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+PROVENANCE_FILE = "provenance.json"
 StateDict = dict[str, Tensor]
 
 
-def write_folder(config: ModelConfig, state: StateDict, folder: str | os.PathLike[str]) -> None:
-    """Write config.json and model.safetensors, each whole or not at all.
+def write_folder(
+    config: ModelConfig,
+    state: StateDict,
+    folder: str | os.PathLike[str],
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Write config.json, model.safetensors and, if there is any, provenance.json.
+
+    Each is written whole or not at all.
 
     Raises:
         FsdinoError: the folder cannot be written.
@@ -34,6 +44,29 @@ def write_folder(config: ModelConfig, state: StateDict, folder: str | os.PathLik
     write_tensors(folder / WEIGHTS_FILE, state, {"format": "pt"})
     with atomic_write(folder / CONFIG_FILE) as temporary:
         Path(temporary).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    if provenance is None:
+        (folder / PROVENANCE_FILE).unlink(missing_ok=True)  # another model's
+        return
+    with atomic_write(folder / PROVENANCE_FILE) as temporary:
+        Path(temporary).write_text(json.dumps(dict(provenance), indent=2) + "\n")
+
+
+def read_provenance(folder: Path) -> dict[str, Any] | None:
+    """What training wrote about itself in a model's folder; None where it wrote nothing.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    file = folder / PROVENANCE_FILE
+    if not file.is_file():
+        return None
+    try:
+        data = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is damaged: {first_line(error)}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{file} is damaged: it holds no object")
+    return data
 
 
 def write_tensors(
@@ -100,6 +133,23 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     return dict(state)
 
 
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """What a safetensors file says of itself; nothing of files of another kind.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    if Path(path).suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"weights {path} are damaged ({first_line(error)}): fetch them again"
+        ) from error
+
+
 def load_exactly(module: nn.Module, state: StateDict, path: str | os.PathLike[str]) -> None:
     """Load a state dict whose names and shapes are exactly the module's.
 
@@ -120,6 +170,16 @@ def load_exactly(module: nn.Module, state: StateDict, path: str | os.PathLike[st
     if found:
         raise CheckpointError(f"weights {path} do not fit this model: {found}")
     module.load_state_dict(state)
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """Sixteen hexadecimal digits that tell tensors apart by name and content."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def first_line(error: Exception) -> str:

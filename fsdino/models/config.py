@@ -9,7 +9,7 @@ from typing import Any
 
 from fsdino.errors import CheckpointError, UsageError
 
-VARIANTS = ("full", "comp", "comp_frozen", "training_free")
+VARIANTS = ("full", "comp", "comp_frozen", "training_free", "hsnet")
 MATCHERS = ("correspondence", "prototype")
 _AT_LEAST_1 = (
     "image_size",
@@ -38,7 +38,8 @@ class ModelConfig:
         conv_stem: replace the patch embedding by a stack of strided convolutions.
         pretrained: let timm download the encoder's weights. Nothing is downloaded otherwise.
         variant: "full"; "comp" (no 4D correlation); "comp_frozen" (comp with a frozen decoder);
-            "training_free" (encoder only, masks from correspondences).
+            "training_free" (encoder only, masks from correspondences); "hsnet" (HSNet's 4D squeeze
+            and 2D decoder in place of SAM's, a baseline).
         image_size: side in pixels that images are resized to; a multiple of the patch size.
         keep_aspect: keep the aspect ratio: the longer side becomes `image_size`, both are rounded
             to multiples of the patch size. Otherwise images are stretched to a square.
@@ -109,7 +110,9 @@ class ModelConfig:
             raise UsageError(
                 f"match_temperature must be greater than 0, got {self.match_temperature}"
             )
-        if self.variant != "training_free" and not (self.cosine_prompt or self.uses_correlation):
+        if self.variant not in {"training_free", "hsnet"} and not (
+            self.cosine_prompt or self.uses_correlation
+        ):
             raise UsageError(
                 "cosine_prompt and correlation_prompt are both off: the decoder needs one of them"
             )

@@ -111,6 +111,28 @@ class Encoder(nn.Module):
                 kept[index] = tokens[:, self.vit.num_prefix_tokens :]
         return self._features(kept, grid)
 
+    def shallow(self, images: Tensor) -> Tensor:
+        """`Features.shallow` alone, [B, C, h, w]; the blocks after the adapter's do not run.
+
+        Args:
+            images: as in `forward`.
+        """
+        grid = self._grid(images)
+        if isinstance(self.vit, VisionTransformer):
+            tokens = self._embed(images, grid)
+            for block in self.vit.blocks[: self.shallow_layer]:
+                tokens = block(tokens)
+            tokens = tokens[:, self.vit.num_prefix_tokens :]
+        else:
+            (tokens,) = self.vit.forward_intermediates(
+                self._normalise(images),
+                indices=[self.shallow_layer - 1],
+                output_fmt="NLC",
+                stop_early=True,
+                intermediates_only=True,
+            )
+        return tokens.transpose(1, 2).unflatten(2, grid)  # type: ignore[no-any-return]
+
     def forward_list(
         self, images: Sequence[Tensor], packed: attention.PackedAttention | None = None
     ) -> list[Features]:

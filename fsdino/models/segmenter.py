@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
+from huggingface_hub import HfApi
 from PIL import Image
 from torch import Tensor, nn
 
@@ -19,10 +23,11 @@ from fsdino import images as pixels
 from fsdino.errors import UsageError
 from fsdino.images import ImageLike, MaskLike
 from fsdino.models import tiling
+from fsdino.models.checkpoints import write_folder
 from fsdino.models.config import ModelConfig
-from fsdino.models.encoder import Features
+from fsdino.models.encoder import Encoder, Features
 from fsdino.models.hypercorrelation import masked_mean
-from fsdino.models.supports import Support, SupportFeatures, token_mask
+from fsdino.models.supports import Shot, Support, SupportFeatures, token_mask
 
 _BATCH = 8  # queries that share an encoder pass
 _MOST_TILES = 2500
@@ -68,25 +73,48 @@ class Segmentation:
 
 
 class Segmenter(nn.Module):
-    """A model that segments what a support shows. FSDINO and its baselines are Segmenters."""
+    """A model that segments what a support shows: one encoder, and what reads its tokens.
 
-    def __init__(self, config: ModelConfig) -> None:
+    FSDINO and its baselines are Segmenters.
+
+    Args:
+        config: what to build.
+        encoder: share an existing encoder instead of creating one.
+
+    Attributes:
+        provenance: what training says of itself (data, fold, what it was selected on), for results;
+            kept by `save_pretrained`.
+
+    Raises:
+        UsageError: an `image_size` that is no multiple of the patch size.
+    """
+
+    def __init__(self, config: ModelConfig, encoder: Encoder | None = None) -> None:
         super().__init__()
         self.config = config
+        self.encoder = encoder or Encoder(config)
+        if config.image_size % self.patch_size and not config.keep_aspect:
+            raise UsageError(
+                f"image_size {config.image_size} is no multiple of {self.patch_size}, the patch "
+                f"size of {config.encoder}: choose {config.image_size // self.patch_size} or "
+                f"{config.image_size // self.patch_size + 1} times that"
+            )
+        self.train_encoder = False
+        self.provenance: Mapping[str, Any] | None = None
         self._fingerprint: tuple[int, str] | None = None
-
-    @abstractmethod
-    def encode_list(self, images: Sequence[Tensor]) -> list[Features]:
-        """Encode images [3, H, W] in [0, 1] of any sizes, each with B = 1 in the result."""
 
     @abstractmethod
     def decode(self, query: Features, support: SupportFeatures) -> Tensor:
         """Mask logits [B, 1, h', w'] of B queries at a resolution of the model's choice."""
 
-    @property
-    @abstractmethod
-    def patch_size(self) -> int:
-        """Pixels per token side."""
+    def set_trainable(
+        self, *, encoder: bool = False, adapter: bool = False, decoder: bool = True
+    ) -> None:
+        """Choose what learns; the rest of the parts that a model has are frozen."""
+        self.requires_grad_(True)
+        self.train_encoder = encoder
+        self.encoder.requires_grad_(encoder)
+        self.train(self.training)
 
     @property
     def device(self) -> torch.device:
@@ -94,10 +122,73 @@ class Segmenter(nn.Module):
         return next(self.parameters()).device
 
     def train(self, mode: bool = True) -> Segmenter:
-        """As in PyTorch. Training changes the model, so its fingerprint is taken anew."""
+        """As in PyTorch; a frozen encoder stays in eval mode.
+
+        Training changes the model, so its fingerprint is taken anew.
+        """
         if mode != self.training:
             self._fingerprint = None
-        return super().train(mode)
+        super().train(mode)
+        self.encoder.train(mode and self.train_encoder)
+        return self
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels per token side."""
+        return self.encoder.patch_size
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write config.json, model.safetensors and provenance.json, which `fsdino.load` reads.
+
+        Raises:
+            FsdinoError: the folder cannot be written.
+        """
+        write_folder(self.config, self.state_dict(), folder, self.provenance)
+
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Upload to the Hugging Face hub as "owner/name"; returns the address."""
+        api = HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(api.upload_folder(repo_id=repository, folder_path=folder))
+
+    def encode(self, images: Tensor) -> Features:
+        """Encode images of one size: [B, 3, H, W] in [0, 1]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_encoder):
+            return self.encoder(images)  # type: ignore[no-any-return]
+
+    def encode_list(self, images: Sequence[Tensor]) -> list[Features]:
+        """Encode images [3, H, W] of any sizes; see `Encoder.forward_list`."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_encoder):
+            return self.encoder.forward_list(images)
+
+    def forward(
+        self, support_images: Tensor, support_masks: Tensor, query_images: Tensor
+    ) -> Tensor:
+        """Logits of the query masks at the queries' size, [B, 1, H, W].
+
+        Args:
+            support_images: [B, K, 3, H, W] RGB in [0, 1].
+            support_masks: [B, K, H, W] in [0, 1].
+            query_images: [B, 3, H, W].
+        """
+        query, support = self.encode_episodes(support_images, support_masks, query_images)
+        logits = self.decode(query, support)
+        return F.interpolate(logits, query_images.shape[-2:], mode="bilinear", align_corners=False)
+
+    def encode_episodes(
+        self, support_images: Tensor, support_masks: Tensor, query_images: Tensor
+    ) -> tuple[Features, SupportFeatures]:
+        """One encoder pass over the queries and supports of a batch of episodes."""
+        batch, shots = support_images.shape[:2]
+        supports = support_images.flatten(0, 1)
+        if supports.shape[1:] == query_images.shape[1:]:
+            features = self.encode(torch.cat([query_images, supports]))
+            query, support = features[:batch], features[batch:]
+        else:
+            query, support = self.encode(query_images), self.encode(supports)
+        return query, pool_supports(support, support_masks.flatten(0, 1), shots)
 
     def fingerprint(self) -> str:
         """Hash of configuration and weights: supports of another model are told apart by it.
@@ -144,6 +235,26 @@ class Segmenter(nn.Module):
         sizes = [(array.shape[0], array.shape[1]) for array in arrays]
         flags = [pixels.read_mask(x, sizes[k], _name("mask", k)) for k, x in enumerate(mask_list)]
         features = self.encode_list([self._prepare(array) for array in arrays])
+        return self._support(features, flags)
+
+    @torch.inference_mode()
+    def encode_objects(self, image: ImageLike, masks: Mapping[str, MaskLike]) -> dict[str, Support]:
+        """Encode several objects of one annotated image, each with its mask, in one pass.
+
+        Raises:
+            UsageError: a mask of another size than the image.
+            DataError: an unreadable image, a mask without foreground.
+        """
+        array = pixels.read_image(image, "image")
+        size = (array.shape[0], array.shape[1])
+        flags = {n: pixels.read_mask(mask, size, f"mask {n}") for n, mask in masks.items()}
+        features = self.encode_list([self._prepare(array)])
+        return {name: self._support(features, [flag]) for name, flag in flags.items()}
+
+    def _support(
+        self, features: Sequence[Features], flags: Sequence[npt.NDArray[np.bool_]]
+    ) -> Support:
+        """Encoded images, each with its mask bool [H, W]."""
         grids = [(f.last.shape[-2], f.last.shape[-1]) for f in features]
         covers = [
             token_mask(pixels.mask_to_tensor(m, grid).to(self.device)[None], grid)
@@ -155,7 +266,7 @@ class Segmenter(nn.Module):
             torch.cat([masked_mean(f.last, 1 - cover) for f, cover in pooled]),
             tuple(f.correlation[0] for f in features),
             tuple(cover[0] for cover in covers),
-            tuple(sizes),
+            tuple((flag.shape[0], flag.shape[1]) for flag in flags),
             self.fingerprint(),
         )
 
@@ -279,6 +390,25 @@ class Segmenter(nn.Module):
                     f"({support.model_fingerprint}, this one is {self.fingerprint()}): "
                     "encode it again with encode_support"
                 )
+
+
+def pool_supports(features: Features, masks: Tensor, shots: int) -> SupportFeatures:
+    """Encoded supports of B episodes, as `Segmenter.decode` takes them.
+
+    Args:
+        features: of B * K images, the K of an episode side by side.
+        masks: [B * K, H, W] in [0, 1].
+        shots: K.
+    """
+    grid = (features.last.shape[-2], features.last.shape[-1])
+    covers = token_mask(masks, grid)
+    by_shot = (-1, shots)
+    correlation, cover = features.correlation.unflatten(0, by_shot), covers.unflatten(0, by_shot)
+    return SupportFeatures(
+        masked_mean(features.last, covers).unflatten(0, by_shot).mean(1),
+        masked_mean(features.last, 1 - covers).unflatten(0, by_shot).mean(1),
+        [Shot(correlation[:, k], cover[:, k]) for k in range(shots)],
+    )
 
 
 def _as_list(value: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable
@@ -15,15 +16,22 @@ from torch import nn
 from fsdino.errors import CheckpointError, UsageError
 from fsdino.models.checkpoints import (
     CONFIG_FILE,
+    PROVENANCE_FILE,
     WEIGHTS_FILE,
     first_line,
     load_exactly,
     read_config,
+    read_metadata,
+    read_provenance,
     read_state_dict,
+    weights_hash,
 )
+from fsdino.models.config import ModelConfig
 from fsdino.models.decoder import SAM_LEFTOVERS
 from fsdino.models.encoder import Encoder
 from fsdino.models.fsdino import FSDINO
+from fsdino.models.hsnet import HSNet
+from fsdino.models.segmenter import Segmenter
 
 logger = logging.getLogger("fsdino.models")
 
@@ -35,7 +43,7 @@ def load(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
-) -> FSDINO:
+) -> Segmenter:
     """Load a model, ready to segment.
 
     Args:
@@ -56,6 +64,32 @@ def load(
 def names() -> tuple[str, ...]:
     """Models that ship with the package."""
     return tuple(sorted(path.parent.name for path in WEIGHTS.glob(f"*/{CONFIG_FILE}")))
+
+
+def build(config: ModelConfig, encoder: Encoder | None = None) -> Segmenter:
+    """The model that a configuration describes, with random weights outside of `encoder`."""
+    kind = HSNet if config.variant == "hsnet" else FSDINO
+    return kind(config, encoder)
+
+
+def training_free(
+    model: Segmenter, matcher: str = "correspondence", *, cut: float | None = None
+) -> FSDINO:
+    """A baseline for a model: the same encoder, and nothing that was learned on top of it.
+
+    Args:
+        model: whose encoder is shared.
+        matcher: "correspondence" or "prototype".
+        cut: score from which a token is foreground; None keeps the configuration's `match_bias`.
+
+    Raises:
+        UsageError: there is no such matcher.
+    """
+    bias = model.config.match_bias if cut is None else cut
+    config = dataclasses.replace(
+        model.config, variant="training_free", matcher=matcher, match_bias=bias
+    )
+    return FSDINO(config, encoder=model.encoder).eval()
 
 
 def load_dinov2(encoder: Encoder, path: str | os.PathLike[str]) -> None:
@@ -102,7 +136,32 @@ def load_sam_decoder(model: FSDINO, path: str | os.PathLike[str]) -> None:
     logger.info("decoder weights from %s (Segment Anything, Apache-2.0)", path)
 
 
-def parameter_table(model: FSDINO) -> dict[str, tuple[int, int]]:
+def load_adapter(model: FSDINO, path: str | os.PathLike[str]) -> None:
+    """Load what distillation wrote: the adapter's tensors by their names, a safetensors file.
+
+    Raises:
+        UsageError: there is no such file, or the model has no adapter.
+        CheckpointError: the file is damaged, is of another adapter, or was distilled on another
+            encoder than the model's.
+    """
+    if model.adapter is None:
+        raise UsageError("variant 'training_free' has no adapter: choose full, comp or comp_frozen")
+    state, metadata = read_state_dict(path), read_metadata(path)
+    found = {
+        "encoder": weights_hash(model.encoder.state_dict()),
+        "adapter_layer": str(model.encoder.shallow_layer),
+    }
+    for key, value in found.items():
+        if metadata.get(key, value) != value:
+            raise CheckpointError(
+                f"weights {path} were distilled on another {key} ({metadata[key]}, this model's is "
+                f"{value}): load the encoder that they belong to first, or distil again"
+            )
+    load_exactly(model.adapter, state, path)
+    logger.info("adapter weights from %s", path)
+
+
+def parameter_table(model: Segmenter) -> dict[str, tuple[int, int]]:
     """Per part: (trained, frozen) parameters."""
     return {
         name: (_count(part, lambda p: p.requires_grad), _count(part, lambda p: not p.requires_grad))
@@ -127,7 +186,8 @@ def _locate(name: str | os.PathLike[str]) -> Path:
         )
     if text.count("/") == 1 and not text.startswith((".", "~", "/")):
         try:
-            return Path(snapshot_download(text, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+            files = [CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE]
+            return Path(snapshot_download(text, allow_patterns=files))
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             raise UsageError(
                 f"model {text!r} is no folder and cannot be fetched from the hub "
@@ -139,16 +199,17 @@ def _locate(name: str | os.PathLike[str]) -> Path:
     )
 
 
-def _read(folder: Path) -> FSDINO:
+def _read(folder: Path) -> Segmenter:
     config = read_config(folder)
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise CheckpointError(f"model {folder} has no {WEIGHTS_FILE}: it is incomplete or no model")
     try:
-        model = FSDINO(config)
+        model = build(config)
     except (ValueError, AssertionError, RuntimeError, TypeError) as error:
         raise CheckpointError(
             f"model {folder}: its {CONFIG_FILE} describes no model ({first_line(error)})"
         ) from error
     load_exactly(model, read_state_dict(weights), weights)
+    model.provenance = read_provenance(folder)
     return model

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from fsdino.csrc import flags
+from fsdino.environment import cache
 from fsdino.errors import BackendError
 
 logger = logging.getLogger("fsdino.ops")
@@ -46,13 +47,6 @@ print("fsdino-built", json.dumps(module.build_info()), flush=True)
 _STEP = re.compile(r"\[(\d+)/(\d+)\] ")
 _BUILT = "fsdino-built "
 _MARK = re.compile(rb"fsdino-extension torch=(\S+) sources=(\S+) end")
-
-
-def cache() -> Path:
-    """FSDINO_CACHE, or fsdino/ in the user's cache folder."""
-    if folder := os.environ.get("FSDINO_CACHE"):
-        return Path(os.path.expanduser(folder))
-    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "fsdino")
 
 
 def ingredients() -> dict[str, str]:

@@ -2,168 +2,42 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-import yaml
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from fsdino.data.episodes import Batch, Episodes, collate
-from fsdino.data.procedural import ProceduralEpisodes
-from fsdino.errors import CheckpointError, FsdinoError, UsageError
-from fsdino.evaluation.evaluate import evaluate, predictor
+from fsdino import __version__
+from fsdino.errors import CheckpointError, DataError, FsdinoError, UsageError
+from fsdino.evaluation import protocols
+from fsdino.evaluation.evaluate import Settings, evaluate
+from fsdino.evaluation.predictors import predictor
 from fsdino.models import zoo
-from fsdino.models.config import ModelConfig
-from fsdino.models.fsdino import FSDINO, pool_supports
-from fsdino.models.training_free import prototype_score
-from fsdino.training.augment import augment
-from fsdino.training.losses import TokenClassifier, mask_loss, prototype_loss
-from fsdino.training.run import Run
+from fsdino.models.checkpoints import weights_hash
+from fsdino.models.fsdino import FSDINO
+from fsdino.models.segmenter import Segmenter
+from fsdino.training import footprint
+from fsdino.training.config import AUTO, FREE, TrainConfig
+from fsdino.training.features import FeatureStore, FrozenEncoder
+from fsdino.training.interrupt import Interrupt
+from fsdino.training.losses import TokenClassifier
+from fsdino.training.objective import Objective
+from fsdino.training.optimisation import NanGuard, adamw, set_learning_rate, warmup_cosine
+from fsdino.training.run import Run, frozen_hash, pack, unpack
+from fsdino.training.steps import Step, Steps, open_training, part
+from fsdino.training.team import Team
 
 logger = logging.getLogger("fsdino.training")
 
+# Called with the number of steps done, the step's loss and the last validation's mIoU.
+Report = Callable[[int, float, float | None], None]
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """One training run.
-
-    Attributes:
-        model: what to train.
-        data: "procedural".
-        fold: held out of training.
-        steps: optimiser steps.
-        images_per_step: distinct images in a step. They form episodes of K + 1 images, each of
-            which is the query once while the others are its supports.
-        shots: K of each step is drawn from these.
-        image_sizes: side of each step's images is drawn from these; () means the model's.
-        augment: share in [0, 1] of the episodes that are changed into another class's; see
-            `fsdino.training.augment`.
-        learning_rate: peak; linear warm-up, then cosine decay to 1 % of it.
-        warmup: steps.
-        weight_decay: AdamW's, for matrices only.
-        gradient_clip: largest gradient norm.
-        encoder_from: name or folder of a model whose encoder is taken; None starts from the
-            model's own (random, or `pretrained`).
-        train_encoder: learn the encoder too, for small ones that start from scratch.
-        train_adapter: learn the adapter too.
-        prototype_weight, class_weight: weights of the two losses that shape a trained encoder, by
-            prototype similarity and by the base class of each foreground token (of the episodes
-            that augmentation left as they are).
-        seed: of weights, episodes and schedule.
-        threads: CPU threads of the training process.
-        workers: processes that prepare episodes; the episodes do not depend on it.
-        validate_every: steps; on base classes, from a stream of its own.
-        validation_episodes: how many.
-        checkpoint_every: steps.
-    """
-
-    model: ModelConfig
-    data: str = "procedural"
-    fold: int = 0
-    steps: int = 10000
-    images_per_step: int = 16
-    shots: tuple[int, ...] = (1,)
-    image_sizes: tuple[int, ...] = ()
-    augment: float = 0.0
-    learning_rate: float = 1e-3
-    warmup: int = 200
-    weight_decay: float = 0.05
-    gradient_clip: float = 1.0
-    encoder_from: str | None = None
-    train_encoder: bool = False
-    train_adapter: bool = False
-    prototype_weight: float = 0.0
-    class_weight: float = 0.0
-    seed: int = 0
-    threads: int = 0
-    workers: int = 1
-    validate_every: int = 1000
-    validation_episodes: int = 144
-    checkpoint_every: int = 250
-
-    def __post_init__(self) -> None:
-        if self.data != "procedural":
-            raise UsageError(f"unknown data {self.data!r}: choose procedural")
-        for name in ("shots", "image_sizes"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("steps", "validate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.augment <= 1:
-            raise UsageError(f"augment must be in [0, 1], got {self.augment}")
-        if not self.shots or min(self.shots) < 1:
-            raise UsageError(f"shots must be numbers of at least 1, got {self.shots}")
-        if self.images_per_step <= max(self.shots):
-            raise UsageError(
-                f"images_per_step must be greater than the largest of shots, "
-                f"got {self.images_per_step} and {self.shots}"
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for YAML."""
-        data = dataclasses.asdict(self)
-        data["model"] = self.model.to_dict()
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
-
-    @classmethod
-    def from_yaml(cls, path: Path) -> TrainConfig:
-        """Read a recipe.
-
-        Raises:
-            UsageError: the file is missing, no YAML, or has settings that cannot be meant.
-        """
-        try:
-            data = yaml.safe_load(path.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UsageError(f"recipe {path} cannot be read: {error}") from error
-        if not isinstance(data, Mapping) or "model" not in data:
-            raise UsageError(f"recipe {path}: expected settings with a `model` section")
-        known = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(set(data) - known)
-        if unknown:
-            raise UsageError(f"recipe {path}: unknown settings {', '.join(unknown)}")
-        try:
-            return cls(**{**data, "model": ModelConfig.from_dict(data["model"])})
-        except (TypeError, CheckpointError, UsageError) as error:
-            raise UsageError(f"recipe {path}: {error}") from error
-
-
-class _Steps(Dataset[Batch]):
-    """The batch of each step, a pure function of configuration and step."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-        self.sizes = config.image_sizes or (config.model.image_size,)
-
-    def __len__(self) -> int:
-        return self.config.steps
-
-    def __getitem__(self, step: int) -> Batch:
-        config = self.config
-        rng = np.random.default_rng((config.seed, step))
-        size, shots = int(rng.choice(self.sizes)), int(rng.choice(config.shots))
-        number = config.images_per_step // (shots + 1)
-        episodes = ProceduralEpisodes(
-            config.fold,
-            "train",
-            shots=shots,
-            seed=config.seed,
-            episodes=config.steps * config.images_per_step,
-            image_size=size,
-        )
-        first = step * config.images_per_step
-        batch = collate([episodes[first + i] for i in range(number)], size)
-        return augment(batch, rng, config.augment) if config.augment else batch
+_LOG_EVERY = 50  # steps
 
 
 class Trainer:
@@ -172,8 +46,16 @@ class Trainer:
     Args:
         config: what to train.
         folder: the run's; see `Run`.
-        resume: continue from the folder's newest checkpoint.
-        report: called after every step with (step, loss, validation mIoU or None).
+        resume: continue what the folder holds.
+        report: hears of every step.
+        team: the processes that train together; None is made from the configuration.
+
+    Attributes:
+        model: what is trained.
+        start: steps that an earlier run did.
+
+    Raises:
+        UsageError, DataError, CheckpointError: see `Run`, `Steps` and `fsdino.models.zoo`.
     """
 
     def __init__(
@@ -182,158 +64,351 @@ class Trainer:
         folder: Path,
         *,
         resume: bool = False,
-        report: Callable[[int, float, float | None], None] | None = None,
+        report: Report | None = None,
+        team: Team | None = None,
     ) -> None:
         self.config, self.report = config, report
-        self.run = Run(folder, config.to_dict(), resume=resume)
+        if config.select_on == "novel":
+            logger.warning("the best model is selected on the novel classes of the fold")
+        self.team = team or Team(config.device)
+        processes = self.team.processes
+        _check_processes(config, processes.count)
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
-        encoder = zoo.load(config.encoder_from).encoder if config.encoder_from else None
-        self.model = FSDINO(config.model, encoder)
-        self.model.set_trainable(encoder=config.train_encoder, adapter=config.train_adapter)
-        self.classifier: TokenClassifier | None = None
+        self.model = _build(config)
+        self.steps = processes.in_turn(lambda: Steps(config, processes))
+        self.run = processes.in_turn(
+            lambda: Run(folder, config.to_dict(), resume=resume, free=FREE, main=self.team.is_main)
+        )
+        classifier = None
         if config.class_weight:
-            classes = ProceduralEpisodes(config.fold, "train").classes
-            self.classifier = TokenClassifier(self.model.encoder.channels, classes)
-        self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate)
+            classifier = TokenClassifier(self.model.encoder.channels, self.steps.classes)
+        self.objective = Objective(
+            self.model,
+            classifier,
+            config.prototype_weight,
+            config.class_weight,
+            config.contrast_weight,
+            getattr(torch, config.dtype),
+        )
+        self.wrapped = self.team.wrap(self.objective)
+        self.optimizer = adamw(
+            self.objective.parameters(), config.learning_rate, config.weight_decay
+        )
+        self.guard = NanGuard(config.nan_limit)
         self.miou: float | None = None
+        self.best: float | None = None
+        self.stale = 0  # validations since the best
+        self.replaced = 0  # episodes that could not be read
+        self.batch: dict[int, int] = {}  # episodes of a pass, by K
+        self._frozen_hash = frozen_hash(self.model)
         self.start = self._restore()
+        self.frozen = None if config.train_encoder else self._frozen_encoder()
+        self._plan_batches()
 
-    def fit(self) -> FSDINO:
-        """Train to the end; the result lies in `folder/model`."""
+    def fit(self) -> Segmenter:
+        """Train to the end; the last model lies in `folder/model`, the best in `folder/best`.
+
+        Raises:
+            KeyboardInterrupt: the run was asked to stop; a checkpoint is written.
+            DataError: an image cannot be read; a checkpoint is written.
+            FsdinoError: too many steps without a finite loss; a checkpoint is written.
+        """
         config = self.config
         self.model.train()
-        began = time.monotonic()
-        for step, batch in zip(range(self.start, config.steps), self._batches(), strict=True):
-            loss = self._step(step, batch)
-            done = step + 1
-            if done % config.validate_every == 0 or done == config.steps:
-                self.miou = self._validate()
-                seconds = round(time.monotonic() - began, 1)
-                self.run.log(step=done, loss=loss, base_miou=self.miou, seconds=seconds)
-            elif done % 50 == 0:
-                self.run.log(step=done, loss=loss)
-            if done % config.checkpoint_every == 0 or done == config.steps:
-                self._save(done)
-            if self.report is not None:
-                self.report(done, loss, self.miou)
+        self._began = time.monotonic()
+        with Interrupt() as interrupt:
+            for number, step in enumerate(self._steps_left(), start=self.start):
+                self._check(number, step, interrupt)
+                loss = self._step(number, step)
+                done = number + 1
+                if done % config.validate_every == 0 or done == config.steps:
+                    self._validate(done, loss)
+                elif done % _LOG_EVERY == 0:
+                    self._log(done, loss)
+                if done % config.checkpoint_every == 0 or done == config.steps:
+                    self._save(done)
+                if self.report is not None:
+                    self.report(done, loss, self.miou)
+                if self._has_stopped():
+                    self._save(done)
+                    break
         self.model.eval()
-        self.model.save_pretrained(self.run.folder / "model")
+        if self.team.is_main:
+            self.model.save_pretrained(self.run.folder / "model")
+        self.run.close()
+        self.team.processes.gather(None)
         return self.model
 
-    def _step(self, step: int, batch: Batch) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * self._schedule(step)
-        loss = self._loss(batch)
-        if not torch.isfinite(loss):
-            raise FsdinoError(
-                f"the loss became {loss.item()} at step {step}: resume with a lower learning_rate"
-            )
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
-        self.optimizer.step()
-        return loss.item()
+    def _steps_left(self) -> Any:
+        return () if self._has_stopped() else self.steps.load(self.start)
 
-    def _loss(self, batch: Batch) -> Tensor:
-        episodes, shots = batch.support_images.shape[:2]
-        group = shots + 1
-        images = torch.cat([batch.query_images[:, None], batch.support_images], 1).flatten(0, 1)
-        masks = torch.cat([batch.query_masks[:, None], batch.support_masks], 1).flatten(0, 1)
-        query = self.model.encode(images)  # one pass over the distinct images
-        # Image i of an episode is the query once; the others, in turn, are its supports.
-        first = torch.arange(episodes)[:, None, None] * group
-        turn = (torch.arange(group)[:, None] + torch.arange(1, group)) % group  # [K + 1, K]
-        others = (first + turn).flatten()
-        support = pool_supports(query[others], masks[others], shots)
-        logits = F.interpolate(
-            self.model.decode(query, support),
-            images.shape[-2:],
-            mode="bilinear",
-            align_corners=False,
+    def _has_stopped(self) -> bool:
+        return 0 < self.config.patience <= self.stale
+
+    def _check(self, number: int, step: Step, interrupt: Interrupt) -> None:
+        """Stop all processes between two steps where one of them has to."""
+        stopped, unreadable, replaced = self.team.sum(
+            interrupt.asked, step.batch is None, len(step.bad)
         )
-        loss = mask_loss(logits, masks)
-        if self.config.prototype_weight:
-            score = prototype_score(query, support)
-            loss = loss + self.config.prototype_weight * prototype_loss(score, masks)
-        if self.classifier is not None:
-            class_ids = batch.class_ids.repeat_interleave(group)
-            loss = loss + self.config.class_weight * self.classifier(query.last, masks, class_ids)
+        if stopped or unreadable:
+            self._save(number)
+        if stopped:
+            raise KeyboardInterrupt
+        if unreadable:
+            reason = step.bad[-1] if step.bad else "another process could not read an image"
+            raise DataError(
+                f"step {number}: {reason}; a checkpoint is written: mend that and go on with "
+                "--resume, or with --skip-bad, too"
+            )
+        self.replaced += int(replaced)
+        for reason in step.bad:
+            logger.warning("step %d: another episode in place of one: %s", number, reason)
+
+    def _step(self, number: int, step: Step) -> float:
+        """Change the weights once; returns the mean loss over the episodes of all processes."""
+        config = self.config
+        factor = warmup_cosine(number, config.steps, config.warmup)
+        set_learning_rate(self.optimizer, config.learning_rate * factor)
+        self.optimizer.zero_grad()
+        assert step.batch is not None
+        own, count = len(step.batch), self.team.processes.count
+        at_once = self.batch.get(step.batch.support_masks.shape[1], own)
+        total = torch.zeros((), device=self.team.device)
+        for first in range(0, own, at_once):
+            last = min(first + at_once, own)
+            # Gradients become the mean over processes, the loss is one over all episodes.
+            weight = (last - first) * count / step.total
+            total += self.team.backward(
+                self.wrapped,
+                lambda first=first, last=last, weight=weight: (
+                    weight * self._loss(step, first, last)
+                ),  # type: ignore[misc]
+                last=last == own,
+            )
+        loss = self.team.sum(total)[0] / count
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+        try:
+            skipped = self.guard.skips(number, loss, norm.item())
+        except FsdinoError:
+            self._save(number)
+            raise
+        if not skipped:
+            self.optimizer.step()
         return loss
 
-    def _schedule(self, step: int) -> float:
-        warmup, steps = self.config.warmup, self.config.steps
-        if step < warmup:
-            return (step + 1) / warmup
-        progress = (step - warmup) / max(steps - warmup, 1)
-        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
+    def _loss(self, step: Step, first: int, last: int) -> Tensor:
+        """Mean loss over some of this process's episodes."""
+        assert step.batch is not None
+        batch = part(step.batch, first, last).to(self.team.device, non_blocking=True)
+        images = torch.cat([batch.query_images[:, None], batch.support_images], 1).flatten(0, 1)
+        masks = torch.cat([batch.query_masks[:, None], batch.support_masks], 1).flatten(0, 1)
+        shots = batch.support_masks.shape[1]
+        names = [name for names in step.names[first:last] for name in names]
+        seen = images if self.frozen is None else self.frozen(images, names)
+        loss: Tensor = self.wrapped(seen, masks, shots, batch.class_ids)
+        return loss
 
-    def _validate(self) -> float:
+    def _validate(self, done: int, loss: float) -> None:
+        """Score the model by the evaluation protocol; keep it if it is the best so far."""
         config = self.config
-        episodes: Episodes = ProceduralEpisodes(
-            config.fold,
-            "base_val",
-            seed=config.seed,
-            episodes=config.validation_episodes,
-            image_size=config.model.image_size,
+        size = config.model.image_size
+        episodes = open_training(
+            config,
+            config.validation_shots,
+            config.validation_episodes,
+            size if config.data == "procedural" else None,
+            "val" if config.select_on == "novel" else "base_val",
+        )
+        settings = Settings(
+            size,
+            protocols.find("joint", seeded=True),
+            device=self.team.device,
+            dtype=getattr(torch, config.dtype),
+            workers=0 if config.data == "procedural" else config.workers,
+            skip_bad=config.skip_bad,
         )
         self.model.eval()
-        result = evaluate(predictor(self.model), episodes, size=config.model.image_size)
+        predict = predictor(self.model)
+        self.miou = evaluate(predict, episodes, settings, processes=self.team.processes).miou
         self.model.train()
-        return result.miou
+        better = self.best is None or self.miou > self.best
+        self.best = self.miou if better or self.best is None else self.best
+        self.stale = 0 if better else self.stale + 1
+        self.model.provenance = self._provenance(done)
+        if better and self.team.is_main:
+            self.model.save_pretrained(self.run.folder / "best")
+        seconds = round(time.monotonic() - self._began, 1)
+        self._log(done, loss, **{f"{config.select_on}_miou": self.miou}, seconds=seconds)
 
-    def _batches(self) -> Iterator[Batch]:
-        loader: DataLoader[Batch] = DataLoader(
-            _Steps(self.config),
-            batch_size=None,
-            sampler=range(self.start, self.config.steps),
-            num_workers=self.config.workers,
-            prefetch_factor=4 if self.config.workers else None,
-        )
-        return iter(loader)
-
-    def _groups(self) -> list[dict[str, Any]]:
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        if self.classifier is not None:
-            trained += self.classifier.parameters()
-        matrices = [p for p in trained if p.ndim > 1]
-        vectors = [p for p in trained if p.ndim <= 1]
-        return [
-            {"params": matrices, "weight_decay": self.config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-
-    def _save(self, step: int) -> None:
-        tensors: dict[str, Tensor] = {
-            f"model.{name}": value for name, value in self.model.state_dict().items()
+    def _provenance(self, done: int) -> dict[str, Any]:
+        """What every result of the model says about its training."""
+        config = self.config
+        novel = config.select_on == "novel"
+        return {
+            "data": config.data,
+            "fold": config.fold,
+            "step": done,
+            "selected_on": "novel classes of the fold" if novel else "base classes",
+            "selection_miou": self.miou,
+            "version": __version__,
         }
-        if self.classifier is not None:
-            tensors["classifier.prototypes"] = self.classifier.prototypes.detach()
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
-        tensors["random_state"] = torch.get_rng_state()
-        self.run.save(step, tensors, {"miou": self.miou})
+
+    def _log(self, done: int, loss: float, **values: Any) -> None:
+        rate = self.optimizer.param_groups[0]["lr"]
+        counts = {"skipped_steps": self.guard.count, "replaced_episodes": self.replaced}
+        self.run.log(done, loss=loss, learning_rate=rate, **counts, **values)
+
+    def _frozen_encoder(self) -> FrozenEncoder:
+        config = self.config
+        trained = getattr(torch, config.dtype)
+        gpu = self.team.device.type == "cuda"
+        name = config.encoder_dtype
+        dtype = getattr(torch, name) if name != AUTO else torch.bfloat16 if gpu else torch.float32
+        store = None
+        if config.feature_cache is not None:
+            encoder = weights_hash(self.model.encoder.state_dict())
+            layers = (self.model.encoder.read_layers, self.model.encoder.correlation_layers)
+            images = f"{config.data} {Path(config.root or '').resolve()}"
+            key = f"{encoder} {layers} {dtype} {images}"
+            store = FeatureStore(Path(config.feature_cache), key)
+            one = torch.zeros(1, 3, max(config.sizes), max(config.sizes), device=self.team.device)
+            features = FrozenEncoder(self.model, dtype, dtype)(one, ["one"])
+            store.announce(self.steps.images * len(set(config.sizes)), features)
+        return FrozenEncoder(self.model, dtype, trained, store)
+
+    def _plan_batches(self) -> None:
+        """Say what an episode takes, and choose how many share a pass where that is wanted."""
+        config, processes = self.config, self.team.processes
+        for shots in sorted(set(config.shots)):
+            each = self._activations(shots)
+            logger.info(
+                "activations of a %d-shot episode at %d pixels: %.1f MB",
+                shots, max(config.sizes), each / 1e6,
+            )  # fmt: skip
+            most = math.ceil(config.episodes_per_step(shots) / processes.count)
+            if isinstance(config.episodes_per_batch, int):
+                self.batch[shots] = config.episodes_per_batch
+            elif config.episodes_per_batch == AUTO and shots not in self.batch:
+                sharing = processes.count if self.team.device.type == "cpu" else 1
+                free = footprint.free_bytes(self.team.device)
+                fits = footprint.episodes_that_fit(each, free, most, sharing)
+                self.batch[shots] = min(processes.gather(fits))
+                logger.info("%d of %d episodes a pass", self.batch[shots], most)
+
+    def _activations(self, shots: int) -> int:
+        """Bytes that the trained part keeps of an episode for the backward pass."""
+        side, device = max(self.config.sizes), self.team.device
+        images = torch.zeros(shots + 1, 3, side, side, device=device)
+        masks = torch.ones(shots + 1, side, side, device=device)
+        ids = torch.zeros(1, dtype=torch.int64)
+        self.objective.eval()  # batch norm must not learn from this
+        seen = images
+        if self.frozen is not None:
+            alone = FrozenEncoder(self.model, self.frozen.dtype, self.frozen.out)
+            seen = alone(images, [str(n) for n in range(len(images))])  # type: ignore[assignment]
+        parameters = [*self.objective.parameters(), *self.objective.buffers()]
+        each = footprint.activation_bytes(
+            lambda: self.objective(seen, masks, shots, ids), parameters
+        )
+        self.objective.train()
+        return each
+
+    def _modules(self) -> dict[str, torch.nn.Module]:
+        modules: dict[str, torch.nn.Module] = {"model": self.model}
+        if self.objective.classifier is not None:
+            modules["classifier"] = self.objective.classifier
+        return modules
+
+    def _save(self, done: int) -> None:
+        state = {
+            "miou": self.miou,
+            "best": self.best,
+            "stale": self.stale,
+            "skipped": self.guard.count,
+            "replaced": self.replaced,
+            "batch": self.batch,
+            "frozen": self._frozen_hash,
+            "lists": self.steps.lists_hash,
+        }
+        self.run.save(done, pack(self._modules(), self.optimizer), state)
 
     def _restore(self) -> int:
         checkpoint = self.run.load()
         if checkpoint is None:
+            self.run.forget_after(0)
             return 0
         step, tensors, state = checkpoint
-        self.model.load_state_dict(
-            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        )
-        if self.classifier is not None:
-            self.classifier.load_state_dict({"prototypes": tensors["classifier.prototypes"]})
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, slot = name.split(".")
-                slots.setdefault(int(index), {})[slot] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
-        torch.set_rng_state(tensors["random_state"])
-        self.miou = state["miou"]
+        if state["frozen"] != self._frozen_hash:
+            raise CheckpointError(
+                f"{self.run.folder} was trained on other frozen weights: pass the files that it "
+                "began with"
+            )
+        if state["lists"] != self.steps.lists_hash:
+            raise UsageError(
+                f"{self.run.folder} was trained on other lists of images than --root and --splits "
+                "give now: pass those that it began with"
+            )
+        unpack(tensors, self._modules(), self.optimizer)
+        self.miou, self.best, self.stale = state["miou"], state["best"], state["stale"]
+        self.guard.count, self.replaced = state["skipped"], state["replaced"]
+        if self.config.episodes_per_batch == AUTO:  # another choice would round otherwise
+            self.batch = {int(shots): number for shots, number in state["batch"].items()}
+        if self.miou is not None:
+            self.model.provenance = self._provenance(step)
         self.run.forget_after(step)
         logger.info("resuming %s at step %d", self.run.folder, step)
         return step
+
+
+def _build(config: TrainConfig) -> Segmenter:
+    """The model with the weights that a run starts from."""
+    if config.start_from is not None:
+        return _continued(config, config.start_from)
+    encoder = zoo.load(config.encoder_from).encoder if config.encoder_from else None
+    model = zoo.build(config.model, encoder)
+    if config.encoder_weights is not None:
+        zoo.load_dinov2(model.encoder, config.encoder_weights)
+    for load, path in (
+        (zoo.load_sam_decoder, config.decoder_weights),
+        (zoo.load_adapter, config.adapter_weights),
+    ):
+        if path is None:
+            continue
+        if not isinstance(model, FSDINO):
+            raise UsageError(f"variant {config.model.variant!r} has no part that {path} is for")
+        load(model, path)
+    return _set_trainable(model, config)
+
+
+def _continued(config: TrainConfig, name: str) -> Segmenter:
+    model = zoo.load(name)
+    found, asked = model.config.to_dict(), config.model.to_dict()
+    other = [key for key in asked if found.get(key) != asked[key]]
+    if other:
+        raise UsageError(
+            f"start_from: {name} was built with another {other[0]}, {found.get(other[0])!r} and "
+            f"not {asked[other[0]]!r}: give its own model section"
+        )
+    return _set_trainable(model, config)
+
+
+def _set_trainable(model: Segmenter, config: TrainConfig) -> Segmenter:
+    model.set_trainable(
+        encoder=config.train_encoder,
+        adapter=config.train_adapter,
+        decoder=config.train_decoder,
+    )
+    return model
+
+
+def _check_processes(config: TrainConfig, count: int) -> None:
+    fewest = min(config.episodes_per_step(shots) for shots in config.shots)
+    if fewest < count:
+        raise UsageError(
+            f"a step has {fewest} episodes of {max(config.shots)} shots, too few for {count} "
+            f"processes: use at least {count * (max(config.shots) + 1)} images_per_step"
+        )
+    if count > 1 and config.train_encoder and config.model.conv_stem:
+        logger.warning("batch statistics of the encoder are those of each process's own episodes")

@@ -14,7 +14,10 @@ from fsdino.apps.demo import Answer, Results, Settings
 from fsdino.data.episodes import Episode, Sample
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.errors import UsageError
-from fsdino.evaluation.evaluate import evaluate, predictor
+from fsdino.evaluation.evaluate import Settings as EvaluationSettings
+from fsdino.evaluation.evaluate import evaluate
+from fsdino.evaluation.predictors import predictor
+from fsdino.models import zoo
 from fsdino.ops import baseline
 from fsdino.ops.baseline import Workload
 from tiny_models import tiny_model
@@ -62,7 +65,7 @@ def test_masks_are_the_models(results, folder):
 def test_the_baseline_shares_the_encoder():
     """It adds nothing learned, and costs no second encoder."""
     model = tiny_model()
-    baseline_model = demo.training_free(model)
+    baseline_model = zoo.training_free(model)
     assert baseline_model.encoder is model.encoder
     assert baseline_model.config.variant == "training_free"
     assert not baseline_model.training
@@ -95,10 +98,10 @@ def test_scores_by_hand():
 def test_scores_are_those_of_an_evaluation(results):
     """The way users take, `segment`, scores what the evaluation of batches scores."""
     model = tiny_model()
-    for method, segmenter in (("FS-DINO", model), ("training-free", demo.training_free(model))):
+    for method, segmenter in (("FS-DINO", model), ("training-free", zoo.training_free(model))):
         for shots in (1, 5):
             episodes = ProceduralEpisodes(3, "val", shots=shots, seed=0, episodes=4, image_size=70)
-            expected = evaluate(predictor(segmenter), episodes, size=70)
+            expected = evaluate(predictor(segmenter), episodes, EvaluationSettings(70))
             found = [answer.iou[method, shots] for answer in results.answers]
             assert found == pytest.approx(expected.per_episode, abs=0.01)
 

@@ -183,7 +183,7 @@ def test_batches_are_bounded_by_pixels(queries, monkeypatch):
     sizes = [40 * 70, 41 * 68, 42 * 66, 43 * 64, 44 * 62]
     with folder.Progress("test", 5) as progress:
         paths = find_queries([queries])[:5]
-        batches = [[len(i.array) for i in b] for b in folder._batches(paths, {}, progress)]
+        batches = [[len(i.array) for i in b] for b in folder._batches([paths], {}, progress)]
     assert sizes[0] + sizes[1] > 5000 > sizes[0]
     assert batches == [[40, 41], [42, 43], [44]]
 

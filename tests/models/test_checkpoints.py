@@ -18,7 +18,9 @@ from fsdino.models import checkpoints
 from fsdino.models.checkpoints import (
     load_exactly,
     read_config,
+    read_metadata,
     read_state_dict,
+    weights_hash,
     write_folder,
     write_tensors,
 )
@@ -114,6 +116,33 @@ def test_missing_files_and_folders_are_usage_errors(tmp_path: Path) -> None:
         read_state_dict(tmp_path / "nowhere.pth")
     with pytest.raises(UsageError, match="folder"):
         read_state_dict(tmp_path)
+
+
+def test_reads_what_a_file_says_of_itself(tmp_path: Path) -> None:
+    """Of safetensors; other files say nothing, damaged ones are an error."""
+    path = tmp_path / "weights.safetensors"
+    write_tensors(path, STATE, {"encoder": "x"})
+    assert read_metadata(path) == {"encoder": "x"}
+    save_file(STATE, path)
+    assert read_metadata(path) == {}
+    assert read_metadata(tmp_path / "weights.pth") == {}
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors are damaged"):
+        read_metadata(path)
+
+
+def test_weights_are_told_apart_by_their_hash() -> None:
+    """By name, value, type and shape; not by the order of names or by memory layout."""
+    original = weights_hash(STATE)
+    transposed = STATE["a.weight"].T.contiguous().T
+    assert original == weights_hash({"b": STATE["b"], "a.weight": transposed})
+    for changed in (
+        {**STATE, "b": STATE["b"] + 1},
+        {**STATE, "b": STATE["b"].half()},
+        {**STATE, "a.weight": STATE["a.weight"].reshape(3, 2)},
+        {"a.weight": STATE["a.weight"], "c": STATE["b"]},
+    ):
+        assert weights_hash(changed) != original
 
 
 def test_load_exactly_loads_what_fits() -> None:

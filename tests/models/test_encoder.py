@@ -250,7 +250,7 @@ def test_other_vits_give_timms_own_features(name: str, size: tuple[int, int]) ->
     config = reference.pretrained_cfg
     mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
     with torch.no_grad():
-        features = encoder(images)
+        features, shallow = encoder(images), encoder.shallow(images)
         maps = reference.forward_intermediates(
             (images - mean) / std, indices=[2, 3], norm=False, intermediates_only=True
         )
@@ -258,6 +258,7 @@ def test_other_vits_give_timms_own_features(name: str, size: tuple[int, int]) ->
     prefix = whole.shape[1] - maps[-1][0, 0].numel()
     last = whole[:, prefix:].transpose(1, 2).unflatten(2, maps[-1].shape[2:])
     assert relative_error(features.shallow, maps[0]) < 1e-5
+    assert relative_error(shallow, maps[0]) < 1e-5
     assert relative_error(features.last, last) < 1e-5
     assert relative_error(features.correlation[:, -1], last) < 1e-5
 
@@ -275,7 +276,10 @@ def test_reads_the_blocks_asked_for() -> None:
     images = pixels(1, 3, 56, 56)
     with torch.no_grad():
         features = encoder(images)
+        encoder.vit.blocks[1] = nn.Identity()  # no block after the adapter's matters to it
+        shallow = encoder.shallow(images)
     raw = plain.blocks(state, images, heads=2)
+    assert relative_error(shallow, raw[0]) < 1e-5
     normed = [plain.final_norm(state, tokens) for tokens in raw]
     assert relative_error(features.shallow, raw[0]) < 1e-5
     assert relative_error(features.correlation, torch.stack([normed[3], normed[1]], 1)) < 1e-5

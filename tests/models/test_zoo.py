@@ -23,7 +23,7 @@ from segment_anything.modeling import (
 import fsdino
 import plain_dinov2 as plain
 from fsdino.errors import CheckpointError, UsageError
-from fsdino.models import fsdino as model_module
+from fsdino.models import segmenter as model_module
 from fsdino.models import zoo
 from fsdino.models.encoder import Encoder
 from tiny_models import box_mask, episode, picture, randomise, tiny_config, tiny_model
@@ -179,7 +179,7 @@ def test_bundled_models_go_by_their_name(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_load_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An id is fetched: the two files of a model, and nothing that could be pickled."""
+    """An id is fetched: the files of a model, and nothing that could be pickled."""
     model = tiny_model()
     model.save_pretrained(tmp_path / "snapshot")
     asked: list[tuple[str, list[str]]] = []
@@ -191,7 +191,8 @@ def test_load_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(zoo, "snapshot_download", snapshot_download)
     monkeypatch.chdir(tmp_path)
     assert torch.equal(logits_of(fsdino.load("someone/model")), logits_of(model))
-    assert asked == [("someone/model", ["config.json", "model.safetensors"])]
+    files = ["config.json", "model.safetensors", "provenance.json"]
+    assert asked == [("someone/model", files)]
     (tmp_path / "runs").mkdir()
     model.save_pretrained("runs/a")
     assert fsdino.load("runs/a").fingerprint() == model.fingerprint()
@@ -440,3 +441,35 @@ def test_parameter_table_by_hand() -> None:
     assert table["dense_prompt"] == (16 + 16, 0)
     assert table["encoder"][0] == table["adapter"][0] == 0
     assert sum(map(sum, table.values())) == sum(p.numel() for p in model.parameters())
+
+
+def test_adapter_weights(tmp_path: Path) -> None:
+    """The adapter's tensors by name; those of another one, and a missing file, are refused."""
+    model, other = tiny_model(1), tiny_model(2)
+    expected = {name: value.clone() for name, value in other.adapter.state_dict().items()}
+    save_file(expected, tmp_path / "adapter.safetensors")
+    zoo.load_adapter(model, tmp_path / "adapter.safetensors")
+    for name, value in model.adapter.state_dict().items():
+        assert torch.equal(value, expected[name])
+    with pytest.raises(CheckpointError, match="do not fit this model"):
+        zoo.load_adapter(tiny_model(adapter_width=16), tmp_path / "adapter.safetensors")
+    with pytest.raises(UsageError, match="no such file"):
+        zoo.load_adapter(model, tmp_path / "missing.safetensors")
+    with pytest.raises(UsageError, match="has no adapter"):
+        zoo.load_adapter(tiny_model(variant="training_free"), tmp_path / "adapter.safetensors")
+
+
+def test_what_training_says_stays_with_the_model(tmp_path: Path) -> None:
+    """It does not change the fingerprint; another model in the folder does not inherit it."""
+    model = tiny_model()
+    assert model.provenance is None
+    before = model.fingerprint()
+    model.provenance = {"data": "coco20i", "fold": 2, "selected_on": "base classes"}
+    model.save_pretrained(tmp_path)
+    again = fsdino.load(tmp_path)
+    assert again.provenance == model.provenance and again.fingerprint() == before
+    (tmp_path / "provenance.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"provenance.json is damaged"):
+        fsdino.load(tmp_path)
+    tiny_model().save_pretrained(tmp_path)
+    assert fsdino.load(tmp_path).provenance is None

@@ -83,18 +83,6 @@ def test_the_source_hash_covers_what_is_compiled(monkeypatch, tmp_path):
     assert len(set(seen)) == len(seen)
 
 
-def test_the_cache_has_a_place(monkeypatch):
-    """FSDINO_CACHE, else the user's cache folder."""
-    monkeypatch.setenv("FSDINO_CACHE", "/a")
-    assert build.cache() == Path("/a")
-    monkeypatch.delenv("FSDINO_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/b")
-    assert build.cache() == Path("/b/fsdino")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/c")
-    assert build.cache() == Path("/c/.cache/fsdino")
-
-
 def test_jobs_fit_into_memory_and_cores(monkeypatch):
     """A compiler for each core, as far as memory goes; one at least."""
     monkeypatch.setattr(flags, "_memory", lambda: 1 << 50)

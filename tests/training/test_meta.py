@@ -1,78 +1,260 @@
-"""Training: what a step sees, that it learns, and that a killed run continues to the same bits."""
+"""Training: that it learns, what learns, and that nothing that happens to a run costs more than it
+must."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
+from PIL import Image
 
 import fsdino
-from fsdino.errors import FsdinoError, UsageError
-from fsdino.models.config import ModelConfig
-from fsdino.training import meta
-from fsdino.training.meta import TrainConfig, Trainer
-
-MODEL = ModelConfig(
-    encoder="vit_tiny_patch16_224",
-    encoder_args={"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2},
-    conv_stem=True,
-    image_size=32,
-    adapter_layer=1,
-    correlation_layers=(1, 2),
-    correlation_channels=(4, 4, 8),
-    width=16,
-    adapter_width=16,
-    adapter_heads=2,
-    decoder_heads=2,
-    decoder_mlp=16,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.25, 0.25, 0.25),
-)
-CONFIG = TrainConfig(
-    model=MODEL,
-    steps=6,
-    images_per_step=4,
-    image_sizes=(32, 40),
-    augment=0.5,
-    shots=(1, 3),
-    warmup=2,
-    train_encoder=True,
-    train_adapter=True,
-    prototype_weight=0.5,
-    class_weight=0.5,
-    workers=0,
-    threads=1,
-    validate_every=3,
-    validation_episodes=4,
-    checkpoint_every=2,
-)
+from data_sets import save_jpeg
+from fsdino.errors import CheckpointError, DataError, FsdinoError, UsageError
+from fsdino.evaluation import record
+from fsdino.training import meta, run
+from fsdino.training.config import TrainConfig
+from fsdino.training.meta import Trainer
+from fsdino.training.steps import Step, Steps
+from training_work import CONFIG, FROZEN, MODEL, StopError, die, stop_at, weights
 
 
-class KillError(Exception):
-    pass
+@pytest.fixture(autouse=True)
+def plain_memory(one_thread: None) -> None:
+    """Bits are compared: no filling of fresh memory, one thread."""
+    torch.set_deterministic_debug_mode("default")
 
 
-def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path) -> None:
-    """Stopped between checkpoints and resumed, a run ends with the weights of an unbroken one."""
-    Trainer(CONFIG, tmp_path / "whole").fit()
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+    """An unbroken run."""
+    folder = tmp_path_factory.mktemp("whole")
+    Trainer(CONFIG, folder).fit()
+    return folder
 
-    def kill(step: int, loss: float, miou: float | None) -> None:
-        if step == 5:
-            raise KillError
 
-    with pytest.raises(KillError):
-        Trainer(CONFIG, tmp_path / "broken", report=kill).fit()
-    resumed = Trainer(CONFIG, tmp_path / "broken", resume=True)
-    assert resumed.start == 4
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what differs from run to run."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def same_run(folder: Path, whole: Path) -> bool:
+    """Whether weights and metrics are those of the unbroken run, bit for bit."""
+    files = [f / "model" / "model.safetensors" for f in (folder, whole)]
+    return files[0].read_bytes() == files[1].read_bytes() and metrics(folder) == metrics(whole)
+
+
+def steps_kept(folder: Path) -> list[int]:
+    return sorted(int(path.stem) for path in (folder / "checkpoints").glob("[0-9]*"))
+
+
+@pytest.mark.parametrize("moment", ["between steps", "while a checkpoint is written"])
+def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, whole: Path, moment: str) -> None:
+    """kill -9 costs the steps since the last checkpoint, and changes no bit of what follows."""
+    assert die(CONFIG, tmp_path, moment) == -signal.SIGKILL
+    resumed = Trainer(CONFIG, tmp_path, resume=True)
+    assert resumed.start == (4 if moment == "between steps" else 2)
+    assert not list((tmp_path / "checkpoints").glob(".*"))
     resumed.fit()
-    files = [tmp_path / name / "model" / "model.safetensors" for name in ("whole", "broken")]
-    assert files[0].read_bytes() == files[1].read_bytes()
-    assert isinstance(fsdino.load(tmp_path / "broken" / "model"), fsdino.FSDINO)
+    assert same_run(tmp_path, whole)
+    assert isinstance(fsdino.load(tmp_path / "model"), fsdino.FSDINO)
+
+
+def test_ctrl_c_writes_a_checkpoint(tmp_path: Path, whole: Path) -> None:
+    """The step is finished and kept, though none was due; the run goes on to the same bits."""
+
+    def press(step: int, loss: float, miou: float | None) -> None:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(CONFIG, tmp_path, report=press).fit()
+    assert steps_kept(tmp_path) == [2, 3]
+    Trainer(CONFIG, tmp_path, resume=True).fit()
+    assert same_run(tmp_path, whole)
+
+
+def test_a_full_disk_loses_nothing_older(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found before anything is written, and the run goes on when there is space."""
+    usage = shutil.disk_usage(tmp_path)
+
+    def fill(step: int, loss: float, miou: float | None) -> None:
+        if step == 3:
+            full = usage._replace(free=1000)
+            monkeypatch.setattr(run.shutil, "disk_usage", lambda folder: full)
+
+    with pytest.raises(FsdinoError, match=r"is full: a checkpoint takes 0\.\d MB, 0\.0 MB are fr"):
+        Trainer(CONFIG, tmp_path, report=fill).fit()
+    assert steps_kept(tmp_path) == [2]
+    monkeypatch.undo()
+    Trainer(CONFIG, tmp_path, resume=True).fit()
+    assert same_run(tmp_path, whole)
+
+
+def test_a_corrupt_last_checkpoint_costs_its_steps(
+    tmp_path: Path, whole: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One changed bit is seen, said, and the older checkpoint leads to the same end."""
+    with pytest.raises(StopError):
+        Trainer(CONFIG, tmp_path, report=stop_at(5)).fit()
+    newest = tmp_path / "checkpoints" / "00000004.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-5] ^= 1
+    newest.write_bytes(content)
+    resumed = Trainer(CONFIG, tmp_path, resume=True)
+    assert resumed.start == 2
+    assert "00000004.safetensors is damaged" in caplog.text
+    resumed.fit()
+    assert same_run(tmp_path, whole)
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, spoilt: set[int]) -> None:
+    """Make the pictures of some steps no numbers."""
+    load = Steps.load
+
+    def broken(self: Steps, start: int) -> Iterator[Step]:
+        for number, step in enumerate(load(self, start), start=start):
+            if number in spoilt:
+                images = step.batch.query_images * torch.nan
+                step = dataclasses.replace(
+                    step, batch=dataclasses.replace(step.batch, query_images=images)
+                )
+            yield step
+
+    monkeypatch.setattr(Steps, "load", broken)
+
+
+def test_a_nan_loss_is_skipped_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The step changes no weight, the next one does, and the record says how many there were."""
+    spoil(monkeypatch, {1})
+    trained: list[torch.Tensor] = []
+    config = dataclasses.replace(FROZEN, steps=3)
+    trainer = Trainer(config, tmp_path)
+    parameter = trainer.model.decoder.mask_tokens.weight
+    trainer.report = lambda step, loss, miou: trained.append(parameter.detach().clone())
+    trainer.fit()
+    assert torch.equal(trained[0], trained[1]) and not torch.equal(trained[1], trained[2])
+    assert "step 1 skipped: the loss is nan" in caplog.text
+    assert metrics(tmp_path)[-1]["skipped_steps"] == 1
+
+
+def test_too_many_nan_losses_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `nan_limit` in a row; the weights before them are kept."""
+    spoil(monkeypatch, {3, 4})
+    config = dataclasses.replace(FROZEN, nan_limit=2)
+    with pytest.raises(FsdinoError, match=r"2 steps in a row had no finite loss, up to step 4"):
+        Trainer(config, tmp_path).fit()
+    assert steps_kept(tmp_path)[-1] == 4
+    tensors = run.Run(tmp_path, config.to_dict(), resume=True).load()[1]
+    assert all(t.isfinite().all() for t in tensors.values() if t.is_floating_point())
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> TrainConfig:
+    """A run on a folder of two classes with ten images each."""
+    root = tmp_path / "photos"
+    for name in ("cat", "dog"):
+        for i in range(10):
+            save_jpeg(root / name / f"{i}.jpg", i, 40, 40)
+            mask = np.zeros((40, 40), np.uint8)
+            mask[: 20 if name == "cat" else 30, :15] = 255
+            Image.fromarray(mask).save(root / name / f"{i}.png")
+    return dataclasses.replace(
+        FROZEN, data="folder", root=str(root), image_sizes=(), workers=1, validate_every=6
+    )
+
+
+def test_a_missing_image_keeps_what_was_done(tmp_path: Path, photos: TrainConfig) -> None:
+    """It is named with the remedy; put back, the run goes on to the same bits."""
+    Trainer(photos, tmp_path / "whole").fit()
+    steps = Steps(photos)
+    early = {name for step in range(2) for names in steps[step].names for name in names}
+    late = {name for step in range(2, 6) for names in steps[step].names for name in names}
+    place = Path(photos.root) / min(late - early)
+    content = place.read_bytes()
+    trainer = Trainer(dataclasses.replace(photos, checkpoint_every=100), tmp_path / "broken")
+    place.unlink()
+    with pytest.raises(DataError, match=f"{place.name}.*checkpoint is written.*--resume"):
+        trainer.fit()
+    [kept] = steps_kept(tmp_path / "broken")
+    assert kept >= 2
+    place.write_bytes(content)
+    resumed = Trainer(photos, tmp_path / "broken", resume=True)
+    assert resumed.start == kept
+    resumed.fit()
+    assert same_run(tmp_path / "broken", tmp_path / "whole")
+
+
+def test_unreadable_images_can_be_replaced(
+    tmp_path: Path, photos: TrainConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With skip_bad another episode takes the place, is announced and counted."""
+    config = dataclasses.replace(photos, skip_bad=True, shots=(1,))
+    first = Steps(config)[0].names[0][0]
+    (Path(config.root) / first).write_bytes(b"no picture")
+    Trainer(config, tmp_path / "run").fit()
+    assert "step 0: another episode in place of one" in caplog.text and first in caplog.text
+    assert metrics(tmp_path / "run")[-1]["replaced_episodes"] >= 1
+
+
+def test_other_images_are_no_resumption(tmp_path: Path, photos: TrainConfig) -> None:
+    """The folder may move, but not become another one."""
+    with pytest.raises(StopError):
+        Trainer(photos, tmp_path / "run", report=stop_at(3)).fit()
+    moved = Path(photos.root).rename(tmp_path / "moved")
+    config = dataclasses.replace(photos, root=str(moved))
+    assert Trainer(config, tmp_path / "run", resume=True).start == 2
+    (moved / "cat" / "0.jpg").unlink()
+    with pytest.raises(UsageError, match="other lists of images than --root"):
+        Trainer(config, tmp_path / "run", resume=True)
+
+
+def test_other_frozen_weights_are_no_resumption(tmp_path: Path, whole: Path) -> None:
+    """Checkpoints hold what is trained; the frozen part has to be the one it was trained with."""
+    encoder = tmp_path / "encoder"
+    shutil.copytree(whole / "model", encoder)
+    config = dataclasses.replace(FROZEN, encoder_from=str(encoder))
+    with pytest.raises(StopError):
+        Trainer(config, tmp_path / "run", report=stop_at(3)).fit()
+    kept = run.Run(tmp_path / "run", config.to_dict(), resume=True).load()[1]
+    assert not [name for name in kept if "encoder.vit.blocks" in name]
+    shutil.rmtree(encoder)
+    shutil.copytree(whole / "best", encoder)
+    with pytest.raises(CheckpointError, match="trained on other frozen weights"):
+        Trainer(config, tmp_path / "run", resume=True)
+
+
+def test_a_run_goes_on_from_a_model(tmp_path: Path, whole: Path) -> None:
+    """All weights are the model's, whatever learns; another architecture is refused."""
+    config = dataclasses.replace(FROZEN, start_from=str(whole / "model"), seed=5)
+    found = Trainer(config, tmp_path / "run").model.state_dict()
+    given = weights(whole)
+    assert found.keys() == given.keys()
+    assert all(torch.equal(found[name], given[name]) for name in given)
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, variant="comp"))
+    with pytest.raises(UsageError, match=r"start_from: .* another variant, 'full' and not 'comp'"):
+        Trainer(other, tmp_path / "other")
+    missing = dataclasses.replace(config, start_from="runs/missing/model")
+    with pytest.raises(UsageError, match="unknown model 'runs/missing/model'"):
+        Trainer(missing, tmp_path / "other")
+    nowhere = dataclasses.replace(FROZEN, data="fss1000", root=str(tmp_path / "nowhere"), fold=0)
+    with pytest.raises(UsageError, match="nowhere: no such folder"):
+        Trainer(nowhere, tmp_path / "other")
+    assert not (tmp_path / "other").exists()  # the same command works once that is mended
 
 
 def test_workers_change_nothing(tmp_path: Path) -> None:
@@ -86,129 +268,219 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
     assert losses[0] == losses[2]
 
 
-def test_every_image_of_an_episode_is_the_query_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_gradients_of_several_passes_add_up(tmp_path: Path) -> None:
+    """Episodes one by one give the step that they give together, but for rounding."""
+    together = dataclasses.replace(FROZEN, images_per_step=12, shots=(1, 2), steps=3)
+    apart = dataclasses.replace(together, episodes_per_batch=1)
+    found = []
+    for name, config in (("together", together), ("apart", apart)):
+        losses: list[float] = []
+        Trainer(config, tmp_path / name, report=lambda s, x, m, to=losses: to.append(x)).fit()
+        found.append((losses, weights(tmp_path / name)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert found[0][0] != found[1][0]  # the passes were several
+    for name, value in found[0][1].items():
+        torch.testing.assert_close(value, found[1][1][name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_as_many_episodes_as_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """K + 1 images give K + 1 predictions, each with the other K as supports and its own truth."""
-    trainer = Trainer(dataclasses.replace(CONFIG, shots=(2,)), tmp_path)
-    batch = meta._Steps(dataclasses.replace(CONFIG, shots=(2,), images_per_step=6))[0]
-    seen: dict[str, torch.Tensor] = {}
-    pool = meta.pool_supports
-
-    def spy(features, masks, shots):
-        seen["supports"], seen["support_masks"] = features.last, masks
-        return pool(features, masks, shots)
-
-    monkeypatch.setattr(meta, "pool_supports", spy)
-    monkeypatch.setattr(
-        meta, "mask_loss", lambda logits, masks: seen.update(truth=masks) or logits.sum()
-    )
-    trainer.model.eval()
-    trainer._loss(batch)
-    masks = torch.cat([batch.query_masks[:, None], batch.support_masks], 1)  # [2, 3, H, W]
-    assert torch.equal(seen["truth"], masks.flatten(0, 1))
-    expected = [masks[e, k] for e in range(2) for k in (1, 2, 2, 0, 0, 1)]
-    assert torch.equal(seen["support_masks"], torch.stack(expected))
+    """`auto` divides the free memory by what an episode of K shots takes, and says both."""
+    caplog.set_level("INFO")
+    config = dataclasses.replace(FROZEN, images_per_step=16, episodes_per_batch="auto", steps=2)
+    trainer = Trainer(config, tmp_path / "ample")
+    assert trainer.batch == {1: 8, 3: 4}  # the whole step
+    each = trainer._activations(1)
+    assert f"activations of a 1-shot episode at 40 pixels: {each / 1e6:.1f} MB" in caplog.text
+    # Planned: 80 % of the free memory, and twice an episode's activations.
+    free = 2 * 3.5 * each / 0.8
+    monkeypatch.setattr(meta.footprint, "free_bytes", lambda device: int(free))
+    scarce = Trainer(config, tmp_path / "scarce")
+    assert scarce.batch[1] == 3 and scarce.batch[3] == 1
+    with pytest.raises(StopError):
+        scarce.report = stop_at(2)
+        scarce._save(1)
+        scarce.fit()
+    monkeypatch.undo()
+    assert Trainer(config, tmp_path / "scarce", resume=True).batch == {1: 3, 3: 1}
 
 
 def test_only_what_is_asked_for_learns(tmp_path: Path) -> None:
-    """With the encoder and the adapter frozen, as by default, neither changes."""
-    config = dataclasses.replace(
-        CONFIG,
-        steps=2,
-        train_encoder=False,
-        train_adapter=False,
-        prototype_weight=0,
-        class_weight=0,
-    )
-    trainer = Trainer(config, tmp_path)
-    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    trainer.fit()
-    changed = {
-        n.split(".")[0]
-        for n, v in trainer.model.state_dict().items()
-        if not torch.equal(v, before[n])
+    """Encoder and adapter are frozen by default; so can the decoder be, and `comp_frozen`'s is."""
+    full = {"prior", "visual_prompt", "dense_prompt"}
+    cases = {
+        "default": ({}, {}, full | {"decoder"}),
+        "adapter": ({"train_adapter": True}, {}, full | {"decoder", "adapter"}),
+        "no decoder": ({"train_decoder": False}, {}, full),
+        "comp_frozen": ({}, {"variant": "comp_frozen"}, {"visual_prompt", "dense_prompt"}),
+        "pcs": ({}, {"variant": "comp", "visual_prompt": False}, {"dense_prompt", "decoder"}),
     }
-    assert changed == {"prior", "visual_prompt", "dense_prompt", "decoder"}
+    for name, (changes, model, expected) in cases.items():
+        config = dataclasses.replace(
+            FROZEN, steps=2, model=dataclasses.replace(MODEL, **model), **changes
+        )
+        trainer = Trainer(config, tmp_path / name)
+        before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+        trainer.fit()
+        after = trainer.model.state_dict()
+        changed = {n.split(".")[0] for n, v in after.items() if not torch.equal(v, before[n])}
+        assert changed == expected, name
 
 
-def test_it_learns(tmp_path: Path) -> None:
+def test_it_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forty steps on the same few episodes lower the loss by a quarter."""
     losses: list[float] = []
     config = dataclasses.replace(
-        CONFIG, steps=40, shots=(1,), image_sizes=(32,), learning_rate=3e-3
+        CONFIG, steps=40, shots=(1,), image_sizes=(32,), learning_rate=3e-3, validate_every=40
     )
-    trainer = Trainer(config, tmp_path, report=lambda step, loss, miou: losses.append(loss))
-    batch = meta._Steps(config)[0]
-    trainer._batches = lambda: iter([batch] * 40)
-    trainer.fit()
+    first = Steps(config)[0]
+    monkeypatch.setattr(Steps, "load", lambda self, start: iter([first] * 40))
+    Trainer(config, tmp_path, report=lambda step, loss, miou: losses.append(loss)).fit()
     assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
 
 
-def test_metrics_are_recorded(tmp_path: Path) -> None:
-    """Losses and the mIoU on base classes stand in metrics.jsonl, the configuration in YAML."""
-    Trainer(CONFIG, tmp_path).fit()
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+def test_metrics_are_recorded(whole: Path) -> None:
+    """Losses and the mIoU on base classes by step, for people and for TensorBoard."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows = metrics(whole)
     assert [row["step"] for row in rows if "base_miou" in row] == [3, 6]
-    assert TrainConfig.from_yaml(tmp_path / "config.yaml") == CONFIG
-    assert json.loads((tmp_path / "environment.json").read_text())["torch"] == torch.__version__
+    assert TrainConfig.from_yaml(whole / "config.yaml") == CONFIG
+    found = json.loads((whole / "environment.json").read_text())
+    assert found["torch"] == torch.__version__
+    events = EventAccumulator(str(whole / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("base_miou")] == [
+        (row["step"], pytest.approx(row["base_miou"], rel=1e-6)) for row in rows
+    ]
 
 
-def test_training_data_has_no_novel_class() -> None:
-    """No class of the held-out fold is ever trained on."""
-    for fold in range(4):
-        config = dataclasses.replace(CONFIG, fold=fold, steps=30, augment=0.0)
-        seen = {int(c) for step in range(30) for c in meta._Steps(config)[step].class_ids}
-        assert seen and not seen & set(range(24 * fold, 24 * fold + 24))
+def test_the_best_model_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By validation; the run ends when `patience` validations brought no better one."""
+    mious = iter([10.0, 30.0, 20.0, 30.0, 99.0])
+    states: dict[int, bytes] = {}
+
+    class Scored:
+        def __init__(self) -> None:
+            self.miou = next(mious)
+
+    monkeypatch.setattr(meta, "evaluate", lambda *a, **k: Scored())
+    config = dataclasses.replace(FROZEN, validate_every=1, patience=2)
+    trainer = Trainer(config, tmp_path)
+    tokens = trainer.model.decoder.mask_tokens.weight
+
+    def note(step: int, loss: float, miou: float | None) -> None:
+        states[step] = tokens.detach().numpy().tobytes()
+
+    trainer.report = note
+    trainer.fit()
+    assert list(states) == [1, 2, 3, 4]
+    for name, step in (("best", 2), ("model", 4)):
+        model = fsdino.load(tmp_path / name)
+        assert model.decoder.mask_tokens.weight.detach().numpy().tobytes() == states[step]
+        assert model.provenance["step"] == step
+    again = Trainer(config, tmp_path, resume=True, report=note)
+    again.fit()
+    assert list(states) == [1, 2, 3, 4]  # it has ended
 
 
-def test_nan_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
-    """A loss that is no number is an error; what was saved before stays."""
-    trainer = Trainer(CONFIG, tmp_path)
-    batches = [meta._Steps(CONFIG)[0]] * 6
-    batches[3] = dataclasses.replace(batches[3], query_images=batches[3].query_images * torch.nan)
-    trainer._batches = lambda: iter(batches)
-    with pytest.raises(FsdinoError, match="loss became nan at step 3"):
+@pytest.mark.parametrize("select_on", ["base", "novel"])
+def test_results_say_what_a_model_was_selected_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    select_on: str,
+) -> None:
+    """Whoever chose by the held-out classes cannot forget to say so."""
+    asked: list[set[int]] = []
+    evaluate = meta.evaluate
+
+    def spy(predict: Any, episodes: Any, *args: Any, **options: Any) -> Any:
+        asked.append(set(episodes.classes))
+        return evaluate(predict, episodes, *args, **options)
+
+    monkeypatch.setattr(meta, "evaluate", spy)
+    config = dataclasses.replace(FROZEN, steps=1, select_on=select_on, fold=2)
+    Trainer(config, tmp_path).fit()
+    held_out = set(range(48, 72))
+    assert asked == [held_out if select_on == "novel" else set(range(96)) - held_out]
+    assert f"{select_on}_miou" in metrics(tmp_path)[0]
+    described = record.describe_model(fsdino.load(tmp_path / "best"), "mine")["training"]
+    expected = "novel classes of the fold" if select_on == "novel" else "base classes"
+    assert described["selected_on"] == expected and described["fold"] == 2
+    assert ("selected on the novel classes" in caplog.text) == (select_on == "novel")
+
+
+def test_an_hsnet_head_learns_on_a_frozen_encoder(tmp_path: Path, whole: Path) -> None:
+    """The baseline is trained by the same loop, from the encoder of another model."""
+    config = dataclasses.replace(
+        FROZEN,
+        model=dataclasses.replace(MODEL, variant="hsnet"),
+        encoder_from=str(whole / "model"),
+    )
+    trainer = Trainer(config, tmp_path)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.fit()
+    after = fsdino.load(tmp_path / "model")
+    assert after.config.variant == "hsnet"
+    encoder = weights(whole)
+    for name, value in after.state_dict().items():
+        if name.startswith("encoder."):
+            assert torch.equal(value, encoder[name])
+        else:
+            assert not torch.equal(value, before[name]), name
+
+
+def test_weights_to_start_from(tmp_path: Path, whole: Path) -> None:
+    """A distilled adapter is taken, and refused where there is no place for it."""
+    prefix = "adapter."
+    adapter = {
+        name.removeprefix(prefix): value + 1
+        for name, value in weights(whole).items()
+        if name.startswith(prefix)
+    }
+    file = tmp_path / "adapter.safetensors"
+    fsdino.models.checkpoints.write_tensors(file, adapter, {})
+    config = dataclasses.replace(FROZEN, adapter_weights=str(file))
+    trainer = Trainer(config, tmp_path / "run")
+    assert all(torch.equal(v, adapter[n]) for n, v in trainer.model.adapter.state_dict().items())
+    other = dataclasses.replace(config, model=dataclasses.replace(MODEL, variant="hsnet"))
+    with pytest.raises(UsageError, match=r"'hsnet' has no part that .*adapter"):
+        Trainer(other, tmp_path / "other")
+
+
+def test_bfloat16_trains(tmp_path: Path) -> None:
+    """Under autocast: near the float32 run, not equal, and the weights stay float32."""
+    losses: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    for dtype, seen in losses.items():
+        config = dataclasses.replace(FROZEN, dtype=dtype, encoder_dtype=dtype, steps=3)
+        trainer = Trainer(
+            config, tmp_path / dtype, report=lambda s, x, m, seen=seen: seen.append(x)
+        )
+        assert {p.dtype for p in trainer.fit().parameters()} == {torch.float32}
+    assert losses["float32"] == pytest.approx(losses["bfloat16"], rel=0.05)
+    assert losses["float32"] != losses["bfloat16"]
+
+
+def test_kept_features_change_nothing(
+    tmp_path: Path, photos: TrainConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run from the cache and one that fills it give the same bits; its size is announced."""
+    caplog.set_level("INFO")
+    config = dataclasses.replace(photos, feature_cache=str(tmp_path / "cache"), workers=0)
+    for name in ("fills", "reads"):
+        trainer = Trainer(config, tmp_path / name)
+        if name == "reads":
+            trainer.model.encode = None  # is not called by training
+        trainer._validate = trainer._log
         trainer.fit()
-    assert (tmp_path / "checkpoints" / "00000002.safetensors").exists()
+    # Every fifth of the 20 images is kept out of training.
+    assert "features of 16 images take up to" in caplog.text
+    assert same_run(tmp_path / "reads", tmp_path / "fills")
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("model: [", "cannot be read"),
-        ("steps: 3", "expected settings with a `model` section"),
-        ("model: {}\nstep: 3", "unknown settings step"),
-        ("model: {}\nsteps: many", "recipe .*recipe.yaml: "),
-        ("model: {variant: huge}", "recipe .*recipe.yaml: .*unknown variant 'huge'"),
-    ],
-)
-def test_bad_recipes(tmp_path: Path, text: str, message: str) -> None:
-    """A recipe that cannot be meant is refused with its path."""
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(text)
-    with pytest.raises(UsageError, match=message):
-        TrainConfig.from_yaml(recipe)
-    with pytest.raises(UsageError, match="cannot be read"):
-        TrainConfig.from_yaml(tmp_path / "missing.yaml")
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"shots": ()}, "shots must be numbers of at least 1"),
-        ({"augment": 1.5}, r"augment must be in \[0, 1\]"),
-        ({"images_per_step": 3}, "images_per_step must be greater than the largest of shots"),
-        ({"data": "imagenet"}, "unknown data 'imagenet'"),
-    ],
-)
-def test_bad_settings(changes: dict, message: str) -> None:
-    """Settings are checked before anything is created."""
-    with pytest.raises(UsageError, match=message):
-        dataclasses.replace(CONFIG, **changes)
-
-
-def test_recipe_round_trip() -> None:
-    """to_dict is what YAML can hold."""
-    assert yaml.safe_load(yaml.safe_dump(CONFIG.to_dict())) == CONFIG.to_dict()
+def test_too_many_processes_are_an_error() -> None:
+    """Each needs an episode of every step."""
+    with pytest.raises(UsageError, match=r"1 episodes of 3 shots, too few for 2 .* at least 8 im"):
+        meta._check_processes(CONFIG, 2)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fsdino.errors import CheckpointError, FsdinoError, UsageError
-from fsdino.training.run import Run
+from fsdino.models import checkpoints
+from fsdino.training.run import Run, pack, unpack
 
 
 def value(step: int) -> dict[str, torch.Tensor]:
@@ -79,3 +84,95 @@ def test_an_unusable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FsdinoError, match=r"cannot create .*file"):
         Run(tmp_path / "file" / "run", {}, resume=False)
+
+
+def test_a_changed_bit_is_seen(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """safetensors itself checks lengths only; the state counts like the tensors."""
+    run = Run(tmp_path, {}, resume=False)
+    for step in (10, 20):
+        run.save(step, value(step), {"miou": 12.5})
+    newest = tmp_path / "checkpoints" / "00000020.safetensors"
+    whole = newest.read_bytes()
+    for place in (len(whole) - 2, whole.index(b"12.5")):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        newest.write_bytes(damaged)
+        assert run.load()[0] == 10
+        assert "its content is not what was written" in caplog.text
+        caplog.clear()
+    newest.write_bytes(whole)
+    assert run.load()[0] == 20
+
+
+def test_a_disk_that_fills_up_while_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints and metrics name the file and the remedy; what was there stays."""
+    run = Run(tmp_path, {}, resume=False)
+    run.save(10, value(10), {})
+
+    def full(tensors: Any, path: Path, metadata: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(FsdinoError, match=r"00000020\.safetensors.*space"):
+        run.save(20, value(20), {})
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000010.safetensors"]
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(FsdinoError, match=r"cannot write .*metrics\.jsonl: .*--resume"):
+        run.log(20, loss=1.0)
+
+
+def test_free_settings_may_change(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What decides no number, and it is said; settings of a section are named with it."""
+    caplog.set_level("INFO")
+    Run(tmp_path, {"workers": 1, "model": {"width": 8}}, resume=False, free=("workers",))
+    Run(tmp_path, {"workers": 2, "model": {"width": 8}}, resume=True, free=("workers",))
+    assert "resuming with workers 2 in place of 1" in caplog.text
+    with pytest.raises(UsageError, match=r"differs from this configuration in model\.width:"):
+        Run(tmp_path, {"workers": 1, "model": {"width": 16}}, resume=True, free=("workers",))
+
+
+def test_only_the_first_process_writes(tmp_path: Path) -> None:
+    """The others read what it wrote."""
+    run, other = (Run(tmp_path, {}, resume=False, main=main) for main in (True, False))
+    other.save(10, value(10), {})
+    other.log(10, loss=1.0)
+    assert other.load() is None and not (tmp_path / "metrics.jsonl").exists()
+    run.save(10, value(10), {})
+    assert other.load()[0] == 10
+
+
+def test_without_tensorboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The numbers are in metrics.jsonl all the same; it is said once."""
+    caplog.set_level("INFO")
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    run = Run(tmp_path, {}, resume=False)
+    for step in (1, 2):
+        run.log(step, loss=0.5)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    assert caplog.text.count('pip install "fsdino[train]"') == 1
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    """By names and shapes; frozen parameters are neither kept nor asked for."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 4))
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.AdamW(model[1].parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    tensors = {name: value.clone() for name, value in pack({"model": model}, optimizer).items()}
+    assert {name for name in tensors if name.startswith("model.")} == {
+        "model.1.weight", "model.1.bias",
+    }  # fmt: skip
+    kept = model[1].weight.detach().clone()
+    optimizer.step()
+    unpack(tensors, {"model": model}, optimizer)
+    assert torch.equal(model[1].weight, kept) and optimizer.state[model[1].weight]["step"] == 1
+    other = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 5))
+    other[0].requires_grad_(False)
+    with pytest.raises(CheckpointError, match="the checkpoint's model is another one"):
+        unpack(tensors, {"model": other}, torch.optim.AdamW(other[1].parameters()))

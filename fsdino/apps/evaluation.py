@@ -1,0 +1,298 @@
+"""Evaluate a model on a benchmark: from what a person asks for to result.json and pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fsdino import __version__
+from fsdino import images as pixels
+from fsdino.apps.progress import Progress
+from fsdino.data.catalog import open_episodes, open_source
+from fsdino.data.davis import Davis
+from fsdino.data.episodes import Episode, Episodes
+from fsdino.environment import environment
+from fsdino.errors import UsageError
+from fsdino.evaluation import record
+from fsdino.evaluation.evaluate import Result, Settings, evaluate, predict_masks
+from fsdino.evaluation.journal import Journal, Row
+from fsdino.evaluation.predictors import predictor
+from fsdino.evaluation.questions import load
+from fsdino.evaluation.sharding import Processes
+from fsdino.evaluation.video import VideoSettings, evaluate_videos
+from fsdino.models.segmenter import Segmenter
+
+logger = logging.getLogger("fsdino.apps")
+
+# The bundled model was trained on the other folds of the generated set.
+BUNDLED, BUNDLED_DATA, BUNDLED_FOLD = "fsdino-tiny", "procedural", 3
+_PANEL, _GAP = 224, 6  # height of a picture's panels and the space between them, in pixels
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which episodes to evaluate on; see `fsdino.data.catalog.open_episodes`.
+
+    Attributes:
+        dataset: a name in `fsdino.data.catalog.DATASETS`.
+        root, splits: the data set's folder, and that of the published lists.
+        fold: None takes 0, or the generated set's 3, on which the bundled model was not trained.
+        shots: supports per episode.
+        seeds: one evaluation for each.
+        episodes: how many; None is the protocol's own number.
+    """
+
+    dataset: str
+    root: Path | None = None
+    splits: Path | None = None
+    fold: int | None = None
+    shots: int = 1
+    seeds: tuple[int, ...] = (0,)
+    episodes: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise UsageError(f"seeds must be different numbers, got {self.seeds}")
+        if self.fold is None and self.dataset == BUNDLED_DATA:
+            object.__setattr__(self, "fold", BUNDLED_FOLD)
+
+    def open(self, settings: Settings) -> list[Episodes]:
+        """The episodes of each seed."""
+        return [
+            open_episodes(
+                self.dataset,
+                fold=self.fold or 0,
+                shots=self.shots,
+                seed=seed,
+                episodes=self.episodes,
+                sampling=settings.protocol.sampling,
+                root=self.root,
+                splits=self.splits,
+                image_size=settings.size if self.dataset == BUNDLED_DATA else None,
+                skip_bad=settings.skip_bad,
+            )
+            for seed in self.seeds
+        ]
+
+
+def run(
+    model: Segmenter,
+    name: str,
+    request: Request,
+    settings: Settings,
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+    pictures: int = 0,
+    processes: Processes | None = None,
+) -> dict[str, Any]:
+    """Evaluate, and write `out` with the rows beside it; returns the content of `out`.
+
+    Args:
+        model: in eval mode, on `settings.device`.
+        name: what the result calls it.
+        request: the episodes.
+        settings: how.
+        out: result.json; without it nothing is kept, and an interrupted run starts again.
+        overwrite: start anew where `out` belongs to another call.
+        pictures: how many of the best and of the worst episodes to draw, beside `out`.
+        processes: that share the work.
+
+    Raises:
+        UsageError, DataError, FsdinoError: see `evaluate`, `Journal` and the data set.
+        KeyboardInterrupt: with a message that says what is kept.
+    """
+    processes, began = processes or Processes(), time.monotonic()
+    if pictures and out is None:
+        raise UsageError("pictures are written beside the result: pass --out, too")
+    settings.protocol.check(request.dataset)
+    if (name, request.dataset) == (BUNDLED, BUNDLED_DATA) and request.fold != BUNDLED_FOLD:
+        logger.warning(
+            "%s was trained on the classes of fold %s: the result is not one on novel classes",
+            name, request.fold,
+        )  # fmt: skip
+    runs = processes.in_turn(lambda: request.open(settings))
+    call = record.describe_call(record.describe_model(model, name), runs[0], settings)
+    journal = None
+    if out is not None:
+        kept = {**call, "episodes": len(runs[0])}
+        journal = Journal(out, kept, processes, overwrite=overwrite)
+    predict = predictor(model, settings.protocol.fusion)
+    results = []
+    try:
+        for episodes in runs:
+            title = "evaluate" if len(runs) == 1 else f"evaluate, seed {episodes.seed}"
+            with shown(title, processes) as report:
+                options = {"journal": journal, "processes": processes, "report": report}
+                results.append(evaluate(predict, episodes, settings, **options))  # type: ignore[arg-type]
+    except KeyboardInterrupt:
+        if journal is None:
+            raise
+        state = f"{len(journal.rows)} episodes are done and kept beside {out}"
+        raise KeyboardInterrupt(f"{state}; the same command does the rest") from None
+    done = list(zip(runs, results, strict=True))
+    summary = record.summarise(
+        call, done,
+        processes=processes.count,
+        seconds=round(time.monotonic() - began, 1),
+        environment=environment(),
+    )  # fmt: skip
+    if out is not None and journal is not None:
+        if processes.rank == 0:
+            record.write(out, summary)
+            if pictures:
+                save_pictures(out.with_suffix(".pictures"), model, done[0], settings, pictures)
+        journal.finish([row for result in results for row in result.rows])
+    return summary
+
+
+def run_videos(
+    model: Segmenter,
+    name: str,
+    root: Path | None,
+    settings: Settings,
+    *,
+    out: Path,
+    memory: int = 0,
+    overwrite: bool = False,
+    processes: Processes | None = None,
+) -> dict[str, Any]:
+    """Evaluate on DAVIS-17; writes `out`, and masks and scores into the folder of that name.
+
+    Args:
+        model: in eval mode, on `settings.device`.
+        name: what the result calls it.
+        root: the data set's folder.
+        settings: threshold, device and dtype are read; frames enter at the model's own size.
+        out: result.json.
+        memory: how many of the last frames join the first one as supports.
+        overwrite: start anew where the folder belongs to another call.
+        processes: that share the videos.
+
+    Raises:
+        UsageError, DataError: see `evaluate_videos` and `fsdino.data.davis`.
+    """
+    processes, began, folder = processes or Processes(), time.monotonic(), out.with_suffix("")
+    davis = open_source("davis17", root)
+    assert isinstance(davis, Davis)
+    call = {
+        **asdict(davis.provenance()),
+        "protocol": "first-frame",
+        "memory": memory,
+        **record.describe_model(model, name),
+        **record.describe_settings(replace(settings, size=model.config.image_size)),
+    }
+    if overwrite and processes.rank == 0:
+        shutil.rmtree(folder / "scores", ignore_errors=True)
+    processes.gather(None)
+    device = torch.device(settings.device)
+    with (
+        torch.autocast(device.type, settings.dtype, enabled=settings.dtype != torch.float32),
+        shown("segment", processes, unit="frames", metric="J&F") as report,
+    ):
+        scores = evaluate_videos(
+            model,
+            davis.sequences(),
+            VideoSettings(memory, settings.threshold),
+            folder,
+            call,
+            processes=processes,
+            report=report,
+        )
+    summary = {
+        "format": record.FORMAT,
+        **call,
+        "version": __version__,
+        **scores.total(),
+        "objects": len(scores.per_object()),
+        "per_sequence": scores.per_sequence(),
+        "processes": processes.count,
+        "seconds": round(time.monotonic() - began, 1),
+        "environment": environment(),
+    }
+    if processes.rank == 0:
+        record.write(out, summary)
+    return summary
+
+
+@contextlib.contextmanager
+def shown(
+    title: str, processes: Processes, unit: str = "episodes", metric: str = "mIoU"
+) -> Iterator[Callable[[int, int, float | None], None] | None]:
+    """Progress of the first process's share: rate, time left and the metric so far."""
+    if processes.rank:
+        yield None
+        return
+    if processes.count > 1:
+        title = f"{title}, first of {processes.count} processes"
+    with contextlib.ExitStack() as stack:
+        bars: list[Progress] = []
+
+        def report(done: int, total: int, value: float | None) -> None:
+            if not bars:
+                bars.append(stack.enter_context(Progress(title, total, unit=unit)))
+            if done > bars[0].done:
+                note = "" if value is None else f"{metric} {value:.2f} %"
+                bars[0].advance(done - bars[0].done, note=note)
+
+        yield report
+
+
+def save_pictures(
+    folder: Path, model: Segmenter, run: tuple[Episodes, Result], settings: Settings, count: int
+) -> list[Path]:
+    """Draw the best and the worst `count` episodes: supports, truth, prediction.
+
+    Raises:
+        FsdinoError: a picture cannot be written.
+    """
+    episodes, result = run
+    ranked = sorted((row for row in result.rows if row.error is None), key=lambda row: -row.iou)
+    chosen = [("best", n, row) for n, row in enumerate(ranked[:count], start=1)]
+    chosen += [("worst", n, row) for n, row in enumerate(reversed(ranked[-count:]), start=1)]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for kind, number, row in chosen:
+        path = folder / f"{kind}-{number:02d}-episode-{row.episode}-iou-{100 * row.iou:.1f}.png"
+        pixels.write_png(path, _picture(model, episodes, row, settings))
+        paths.append(path)
+    return paths
+
+
+def _picture(model: Segmenter, episodes: Episodes, row: Row, settings: Settings) -> Image.Image:
+    episode = episodes[row.episode]
+    alone = replace(settings, workers=0)
+    original = settings.protocol.original_size
+    [questions] = load(episodes, [[row.episode]], size=settings.size, original_size=original)
+    [mask] = predict_masks(predictor(model, settings.protocol.fusion), questions, alone)
+    return _side_by_side([*_panels(episode, mask)])
+
+
+def _panels(episode: Episode, mask: torch.Tensor) -> Iterator[Image.Image]:
+    for support in episode.supports:
+        yield pixels.overlay(support.image, support.mask)
+    image = episode.query.image
+    yield pixels.overlay(image, episode.query.mask, colors=[(46, 160, 67)])
+    found = Image.fromarray(mask.cpu().numpy()).resize((image.shape[1], image.shape[0]))
+    yield pixels.overlay(image, np.asarray(found))
+
+
+def _side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
+    scaled = [p.resize((max(round(p.width * _PANEL / p.height), 1), _PANEL)) for p in panels]
+    width = sum(panel.width + _GAP for panel in scaled) - _GAP
+    sheet = Image.new("RGB", (width, _PANEL), "white")
+    left = 0
+    for panel in scaled:
+        sheet.paste(panel, (left, 0))
+        left += panel.width + _GAP
+    return sheet

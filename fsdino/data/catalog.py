@@ -1,0 +1,174 @@
+"""Benchmarks by name, as episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+from fsdino.data.coco import Coco
+from fsdino.data.davis import Davis
+from fsdino.data.episodes import EpisodeKey, Episodes, Provenance
+from fsdino.data.files import FileEpisodes, Source
+from fsdino.data.folder import Folder
+from fsdino.data.fss1000 import Fss1000
+from fsdino.data.lists import Lists
+from fsdino.data.pascal import Pascal
+from fsdino.data.procedural import ProceduralEpisodes, Split
+from fsdino.data.sampling import HSNET_SEED, SPLITS, Seeded, check_numbers
+from fsdino.errors import DataError, UsageError
+
+EPISODES = 1000
+SAMPLINGS = ("hsnet", "seeded")
+
+_SOURCES: dict[str, Callable[[Path, Path | None], Source]] = {
+    "pascal5i": Pascal,
+    "pascal5i-leak-safe": partial(Pascal, leak_safe=True),
+    "coco20i": Coco,
+    "fss1000": Fss1000,
+    "folder": lambda root, splits: Folder(root),
+}
+DATASETS = (*_SOURCES, "davis17", "procedural")
+ON_DISK = tuple(name for name in DATASETS if name != "procedural")
+_WITHOUT_DRAWS = ("folder", "procedural")
+
+
+def open_source(
+    dataset: str, root: Path | None, splits: Path | None = None, *, incomplete: bool = False
+) -> Source | Davis:
+    """Take a data set on disk.
+
+    Args:
+        dataset: one of `ON_DISK`.
+        root: its folder, or the folder that this is in.
+        splits: folder of HSNet's lists; None derives lists.
+        incomplete: take the root as it is, so that `parts` can tell what is missing.
+
+    Raises:
+        UsageError: another name, or it is not there; says what to fetch.
+    """
+    if dataset not in ON_DISK:
+        raise UsageError(f"no data set {dataset!r} on disk: choose one of {', '.join(ON_DISK)}")
+    if root is None:
+        raise UsageError(f"pass --root, the folder that {dataset} is in")
+    for title, folder in (("--root", root), ("--splits", splits)):
+        if folder is not None and not folder.is_dir():
+            raise UsageError(f"{title} {folder}: no such folder")
+    source = Davis(root) if dataset == "davis17" else _SOURCES[dataset](root, splits)
+    places = source.places
+    if not incomplete and places.find(source.root) is None:
+        raise UsageError(
+            f"--root {root}: no {dataset} there (looked for {places.tried()}); get "
+            f"{places.archive} and unpack it there; `fsdino data check {dataset}` tells all parts"
+        )
+    return source
+
+
+def open_episodes(
+    dataset: str,
+    *,
+    split: str = "val",
+    fold: int | None = 0,
+    shots: int = 1,
+    seed: int = 0,
+    episodes: int | None = None,
+    sampling: str = "hsnet",
+    root: Path | None = None,
+    splits: Path | None = None,
+    image_size: int | None = None,
+    skip_bad: bool = False,
+) -> Episodes:
+    """Open a benchmark as episodes. No image is read, but missing COCO masks are rasterised.
+
+    Args:
+        dataset: one of `DATASETS`, but for DAVIS-17, whose frames are no episodes.
+        split: "val" (novel classes), "train" (base classes) or "base_val" (base classes, images
+            that are not trained on; of FSS-1000, the validation classes).
+        fold: the fold whose classes are novel; 0 or None where there are no folds.
+        shots: supports per episode.
+        seed: of seeded sampling; the draws of hsnet have none.
+        episodes: how many; None is 1000, or each test image once for FSS-1000.
+        sampling: "hsnet", the published draws, or "seeded". Folders and generated episodes have no
+            published draws: they are always seeded, and their provenance says so.
+        root: the data set's folder.
+        splits: folder of HSNet's lists; None derives lists.
+        image_size: side in pixels of generated pictures.
+        skip_bad: do not look for files of the drawn episodes that are missing.
+
+    Raises:
+        UsageError: an argument that cannot be meant, a missing data set or list.
+        DataError: lists or files that cannot be used; names the file.
+    """
+    if dataset == "procedural":
+        return _procedural(split, fold, shots, seed, episodes, image_size)
+    if image_size is not None:
+        raise UsageError("image_size is for generated episodes; files have sizes of their own")
+    if dataset == "davis17":
+        raise UsageError("davis17 is scored video by video, not by episodes: `fsdino evaluate`")
+    check_numbers(split, shots, seed, episodes)
+    if sampling not in SAMPLINGS:
+        raise UsageError(f"sampling {sampling!r}: choose {' or '.join(SAMPLINGS)}")
+    source = open_source(dataset, root, splits)
+    assert not isinstance(source, Davis)
+    if source.folds == 0 and fold not in (None, 0):
+        raise UsageError(f"fold {fold}: {dataset} has no folds")
+    drawn = "seeded" if dataset in _WITHOUT_DRAWS else sampling
+    if drawn == "hsnet" and seed != HSNET_SEED:
+        raise UsageError(
+            f"seed {seed}: the draws of hsnet start from {HSNET_SEED}; use sampling seeded"
+        )
+    fold = fold if source.folds else None
+    classes, lists = source.classes(fold, split), source.lists(fold, split)
+    keys: Sequence[EpisodeKey]
+    if drawn == "hsnet":
+        keys = source.hsnet(lists, classes, shots, episodes)
+    else:
+        pools = {class_id: lists.by_class.get(class_id, ()) for class_id in classes}
+        keys = Seeded(pools, split, shots, seed, episodes or EPISODES)
+    _make_ready(source, keys, lists, split, skip_bad)
+    provenance = Provenance(
+        dataset=dataset,
+        fold=fold,
+        split=split,
+        sampling=drawn,
+        lists="derived" if lists.derived else "published",
+        lists_hash=lists.hash,
+        mask_source=source.mask_source(split),
+    )
+    return FileEpisodes(source, keys, classes, fold, shots, seed, provenance)
+
+
+def _make_ready(
+    source: Source, keys: Sequence[EpisodeKey], lists: Lists, split: str, skip_bad: bool
+) -> None:
+    """Find missing images before an hour's work does, and make masks that are not there yet."""
+    few = len(keys) * (len(keys[0].names)) < len(lists.items)
+    if few:
+        names = sorted({name for key in keys for name in key.names})
+    else:
+        names = sorted({name for name, _ in lists.items})
+    if not skip_bad and (few or isinstance(keys, tuple)):
+        missing = [name for name in names if not (source.root / name).is_file()]
+        if missing:
+            raise DataError(
+                f"{source.root / missing[0]}: missing, with {len(missing) - 1} other images of the "
+                f"episodes; `fsdino data check {source.dataset}` says what to fetch"
+            )
+    if source.mask_source(split) == "rasterised":
+        source.make_masks(names)
+
+
+def _procedural(
+    split: str, fold: int | None, shots: int, seed: int, episodes: int | None, size: int | None
+) -> Episodes:
+    if split not in SPLITS:
+        raise UsageError(f"split {split!r}: choose one of {', '.join(SPLITS)}")
+    return ProceduralEpisodes(
+        fold or 0,
+        cast(Split, split),
+        shots,
+        seed,
+        EPISODES if episodes is None else episodes,
+        112 if size is None else size,
+    )

@@ -1,0 +1,320 @@
+"""Episodes over files: a data set on disk reads samples, a plan says which."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image as Pillow
+
+from fsdino.data.episodes import Episode, EpisodeKey, Image, Mask, Provenance, Sample
+from fsdino.data.lists import Lists
+from fsdino.environment import cache
+from fsdino.errors import DataError, UsageError
+from fsdino.images import decode_file
+
+logger = logging.getLogger("fsdino.data")
+
+# Called with (done, total) while something long goes on.
+Report = Callable[[int, int], None]
+
+# Images with fewer pixels of a class are left out of derived lists: a rule common since PFENet.
+MIN_PIXELS = 2 * 32 * 32
+
+_LOG_EVERY = 10.0  # seconds
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that a data set needs, and where it comes from.
+
+    Attributes:
+        path: relative to the root.
+        archive: the official archive or page that it comes from.
+        needed: whether nothing works without it.
+        found: whether it is there.
+        note: what it is for, or what takes its place.
+    """
+
+    path: str
+    archive: str
+    needed: bool
+    found: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a data set may lie below the root that the user names.
+
+    Attributes:
+        inside: folders to look into, after the root itself.
+        marker: what is found there, a glob pattern.
+        archive: the official archive or page that it comes from.
+    """
+
+    inside: tuple[str, ...]
+    marker: str
+    archive: str
+
+    def find(self, root: Path) -> Path | None:
+        """Return the folder that has the marker, or None."""
+        for place in ("", *self.inside):
+            if next((root / place).glob(self.marker), None) is not None:
+                return root / place
+        return None
+
+    def tried(self) -> str:
+        """What was looked for, for an error."""
+        return ", ".join((Path(place) / self.marker).as_posix() for place in ("", *self.inside))
+
+
+class Source(Protocol):
+    """A data set on disk. Small and picklable: workers get a copy each."""
+
+    @property
+    def dataset(self) -> str:
+        """Its name in `fsdino.data.catalog.DATASETS`."""
+        ...
+
+    @property
+    def root(self) -> Path:
+        """The folder that names are relative to."""
+        ...
+
+    @property
+    def places(self) -> Places:
+        """Where it may lie below the root that the user names."""
+        ...
+
+    @property
+    def folds(self) -> int:
+        """How many folds there are; 0 where there are none."""
+        ...
+
+    @property
+    def class_names(self) -> Mapping[int, str]:
+        """A name for each class id."""
+        ...
+
+    def classes(self, fold: int | None, split: str) -> tuple[int, ...]:
+        """Ids of a split's classes, in ascending order."""
+        ...
+
+    def lists(self, fold: int | None, split: str) -> Lists:
+        """The images of a split."""
+        ...
+
+    def hsnet(
+        self, lists: Lists, classes: Sequence[int], shots: int, episodes: int | None
+    ) -> tuple[EpisodeKey, ...]:
+        """The episodes of protocol hsnet; None is the protocol's own number."""
+        ...
+
+    def mask_source(self, split: str) -> str:
+        """Where a split's masks come from: "published" or "rasterised"."""
+        ...
+
+    def make_masks(self, names: Sequence[str]) -> None:
+        """Make the masks of these images that neither came with the data nor were made before."""
+        ...
+
+    def prepare(self, folder: Path | None, report: Report) -> dict[str, Path]:
+        """Make all masks and lists that can be made, into a folder (None: the cache).
+
+        Returns what was made or was there already, by title.
+        """
+        ...
+
+    def read(self, name: str, class_id: int, *, query: bool) -> Sample:
+        """Read one image and one class's mask; DataError where it cannot be used."""
+        ...
+
+    def unprepared(self) -> str | None:
+        """What counting images has to wait for, because it takes long; None where nothing."""
+        ...
+
+    def parts(self) -> list[Part]:
+        """What is needed, and whether it is there."""
+        ...
+
+    def pairs(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Every annotated image by name, and what reads and checks it."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class FileEpisodes:
+    """Episodes of a data set on disk; implements `fsdino.data.episodes.Episodes`.
+
+    Nothing is read before an episode is asked for.
+    """
+
+    source: Source
+    keys: Sequence[EpisodeKey]
+    classes: tuple[int, ...]
+    fold: int | None
+    shots: int
+    seed: int
+    provenance: Provenance
+
+    @property
+    def class_names(self) -> Mapping[int, str]:
+        """A readable name for each of `classes`."""
+        names = self.source.class_names
+        return {class_id: names[class_id] for class_id in self.classes}
+
+    def __len__(self) -> int:
+        """Return the number of episodes."""
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Episode:
+        """Read episode `index`.
+
+        Raises:
+            IndexError: outside 0..len - 1.
+            DataError: a file is missing or cannot be used; names the file.
+        """
+        key = self.key(index)
+        query = self.source.read(key.query, key.class_id, query=True)
+        supports = tuple(self.source.read(name, key.class_id, query=False) for name in key.supports)
+        name = self.source.class_names[key.class_id]
+        return Episode(query, supports, key.class_id, name, index)
+
+    def key(self, index: int) -> EpisodeKey:
+        """Return what episode `index` is made of; IndexError outside 0..len - 1."""
+        if not 0 <= index < len(self.keys):
+            raise IndexError(f"episode {index} of {len(self.keys)}")
+        return self.keys[index]
+
+
+def logged(what: str) -> Report:
+    """Report to the log every ten seconds, for what goes on while episodes are opened."""
+    began = said = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= _LOG_EVERY:
+            said, rate = now, done / (now - began)
+            left = (total - done) / rate
+            logger.info("%s: %d of %d, %.0f a second, %.0f s left", what, done, total, rate, left)
+
+    return report
+
+
+def read_rgb(path: Path) -> Image:
+    """Read an image as uint8 [H, W, 3], as it is stored.
+
+    Raises:
+        DataError: missing, corrupt or truncated; names the file.
+    """
+    return np.array(_decode(path, "image").convert("RGB"))
+
+
+def read_gray(path: Path, size: tuple[int, int]) -> Image:
+    """Read a mask's brightness, uint8 [H, W].
+
+    Raises:
+        DataError: missing, corrupt, or of another size than its image; names the file.
+    """
+    return _sized(np.array(_decode(path, "mask").convert("L")), path, size)
+
+
+def read_labels(path: Path, size: tuple[int, int] | None = None) -> Image:
+    """Read class labels from a palette or gray file, uint8 [H, W].
+
+    Args:
+        path: the file.
+        size: (H, W) of the image that it belongs to.
+
+    Raises:
+        DataError: missing, corrupt, in colours, or of another size; names the file.
+    """
+    image = _decode(path, "mask")
+    values = np.array(image)
+    if values.ndim == 3 and image.mode == "RGB" and (values == values[:, :, :1]).all():
+        values = values[:, :, 0]
+    if values.ndim != 2 or values.dtype.kind not in "bui" or values.max() > 255:
+        raise DataError(
+            f"{path}: a {image.mode} image has no class labels; export it again as palette or gray"
+        )
+    return _sized(values.astype(np.uint8), path, size)
+
+
+def labelled(
+    path: Path, labels: Image, label: int, image: Image, name: str, class_id: int, *, ignored: bool
+) -> Sample:
+    """Mark one label of an annotation.
+
+    Args:
+        path: the annotation's, for errors.
+        labels: uint8 [H, W].
+        label: the class's value in it.
+        image: uint8 [H, W, 3].
+        name, class_id: the sample's.
+        ignored: whether 255 is left out of the score; otherwise it is background.
+
+    Raises:
+        DataError: no pixel has the label.
+    """
+    mask: Mask = labels == label
+    if not mask.any():
+        raise DataError(
+            f"{path}: no pixel of class {class_id} (value {label}), which a split list says is "
+            "there; get masks and lists that belong together"
+        )
+    ignore: Mask | None = labels == 255 if ignored else None
+    return Sample(image, mask, name, class_id, ignore)
+
+
+def file_key(files: Sequence[Path]) -> str:
+    """Return a short key of files by name, size and time of change; other content, other key."""
+    digest = hashlib.sha256()
+    for file in files:
+        status = os.stat(file)
+        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def content_key(file: Path, blocks: int = 64, size: int = 4096) -> str:
+    """Return a short key of a large file's content, from blocks spread over it."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        length = stream.seek(0, os.SEEK_END)
+        digest.update(str(length).encode())
+        for block in range(blocks):
+            stream.seek(length * block // blocks)
+            digest.update(stream.read(size))
+        stream.seek(max(length - size, 0))
+        digest.update(stream.read(size))
+    return digest.hexdigest()[:16]
+
+
+def prepared(dataset: str, key: str) -> Path:
+    """Return the folder in the cache for what is made from a data set once."""
+    return cache() / "data" / f"{dataset}-{key}"
+
+
+def _decode(path: Path, title: str) -> Pillow.Image:
+    try:
+        return decode_file(path, title)
+    except UsageError as error:  # a list named it, and not the user
+        raise DataError(f"{error}, or run `fsdino data check`") from error
+
+
+def _sized(values: Image, path: Path, size: tuple[int, int] | None) -> Image:
+    if size is not None and values.shape != size:
+        (height, width), (own_height, own_width) = size, values.shape
+        raise DataError(
+            f"{path}: the mask is {own_width} × {own_height}, its image {width} × {height}; get "
+            "both from one source"
+        )
+    return values

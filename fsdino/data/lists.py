@@ -1,0 +1,240 @@
+"""Split lists: which images are drawn for which class, in the layout of HSNet's published lists.
+
+`pascal/{trn,val}/fold{i}.txt` has lines `IMAGE__CLASS` (1-based), `coco/{trn,val}/fold{i}.pkl` a
+pickled dict of 80 classes, `fss/{trn,val,test}.txt` names of classes. Lists are input from
+strangers: a pickle may name nothing that is executable, and a name may not leave the root.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fsdino.errors import DataError, FsdinoError, UsageError
+from fsdino.images import atomic_write
+
+# In a folder of lists: they were derived from annotations, and are not the published ones.
+DERIVED_FILE = "derived.json"
+DERIVED_FORMAT = "fsdino-lists-1"  # part of the cache's keys: another rule is another number
+
+Item = tuple[str, int]  # an image's name, "/"-separated and relative to the root, and its class
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The images that episodes are drawn from.
+
+    Attributes:
+        items: (image, class) in the order of the lists.
+        derived: whether they come from the annotations and are not the published ones.
+    """
+
+    items: tuple[Item, ...]
+    derived: bool
+
+    @cached_property
+    def by_class(self) -> dict[int, tuple[str, ...]]:
+        """Images of each class, in the order of the lists; classes in ascending order."""
+        found: dict[int, list[str]] = {}
+        for name, class_id in self.items:
+            found.setdefault(class_id, []).append(name)
+        return {class_id: tuple(found[class_id]) for class_id in sorted(found)}
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over the items in order, hexadecimal; line ends and file formats do not count."""
+        digest = hashlib.sha256()
+        for name, class_id in self.items:
+            digest.update(json.dumps([name, class_id], ensure_ascii=False).encode() + b"\n")
+        return digest.hexdigest()
+
+    def without(self, other: Lists) -> Lists:
+        """These lists less every image that another has for any class."""
+        names = {name for name, _ in other.items}
+        kept = tuple(item for item in self.items if item[0] not in names)
+        return Lists(kept, self.derived or other.derived)
+
+
+def safe_name(name: str, source: str, depth: int = 1) -> str:
+    """Return a relative, "/"-separated name that lies `depth` - 1 folders deep.
+
+    Raises:
+        DataError: an absolute path, "..", what only some systems take for a separator, or another
+            depth.
+    """
+    path = PurePosixPath(name)
+    broken = any(character in name for character in "\\:\0") or not path.parts
+    if broken or path.is_absolute() or ".." in path.parts:
+        raise DataError(f"{source}: {name!r} leaves the data set's folder; fix or replace the list")
+    if len(path.parts) != depth or str(path) != name:
+        expected = "/".join(["FOLDER"] * (depth - 1) + ["NAME"])
+        raise DataError(f"{source}: {name!r} is not like {expected}; fix or replace the list")
+    return name
+
+
+def is_derived(folder: Path) -> bool:
+    """Whether a folder of lists was written by `write_pairs` and its like."""
+    return (folder / DERIVED_FILE).is_file()
+
+
+def mark_derived(folder: Path, **facts: Any) -> None:
+    """Note in a folder of lists that they are derived, and what from.
+
+    Raises:
+        FsdinoError: it cannot be written.
+    """
+    with atomic_write(folder / DERIVED_FILE) as temporary:
+        temporary.write_text(json.dumps({"format": DERIVED_FORMAT, **facts}, indent=2) + "\n")
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder for what is prepared, with those above it.
+
+    Raises:
+        FsdinoError: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FsdinoError(
+            f"cannot create {folder}: {error.strerror}; pass another --out to `fsdino data "
+            "prepare`, or set FSDINO_CACHE to a folder that can be written"
+        ) from error
+
+
+def read_pairs(file: Path, classes: Sequence[int]) -> list[tuple[str, int]]:
+    """Read lines `IMAGE__CLASS`, the class 1-based.
+
+    Args:
+        file: the list.
+        classes: those that it may hold.
+
+    Raises:
+        UsageError: there is no such file.
+        DataError: another kind of line, another class, or a name that leaves the root.
+    """
+    pairs = []
+    for number, line in enumerate(_lines(file), 1):
+        name, separator, class_id = line.rpartition("__")
+        if not separator or not class_id.isdecimal():
+            raise DataError(
+                f"{file}, line {number}: {line!r} is not IMAGE__CLASS; replace the list"
+            )
+        if int(class_id) not in classes:
+            raise DataError(
+                f"{file}, line {number}: class {int(class_id)} is not of {_span(classes)}; "
+                "a list holds its own fold's classes: replace it by the published one"
+            )
+        pairs.append((safe_name(name, f"{file}, line {number}"), int(class_id)))
+    return pairs
+
+
+def write_pairs(file: Path, pairs: Iterable[tuple[str, int]]) -> None:
+    """Write what `read_pairs` reads."""
+    with atomic_write(file) as temporary:
+        temporary.write_text("".join(f"{name}__{class_id:02d}\n" for name, class_id in pairs))
+
+
+def read_names(file: Path) -> list[str]:
+    """Read one name a line.
+
+    Raises:
+        UsageError: there is no such file.
+        DataError: it is no text or empty, or a name leaves the root.
+    """
+    return [safe_name(line, str(file)) for line in _lines(file)]
+
+
+def write_names(file: Path, names: Iterable[str]) -> None:
+    """Write what `read_names` reads."""
+    with atomic_write(file) as temporary:
+        temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def read_class_pickle(file: Path, classes: Sequence[int], number: int = 80) -> dict[int, list[str]]:
+    """Read a pickled dict of `number` classes -> list of names; nothing in it is executed.
+
+    Args:
+        file: the list.
+        classes: those that may have images.
+        number: of classes altogether, 0-based.
+
+    Raises:
+        UsageError: there is no such file.
+        DataError: anything but dict, list, str and int, another class, or a name that leaves the
+            root.
+    """
+    remedy = "replace it by the published list"
+    try:
+        with file.open("rb") as stream:
+            found = _Unpickler(stream, file).load()
+    except FileNotFoundError as error:
+        raise _missing(file) from error
+    except DataError:
+        raise
+    except Exception as error:  # a damaged pickle raises nearly every type
+        detail = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{file}: damaged ({detail}); {remedy}") from error
+    if type(found) is not dict or any(type(key) is not int for key in found):
+        raise DataError(f"{file}: not a dict of class numbers; {remedy}")
+    for class_id, names in found.items():
+        if type(names) is not list or any(type(name) is not str for name in names):
+            raise DataError(f"{file}: class {class_id} has no list of names; {remedy}")
+        if not 0 <= class_id < number or (names and class_id not in classes):
+            raise DataError(
+                f"{file}: lists images of class {class_id}, which is not of {_span(classes)}; "
+                f"{remedy}"
+            )
+        for name in names:
+            safe_name(name, str(file), depth=2)
+    return found
+
+
+def write_class_pickle(file: Path, names: Mapping[int, Sequence[str]], number: int = 80) -> None:
+    """Write what `read_class_pickle` reads, with an empty list for classes that have no images."""
+    whole = {class_id: list(names.get(class_id, ())) for class_id in range(number)}
+    with atomic_write(file) as temporary:
+        temporary.write_bytes(pickle.dumps(whole, protocol=2))
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, stream: Any, file: Path) -> None:
+        super().__init__(stream)
+        self._file = file
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Refuse every global: plain containers, strings and integers need none."""
+        raise DataError(
+            f"{self._file}: names {module}.{name}, which could run code, and is not read; a split "
+            "list holds nothing but dict, list, str and int"
+        )
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise _missing(file) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read as text ({error}); replace the list") from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise DataError(f"{file}: the list is empty; replace it")
+    return found
+
+
+def _missing(file: Path) -> UsageError:
+    return UsageError(
+        f"{file}: no such split list; pass the folder of HSNet's lists (with pascal/, coco/ and "
+        "fss/ in it) as --splits, or no --splits to derive lists from the annotations"
+    )
+
+
+def _span(classes: Sequence[int]) -> str:
+    return f"classes {', '.join(map(str, sorted(classes)[:6]))}{' …' if len(classes) > 6 else ''}"

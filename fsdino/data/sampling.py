@@ -1,0 +1,161 @@
+"""Which images make an episode: the published draws, and seeded ones.
+
+Protocol `hsnet` (Min et al., "Hypercorrelation Squeeze for Few-Shot Segmentation", ICCV 2021, and
+its repository) draws all episodes of a run from one NumPy legacy generator, in order. Here that
+generator is private to a call and the whole sequence is drawn at once, so that workers, processes
+and batches cannot change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fsdino.data.episodes import EpisodeKey
+from fsdino.errors import DataError, UsageError
+
+HSNET_SEED = 0
+SPLITS = ("train", "val", "base_val")
+
+Pools = Mapping[int, Sequence[str]]  # class -> names of its images
+
+
+def hsnet_in_turn(
+    queries: Sequence[tuple[str, int]], pools: Pools, shots: int, episodes: int
+) -> tuple[EpisodeKey, ...]:
+    """Query k is item k modulo the list's length; supports are drawn (PASCAL-5i, FSS-1000).
+
+    Args:
+        queries: (image, class) in the list's order.
+        pools: what supports are drawn from, in the order that the draws count in.
+        shots: supports per episode; one may repeat another, none is the query.
+        episodes: how many to draw.
+
+    Raises:
+        DataError: a class with fewer than two images.
+    """
+    check_pools(pools, {class_id for _, class_id in queries})
+    random = np.random.RandomState(HSNET_SEED)
+    keys = []
+    for k in range(episodes):
+        query, class_id = queries[k % len(queries)]
+        keys.append(_hsnet_key(random, class_id, query, pools[class_id], shots))
+    return tuple(keys)
+
+
+def hsnet_by_class(
+    classes: Sequence[int], pools: Pools, shots: int, episodes: int
+) -> tuple[EpisodeKey, ...]:
+    """Class, query and supports are drawn, in this order (COCO-20i).
+
+    Args and errors as for `hsnet_in_turn`; `classes` in ascending order.
+    """
+    check_pools(pools, classes)
+    random = np.random.RandomState(HSNET_SEED)
+    keys = []
+    for _ in range(episodes):
+        class_id = classes[_draw(random, len(classes))]
+        pool = pools[class_id]
+        query = pool[_draw(random, len(pool))]
+        keys.append(_hsnet_key(random, class_id, query, pool, shots))
+    return tuple(keys)
+
+
+def _hsnet_key(
+    random: np.random.RandomState, class_id: int, query: str, pool: Sequence[str], shots: int
+) -> EpisodeKey:
+    supports: list[str] = []
+    while len(supports) < shots:
+        name = pool[_draw(random, len(pool))]
+        if name != query:
+            supports.append(name)
+    return EpisodeKey(class_id, query, tuple(supports))
+
+
+def _draw(random: np.random.RandomState, count: int) -> int:
+    """Without replacement a list is permuted whole; `choice(count)` would be another stream."""
+    return int(random.choice(count, 1, replace=False)[0])
+
+
+@dataclass(frozen=True)
+class Seeded(Sequence[EpisodeKey]):
+    """Keys for any seed and number of episodes, each drawn when it is asked for.
+
+    Classes take turns: as many consecutive episodes as there are classes ask for each once, in a
+    drawn order. Supports differ from each other as long as the class has images enough, and those
+    of fewer shots are the first of more.
+
+    Raises:
+        DataError: a class with fewer than two images.
+    """
+
+    pools: Pools
+    split: str
+    shots: int
+    seed: int
+    episodes: int
+
+    def __post_init__(self) -> None:
+        check_pools(self.pools, self.pools)
+
+    def __len__(self) -> int:
+        """Return the number of episodes."""
+        return self.episodes
+
+    def __getitem__(self, index: int) -> EpisodeKey:  # type: ignore[override]
+        """Draw key `index`; IndexError outside 0..len - 1."""
+        if not 0 <= index < self.episodes:
+            raise IndexError(f"episode {index} of {self.episodes}")
+        class_id = self._class_of(index)
+        pool = self.pools[class_id]
+        random = self._random(1, index)
+        query = pool[int(random.integers(len(pool)))]
+        others = [name for name in dict.fromkeys(pool) if name != query]
+        order = random.permutation(len(others))
+        supports = tuple(others[order[shot % len(others)]] for shot in range(self.shots))
+        return EpisodeKey(class_id, query, supports)
+
+    def __iter__(self) -> Iterator[EpisodeKey]:
+        """Yield all keys in order."""
+        return map(self.__getitem__, range(self.episodes))
+
+    def _class_of(self, index: int) -> int:
+        classes = sorted(self.pools)
+        turn, place = divmod(index, len(classes))
+        return classes[int(self._random(0, turn).permutation(len(classes))[place])]
+
+    def _random(self, purpose: int, number: int) -> np.random.Generator:
+        """A stream of its own for each turn and each episode."""
+        entropy = np.random.SeedSequence([SPLITS.index(self.split), self.seed, purpose, number])
+        return np.random.Generator(np.random.Philox(entropy))
+
+
+def check_pools(pools: Pools, classes: Iterable[int]) -> None:
+    """Refuse what no episode can be drawn from.
+
+    Raises:
+        DataError: no class, or a class with fewer than two images.
+    """
+    counts = {class_id: len(set(pools.get(class_id, ()))) for class_id in sorted(classes)}
+    few = {class_id: count for class_id, count in counts.items() if count < 2}
+    if few or not counts:
+        found = ", ".join(f"class {class_id} has {count}" for class_id, count in few.items())
+        raise DataError(
+            f"{found or 'no class has any'} images, an episode needs two: check the split lists, "
+            "and the root with `fsdino data check`"
+        )
+
+
+def check_numbers(split: str, shots: int, seed: int, episodes: int | None) -> None:
+    """Refuse arguments outside their range.
+
+    Raises:
+        UsageError: names the argument.
+    """
+    if split not in SPLITS:
+        raise UsageError(f"split {split!r}: choose one of {', '.join(SPLITS)}")
+    for title, number, least in (("shots", shots, 1), ("seed", seed, 0), ("episodes", episodes, 1)):
+        if number is not None and number < least:
+            raise UsageError(f"{title} {number}: use at least {least}")

@@ -1,0 +1,132 @@
+"""How a model answers a batch of episodes: every distinct image is encoded once."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fsdino.data.episodes import Batch
+from fsdino.evaluation.protocols import Fusion
+from fsdino.evaluation.questions import Questions
+from fsdino.models.encoder import Features
+from fsdino.models.segmenter import Segmenter, pool_supports
+
+# A batch of episodes -> mask logits [B, V, H, W] at the queries' size, V of which are fused.
+Predictor = Callable[[Questions], Tensor]
+
+CACHE_BYTES = 2**30
+
+
+class FeatureCache:
+    """Features of images that will be needed again; the least recently used leave first.
+
+    Args:
+        limit: bytes that they may take.
+    """
+
+    def __init__(self, limit: int = CACHE_BYTES) -> None:
+        self.limit, self.size = limit, 0
+        self._features: OrderedDict[str, Features] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._features)
+
+    def get(self, name: str) -> Features | None:
+        """The features of an image, if they are here."""
+        if name not in self._features:
+            return None
+        self._features.move_to_end(name)
+        return self._features[name]
+
+    def put(self, name: str, features: Features) -> None:
+        """Keep an image's features, and drop others until they fit."""
+        self.drop(name)
+        self._features[name] = features
+        self.size += _bytes(features)
+        while self.size > self.limit:
+            self.drop(next(iter(self._features)))
+
+    def drop(self, name: str) -> None:
+        """Forget an image."""
+        features = self._features.pop(name, None)
+        if features is not None:
+            self.size -= _bytes(features)
+
+
+class ModelPredictor:
+    """A model's logits for batches of episodes.
+
+    Images are encoded one by one, so that an image's features are the same bits in whichever batch
+    or process it appears, and whether or not they were kept from an earlier batch.
+
+    Args:
+        model: in eval mode.
+        fusion: "joint" gives one map, "vote" one for each support.
+        cache_bytes: what kept features may take.
+    """
+
+    def __init__(
+        self, model: Segmenter, *, fusion: Fusion = "joint", cache_bytes: int = CACHE_BYTES
+    ) -> None:
+        self.model, self.fusion = model, fusion
+        self.cache = FeatureCache(cache_bytes)
+
+    def __call__(self, questions: Questions) -> Tensor:
+        """Logits [B, V, H, W]: V is 1, or K by vote."""
+        batch, keys = questions.batch, questions.keys
+        assert batch is not None
+        features = self._encode(questions, batch)
+        query = _join(features[key.query] for key in keys)
+        shots = batch.support_masks.shape[1]
+        together = (
+            [range(shots)] if self.fusion == "joint" else [range(k, k + 1) for k in range(shots)]
+        )
+        votes = []
+        for chosen in together:
+            support = pool_supports(
+                _join(features[key.supports[k]] for key in keys for k in chosen),
+                batch.support_masks[:, chosen.start : chosen.stop].flatten(0, 1),
+                len(chosen),
+            )
+            votes.append(self.model.decode(query, support).float())
+        size = batch.query_images.shape[-2:]
+        return F.interpolate(torch.cat(votes, 1), size, mode="bilinear", align_corners=False)
+
+    def _encode(self, questions: Questions, batch: Batch) -> dict[str, Features]:
+        """Features of every distinct image of the batch, by name."""
+        found: dict[str, Features] = {}
+        for row, key in enumerate(questions.keys):
+            images = (batch.query_images[row], *batch.support_images[row])
+            for name, image in zip(key.names, images, strict=True):
+                if name not in found:
+                    found[name] = self.cache.get(name) or self.model.encode(image[None])
+        for name, features in found.items():
+            if name in questions.again:
+                self.cache.put(name, features)
+            else:
+                self.cache.drop(name)
+        return found
+
+
+def predictor(model: Segmenter, fusion: Fusion = "joint") -> Predictor:
+    """How a model answers, with a cache of its own."""
+    return ModelPredictor(model, fusion=fusion)
+
+
+def _join(features: Iterable[Features]) -> Features:
+    each: Sequence[Features] = list(features)
+    return Features(
+        torch.cat([f.shallow for f in each]),
+        torch.cat([f.last for f in each]),
+        torch.cat([f.correlation for f in each]),
+    )
+
+
+def _bytes(features: Features) -> int:
+    tensors = (features.shallow, features.last, features.correlation)
+    return sum(t.numel() * t.element_size() for t in tensors)

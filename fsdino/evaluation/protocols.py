@@ -1,0 +1,95 @@
+"""Named protocols: how episodes are drawn, how K shots become one mask, and where it is scored.
+
+A number without its protocol cannot be compared. A name is put together from three choices:
+
+* `hsnet` (K masks by vote, as HSNet's published code does) or `joint` (one forward pass with K
+  supports);
+* `-original`: scored at each image's own size rather than at the model's square;
+* `-seeded`: other seeds or episode counts than the published draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fsdino.errors import UsageError
+
+Fusion = Literal["joint", "vote"]
+Sampling = Literal["hsnet", "seeded"]
+
+_FAMILIES: dict[str, Fusion] = {"hsnet": "vote", "joint": "joint"}
+_NO_ORIGINAL = ("fss1000",)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How an evaluation is done.
+
+    Attributes:
+        fusion: "joint", or "vote" over the K one-shot masks.
+        original_size: score at the images' own sizes.
+        sampling: "hsnet" for the published draws, "seeded" for any others.
+    """
+
+    fusion: Fusion = "joint"
+    original_size: bool = False
+    sampling: Sampling = "hsnet"
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        family = next(name for name, fusion in _FAMILIES.items() if fusion == self.fusion)
+        original = "-original" if self.original_size else ""
+        return family + original + ("-seeded" if self.sampling == "seeded" else "")
+
+    def check(self, dataset: str) -> None:
+        """Raise UsageError where a data set is never scored this way."""
+        if self.original_size and dataset in _NO_ORIGINAL:
+            family = replace(self, original_size=False).name
+            raise UsageError(f"protocol {self.name} is not defined for {dataset}: use {family}")
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for sampling in ("hsnet", "seeded")
+    for original in (False, True)
+    for protocol in (
+        Protocol("vote", original, sampling),
+        Protocol("joint", original, sampling),
+    )
+}
+
+
+def find(name: str, *, fusion: Fusion | None = None, seeded: bool = False) -> Protocol:
+    """The protocol of a name; another fusion or seeds of one's own turn it into its sibling.
+
+    Raises:
+        UsageError: no protocol has that name.
+    """
+    if name not in PROTOCOLS:
+        raise UsageError(f"unknown protocol {name!r}: choose from {', '.join(PROTOCOLS)}")
+    protocol = PROTOCOLS[name]
+    if fusion is not None:
+        protocol = replace(protocol, fusion=fusion)
+    return replace(protocol, sampling="seeded") if seeded else protocol
+
+
+def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits [V, h, w] at an image's own size, as HSNet's `original` variant resizes them."""
+    return F.interpolate(logits[None], size, mode="bilinear", align_corners=True)[0]
+
+
+def fuse(votes: Tensor) -> Tensor:
+    """One mask bool [B, H, W] from the masks bool [B, V, H, W] of the V forward passes.
+
+    HSNet's vote: the masks are summed, divided by the highest sum in the image (at least 1), and
+    kept from one half on. A single pass keeps its mask.
+    """
+    total = votes.sum(1)  # [B, H, W]
+    highest = total.flatten(1).amax(1).clamp_min(1)[:, None, None]
+    return torch.div(total, highest) >= 0.5

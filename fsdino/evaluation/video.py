@@ -1,0 +1,226 @@
+"""DAVIS-17 as few-shot segmentation: the first frame is the support of every object in it."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from fsdino.errors import DataError, UsageError
+from fsdino.evaluation.metrics import VideoScores
+from fsdino.evaluation.sharding import Processes
+from fsdino.images import atomic_write, palette, write_png
+from fsdino.models.segmenter import Segmentation, Segmenter
+from fsdino.models.supports import Support
+
+Labels = npt.NDArray[np.uint8]
+# Called with the frames done by this process, those it has to do, and J&F so far (None at first).
+Report = Callable[[int, int, "float | None"], None]
+
+
+class Video(Protocol):
+    """A sequence; `fsdino.data.davis.Sequence` is one."""
+
+    @property
+    def name(self) -> str:
+        """Its folder's name."""
+        ...
+
+    @property
+    def frames(self) -> Sequence[Path]:
+        """Its images' files."""
+        ...
+
+    @property
+    def objects(self) -> tuple[int, ...]:
+        """Indices of the objects in the first frame."""
+        ...
+
+    @property
+    def palette(self) -> bytes:
+        """Colours of the annotations, 3 bytes each."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of frames."""
+        ...
+
+    def frame(self, index: int) -> npt.NDArray[np.uint8]:
+        """Read a frame, uint8 [H, W, 3]."""
+        ...
+
+    def annotation(self, index: int) -> npt.NDArray[np.uint8]:
+        """Read a frame's object indices, uint8 [H, W]; 0 is background."""
+        ...
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """How a video is segmented.
+
+    Attributes:
+        memory: how many of the last frames, with the masks found in them, join the first frame as
+            supports; 0 keeps to the first.
+        threshold: probability from which a pixel belongs to an object; None takes the model's.
+    """
+
+    memory: int = 0
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.memory < 0:
+            raise UsageError(f"memory must be at least 0, got {self.memory}")
+
+
+def segment_video(
+    model: Segmenter, video: Video, settings: VideoSettings
+) -> Iterator[tuple[int, Labels]]:
+    """Object indices uint8 [H, W] of every frame; those of the first are its annotation.
+
+    All objects share one encoder pass per frame, and a pixel goes to the object of the highest
+    probability. A frame that enters the memory is encoded once more, for all objects together.
+    """
+    truth = video.annotation(0)
+    numbers = {str(number): number for number in video.objects}
+    first = _supports(model, video.frame(0), truth, numbers)
+    recent: deque[Mapping[str, Support]] = deque(maxlen=settings.memory)
+    yield 0, truth
+    for index in range(1, len(video)):
+        image = video.frame(index)
+        supports = {name: _joined([first[name], *_of(recent, name)]) for name in numbers}
+        found = model.segment(image, supports, threshold=settings.threshold)
+        labels = _labels(found, numbers)
+        yield index, labels
+        if settings.memory:
+            recent.append(_supports(model, image, labels, numbers))
+
+
+def evaluate_videos(
+    model: Segmenter,
+    videos: Sequence[Video],
+    settings: VideoSettings,
+    out: Path,
+    call: Mapping[str, Any],
+    *,
+    processes: Processes | None = None,
+    report: Report | None = None,
+) -> VideoScores:
+    """Segment and score videos; each process returns the scores of all.
+
+    Writes the masks as DAVIS' Annotations/480p has them, `masks/NAME/00000.png` and so on in
+    `out`, and a finished video's scores as `scores/NAME.json`: an interrupted run goes on with the
+    videos that have none.
+
+    Args:
+        model: in eval mode.
+        videos: all of them; processes take turns.
+        settings: how.
+        out: folder of this call alone.
+        call: what decides the masks.
+        processes: that share the work.
+        report: hears of progress.
+
+    Raises:
+        UsageError: `out` holds the scores of another call.
+        DataError: a frame or annotation cannot be used.
+    """
+    processes = processes or Processes()
+    found = {video.name: _read_scores(_scores_file(out, video), call) for video in videos}
+    processes.gather(None)  # all have looked before one goes on
+    scores = VideoScores()
+    for kept in found.values():
+        scores.merge(kept or VideoScores())
+    mine = processes.share([video for video in videos if found[video.name] is None])
+    total, done = sum(map(len, mine)), 0
+    if report is not None:
+        report(done, total, None)
+    for video in mine:
+        own = VideoScores()
+        for index, labels in segment_video(model, video, settings):
+            _write_labels(out / "masks" / video.name, labels, video, index)
+            truth = torch.from_numpy(video.annotation(index))
+            own.update(video.name, index, torch.from_numpy(labels), truth, video.objects)
+            done += 1
+            if report is not None:
+                report(done, total, scores.total()["j_and_f"] if scores.per_object() else None)
+        _write_scores(_scores_file(out, video), call, own)
+        scores.merge(own)
+    for others in processes.gather(scores):
+        scores.merge(others)
+    return scores
+
+
+def _supports(
+    model: Segmenter, image: Labels, labels: Labels, numbers: Mapping[str, int]
+) -> dict[str, Support]:
+    """One support for each object that the labels show, from one encoder pass."""
+    shown = {name: labels == number for name, number in numbers.items() if (labels == number).any()}
+    return model.encode_objects(image, shown)
+
+
+def _of(memory: Sequence[Mapping[str, Support]], name: str) -> list[Support]:
+    return [supports[name] for supports in memory if name in supports]
+
+
+def _joined(supports: Sequence[Support]) -> Support:
+    """The shots of several supports as one."""
+    return replace(
+        supports[0],
+        foreground=torch.cat([s.foreground for s in supports]),
+        background=torch.cat([s.background for s in supports]),
+        correlation=tuple(c for s in supports for c in s.correlation),
+        masks=tuple(m for s in supports for m in s.masks),
+        image_sizes=tuple(size for s in supports for size in s.image_sizes),
+    )
+
+
+def _labels(found: Segmentation, numbers: Mapping[str, int]) -> Labels:
+    """Places among the supports -> the objects' own indices."""
+    table = np.array([0, *(numbers[name] for name in found.names)], np.uint8)
+    return table[found.labels]
+
+
+def _write_labels(folder: Path, labels: Labels, video: Video, index: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(labels)
+    image.putpalette(video.palette or palette())
+    write_png(folder / f"{video.frames[index].stem}.png", image)
+
+
+def _scores_file(out: Path, video: Video) -> Path:
+    return out / "scores" / f"{video.name}.json"
+
+
+def _write_scores(path: Path, call: Mapping[str, Any], scores: VideoScores) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames = [[*key, found] for key, found in scores.frames.items()]
+    with atomic_write(path) as temporary:
+        Path(temporary).write_text(json.dumps({"call": dict(call), "frames": frames}) + "\n")
+
+
+def _read_scores(path: Path, call: Mapping[str, Any]) -> VideoScores | None:
+    if not path.exists():
+        return None
+    remedy = "pass another --out, or --overwrite"
+    try:
+        data = json.loads(path.read_text())
+        before = data["call"]
+        scores = VideoScores()
+        for name, number, frames in data["frames"]:
+            scores.frames[name, number] = {int(i): (j, f) for i, (j, f) in frames.items()}
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} is damaged: {remedy}") from error
+    changed = sorted(k for k in {*before, *call} if before.get(k) != call.get(k))
+    if changed:
+        raise UsageError(
+            f"{path} is of another call (it differs in {', '.join(changed)}): {remedy}"
+        )
+    return scores

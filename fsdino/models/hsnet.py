@@ -1,0 +1,78 @@
+"""A baseline that learns from the same frozen features as FS-DINO: HSNet's head on a ViT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fsdino import ops
+from fsdino.models.config import ModelConfig
+from fsdino.models.encoder import Encoder, Features
+from fsdino.models.hypercorrelation import CenterPivotBlock4d
+from fsdino.models.segmenter import Segmenter
+from fsdino.models.supports import Shot, SupportFeatures
+
+LEVELS = 3
+
+
+class HSNet(Segmenter):
+    """Hypercorrelation squeeze over a ViT's blocks (after Min, Kang, Cho, ICCV 2021).
+
+    The correlation layers, from early to late, form up to three levels. Each level's correlation
+    of the query with the masked support is squeezed by center-pivot 4D blocks; from the last level
+    to the first, the later one is added and mixed by another block. The mean over the support goes
+    through a 2D decoder. Unlike in a CNN all levels have one resolution, so none is upsampled on
+    the way. K shots: squeezed correlations are averaged, one pass.
+
+    Args:
+        config: `correlation_layers`, `correlation_channels` and `correlation_stride` are read.
+        encoder: share an existing encoder instead of creating one.
+    """
+
+    def __init__(self, config: ModelConfig, encoder: Encoder | None = None) -> None:
+        super().__init__(config, encoder)
+        layers = len(self.encoder.correlation_layers)
+        self.levels = [part.tolist() for part in torch.arange(layers).chunk(min(LEVELS, layers))]
+        channels, width = config.correlation_channels, config.correlation_channels[-1]
+        self.squeeze = nn.ModuleList(
+            _squeeze((len(level), *channels), config.correlation_stride) for level in self.levels
+        )
+        self.mix = nn.ModuleList(
+            CenterPivotBlock4d(width, width, support_stride=1) for _ in self.levels[1:]
+        )
+        half = max(width // 2, 1)
+        self.before = nn.Sequential(_conv(width, width), nn.ReLU(), _conv(width, half), nn.ReLU())
+        self.after = nn.Sequential(_conv(half, half), nn.ReLU(), _conv(half, 1))
+        self.set_trainable()
+
+    def decode(self, query: Features, support: SupportFeatures) -> Tensor:
+        """Logits of the queries' masks: [B, 1, 2h, 2w]."""
+        shots = [self._squeezed(query, shot) for shot in support.shots]
+        maps = self.before(torch.stack(shots).mean(0))
+        maps = F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=True)
+        return self.after(maps)  # type: ignore[no-any-return]
+
+    def _squeezed(self, query: Features, shot: Shot) -> Tensor:
+        """What one shot says about every query token: [B, C, h, w]."""
+        mask = shot.mask.to(query.correlation.dtype)
+        volume = ops.correlation4d(query.correlation, shot.correlation, mask)
+        mixed: Tensor | None = None
+        for index in reversed(range(len(self.levels))):
+            squeezed = self.squeeze[index](volume[:, self.levels[index]])
+            mixed = squeezed if mixed is None else self.mix[index](squeezed + mixed)
+        assert mixed is not None
+        return mixed.mean((4, 5))
+
+
+def _squeeze(channels: Sequence[int], stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        *(CenterPivotBlock4d(i, o, support_stride=stride) for i, o in pairwise(channels))
+    )
+
+
+def _conv(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)

@@ -1,0 +1,261 @@
+"""The configuration of a training run: what a recipe holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from fsdino.data.catalog import DATASETS
+from fsdino.errors import CheckpointError, UsageError
+from fsdino.models.config import ModelConfig
+
+T = TypeVar("T")
+
+DATA = tuple(name for name in DATASETS if name != "davis17")
+SELECT_ON = ("base", "novel")
+DTYPES = ("float32", "bfloat16")
+AUTO = "auto"
+
+# Settings that decide no number, or only its rounding: they may differ on resume.
+FREE = (
+    *("root", "splits", "workers", "threads", "device", "episodes_per_batch", "feature_cache"),
+    *("skip_bad", "checkpoint_every"),
+)
+_AT_LEAST_1 = (
+    *("steps", "validate_every", "validation_episodes", "validation_shots", "checkpoint_every"),
+    "nan_limit",
+)
+_AT_LEAST_0 = (
+    *("warmup", "weight_decay", "threads", "workers", "patience"),
+    *("prototype_weight", "class_weight", "contrast_weight"),
+)
+_POSITIVE = ("learning_rate", "gradient_clip")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        model: what to train.
+        data: a name in `fsdino.data.catalog.DATASETS`, but for davis17, which has no episodes.
+        root, splits: the data set's folder, and that of the published lists.
+        fold: held out of training; 0 where there are no folds.
+        steps: optimiser steps.
+        images_per_step: distinct images in a step, of all processes together. They form episodes
+            of K + 1 images, each of which is the query once while the others are its supports.
+        episodes_per_batch: episodes of one forward and backward pass of a process; the gradients
+            of a step's passes add up. None takes all at once, "auto" what fits into memory.
+        shots: K of each step is drawn from these.
+        image_sizes: side of each step's images is drawn from these; () means the model's.
+        invented: share in [0, 1] of the episodes whose class is made up from base classes' textures
+            and shapes, for "procedural" only; see `fsdino.data.invention`.
+        augment: share in [0, 1] of the episodes that are changed into another class's; see
+            `fsdino.training.augment`.
+        learning_rate: peak; linear warm-up, then cosine decay to 1 % of it.
+        warmup: steps.
+        weight_decay: AdamW's, for matrices only.
+        gradient_clip: largest gradient norm.
+        nan_limit: so many steps in a row without a finite loss stop the run; fewer are skipped.
+        start_from: name or folder of a model that the run goes on from, with all its weights.
+        encoder_from: name or folder of a model whose encoder is taken; None starts from the
+            model's own (random, or `pretrained`).
+        encoder_weights: one of Meta's DINOv2 files for the encoder.
+        decoder_weights: an official SAM file for the decoder.
+        adapter_weights: what `fsdino distill` wrote.
+        train_encoder: learn the encoder too, for small ones that start from scratch.
+        train_adapter: learn the adapter too.
+        train_decoder: learn the decoder; the variant "comp_frozen" never does.
+        prototype_weight, class_weight, contrast_weight: weights of the losses that shape a trained
+            encoder: prototype similarity within an image; the base class of each foreground token
+            (of the episodes whose class no augmentation changed); and telling apart the classes of
+            the episodes that share a pass.
+        seed: of weights, episodes and schedule.
+        device: "auto" (a GPU for each process where there is one) or "cpu".
+        dtype: of the trained part: "float32", or "bfloat16" under autocast.
+        encoder_dtype: of a frozen encoder likewise; "auto" is bfloat16 on GPUs.
+        feature_cache: folder for the features of a frozen encoder; needs `augment` 0.
+        threads: CPU threads of the training process; 0 leaves them.
+        workers: processes that prepare episodes; the episodes do not depend on it.
+        skip_bad: take another episode where an image cannot be read, and name it.
+        validate_every: steps between validations.
+        validation_episodes, validation_shots: how many, and their K.
+        select_on: what the best checkpoint is chosen by: "base", base classes on images that are
+            not trained on; or "novel", the held-out classes themselves, as much of the literature
+            does. Results of such a model say so.
+        patience: validations without a better one that end the run; 0 never does.
+        checkpoint_every: steps.
+
+    Raises:
+        UsageError: a value that cannot be meant; the message names it.
+    """
+
+    model: ModelConfig
+    data: str = "procedural"
+    root: str | None = None
+    splits: str | None = None
+    fold: int = 0
+    steps: int = 10000
+    images_per_step: int = 16
+    episodes_per_batch: int | str | None = None
+    shots: tuple[int, ...] = (1,)
+    image_sizes: tuple[int, ...] = ()
+    invented: float = 0.0
+    augment: float = 0.0
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    weight_decay: float = 0.05
+    gradient_clip: float = 1.0
+    nan_limit: int = 10
+    start_from: str | None = None
+    encoder_from: str | None = None
+    encoder_weights: str | None = None
+    decoder_weights: str | None = None
+    adapter_weights: str | None = None
+    train_encoder: bool = False
+    train_adapter: bool = False
+    train_decoder: bool = True
+    prototype_weight: float = 0.0
+    class_weight: float = 0.0
+    contrast_weight: float = 0.0
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "float32"
+    encoder_dtype: str = AUTO
+    feature_cache: str | None = None
+    threads: int = 0
+    workers: int = 1
+    skip_bad: bool = False
+    validate_every: int = 1000
+    validation_episodes: int = 144
+    validation_shots: int = 1
+    select_on: str = "base"
+    patience: int = 0
+    checkpoint_every: int = 250
+
+    def __post_init__(self) -> None:
+        for name in ("shots", "image_sizes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, choices in (
+            ("data", DATA),
+            ("select_on", SELECT_ON),
+            ("dtype", DTYPES),
+            ("encoder_dtype", (AUTO, *DTYPES)),
+        ):
+            if getattr(self, name) not in choices:
+                raise UsageError(
+                    f"unknown {name} {getattr(self, name)!r}: choose {', '.join(choices)}"
+                )
+        check_numbers(self, _AT_LEAST_1, _AT_LEAST_0, _POSITIVE)
+        for name in ("invented", "augment"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.invented and self.data != "procedural":
+            raise UsageError(
+                f"invented: only data 'procedural' can, not {self.data!r}; set it to 0"
+            )
+        self._check_episodes()
+        self._check_frozen()
+
+    def _check_episodes(self) -> None:
+        if not self.shots or min(self.shots) < 1:
+            raise UsageError(f"shots must be numbers of at least 1, got {self.shots}")
+        if self.images_per_step <= max(self.shots):
+            raise UsageError(
+                f"images_per_step must be greater than the largest of shots, "
+                f"got {self.images_per_step} and {self.shots}"
+            )
+        batch = self.episodes_per_batch
+        if not (batch is None or batch == AUTO or (isinstance(batch, int) and batch >= 1)):
+            raise UsageError(f"episodes_per_batch must be auto or at least 1, got {batch!r}")
+        if self.select_on == "novel" and self.data == "folder":
+            raise UsageError("data 'folder' has no novel classes: select_on must be base")
+
+    def _check_frozen(self) -> None:
+        if self.model.variant == "training_free":
+            raise UsageError("variant 'training_free' has nothing to train: choose another")
+        if self.feature_cache is not None and (self.train_encoder or self.augment):
+            raise UsageError(
+                "feature_cache keeps what a frozen encoder says of unchanged images: set "
+                "train_encoder to false and augment to 0"
+            )
+        if self.feature_cache is not None and self.data == "procedural":
+            raise UsageError("feature_cache: no generated image comes twice; use data on disk")
+        others = ("encoder_from", "encoder_weights", "decoder_weights", "adapter_weights")
+        given = [name for name in others if getattr(self, name) is not None]
+        if self.start_from is not None and given:
+            raise UsageError(f"start_from brings all weights: leave {given[0]} out")
+        if self.encoder_from is not None and self.encoder_weights is not None:
+            raise UsageError("encoder_from and encoder_weights exclude each other: pass one")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sides of images in pixels."""
+        return self.image_sizes or (self.model.image_size,)
+
+    def episodes_per_step(self, shots: int) -> int:
+        """Episodes of K shots in a step, of all processes together."""
+        return self.images_per_step // (shots + 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for YAML."""
+        data = dataclasses.asdict(self)
+        data["model"] = self.model.to_dict()
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> TrainConfig:
+        """Read a recipe.
+
+        Raises:
+            UsageError: the file is missing, no YAML, or has settings that cannot be meant.
+        """
+        return read_recipe(cls, path)
+
+
+def check_numbers(
+    config: object, at_least_1: Sequence[str], at_least_0: Sequence[str], positive: Sequence[str]
+) -> None:
+    """Check settings by name; None is no number.
+
+    Raises:
+        UsageError: one is too small, or no number; the message names it.
+    """
+    for name in (*at_least_1, *at_least_0, *positive):
+        value = getattr(config, name)
+        if value is None:
+            continue
+        if not isinstance(value, (int, float)):  # YAML reads 1e-3 as text, and 1.0e-3 as a number
+            raise UsageError(f"{name} must be a number, such as 0.001, got {value!r}")
+        if name in positive and not value > 0:
+            raise UsageError(f"{name} must be greater than 0, got {value}")
+        least = int(name in at_least_1)
+        if value < least:
+            raise UsageError(f"{name} must be at least {least}, got {value}")
+
+
+def read_recipe(kind: type[T], path: Path) -> T:
+    """Read a YAML file into a dataclass whose field `model` is a ModelConfig.
+
+    Raises:
+        UsageError: the file is missing, no YAML, or has settings that cannot be meant.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"recipe {path} cannot be read: {error}") from error
+    if not isinstance(data, Mapping) or "model" not in data:
+        raise UsageError(f"recipe {path}: expected settings with a `model` section")
+    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise UsageError(f"recipe {path}: unknown settings {', '.join(unknown)}")
+    try:
+        return kind(**{**data, "model": ModelConfig.from_dict(data["model"])})
+    except (TypeError, CheckpointError, UsageError) as error:
+        raise UsageError(f"recipe {path}: {error}") from error

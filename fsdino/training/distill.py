@@ -1,0 +1,533 @@
+"""Stage 1: the adapter learns to answer as SAM's image encoder does, from coarse to fine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from fsdino.errors import CheckpointError, DataError, FsdinoError, UsageError
+from fsdino.images import atomic_write
+from fsdino.models import zoo
+from fsdino.models.adapter import Adapter
+from fsdino.models.checkpoints import weights_hash, write_tensors
+from fsdino.models.encoder import Encoder
+from fsdino.training.agreement import agreement, on_teachers_grid, stack_targets
+from fsdino.training.config import AUTO
+from fsdino.training.corpus import Corpus, ImageFile, find_images
+from fsdino.training.distill_config import DISTILL_FREE, DistillConfig, Stage
+from fsdino.training.embeddings import EmbeddingCache, Inventory, fill
+from fsdino.training.interrupt import Interrupt, leave_to_trainer
+from fsdino.training.optimisation import NanGuard, adamw, set_learning_rate, warmup_cosine
+from fsdino.training.pairs import HeldOutPairs, Pair, PairReader, TrainingPairs
+from fsdino.training.run import METRICS, Run, pack, unpack
+from fsdino.training.teacher import load_teacher
+from fsdino.training.team import Team
+
+logger = logging.getLogger("fsdino.training")
+
+ADAPTER_FILE, RESULT_FILE, INVENTORY_FILE = "adapter.safetensors", "result.json", "images.json"
+
+# Called with the number of steps done, the loss, and the cosine agreement on held-out images.
+Report = Callable[[int, float, float | None], None]
+
+_LOG_EVERY = 50  # steps
+
+
+class Distillation:
+    """Distils a teacher into an adapter, in one run folder.
+
+    Beside what every run has (`Run`), the folder gets `images.json` (which images, which could not
+    be read), `adapter.safetensors` (what `fsdino train` takes as `adapter_weights`) and
+    `result.json` (mean squared error and cosine on held-out images, by stage and step).
+
+    Args:
+        config: what to do.
+        folder: the run's.
+        resume: continue what it holds.
+        team: the processes that work together; None is made from the configuration.
+
+    Attributes:
+        adapter: what learns.
+        corpus: the images; those that cannot be read are left out by `prepare`.
+        start: steps that an earlier run did.
+
+    Raises:
+        UsageError, DataError, CheckpointError: see `Run`, `find_images`, `load_teacher` and
+            `fsdino.models.zoo`; a teacher of another width, a size that the encoder cannot see.
+    """
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        folder: Path,
+        *,
+        resume: bool = False,
+        team: Team | None = None,
+    ) -> None:
+        self.config = config
+        self.team = team or Team(config.device)
+        processes = self.team.processes
+        if config.batch_size % processes.count:
+            raise UsageError(
+                f"batch_size {config.batch_size} cannot be shared by {processes.count} processes: "
+                "use a multiple"
+            )
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        torch.manual_seed(config.seed)
+        self.corpus = find_images(
+            [Path(source) for source in config.images],
+            percent=config.percent,
+            held_out=config.held_out,
+        )
+        self.encoder = _encoder(config)
+        self.teacher = load_teacher(config.teacher_checkpoint, config.teacher)
+        self._check_shapes()
+        model = config.model
+        self.adapter = Adapter(
+            self.encoder.channels, model.width, model.adapter_width, model.adapter_heads
+        )
+        self._hashes = {
+            "encoder": weights_hash(self.encoder.state_dict()),
+            "teacher": self.teacher.fingerprint(),
+            "images": _hash(self.corpus),
+        }
+        self.run = processes.in_turn(
+            lambda: Run(
+                folder, config.to_dict(), resume=resume, free=DISTILL_FREE, main=self.team.is_main
+            )
+        )
+        device = self.team.device
+        self._types = {
+            name: _dtype(getattr(config, name), device)
+            for name in ("dtype", "encoder_dtype", "teacher_dtype")
+        }
+        self.cache: EmbeddingCache | None = None
+        if config.use_cache:
+            place = Path(config.cache) if config.cache else folder / "embeddings"
+            kind = str(self._types["teacher_dtype"]).removeprefix("torch.")
+            self.cache = EmbeddingCache(place, self._hashes["teacher"], kind)
+        self.inventory = Inventory(unreadable=dict(self.corpus.unreadable))
+        self.lost: dict[str, str] = {}  # images that could not be read while learning
+        self.encoder.to(device)
+        self.teacher.to(device)
+        self.wrapped = self.team.wrap(self.adapter)
+        self.optimizer = adamw(self.adapter.parameters(), config.learning_rate, config.weight_decay)
+        self.guard = NanGuard(config.nan_limit)
+        self.cosine: float | None = None
+        self.start = self._restore()
+
+    # ---------------------------------------------------------------- the teacher's embeddings
+
+    def prepare(self, report: Callable[[int], None] | None = None) -> None:
+        """Have every image's embedding in the cache, and leave out images that cannot be read.
+
+        Says beforehand how much space that takes. What a run has finished once, it does not do
+        again. Without a cache there is nothing to do.
+
+        Args:
+            report: called with the number of images that this process has just finished.
+
+        Raises:
+            KeyboardInterrupt: asked to stop; what is computed is kept.
+            FsdinoError: not enough space, or the disk cannot be written; what is computed is kept.
+            DataError: no image is left to learn from, or to measure on.
+        """
+        if self.cache is None:
+            return
+        files = (*self.corpus.training, *self.corpus.held_out)
+        stored, processes = self._stored_inventory(), self.team.processes
+        known = processes.gather(stored is not None)  # another run may be mending the cache
+        if stored is not None and all(known):
+            self.inventory = stored
+        else:
+            if self.team.is_main:
+                self.cache.announce(files, self.teacher.architecture.most_bytes)
+            found = self._fill(processes.share(files), report)
+            for part in processes.gather(found):
+                self.inventory.contents |= part.contents
+                self.inventory.unreadable |= part.unreadable
+            self.cache.refresh()
+            processes.in_turn(self._store_inventory)
+        self._leave_out_unreadable()
+
+    def images_to_embed(self) -> int:
+        """How many images `prepare` of this process goes through."""
+        if self.cache is None or self._stored_inventory() is not None:
+            return 0
+        return len(self.team.processes.share(range(len(self.corpus))))
+
+    def _fill(
+        self, files: Sequence[ImageFile], report: Callable[[int], None] | None = None
+    ) -> Inventory:
+        assert self.cache is not None
+        config = self.config
+        return fill(
+            self.cache,
+            self.teacher,
+            files,
+            dtype=self._types["teacher_dtype"],
+            batch_size=config.teacher_batch,
+            workers=config.workers,
+            report=report,
+        )
+
+    def _leave_out_unreadable(self) -> None:
+        bad = self.inventory.unreadable
+        training, held_out = (
+            tuple(file for file in files if file.name not in bad)
+            for files in (self.corpus.training, self.corpus.held_out)
+        )
+        if bad:
+            logger.warning(
+                "%d of %d images cannot be used; %s names them",
+                len(bad), len(self.corpus), self.run.folder / INVENTORY_FILE,
+            )  # fmt: skip
+        if not training or not held_out:
+            what = "to measure on" if training else "to learn from"
+            raise DataError(
+                f"no image {what} can be read ({len(bad)} of {len(self.corpus)} are unreadable): "
+                f"see {self.run.folder / INVENTORY_FILE}"
+            )
+        self.corpus = Corpus(training, held_out, bad)
+
+    def _stored_inventory(self) -> Inventory | None:
+        """What an earlier run found, if images, teacher and cache are as they were."""
+        assert self.cache is not None
+        path = self.run.folder / INVENTORY_FILE
+        if not path.exists():
+            return None
+        try:
+            data = json.loads(path.read_text())
+            stored = Inventory(dict(data["images"]), dict(data["unreadable"]))
+            there = all(content in self.cache for content in stored.contents.values())
+            return stored if there and data["hashes"] == self._hashes else None
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("%s is damaged (%s): looking through the images again", path, error)
+            return None
+
+    def _store_inventory(self) -> None:
+        if self.team.is_main:
+            data = {
+                "hashes": self._hashes,
+                "images": self.inventory.contents,
+                "unreadable": self.inventory.unreadable,
+            }
+            with atomic_write(self.run.folder / INVENTORY_FILE) as temporary:
+                temporary.write_text(json.dumps(data, indent=1) + "\n")
+
+    # ------------------------------------------------------------------------------- learning
+
+    @property
+    def steps(self) -> int:
+        """Of the whole schedule, for the images that are there."""
+        return self._stages()[-1].last
+
+    def fit(self, report: Report | None = None) -> dict[str, Any]:
+        """Learn to the end; returns what stands in `result.json`.
+
+        Args:
+            report: hears of every step.
+
+        Raises:
+            KeyboardInterrupt: asked to stop; a checkpoint is written.
+            FsdinoError: too many steps in a row without a finite loss; a checkpoint is written.
+        """
+        self._began = time.monotonic()
+        stages = self._stages()
+        with Interrupt() as interrupt:
+            if self.start == 0:
+                self._measure(0, stages[0])
+            for number, pairs in zip(range(self.start, self.steps), self._load(), strict=True):
+                if self.team.sum(interrupt.asked)[0]:
+                    self._save(number)
+                    raise KeyboardInterrupt
+                stage = next(s for s in stages if number < s.last)
+                loss, done = self._step(number, pairs), number + 1
+                if done % self.config.validate_every == 0 or done == stage.last:
+                    self._measure(done, stage, loss=loss)
+                elif done % _LOG_EVERY == 0:
+                    self.run.log(done, image_size=stage.image_size, loss=loss)
+                if done % self.config.checkpoint_every == 0 or done == stage.last:
+                    self._save(done)
+                if report is not None:
+                    report(done, loss, self.cosine)
+        result = self._finish(stages)
+        self.run.close()
+        self.team.processes.gather(None)
+        return result
+
+    def _stages(self) -> tuple[Stage, ...]:
+        return self.config.stages(len(self.corpus.training))
+
+    def _load(self) -> Iterator[list[Pair]]:
+        processes = self.team.processes
+        pairs = TrainingPairs(
+            self._reader(),
+            self.corpus.training,
+            self._stages(),
+            self.config.batch_size,
+            self.config.seed,
+            processes.rank,
+            processes.count,
+        )
+        loader: DataLoader[list[Pair]] = DataLoader(
+            pairs,
+            batch_size=None,
+            sampler=range(self.start, self.steps),
+            num_workers=self.config.workers,
+            prefetch_factor=2 if self.config.workers else None,
+            worker_init_fn=leave_to_trainer,
+        )
+        return iter(loader)
+
+    def _reader(self) -> PairReader:
+        return PairReader(self.teacher.architecture, self.cache, self.inventory.contents)
+
+    def _step(self, number: int, pairs: list[Pair]) -> float:
+        """Change the adapter once; returns the mean loss over the images of all processes."""
+        config = self.config
+        factor = warmup_cosine(number, self.steps, config.warmup)
+        set_learning_rate(self.optimizer, config.learning_rate * factor)
+        self.optimizer.zero_grad()
+        at_once = config.images_per_pass or len(pairs)
+        total = torch.zeros((), device=self.team.device)
+        for first in range(0, len(pairs), at_once):
+            part = pairs[first : first + at_once]
+            total += self.team.backward(
+                self.wrapped,
+                lambda part=part: self._agreement(part, self.wrapped)[0].sum() / len(pairs),  # type: ignore[misc]
+                last=first + at_once >= len(pairs),
+            )
+        loss = self.team.sum(total)[0] / self.team.processes.count
+        norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), config.gradient_clip)
+        try:
+            skipped = self.guard.skips(number, loss, norm.item())
+        except FsdinoError:
+            self._save(number)
+            raise
+        if not skipped:
+            self.optimizer.step()
+        return loss
+
+    def _agreement(self, pairs: Sequence[Pair], module: nn.Module) -> tuple[Tensor, Tensor]:
+        """Mean squared error and cosine [B], 0 for images that cannot be used."""
+        device, side = self.team.device, self.teacher.architecture.grid_side
+        targets = self._targets(pairs)
+        used = torch.tensor([target is not None for target in targets], device=device)
+        blank = torch.zeros(self.teacher.architecture.channels, 1, 1, dtype=torch.float16)
+        stacked, inside = stack_targets([blank if t is None else t for t in targets], side)
+        images = torch.stack([pair.image for pair in pairs]).to(device)
+        extents = torch.tensor([pair.extent for pair in pairs], device=device)
+        with torch.no_grad(), self._autocast("encoder_dtype"):
+            tokens = self.encoder.shallow(images)
+        with self._autocast("dtype"):
+            answer = module(tokens if self._types["dtype"] == tokens.dtype else tokens.float())
+        found = agreement(
+            on_teachers_grid(answer, extents, side), stacked.to(device), inside.to(device)
+        )
+        mse, cosine = (torch.where(used, value, 0.0) for value in found)
+        return mse, cosine
+
+    def _autocast(self, name: str) -> torch.autocast:
+        dtype = self._types[name]
+        return torch.autocast(self.team.device.type, dtype, enabled=dtype != torch.float32)
+
+    def _targets(self, pairs: Sequence[Pair]) -> list[Tensor | None]:
+        """The teacher's embeddings; None for images that cannot be used, which are named."""
+        for pair in pairs:
+            if pair.error:
+                logger.warning("left out of a step: %s", pair.error)
+                self.lost[pair.file.name] = pair.error
+        if self.cache is None:
+            seen = [pair.scaled for pair in pairs if pair.scaled is not None]
+            size = self.config.teacher_batch
+            answers = [
+                embedding
+                for first in range(0, len(seen), size)
+                for embedding in self.teacher(
+                    seen[first : first + size], self._types["teacher_dtype"]
+                )
+            ]
+            following = iter(answers)
+            return [None if pair.scaled is None else next(following) for pair in pairs]
+        return [
+            None if pair.error else self._mended(pair.file) if pair.target is None else pair.target
+            for pair in pairs
+        ]
+
+    def _mended(self, file: ImageFile) -> Tensor | None:
+        """An embedding that could not be read, from its shard computed again."""
+        assert self.cache is not None
+        contents = self.inventory.contents
+        content = contents[file.name]
+        found = self.cache.get(content)
+        if found is not None:  # another process was faster
+            return found
+        lost = self.cache.drop_shard_of(content) | {content}
+        known = (*self.corpus.training, *self.corpus.held_out)
+        files = [other for other in known if contents[other.name] in lost]
+        logger.warning("computing %d embeddings again", len(files))
+        self._fill(files)
+        return self.cache.get(content)
+
+    def _measure(self, done: int, stage: Stage, **values: Any) -> None:
+        """Log both numbers on the held-out images, seen at a stage's size."""
+        own = self.team.processes.share(self.corpus.held_out)
+        size = self.config.images_per_pass or self.config.batch_size
+        pairs = HeldOutPairs(self._reader(), own, stage.image_size, size)
+        sums = torch.zeros(3, dtype=torch.float64)
+        self.adapter.eval()
+        loader: DataLoader[list[Pair]] = DataLoader(
+            pairs,
+            batch_size=None,
+            num_workers=self.config.workers,
+            worker_init_fn=leave_to_trainer,
+        )
+        with torch.no_grad():
+            for batch in loader:
+                mse, cosine = self._agreement(batch, self.adapter)
+                usable = sum(not pair.error for pair in batch)
+                sums += torch.tensor([mse.sum(), cosine.sum(), usable], dtype=torch.float64)
+        self.adapter.train()
+        error, cosine_sum, count = self.team.sum(*sums)
+        if not count:
+            raise DataError("no held-out image can be read any more: mend that and --resume")
+        self.cosine = cosine_sum / count
+        self.run.log(
+            done,
+            image_size=stage.image_size,
+            **values,
+            held_out_mse=error / count,
+            held_out_cosine=self.cosine,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            skipped_steps=self.guard.count,
+            unreadable_images=len(self.inventory.unreadable) + len(self.lost),
+            seconds=round(time.monotonic() - self._began, 1),
+        )
+
+    # --------------------------------------------------------------------------- in and out
+
+    def _finish(self, stages: Sequence[Stage]) -> dict[str, Any]:
+        """Write the adapter and the result."""
+        folder = self.run.folder
+        result: dict[str, Any] = {}
+        for lost in self.team.processes.gather(self.lost):
+            self.lost |= lost
+        if self.team.is_main:
+            metadata = {
+                "format": "fsdino-adapter-1",
+                "encoder": self._hashes["encoder"],
+                "encoder_name": self.config.model.encoder,
+                "adapter_layer": str(self.encoder.shallow_layer),
+                "teacher": self._hashes["teacher"],
+            }
+            write_tensors(folder / ADAPTER_FILE, self.adapter.state_dict(), metadata)
+            result = {
+                "adapter": str(folder / ADAPTER_FILE),
+                "images": len(self.corpus.training),
+                "held_out": len(self.corpus.held_out),
+                "unreadable": {**self.inventory.unreadable, **self.lost},
+                "skipped_steps": self.guard.count,
+                "stages": _by_stage(folder / METRICS, stages),
+            }
+            with atomic_write(folder / RESULT_FILE) as temporary:
+                temporary.write_text(json.dumps(result, indent=1) + "\n")
+        return result
+
+    def _save(self, done: int) -> None:
+        state = {
+            "hashes": self._hashes,
+            "cosine": self.cosine,
+            "skipped": self.guard.count,
+            "lost": self.lost,
+        }
+        self.run.save(done, pack({"adapter": self.adapter}, self.optimizer), state)
+
+    def _restore(self) -> int:
+        checkpoint = self.run.load()
+        if checkpoint is None:
+            self.run.forget_after(-1)
+            return 0
+        step, tensors, state = checkpoint
+        changed = [name for name, value in self._hashes.items() if state["hashes"][name] != value]
+        if changed:
+            raise CheckpointError(
+                f"{self.run.folder} began with other files ({', '.join(changed)}): pass those, or "
+                "start in another --out"
+            )
+        unpack(tensors, {"adapter": self.adapter}, self.optimizer)
+        self.cosine, self.guard.count = state["cosine"], state["skipped"]
+        self.lost = state["lost"]
+        self.run.forget_after(step)
+        logger.info("resuming %s at step %d", self.run.folder, step)
+        return step
+
+    def _check_shapes(self) -> None:
+        found, wanted = self.teacher.architecture.channels, self.config.model.width
+        if found != wanted:
+            raise UsageError(
+                f"the teacher's embedding has {found} channels, the model's width is {wanted}: "
+                "use a model of that width"
+            )
+        patch = self.encoder.patch_size
+        wrong = [size for size in self.config.image_sizes if size % patch]
+        if wrong:
+            raise UsageError(
+                f"image_sizes must be multiples of the encoder's patch of {patch} pixels, got "
+                f"{', '.join(map(str, wrong))}"
+            )
+
+
+def _encoder(config: DistillConfig) -> Encoder:
+    """The frozen student encoder."""
+    if config.encoder_from is not None:
+        encoder = zoo.load(config.encoder_from).encoder
+    else:
+        encoder = Encoder(config.model)
+    if config.encoder_weights is not None:
+        zoo.load_dinov2(encoder, config.encoder_weights)
+    return encoder.requires_grad_(False).eval()
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == AUTO:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _hash(corpus: Corpus) -> str:
+    """Which images there are, and which of them are held out."""
+    keys = [[file.key for file in files] for files in (corpus.training, corpus.held_out)]
+    return hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:16]
+
+
+def _by_stage(metrics: Path, stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    """The curve of both numbers, for each stage."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    measured = [row for row in rows if "held_out_cosine" in row]
+    curves = [
+        [row for row in measured if stage.first < row["step"] <= stage.last] for stage in stages
+    ]
+    curves[0] = [row for row in measured if row["step"] == 0] + curves[0]
+    names = ("step", "held_out_mse", "held_out_cosine")
+    return [
+        {
+            "image_size": stage.image_size,
+            "steps": stage.steps,
+            "held_out_mse": curve[-1]["held_out_mse"],
+            "held_out_cosine": curve[-1]["held_out_cosine"],
+            "curve": [{name: row[name] for name in names} for row in curve],
+        }
+        for stage, curve in zip(stages, curves, strict=True)
+    ]

@@ -1,0 +1,191 @@
+"""What a person asks for becomes episodes, files and pictures, on layouts as they are found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_sets import write_davis, write_fss, write_voc
+from fsdino.apps import evaluation
+from fsdino.apps.evaluation import Request
+from fsdino.errors import DataError, UsageError
+from fsdino.evaluation import protocols
+from fsdino.evaluation.evaluate import Settings
+from tiny_models import SIDE, tiny_model
+
+GENERATED = Request("procedural", episodes=6)
+
+
+def settings(protocol: str = "joint-seeded", **changes: Any) -> Settings:
+    return Settings(SIDE, protocols.find(protocol), **changes)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> tuple[Path, Path]:
+    write_voc(tmp_path / "VOC2012", tmp_path / "splits")
+    return tmp_path / "VOC2012", tmp_path / "splits"
+
+
+def test_without_out_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fold is the one that the bundled model has not seen."""
+    monkeypatch.chdir(tmp_path)
+    summary = evaluation.run(tiny_model(), "tiny", GENERATED, settings())
+    assert (summary["fold"], summary["episodes"], summary["model"]) == (3, 6, "tiny")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="pass --out"):
+        evaluation.run(tiny_model(), "tiny", GENERATED, settings(), pictures=1)
+
+
+def test_pascal_by_votes_at_the_images_own_sizes(voc: tuple[Path, Path], tmp_path: Path) -> None:
+    """Published lists and episodes, five shots; the result names them."""
+    request = Request("pascal5i", *voc, fold=1, shots=5)
+    out = tmp_path / "r.json"
+    summary = evaluation.run(
+        tiny_model(), "tiny", request, settings("hsnet-original", batch_size=50), out=out
+    )
+    expected = {
+        "dataset": "pascal5i", "fold": 1, "sampling": "hsnet", "lists": "published",
+        "mask_source": "published", "protocol": "hsnet-original", "fusion": "vote",
+        "scored_at": "original size", "episodes": 1000, "seed": 0,
+    }  # fmt: skip
+    assert {key: summary[key] for key in expected} == expected
+    assert list(summary["per_class"]) == [6, 7, 8, 9, 10]
+    assert json.loads(out.read_text())["miou"] == summary["miou"] > 0
+
+
+def test_fss1000_asks_each_test_image_once(tmp_path: Path) -> None:
+    """Its square alone is scored."""
+    (tmp_path / "splits" / "fss").mkdir(parents=True)
+    classes = {"trn": "ab", "val": "cd", "test": "ef"}
+    for part, letters in classes.items():
+        (tmp_path / "splits" / "fss" / f"{part}.txt").write_text("\n".join(letters) + "\n")
+    write_fss(tmp_path / "FSS", "abcdef")
+    request = Request("fss1000", tmp_path / "FSS", tmp_path / "splits", shots=5)
+    summary = evaluation.run(tiny_model(), "tiny", request, settings("joint"))
+    assert (summary["episodes"], summary["fold"], len(summary["per_class"])) == (20, None, 2)
+    with pytest.raises(UsageError, match="not defined for fss1000"):
+        evaluation.run(tiny_model(), "tiny", request, settings("joint-original"))
+
+
+def test_truncated_images_stop_or_are_skipped(
+    voc: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By default an error with the file's name; else counted and named in the result."""
+    root, splits = voc
+    request = Request("pascal5i", root, splits, fold=0, episodes=40, seeds=(5,))
+    first = evaluation.run(tiny_model(), "tiny", request, settings())
+    episodes = request.open(settings())[0]
+    name = episodes.key(3).query
+    whole = (root / name).read_bytes()
+    (root / name).write_bytes(whole[: len(whole) // 3])
+    with pytest.raises(DataError, match=Path(name).name):
+        evaluation.run(tiny_model(), "tiny", request, settings())
+    summary = evaluation.run(tiny_model(), "tiny", request, settings(skip_bad=True))
+    bad = [i for i in range(40) if name in episodes.key(i).names]
+    assert [entry["episode"] for entry in summary["skipped"]] == bad and 3 in bad
+    assert all(Path(name).name in entry["error"] for entry in summary["skipped"])
+    assert summary["episode_hash"] == first["episode_hash"]
+
+
+def test_pictures_show_the_best_and_the_worst(tmp_path: Path) -> None:
+    """Support, truth and prediction beside each other, named by rank and IoU."""
+    out = tmp_path / "r.json"
+    evaluation.run(tiny_model(), "tiny", GENERATED, settings(), out=out, pictures=2)
+    rows = [json.loads(line) for line in (tmp_path / "r.episodes.jsonl").read_text().splitlines()]
+    ious = [row["intersection"][1] / max(row["union"][1], 1) for row in rows[1:]]
+    best, worst = int(np.argmax(ious)), int(np.argmin(ious))
+    files = names(tmp_path / "r.pictures")
+    assert len(files) == 4
+    assert files[0] == f"best-01-episode-{best}-iou-{100 * ious[best]:.1f}.png"
+    assert any(f.startswith(f"worst-01-episode-{worst}-") for f in files)
+    with Image.open(tmp_path / "r.pictures" / files[0]) as image:
+        assert image.size == (3 * 224 + 2 * 6, 224)
+
+
+def test_an_interruption_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the same call goes on to the result of an unbroken one."""
+    one_by_one = settings(batch_size=1)
+    whole = evaluation.run(tiny_model(), "tiny", GENERATED, one_by_one)
+    original, asked = evaluation.predictor, []
+
+    def stopping(*arguments: Any) -> Any:
+        predict = original(*arguments)
+
+        def answer(questions: Any) -> Any:
+            asked.append(1)
+            if len(asked) == 4:
+                raise KeyboardInterrupt
+            return predict(questions)
+
+        return answer
+
+    monkeypatch.setattr(evaluation, "predictor", stopping)
+    out = tmp_path / "r.json"
+    with pytest.raises(KeyboardInterrupt, match="3 episodes are done and kept beside"):
+        evaluation.run(tiny_model(), "tiny", GENERATED, one_by_one, out=out)
+    assert names(tmp_path) == ["r.part0.jsonl"]
+    resumed = evaluation.run(tiny_model(), "tiny", GENERATED, one_by_one, out=out)
+    assert len(asked) == 4 + 3 and names(tmp_path) == ["r.episodes.jsonl", "r.json"]
+    changing = {"seconds", "environment"}
+    assert {k: v for k, v in resumed.items() if k not in changing} == {
+        k: v for k, v in whole.items() if k not in changing
+    }
+
+
+def test_another_call_needs_another_file(tmp_path: Path) -> None:
+    """Two results never mix, unless one is to be overwritten."""
+    out = tmp_path / "r.json"
+    evaluation.run(tiny_model(), "tiny", GENERATED, settings(), out=out)
+    with pytest.raises(UsageError, match=r"differs in threshold\): pass another --out"):
+        evaluation.run(tiny_model(), "tiny", GENERATED, settings(threshold=0.4), out=out)
+    again = evaluation.run(
+        tiny_model(), "tiny", GENERATED, settings(threshold=0.4), out=out, overwrite=True
+    )
+    assert json.loads(out.read_text())["threshold"] == again["threshold"] == 0.4
+
+
+def test_the_bundled_model_on_its_own_classes_is_not_called_novel(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Folds 0 to 2 of the generated set trained it."""
+    for fold, warned in ((3, False), (0, True)):
+        caplog.clear()
+        request = Request("procedural", fold=fold, episodes=1)
+        evaluation.run(tiny_model(), "fsdino-tiny", request, settings())
+        assert ("not one on novel classes" in caplog.text) == warned
+
+
+@pytest.mark.parametrize("seeds", [(), (1, 1)])
+def test_seeds_that_cannot_be_meant(seeds: tuple[int, ...]) -> None:
+    """None at all, or one twice, which would narrow the interval."""
+    with pytest.raises(UsageError, match="seeds must be different numbers"):
+        Request("procedural", seeds=seeds)
+
+
+def test_davis(tmp_path: Path) -> None:
+    """One command: masks, scores of each sequence, and the same result when it is done again."""
+    write_davis(tmp_path / "DAVIS")
+    out = tmp_path / "results" / "r.json"
+    out.parent.mkdir()
+    summary = evaluation.run_videos(tiny_model(), "tiny", tmp_path, settings(), out=out, memory=1)
+    assert summary["dataset"] == "davis17" and summary["objects"] == 4 and summary["memory"] == 1
+    assert set(summary["per_sequence"]) == {"bear", "dogs"}
+    assert summary["j_and_f"] == pytest.approx((summary["j"] + summary["f"]) / 2)
+    assert len(list((out.parent / "r" / "masks").rglob("*.png"))) == 6
+    again = evaluation.run_videos(tiny_model(), "tiny", tmp_path, settings(), out=out, memory=1)
+    assert again["per_sequence"] == summary["per_sequence"]
+    with pytest.raises(UsageError, match="differs in memory"):
+        evaluation.run_videos(tiny_model(), "tiny", tmp_path, settings(), out=out)
+    overwritten = evaluation.run_videos(
+        tiny_model(), "tiny", tmp_path, settings(), out=out, overwrite=True
+    )
+    assert overwritten["memory"] == 0

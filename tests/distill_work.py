@@ -1,0 +1,23 @@
+"""A distillation where other processes find it by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fsdino.training.distill import Distillation
+from fsdino.training.distill_config import DistillConfig
+from fsdino.training.team import Team
+
+
+def together(out: Path) -> None:
+    """In each of two processes: the run of `out/config.yaml`, and the rest of that in `out/one`."""
+    torch.set_num_threads(1)
+    team = Team("cpu")
+    config = DistillConfig.from_yaml(out / "config.yaml")
+    for name in ("two", "one"):
+        distillation = Distillation(config, out / name, resume=name == "one", team=team)
+        distillation.prepare()
+        distillation.fit()
+    team.close()

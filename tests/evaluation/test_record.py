@@ -1,0 +1,121 @@
+"""result.json: what it holds, and how two of them are compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fsdino import __version__
+from fsdino.data.episodes import episode_hash
+from fsdino.data.procedural import ProceduralEpisodes, fingerprint
+from fsdino.errors import DataError, UsageError
+from fsdino.evaluation import protocols, record
+from fsdino.evaluation.evaluate import Settings, evaluate
+from fsdino.evaluation.journal import Journal
+from fsdino.evaluation.questions import Questions
+from tiny_models import tiny_model
+
+SETTINGS = Settings(32, protocols.find("joint", seeded=True))
+PROMISED = {
+    *("dataset", "fold", "shots", "protocol", "fusion", "image_size", "mask_source", "seed"),
+    *("episodes", "episode_hash", "lists_hash", "miou", "fb_iou", "per_class", "model_hash"),
+    *("version", "device", "dtype", "backend"),
+}
+
+
+def shrunk(questions: Questions) -> torch.Tensor:
+    """The truth without its upper half."""
+    logits = (questions.batch.query_masks[:, None] - 0.5) * 10
+    logits[..., :16, :] = -5
+    return logits
+
+
+def everything(questions: Questions) -> torch.Tensor:
+    return torch.ones_like(questions.batch.query_masks)[:, None]
+
+
+def write(out: Path, predict: Any, seeds: tuple[int, ...] = (0,), **changes: Any) -> dict[str, Any]:
+    """A result of 48 small episodes (two rounds of the classes) of each seed."""
+    runs = [ProceduralEpisodes(0, "val", seed=s, episodes=48, image_size=32) for s in seeds]
+    call = record.describe_call({"model": "m", "model_hash": "h"}, runs[0], SETTINGS) | changes
+    journal = Journal(out, call)
+    results = [evaluate(predict, episodes, SETTINGS, journal=journal) for episodes in runs]
+    summary = record.summarise(call, list(zip(runs, results, strict=True)))
+    record.write(out, summary)
+    journal.finish([row for result in results for row in result.rows])
+    return summary
+
+
+def test_a_result_says_what_makes_it_comparable(tmp_path: Path) -> None:
+    """All that is promised, with the values that the data set and the model state."""
+    model = tiny_model()
+    summary = write(tmp_path / "r.json", shrunk, **record.describe_model(model, "tiny"))
+    assert set(summary) >= PROMISED
+    episodes = ProceduralEpisodes(0, "val", seed=0, episodes=48, image_size=32)
+    expected = {
+        "dataset": "procedural", "fold": 0, "shots": 1, "protocol": "joint-seeded",
+        "fusion": "joint", "image_size": 32, "mask_source": "generated", "seed": 0,
+        "episodes": 48, "episode_hash": episode_hash(episodes), "lists_hash": fingerprint(),
+        "model": "tiny", "model_hash": model.fingerprint(), "version": __version__,
+        "device": "cpu", "dtype": "float32", "miou_interval_over_seeds": None, "skipped": [],
+    }  # fmt: skip
+    assert {key: summary[key] for key in expected} == expected
+    assert summary["normalisation"]["mean"] == pytest.approx([0.485, 0.456, 0.406])
+    assert 0 < summary["boundary_iou"] < summary["miou"] < summary["dice"] < 100
+    assert summary["miou"] == pytest.approx(sum(summary["per_class"].values()) / 24)
+    read = record.read(tmp_path / "r.json")
+    assert read["miou"] == summary["miou"] and len(read["per_class"]) == 24
+
+
+def test_seeds_are_averaged(tmp_path: Path) -> None:
+    """The mean over seeds, and both intervals."""
+    single = [write(tmp_path / f"{s}.json", shrunk, (s,))["miou"] for s in (0, 1, 2)]
+    summary = write(tmp_path / "all.json", shrunk, (0, 1, 2))
+    assert summary["seed"] == [0, 1, 2] and len(summary["episode_hash"]) == 3
+    assert list(summary["miou_by_seed"].values()) == single
+    assert summary["miou"] == pytest.approx(sum(single) / 3)
+    assert summary["miou_interval_over_seeds"] > 0 and summary["miou_interval"] > 0
+
+
+def test_comparison_is_paired(tmp_path: Path) -> None:
+    """Differences with intervals; a result against itself differs by 0 ± 0."""
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    a, b = write(first, everything), write(second, shrunk)
+    lines = {line.name: line for line in record.compare(first, second)}
+    assert list(lines)[:2] == ["mIoU", "FB-IoU"] and len(lines) == 2 + 24
+    miou = lines["mIoU"]
+    assert miou.difference == pytest.approx(b["miou"] - a["miou"])
+    assert 0 < miou.half_width < miou.difference
+    for line in record.compare(first, first):
+        assert line.difference == 0 and line.half_width in (0, None)
+
+
+def test_other_episodes_are_not_compared(tmp_path: Path) -> None:
+    """A difference between other questions says nothing about models."""
+    write(tmp_path / "a.json", shrunk)
+    write(tmp_path / "b.json", shrunk, (1,))
+    with pytest.raises(UsageError, match="cannot be compared: episode_hash is"):
+        record.compare(tmp_path / "a.json", tmp_path / "b.json")
+    data = json.loads((tmp_path / "a.json").read_text())
+    for key, value in (("image_size", 64), ("scored_at", "original size"), ("skipped", [1])):
+        (tmp_path / "c.json").write_text(json.dumps({**data, key: value}))
+        with pytest.raises(UsageError, match=f"cannot be compared: {key} is"):
+            record.compare(tmp_path / "a.json", tmp_path / "c.json")
+
+
+def test_missing_damaged_and_incomplete_results(tmp_path: Path) -> None:
+    """Each error names the file."""
+    with pytest.raises(UsageError, match=r"x\.json: no such file"):
+        record.compare(tmp_path / "x.json", tmp_path / "x.json")
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(DataError, match=r"x\.json is no result"):
+        record.read(tmp_path / "x.json")
+    write(tmp_path / "a.json", shrunk)
+    rows = tmp_path / "a.episodes.jsonl"
+    rows.write_text("\n".join(rows.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(DataError, match="incomplete"):
+        record.compare(tmp_path / "a.json", tmp_path / "a.json")

@@ -1,0 +1,94 @@
+"""Recipes: what they may say, and how what they may not is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fsdino.errors import UsageError
+from fsdino.training.config import FREE, TrainConfig
+from training_work import CONFIG
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("model: [", "cannot be read"),
+        ("steps: 3", "expected settings with a `model` section"),
+        ("model: {}\nstep: 3", "unknown settings step"),
+        ("model: {}\nsteps: many", "recipe .*recipe.yaml: steps must be a number.*'many'"),
+        ("model: {}\nlearning_rate: 1e-3", "learning_rate must be a number, such as 0.001"),
+        ("model: {variant: huge}", "recipe .*recipe.yaml: .*unknown variant 'huge'"),
+    ],
+)
+def test_bad_recipes(tmp_path: Path, text: str, message: str) -> None:
+    """A recipe that cannot be meant is refused with its path."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        TrainConfig.from_yaml(recipe)
+    with pytest.raises(UsageError, match="cannot be read"):
+        TrainConfig.from_yaml(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"nan_limit": 0}, "nan_limit must be at least 1"),
+        ({"workers": -1}, "workers must be at least 0, got -1"),
+        ({"learning_rate": 0}, "learning_rate must be greater than 0, got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be greater than 0, got nan"),
+        ({"learning_rate": "1e-3"}, "learning_rate must be a number, such as 0.001, got '1e-3'"),
+        ({"shots": ()}, "shots must be numbers of at least 1"),
+        ({"augment": 1.5}, r"augment must be in \[0, 1\]"),
+        ({"invented": -0.1}, r"invented must be in \[0, 1\]"),
+        (
+            {"data": "coco20i", "invented": 0.5},
+            "invented: only data 'procedural' can, not 'coco20i'",
+        ),
+        ({"images_per_step": 3}, "images_per_step must be greater than the largest of shots"),
+        ({"data": "imagenet"}, "unknown data 'imagenet'"),
+        ({"data": "davis17"}, "unknown data 'davis17'"),
+        ({"select_on": "test"}, "unknown select_on 'test': choose base, novel"),
+        ({"select_on": "novel", "data": "folder"}, "has no novel classes"),
+        ({"dtype": "float16"}, "unknown dtype 'float16'"),
+        ({"episodes_per_batch": 0}, "episodes_per_batch must be auto or at least 1, got 0"),
+        ({"episodes_per_batch": "many"}, "episodes_per_batch must be auto or at least 1"),
+        ({"feature_cache": "f"}, "feature_cache keeps what a frozen encoder says"),
+        (
+            {"feature_cache": "f", "train_encoder": False, "augment": 0.0},
+            "no generated image comes twice",
+        ),
+        ({"encoder_from": "a", "encoder_weights": "b"}, "exclude each other"),
+        (
+            {"start_from": "a", "decoder_weights": "b"},
+            "start_from brings all weights: leave decoder_weights out",
+        ),
+        ({"contrast_weight": -1.0}, "contrast_weight must"),
+    ],
+)
+def test_bad_settings(changes: dict, message: str) -> None:
+    """Settings are checked before anything is created."""
+    with pytest.raises(UsageError, match=message):
+        dataclasses.replace(CONFIG, **changes)
+
+
+def test_nothing_to_train_is_refused() -> None:
+    """The training-free variant has no weights of its own."""
+    model = dataclasses.replace(CONFIG.model, variant="training_free")
+    with pytest.raises(UsageError, match="nothing to train"):
+        dataclasses.replace(CONFIG, model=model)
+
+
+def test_recipe_round_trip() -> None:
+    """to_dict is what YAML can hold."""
+    assert yaml.safe_load(yaml.safe_dump(CONFIG.to_dict())) == CONFIG.to_dict()
+
+
+def test_free_settings_exist() -> None:
+    """A misspelt name would forbid what should be allowed."""
+    assert set(FREE) <= {field.name for field in dataclasses.fields(TrainConfig)}

@@ -1,0 +1,53 @@
+"""The loss: which image asks, which answer, and that processes can share it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from fsdino.training import objective
+from fsdino.training.losses import TokenClassifier
+from fsdino.training.objective import Objective, supports_of
+from fsdino.training.steps import Steps
+from training_work import CONFIG, MODEL
+
+
+def test_every_image_of_an_episode_is_the_query_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """K + 1 images give K + 1 predictions, each with the other K as supports and its own truth."""
+    batch = Steps(dataclasses.replace(CONFIG, shots=(2,), images_per_step=6))[0].batch
+    masks = torch.cat([batch.query_masks[:, None], batch.support_masks], 1)  # [2, 3, H, W]
+    images = torch.cat([batch.query_images[:, None], batch.support_images], 1).flatten(0, 1)
+    seen: dict[str, torch.Tensor] = {}
+    pool = objective.pool_supports
+
+    def spy(features, masks, shots):
+        seen["support_masks"] = masks
+        return pool(features, masks, shots)
+
+    monkeypatch.setattr(objective, "pool_supports", spy)
+    monkeypatch.setattr(
+        objective, "mask_loss", lambda logits, masks: seen.update(truth=masks) or logits.sum()
+    )
+    model = objective.Segmenter.__subclasses__()[0](MODEL).eval()
+    Objective(model, None, 0.0, 0.0, 0.0, torch.float32)(
+        images, masks.flatten(0, 1), 2, batch.class_ids
+    )
+    assert torch.equal(seen["truth"], masks.flatten(0, 1))
+    expected = [masks[e, k] for e in range(2) for k in (1, 2, 2, 0, 0, 1)]
+    assert torch.equal(seen["support_masks"], torch.stack(expected))
+
+
+def test_supports_of_each_image() -> None:
+    """Two episodes of three images, by hand."""
+    assert supports_of(6, 2).tolist() == [1, 2, 2, 0, 0, 1, 4, 5, 5, 3, 3, 4]
+
+
+def test_the_classifier_always_has_a_gradient(tmp_path: Path) -> None:
+    """Zero where no episode is of a base class: DDP waits for every parameter's gradient."""
+    classifier = TokenClassifier(4, [5, 6])
+    tokens = torch.randn(2, 4, 3, 3, requires_grad=True)
+    classifier(tokens, torch.ones(2, 6, 6), torch.tensor([-1, 9])).backward()
+    assert classifier.prototypes.grad.abs().max() == 0 and tokens.grad.abs().max() == 0

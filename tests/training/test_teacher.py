@@ -1,0 +1,148 @@
+"""The teacher sees images as Segment Anything's own code shows them, and embeds them alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from segment_anything import sam_model_registry
+from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
+
+import tiny_sam
+from fsdino.errors import CheckpointError, UsageError
+from fsdino.training.teacher import ARCHITECTURES, Architecture, Teacher, load_teacher
+from tiny_models import picture
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Portrait, landscape, square, enlarged, shrunk, a strip of which half a token is left.
+SIZES = [(48, 64), (63, 47), (31, 31), (200, 133), (64, 64), (65, 64), (3, 100), (1, 700)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_sam.write(tmp_path_factory.mktemp("sam"))
+
+
+@pytest.fixture(scope="module")
+def sam() -> Sam:
+    return tiny_sam.build()
+
+
+@pytest.fixture(scope="module")
+def teacher(checkpoint: Path) -> Teacher:
+    return load_teacher(checkpoint)
+
+
+@pytest.mark.parametrize("size", SIZES[:-1], ids=str)
+def test_input_is_that_of_segment_anything(teacher: Teacher, sam: Sam, size) -> None:
+    """Scaling, normalisation, padding equal ResizeLongestSide and Sam.preprocess to the bit."""
+    image = picture(*size, seed=sum(size))
+    expected = ResizeLongestSide(tiny_sam.SIDE).apply_image(image)
+    scaled = teacher.architecture.scale(image)
+    assert np.array_equal(scaled, expected)
+    expected = sam.preprocess(torch.as_tensor(expected).permute(2, 0, 1))
+    assert torch.equal(teacher.pad(scaled), expected)
+
+
+@pytest.mark.parametrize("size", [(333, 500), (1500, 2250), (768, 1024), (1025, 1023)], ids=str)
+def test_official_sizes_equal_segment_anything(size) -> None:
+    """At 1024 pixels, too, where rounding meets other numbers."""
+    official = ARCHITECTURES["vit_h"]
+    image = picture(*size)
+    assert np.array_equal(official.scale(image), ResizeLongestSide(1024).apply_image(image))
+
+
+@pytest.mark.parametrize(
+    "size, grid, extent",
+    [
+        ((1024, 1024), (64, 64), (64, 64)),
+        ((1500, 2250), (43, 64), (42.6875, 64)),  # 683 rows: the last cell is more than half image
+        ((333, 500), (43, 64), (42.625, 64)),  # 682 rows
+        ((500, 496), (64, 64), (64, 63.5)),  # 1016 columns: the last centre lies on the edge
+        ((500, 495), (64, 63), (64, 63.375)),  # 1014 columns: the centre is outside
+        ((1, 3000), (1, 64), (0.0625, 64)),  # less than a row of pixels, but never nothing
+    ],
+    ids=str,
+)
+def test_padding_is_cut_off(size, grid, extent) -> None:
+    """Cells whose centre is padding are not in the target; computed by hand for 1024 and 16."""
+    official = ARCHITECTURES["vit_h"]
+    assert official.grid(size) == grid
+    assert official.extent(size) == extent
+
+
+def test_embeddings_are_those_of_segment_anything(teacher: Teacher, sam: Sam) -> None:
+    """Several sizes in a batch give what Sam's encoder gives for each, up to half precision."""
+    images = [picture(*size, seed=size[0]) for size in SIZES[:-1]]
+    found = teacher([teacher.architecture.scale(image) for image in images])
+    for image, embedding in zip(images, found, strict=True):
+        scaled = ResizeLongestSide(tiny_sam.SIDE).apply_image(image)
+        tensor = sam.preprocess(torch.as_tensor(scaled).permute(2, 0, 1))
+        with torch.no_grad():
+            expected = sam.image_encoder(tensor[None])[0]
+        height, width = embedding.shape[1:]
+        assert (height, width) == teacher.architecture.grid(image.shape[:2])
+        assert embedding.dtype == torch.float16
+        torch.testing.assert_close(
+            embedding.float(), expected[:, :height, :width], rtol=2e-3, atol=1e-3
+        )
+        # What was cut off saw no pixel: half a token of padding at least.
+        token = tiny_sam.SIDE // tiny_sam.GRID
+        for kept, pixels in zip((height, width), scaled.shape, strict=False):
+            assert kept == tiny_sam.GRID or (kept + 0.5) * token >= pixels
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_official_architectures_are_read_off_their_weights(name: str) -> None:
+    """Names, shapes and windows of segment_anything's registry, without allocating them."""
+    with torch.device("meta"):
+        official = sam_model_registry[name]().image_encoder
+        ours = ARCHITECTURES[name].build()
+    state = official.state_dict()
+    assert Architecture.of(state) == ARCHITECTURES[name]
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {
+        k: v.shape for k, v in state.items()
+    }
+    for block, expected in zip(ours.blocks, official.blocks, strict=True):
+        assert block.window_size == expected.window_size
+        assert block.attn.num_heads == expected.attn.num_heads
+        assert block.norm1.eps == expected.norm1.eps
+
+
+def test_a_teacher_learns_nothing(teacher: Teacher) -> None:
+    """Frozen, in eval mode, and its answers carry no graph."""
+    assert not teacher.training
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert not teacher([teacher.architecture.scale(picture(20, 30))])[0].requires_grad
+
+
+def test_fingerprints_tell_weights_apart(tmp_path: Path, teacher: Teacher) -> None:
+    """The same file gives the same one, other weights another."""
+    assert load_teacher(tiny_sam.write(tmp_path)).fingerprint() == teacher.fingerprint()
+    assert load_teacher(tiny_sam.write(tmp_path, seed=9)).fingerprint() != teacher.fingerprint()
+
+
+def test_files_that_are_no_teacher(tmp_path: Path, checkpoint: Path) -> None:
+    """Each is named with what is wrong: missing, damaged, foreign, of another size, a bad name."""
+    with pytest.raises(UsageError, match="no such file"):
+        load_teacher(tmp_path / "sam.pth")
+    with pytest.raises(UsageError, match="'vit_g': choose from auto, vit_b"):
+        load_teacher(checkpoint, "vit_g")
+    with pytest.raises(CheckpointError, match="no vit_h, their encoder is of another size"):
+        load_teacher(checkpoint, "vit_h")
+    cut = tmp_path / "cut.pth"
+    cut.write_bytes(checkpoint.read_bytes()[:-200])
+    with pytest.raises(CheckpointError, match=r"cut\.pth are damaged"):
+        load_teacher(cut)
+    torch.save({"patch_embed.weight": torch.zeros(2)}, tmp_path / "foreign.pth")
+    with pytest.raises(CheckpointError, match="no image encoder of Segment Anything"):
+        load_teacher(tmp_path / "foreign.pth")
+    state = torch.load(checkpoint, weights_only=True)
+    del state["image_encoder.blocks.1.norm1.weight"]
+    torch.save(state, tmp_path / "incomplete.pth")
+    with pytest.raises(CheckpointError, match=r"missing: blocks\.1\.norm1\.weight"):
+        load_teacher(tmp_path / "incomplete.pth")
