@@ -129,12 +129,18 @@ def _answer(*command: str) -> str:
 
 
 def _architectures(gpus: Sequence[tuple[int, int]]) -> str | None:
-    """Those of TORCH_CUDA_ARCH_LIST, or of the GPUs, the newest also for what comes later."""
+    """Those of TORCH_CUDA_ARCH_LIST, or of the GPUs, the newest also for what comes later.
+
+    Hopper's own instructions are in 9.0a, not in 9.0, and are of no use to what comes later.
+    """
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").replace(",", " ").split()
     if listed:
         return ",".join(listed)
     found = sorted({gpu for gpu in gpus if tuple(gpu) >= OLDEST_ARCHITECTURE})
-    return ",".join(f"{major}.{minor}" for major, minor in found) + "+PTX" if found else None
+    names = [f"{major}.{minor}" for major, minor in found]
+    if names and names[-1] != "9.0":
+        names[-1] += "+PTX"
+    return ",".join("9.0a" if name == "9.0" else name for name in names) or None
 
 
 def openmp(compiler: str) -> list[str]:

@@ -26,12 +26,14 @@ from fsdino.csrc import flags
 ARCHITECTURES = ("80", "90a")
 PORTABLE = "100"  # compiled to PTX only
 MULTIPLIES = ("fused", "correlation", "walk", "weight_gradient")
+# Those that sm_90a alone has; elsewhere they are empty and never started.
+HOPPER_KERNELS = {"correlation_hopper_kernel"}
 _ENTRY = re.compile(r"Compiling entry function '(\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores")
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _FUNCTION = re.compile(r"Function : (\w+)")
 _MMA = re.compile(r"\b(HMMA|HGMMA)\b")
-_ASYNC_COPY = re.compile(r"\bLDGSTS\b")
+_ASYNC_COPY = re.compile(r"\b(?:LDGSTS|UTMALDG)\b")
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,16 @@ class Row:
     async_copies: int
 
     @property
+    def hopper(self) -> bool:
+        """Whether sm_90a alone has it."""
+        return self.kernel.split("<")[0] in HOPPER_KERNELS
+
+    @property
     def standard(self) -> bool:
         """Whether standard workloads run it in half precision, features in pieces of 16 bytes."""
-        whole_pieces = self.kernel.endswith("16>") or not self.kernel.startswith("fused")
+        whole_pieces = (
+            self.hopper or self.kernel.endswith("16>") or not self.kernel.startswith("fused")
+        )
         return "float" not in self.kernel and whole_pieces
 
     def problems(self) -> list[str]:
@@ -69,6 +78,8 @@ class Row:
             found.append(f"{self.spilled} bytes spilled")
         if self.kernel.startswith(MULTIPLIES) and not self.mma:
             found.append("no tensor-core instruction")
+        elif self.hopper and "HGMMA" not in self.mma:
+            found.append("no HGMMA")
         return found
 
 
@@ -102,7 +113,9 @@ def rows(toolkit: flags.Cuda, architectures: Iterable[str], only: str = "") -> I
                 cubin = Path(folder, "kernels.cubin")
                 said = compile_file(toolkit, source, architecture, cubin)
                 code = _run(_cuobjdump(toolkit), "-sass", str(cubin))
-            yield from _read(said, code, f"sm_{architecture}")
+            for row in _read(said, code, f"sm_{architecture}"):
+                if architecture == "90a" or not row.hopper:
+                    yield row
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 // their lengths come from a light pass and scale the product. Tiles of support positions whose
 // weights are all 0 multiply nothing. Going back, the cosines are computed again.
 
+#include "hopper.h"
 #include "tile.h"
 
 namespace fsdino::cuda {
@@ -51,23 +52,23 @@ struct TokenSource {
   }
 };
 
-// A block's share of the cosines: kRows query and kColumns support tokens of one sample and layer.
-template <typename T>
+// A block's share of the cosines: ROWS query and COLUMNS support tokens of one sample and layer.
+// Blocks of the same tokens follow each other, layer by layer: what they write lies side by side.
+template <typename T, int ROWS, int COLUMNS>
 struct CosineBlock {
   int64_t batch;
   int layer, query_block, first_query, first_support;
 
   FSDINO_DEVICE explicit CosineBlock(const Cosines<T>& cosines) {
-    using P = CosineProduct<T>;
-    const int support_blocks = ceil_div(cosines.support.count, P::kColumns);
-    const int query_blocks = ceil_div(cosines.query.count, P::kRows);
+    const int support_blocks = ceil_div(cosines.support.count, COLUMNS);
+    const int query_blocks = ceil_div(cosines.query.count, ROWS);
     int block = block_index();
     layer = block % cosines.layers;
     block /= cosines.layers;
-    first_support = block % support_blocks * P::kColumns;
+    first_support = block % support_blocks * COLUMNS;
     block /= support_blocks;
     query_block = block % query_blocks;
-    first_query = query_block * P::kRows;
+    first_query = query_block * ROWS;
     batch = block / query_blocks;
   }
   FSDINO_DEVICE float weight(const Cosines<T>& cosines, int token) const {
@@ -75,11 +76,22 @@ struct CosineBlock {
                           : 1.0f;
   }
   FSDINO_DEVICE bool all_weights_are_zero(const Cosines<T>& cosines) const {
-    const int last = smaller(first_support + CosineProduct<T>::kColumns, cosines.support.count);
+    const int last = smaller(first_support + COLUMNS, cosines.support.count);
     for (int token = first_support; token < last; ++token) {
       if (weight(cosines, token) != 0.0f) return false;
     }
     return true;
+  }
+  // Rectified and weighted, into the correlation; row and column count from the block's first.
+  FSDINO_DEVICE void store(const Cosines<T>& cosines, T* out, int row, int column, float sum) const {
+    const int64_t queries = cosines.query.count, supports = cosines.support.count;
+    const int query = first_query + row, support = first_support + column;
+    if (query >= queries || support >= supports) return;
+    const float of_support = weight(cosines, support);
+    const float cosine =
+        rectified(sum * query_inverse(cosines)[query] * support_inverse(cosines)[support]);
+    out[((batch * queries + query) * supports + support) * cosines.layers + layer] =
+        T(of_support == 0.0f ? 0.0f : cosine * of_support);
   }
   // Runs the product of features.
   template <int BYTES>
@@ -107,22 +119,59 @@ struct CosineBlock {
   }
 };
 
+template <typename T>
+using PlainBlock = CosineBlock<T, CosineProduct<T>::kRows, CosineProduct<T>::kColumns>;
+
 template <typename T, int BYTES>
 FSDINO_KERNEL(CosineProduct<T>::kThreads) correlation_kernel(const Cosines<T> cosines, T* out) {
-  const CosineBlock<T> block(cosines);
-  const int64_t queries = cosines.query.count, supports = cosines.support.count;
+  const PlainBlock<T> block(cosines);
   CosineProduct<T> product;
   if (!block.all_weights_are_zero(cosines)) block.template multiply<BYTES>(product, cosines);
-  const float* const query_inverse = block.query_inverse(cosines);
-  const float* const support_inverse = block.support_inverse(cosines);
-  product.for_each([&](int row, int column, float sum) {
-    const int query = block.first_query + row, support = block.first_support + column;
-    if (query >= queries || support >= supports) return;
-    const float weight = block.weight(cosines, support);
-    const float cosine = rectified(sum * query_inverse[query] * support_inverse[support]);
-    out[((block.batch * queries + query) * supports + support) * cosines.layers + block.layer] =
-        T(weight == 0.0f ? 0.0f : cosine * weight);
-  });
+  product.for_each(
+      [&](int row, int column, float sum) { block.store(cosines, out, row, column, sum); });
+}
+
+// The same on sm_90a: two warpgroups, one below the other. Two blocks share a multiprocessor, so
+// that one multiplies while the other writes.
+struct HopperTile {
+  static constexpr int kWarpgroups = 2, kThreads = kWarpgroups * kWarpgroup, kStages = 3;
+  static constexpr int kRows = kWarpgroups * kAsyncRows, kColumns = 128;
+  static constexpr int kStageBytes = (kRows + kColumns) * kBoxBytes;
+  using Pipeline = BoxPipeline<kStages>;
+  static constexpr int kSharedBytes = kStages * kStageBytes + Pipeline::kSharedBytes;
+};
+
+template <typename T>
+FSDINO_KERNEL_PAIR(HopperTile::kThreads)
+correlation_hopper_kernel(FSDINO_PARAMETER FeatureMap query, FSDINO_PARAMETER FeatureMap support,
+                          const Cosines<T> cosines, T* out) {
+  if constexpr (kHopper) {
+    using Tile = HopperTile;
+    const CosineBlock<T, Tile::kRows, Tile::kColumns> block(cosines);
+    AsyncProduct<T, Tile::kColumns> product;
+    if (!block.all_weights_are_zero(cosines)) {
+      char* const memory = shared_memory();
+      Tile::Pipeline pipeline(memory + Tile::kStages * Tile::kStageBytes, Tile::kThreads / kWarp);
+      const auto stage_at = [&](int stage) { return memory + stage * Tile::kStageBytes; };
+      const auto copy = [&](int step, int stage, PhaseBarrier* barrier) {
+        const int channel = step * kBoxDepth, batch = int(block.batch);
+        char* const rows = stage_at(stage);
+        query.copy(rows, channel, block.first_query, 0, block.layer, batch, barrier);
+        support.copy(rows + Tile::kRows * kBoxBytes, channel, block.first_support, 0, block.layer,
+                     batch, barrier);
+      };
+      const int steps = ceil_div(cosines.channels, kBoxDepth);
+      pipeline.begin(steps, Tile::kStageBytes, copy);
+      pipeline.run(steps, copy, [&](int stage) {
+        const char* const rows = stage_at(stage);
+        product.multiply(rows + warpgroup_index() * kAsyncRows * kBoxBytes,
+                         rows + Tile::kRows * kBoxBytes);
+      });
+    }
+    product.for_each([&](int row, int column, float sum) {
+      block.store(cosines, out, warpgroup_index() * kAsyncRows + row, column, sum);
+    });
+  }
 }
 
 template <typename T, int BYTES>
@@ -130,7 +179,7 @@ FSDINO_KERNEL(CosineProduct<T>::kThreads)
 correlation_gradient_kernel(const Cosines<T> cosines, const T* grad, int64_t grad_batch,
                             T* cosine_grad, float* weight_grad) {
   using P = CosineProduct<T>;
-  const CosineBlock<T> block(cosines);
+  const PlainBlock<T> block(cosines);
   const int64_t queries = cosines.query.count, supports = cosines.support.count;
   P product;
   // The gradient to the weights skips nothing.
@@ -230,11 +279,10 @@ unit_gradient_kernel(const Tokens<T> tokens, const T* weight, const T* grad, T* 
   }
 }
 
-template <typename T>
+template <typename Tile, typename T>
 int64_t cosine_blocks(const Cosines<T>& cosines) {
-  using P = CosineProduct<T>;
-  return int64_t(cosines.batches) * cosines.layers * ceil_div(cosines.query.count, P::kRows) *
-         ceil_div(cosines.support.count, P::kColumns);
+  return int64_t(cosines.batches) * cosines.layers * ceil_div(cosines.query.count, Tile::kRows) *
+         ceil_div(cosines.support.count, Tile::kColumns);
 }
 
 }  // namespace
@@ -250,8 +298,20 @@ void lengths(const T* values, float* inverses, int64_t batches, int64_t batch_st
 template <typename T>
 void correlate(const Cosines<T>& cosines, T* out, Stream stream) {
   using P = CosineProduct<T>;
+  if constexpr (sizeof(T) == 2) {
+    const int64_t blocks = cosine_blocks<HopperTile>(cosines);
+    if (blocks > 0 && in_boxes(sizeof(T), cosines.channels) && runs_hopper_code()) {
+      const auto map = [&](const Tokens<T>& tokens, int box) {
+        return feature_map(cosines, tokens, 1, tokens.count, 1, box);
+      };
+      launch(correlation_hopper_kernel<T>, blocks, HopperTile::kThreads, HopperTile::kSharedBytes,
+             stream, map(cosines.query, HopperTile::kRows),
+             map(cosines.support, HopperTile::kColumns), cosines, out);
+      return;
+    }
+  }
   with_piece_bytes<T>(cosines.channels * sizeof(T), [&](auto bytes) {
-    launch(correlation_kernel<T, bytes()>, cosine_blocks(cosines), P::kThreads, P::kSharedBytes,
+    launch(correlation_kernel<T, bytes()>, cosine_blocks<P>(cosines), P::kThreads, P::kSharedBytes,
            stream, cosines, out);
   });
 }
@@ -261,7 +321,7 @@ void correlate_back(const Cosines<T>& cosines, const T* grad, int64_t grad_batch
                     float* weight_grad, Stream stream) {
   using P = CosineProduct<T>;
   with_piece_bytes<T>(cosines.channels * sizeof(T), [&](auto bytes) {
-    launch(correlation_gradient_kernel<T, bytes()>, cosine_blocks(cosines), P::kThreads,
+    launch(correlation_gradient_kernel<T, bytes()>, cosine_blocks<P>(cosines), P::kThreads,
            P::kSharedBytes, stream, cosines, grad, grad_batch, cosine_grad, weight_grad);
   });
 }

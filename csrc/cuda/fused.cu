@@ -506,8 +506,6 @@ FSDINO_KERNEL(kThreads) fused_weight_kernel(const FusedArguments<T> arguments) {
 
 }  // namespace
 
-int64_t shared_limit() { return device_shared_limit(); }
-
 FusedPlan fused_plan(const Volume& volume, int batches, int kernel_query, int kernel_support,
                      int stride, int element_bytes, bool backward, int64_t shared_limit) {
   constexpr int kKept[][2] = {{4, 4}, {2, 4}, {2, 2}, {1, 2}, {1, 1}};

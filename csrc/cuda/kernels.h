@@ -22,6 +22,8 @@ using Stream = cudaStream_t;
 
 // Bytes of shared memory that one block may have on the current device.
 int64_t shared_limit();
+// Whether its code is that of sm_90a, in which halves take `wgmma` and bulk copies.
+bool runs_hopper_code();
 
 // Features [B, L, N, C] whose tokens [N, C] are dense; the batch may be shared (stride 0).
 template <typename T>

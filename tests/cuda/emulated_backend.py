@@ -1,6 +1,7 @@
 """A pytest plugin: the backend `cuda` on the CPU, its kernels in the emulator.
 
-EMULATED_CUDA names the library that tests/cuda/test_emulated.py has built.
+EMULATED_CUDA names the library that tests/cuda/test_emulated.py has built, EMULATED_ARCHITECTURE the
+GPU whose code and shared memory it has.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 from fsdino.ops import backends, native
 
 LIBRARY = os.environ["EMULATED_CUDA"]
+HOPPER = os.environ["EMULATED_ARCHITECTURE"] == "sm_90a"
+SHARED_BYTES = {False: 163 << 10, True: 227 << 10}  # of a block of an A100, of an H100
 
 
 def _load() -> ModuleType:
@@ -32,7 +35,9 @@ def _why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-_load()
+_emulated = _load()
+_emulated.set_hopper(HOPPER)
+_emulated.set_shared_limit(SHARED_BYTES[HOPPER])
 functions = ModuleType("emulated_functions")
 for _name in backends.FUNCTIONS:
     setattr(functions, _name, getattr(torch.ops.fsdino_emulated, _name))

@@ -77,16 +77,21 @@ def fake_nvcc(folder: Path, release: str) -> None:
 
 
 def test_what_cuda_is_built_with(monkeypatch, tmp_path) -> None:
-    """The toolkit of PyTorch's CUDA, where it truly is; the GPUs' architectures, or the listed."""
+    """The toolkit of PyTorch's CUDA, where it truly is; the GPUs' architectures, or the listed.
+
+    A Hopper GPU takes 9.0a: 9.0 lacks its own instructions.
+    """
     fake_nvcc(tmp_path, "13.0")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
     found = flags.cuda("13.2", [(9, 0), (8, 0), (9, 0)])
-    assert found == flags.Cuda(str(tmp_path), "8.0,9.0+PTX")
+    assert found == flags.Cuda(str(tmp_path), "8.0,9.0a")
     assert found.environment() == {
         "CUDA_HOME": str(tmp_path),
-        "TORCH_CUDA_ARCH_LIST": "8.0;9.0+PTX",
+        "TORCH_CUDA_ARCH_LIST": "8.0;9.0a",
     }
+    later = flags.cuda("13.2", [(9, 0), (10, 0)])
+    assert later == flags.Cuda(str(tmp_path), "9.0a,10.0+PTX")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0a")
     assert flags.cuda("13.2", []) == flags.Cuda(str(tmp_path), "8.0,9.0a")
 
@@ -120,7 +125,10 @@ def test_the_build_follows(monkeypatch) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", inspect.ARCHITECTURES)
 def test_what_the_kernels_compile_to(architecture: str) -> None:
-    """No warning, no spills in half precision, tensor cores and background copies."""
+    """No warning, no spills in half precision, tensor cores and background copies.
+
+    The kernels of sm_90a have its warpgroup products and bulk copies, and exist there alone.
+    """
     if flags.nvcc() is None:
         pytest.skip("needs nvcc")
     run = subprocess.run(
@@ -134,8 +142,24 @@ def test_what_the_kernels_compile_to(architecture: str) -> None:
     assert {row.kernel.split("<")[0] for row in found} >= {"fused_kernel", "walk_kernel"}
     for row in found:
         assert not row.problems(), row
-        if row.standard and "16>" in row.kernel:
+        if row.standard and ("16>" in row.kernel or row.hopper):
             assert row.async_copies > 0, row
+    hopper = {row.kernel.split("<")[0] for row in found if row.hopper}
+    assert hopper == (inspect.HOPPER_KERNELS if architecture == "90a" else set())
+
+
+def test_what_must_not_be_shipped() -> None:
+    """Spills of a standard kernel, and products of another kind than the kernel is written for."""
+
+    def problems(kernel: str, mma: str, spilled: int = 0) -> list[str]:
+        return inspect.Row(kernel, "sm_90a", 64, 0, spilled, mma, 1).problems()
+
+    assert problems("correlation_kernel<Half, 16>", "HMMA") == []
+    assert problems("correlation_kernel<Half, 16>", "HMMA", 8) == ["8 bytes spilled"]
+    assert problems("fused_kernel<Half, 4>", "HMMA", 8) == []
+    assert problems("fused_kernel<float, 16>", "") == ["no tensor-core instruction"]
+    assert problems("correlation_hopper_kernel<Half>", "HGMMA") == []
+    assert problems("correlation_hopper_kernel<Half>", "HMMA") == ["no HGMMA"]
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import fsdino
 from fsdino.csrc import flags
 
 HERE = Path(__file__).resolve().parent
-KERNELS = ("center_pivot", "correlation", "fused", "norm")
+KERNELS = ("center_pivot", "correlation", "device", "fused", "norm")
 TABLE = ("test_correlation.py", "test_center_pivot.py", "test_fused.py", "test_numerics.py")
 # The emulator jumps between stacks, which glibc takes for an attack where it is fortified.
 FLAGS = (
@@ -45,18 +45,25 @@ def build(compiler: str, folder: Path) -> Path:
     return library
 
 
-@pytest.mark.slow
-def test_the_case_table(tmp_path: Path) -> None:
-    """The backend `cuda` agrees with the reference wherever the others do, forward and backward."""
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = flags.compiler()
     if compiler is None or sys.platform != "linux":
         pytest.skip("needs Linux and a C++ compiler")
+    return build(compiler, tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
+def test_the_case_table(library: Path, architecture: str) -> None:
+    """The backend `cuda` agrees with the reference wherever the others do, forward and backward."""
     environment = {
         **{name: value for name, value in os.environ.items() if name != "CI"},
         "PYTHONPATH": os.pathsep.join(
             [str(HERE), str(Path(fsdino.__file__).parent.parent), *sys.path]
         ),
-        "EMULATED_CUDA": str(build(compiler, tmp_path)),
+        "EMULATED_CUDA": str(library),
+        "EMULATED_ARCHITECTURE": architecture,
     }
     table = [str(HERE.parent / "ops" / name) for name in TABLE]
     # torch.compile would start its compiler, and what measures memory a process without the plugin;

@@ -1,0 +1,11 @@
+// What the host asks of the current device.
+
+#include "device.h"
+
+namespace fsdino::cuda {
+
+int64_t shared_limit() { return device_shared_limit(); }
+
+bool runs_hopper_code() { return device_runs_hopper_code(); }
+
+}  // namespace fsdino::cuda
