@@ -27,7 +27,9 @@ ARCHITECTURES = ("80", "90a")
 PORTABLE = "100"  # compiled to PTX only
 MULTIPLIES = ("fused", "correlation", "walk", "weight_gradient")
 # Those that sm_90a alone has; elsewhere they are empty and never started.
-HOPPER_KERNELS = {"correlation_hopper_kernel"}
+HOPPER_KERNELS = {
+    "correlation_hopper_kernel", "fused_hopper_kernel", "fused_weight_hopper_kernel",
+}  # fmt: skip
 _ENTRY = re.compile(r"Compiling entry function '(\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores")
 _REGISTERS = re.compile(r"Used (\d+) registers")

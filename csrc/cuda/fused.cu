@@ -1,10 +1,11 @@
 // correlation_center_pivot4d: a thread block owns a tile of query positions with its halo, and goes
 // over tiles of kept support positions. One layer of the correlation at a time is computed on tensor
 // cores into shared memory and consumed there, by both convolutions or by their weights' gradient:
-// it never reaches device memory. Support positions of weight 0 are neither loaded nor multiplied.
+// it never reaches device memory.
 
 #include <algorithm>
 
+#include "hopper.h"
 #include "tile.h"
 
 namespace fsdino::cuda {
@@ -14,6 +15,10 @@ namespace {
 constexpr int kWarps = 16;
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kJob = 32;     // rows and columns of the correlation that a warp computes at a time
+// On sm_90a a warpgroup computes kAsyncRows x kAsyncColumns. Halo and window of the usual kernels, 10 x
+// 10 and 9 x 9, are then one job for each of the four.
+constexpr int kAsyncColumns = 48;
+using FusedPipeline = BoxPipeline<4>;
 
 // Blocks of 16 outputs that a warp accumulates: what the registers hold.
 template <typename T>
@@ -25,23 +30,34 @@ constexpr int most_kept(int element_bytes) {
 
 // A block's shared memory, in this order; sizes in bytes.
 struct Layout {
-  int64_t stages, correlation, grad, partial, tables;
+  int64_t stages, barriers, correlation, grad, partial, tables;
 
-  FSDINO_BOTH Layout(const FusedTile& tile, int element_bytes, bool backward) {
+  FSDINO_BOTH Layout(const FusedTile& tile, int element_bytes, bool backward, bool hopper) {
     const int taps = padded(tile.taps(), 32);
-    stages = int64_t(kStages) * stage_words(tile) * int64_t(sizeof(Word));
+    stages = hopper ? int64_t(FusedPipeline::kStages) * box_stage_bytes(tile)
+                    : int64_t(kStages) * stage_words(tile) * int64_t(sizeof(Word));
+    barriers = hopper ? FusedPipeline::kSharedBytes : 0;
     correlation = rounded(int64_t(tile.halo()) * tile.pitch() * element_bytes);
     grad = backward ? rounded(int64_t(kFusedColumns) * grad_pitch(tile) * element_bytes) : 0;
     partial = backward ? int64_t(kWarps) * kJob * kFusedColumns * int64_t(sizeof(float)) : 0;
     tables = rounded((tile.halo() + 4 * tile.window() + taps + FusedTile::kTile + tile.kept() + 2) *
                      int64_t(sizeof(int)));
   }
-  FSDINO_BOTH int64_t total() const { return stages + correlation + grad + partial + tables; }
+  FSDINO_BOTH int64_t total() const {
+    return stages + barriers + correlation + grad + partial + tables;
+  }
 
   FSDINO_BOTH static int padded(int size, int to) { return (size + to - 1) / to * to; }
   FSDINO_BOTH static int64_t rounded(int64_t bytes) { return (bytes + 15) / 16 * 16; }
   FSDINO_BOTH static int stage_words(const FusedTile& tile) {
     return (padded(tile.halo(), kJob) + padded(tile.window(), kJob)) * kPitch;
+  }
+  // The halo's rows, then the window's.
+  FSDINO_BOTH static int box_rows_bytes(const FusedTile& tile) {
+    return padded(tile.halo(), kAsyncRows) * kBoxBytes;
+  }
+  FSDINO_BOTH static int box_stage_bytes(const FusedTile& tile) {
+    return box_rows_bytes(tile) + padded(tile.window(), kAsyncColumns) * kBoxBytes;
   }
   // Of a channel's gradients: words of different channels lie in different banks.
   FSDINO_BOTH static int grad_pitch(const FusedTile& tile) {
@@ -49,16 +65,65 @@ struct Layout {
   }
 };
 
-// A thread's view of the block's work.
-template <typename T, int BYTES>
+// A thread's view of the block's work. How features come to shared memory and are multiplied there is
+// what `Features`, the class derived from this, adds:
+//   place_of(tile, row)  the place in the halo that a row of its product stands for
+//   list_columns()       finds the window's support positions of non-zero weight
+//   correlate(consume)   computes each layer's correlation and calls `consume(layer)`
+template <typename T, typename Features>
 class Block {
  public:
+  // For each tile of kept positions: `begin()`, `consume(layer)` with each layer's correlation in
+  // shared memory, `end()`. All threads take part, and are together where `consume` is called.
+  template <typename Begin, typename Consume, typename End>
+  FSDINO_DEVICE void run(const Begin& begin, const Consume& consume, const End& end) {
+    const int last = smaller(first_kept_tile_ + arguments_.tiles_in_block, kept_tiles_);
+    for (int kept_tile = first_kept_tile_; kept_tile < last; ++kept_tile) {
+      kept_tile_row_ = kept_tile / kept_tile_columns_;
+      kept_tile_column_ = kept_tile % kept_tile_columns_;
+      synchronise();
+      features().list_columns();
+      for (int i = thread_index(); i < tile_.halo() * tile_.pitch(); i += kThreads) {
+        correlation_[i] = T(0.0f);
+      }
+      begin();
+      synchronise();
+      if (counts_[1] > 0) features().correlate(consume);
+      end();
+    }
+  }
+
+  // Output o of the tile: query position o / kept, kept position o % kept. Its place in the
+  // correlation; whether it lies in the volume; and its place in the whole output.
+  FSDINO_DEVICE const T* centre(int output) const {
+    return correlation_ + query_centres_[output / tile_.kept()] +
+           kept_centres_[output % tile_.kept()];
+  }
+  FSDINO_DEVICE bool place(int output, int64_t& offset) const {
+    const int query = output / tile_.kept(), kept = output % tile_.kept();
+    const int query_row = tile_row_ * FusedTile::kSide + query / FusedTile::kSide;
+    const int query_column = tile_column_ * FusedTile::kSide + query % FusedTile::kSide;
+    const int row = kept_tile_row_ * tile_.kept_rows + kept / tile_.kept_columns;
+    const int column = kept_tile_column_ * tile_.kept_columns + kept % tile_.kept_columns;
+    const Volume& v = arguments_.volume;
+    offset = (((int64_t(batch_) * v.query_rows + query_row) * v.query_columns + query_column) *
+                  kept_rows_ + row) * kept_columns_ + column;
+    return query_row < v.query_rows && query_column < v.query_columns && row < kept_rows_ &&
+           column < kept_columns_;
+  }
+  FSDINO_DEVICE int outputs() const { return FusedTile::kTile * tile_.kept(); }
+  FSDINO_DEVICE const int* tap_offsets() const { return tap_offsets_; }
+  FSDINO_DEVICE T* grad() const { return grad_; }
+  FSDINO_DEVICE float* partial() const { return partial_; }
+
+ protected:
   FSDINO_DEVICE explicit Block(const FusedArguments<T>& arguments, bool backward)
       : arguments_(arguments), tile_(arguments.tile) {
-    const Layout layout(tile_, sizeof(T), backward);
+    const Layout layout(tile_, sizeof(T), backward, Features::kInBoxes);
     char* memory = shared_memory();
-    stages_ = reinterpret_cast<Word*>(memory);
-    correlation_ = reinterpret_cast<T*>(memory += layout.stages);
+    stages_ = memory;
+    barriers_ = memory += layout.stages;
+    correlation_ = reinterpret_cast<T*>(memory += layout.barriers);
     grad_ = reinterpret_cast<T*>(memory += layout.correlation);
     partial_ = reinterpret_cast<float*>(memory += layout.grad);
     int* table = reinterpret_cast<int*>(memory += layout.partial);
@@ -89,67 +154,22 @@ class Block {
     fill_constant_tables();
   }
 
-  // For each tile of kept positions: `begin()`, `consume(layer)` with each layer's correlation in
-  // shared memory, `end()`. All threads take part, and are together where `consume` is called.
-  template <typename Begin, typename Consume, typename End>
-  FSDINO_DEVICE void run(const Begin& begin, const Consume& consume, const End& end) {
-    const int last = smaller(first_kept_tile_ + arguments_.tiles_in_block, kept_tiles_);
-    for (int kept_tile = first_kept_tile_; kept_tile < last; ++kept_tile) {
-      kept_tile_row_ = kept_tile / kept_tile_columns_;
-      kept_tile_column_ = kept_tile % kept_tile_columns_;
-      synchronise();
-      list_columns();
-      for (int i = thread_index(); i < tile_.halo() * tile_.pitch(); i += kThreads) {
-        correlation_[i] = T(0.0f);
-      }
-      begin();
-      synchronise();
-      if (counts_[1] > 0) correlate(consume);
-      end();
-    }
+  FSDINO_DEVICE Features& features() { return static_cast<Features&>(*this); }
+  // Support token of a place of the window if its weight is not 0, else -1.
+  FSDINO_DEVICE int listed_token(int place) const {
+    const int token = support_token(place);
+    return token >= 0 && weight_of(token) != 0.0f ? token : -1;
   }
-
-  // Output o of the tile: query position o / kept, kept position o % kept. Its place in the
-  // correlation; whether it lies in the volume; and its place in the whole output.
-  FSDINO_DEVICE const T* centre(int output) const {
-    return correlation_ + query_centres_[output / tile_.kept()] +
-           kept_centres_[output % tile_.kept()];
+  FSDINO_DEVICE float weight_of(int token) const {
+    const T* const weights = arguments_.cosines.weight;
+    return weights ? static_cast<float>(weights[batch_ * arguments_.volume.support() + token])
+                   : 1.0f;
   }
-  FSDINO_DEVICE bool place(int output, int64_t& offset) const {
-    const int query = output / tile_.kept(), kept = output % tile_.kept();
-    const int query_row = tile_row_ * FusedTile::kSide + query / FusedTile::kSide;
-    const int query_column = tile_column_ * FusedTile::kSide + query % FusedTile::kSide;
-    const int row = kept_tile_row_ * tile_.kept_rows + kept / tile_.kept_columns;
-    const int column = kept_tile_column_ * tile_.kept_columns + kept % tile_.kept_columns;
-    const Volume& v = arguments_.volume;
-    offset = (((int64_t(batch_) * v.query_rows + query_row) * v.query_columns + query_column) *
-                  kept_rows_ + row) * kept_columns_ + column;
-    return query_row < v.query_rows && query_column < v.query_columns && row < kept_rows_ &&
-           column < kept_columns_;
-  }
-  FSDINO_DEVICE int outputs() const { return FusedTile::kTile * tile_.kept(); }
-  FSDINO_DEVICE const int* tap_offsets() const { return tap_offsets_; }
-  FSDINO_DEVICE T* grad() const { return grad_; }
-  FSDINO_DEVICE float* partial() const { return partial_; }
-
- private:
-  // The tokens that a stage of the pipeline reads: those of the halo, then the listed columns.
-  struct Source {
-    const T* first;
-    const int* tokens;
-    int channels;
-
-    FSDINO_DEVICE const T* at(int row, int step, int element, int& valid) const {
-      const int channel = step * kDepth<T> + element;
-      valid = tokens[row] < 0 ? 0 : channels - channel;
-      return valid <= 0 ? first : first + int64_t(tokens[row]) * channels + channel;
-    }
-  };
 
   FSDINO_DEVICE void fill_constant_tables() {
     const Volume& v = arguments_.volume;
     for (int slot = thread_index(); slot < tile_.halo(); slot += kThreads) {
-      const int halo_place = tile_.halo_place(slot);
+      const int halo_place = Features::place_of(tile_, slot);
       const int row = tile_.query_row(tile_row_, halo_place);
       const int column = tile_.query_column(tile_column_, halo_place);
       const bool inside = row >= 0 && row < v.query_rows && column >= 0 && column < v.query_columns;
@@ -166,19 +186,56 @@ class Block {
     }
   }
 
+  FSDINO_DEVICE int support_token(int place) const {
+    const Volume& v = arguments_.volume;
+    const int row = tile_.support_row(kept_tile_row_, place);
+    const int column = tile_.support_column(kept_tile_column_, place);
+    const bool inside =
+        row >= 0 && row < v.support_rows && column >= 0 && column < v.support_columns;
+    return inside ? row * v.support_columns + column : -1;
+  }
+
+  // What a layer's products are scaled with on both sides.
+  FSDINO_DEVICE const float* query_inverse(int layer) const {
+    const Tokens<T>& tokens = arguments_.cosines.query;
+    return tokens.inverse + batch_ * tokens.inverse_batch + int64_t(layer) * tokens.count;
+  }
+  FSDINO_DEVICE const float* support_inverse(int layer) const {
+    const Tokens<T>& tokens = arguments_.cosines.support;
+    return tokens.inverse + batch_ * tokens.inverse_batch + int64_t(layer) * tokens.count;
+  }
+
+  const FusedArguments<T>& arguments_;
+  const FusedTile tile_;
+  char *stages_, *barriers_;
+  T *correlation_, *grad_;
+  float *partial_, *column_weights_;
+  int *halo_tokens_, *column_tokens_, *column_places_, *kinds_, *tap_offsets_, *query_centres_,
+      *kept_centres_, *counts_;
+  int kept_rows_, kept_columns_, kept_tiles_, kept_tile_columns_, first_kept_tile_;
+  int64_t batch_;
+  int tile_row_, tile_column_, kept_tile_row_ = 0, kept_tile_column_ = 0;
+};
+
+// Rows of features, gathered in pieces of BYTES, and `mma.sync`. Support positions of weight 0 are
+// neither loaded nor multiplied.
+template <typename T, int BYTES>
+class GatheringBlock : public Block<T, GatheringBlock<T, BYTES>> {
+ public:
+  using Base = Block<T, GatheringBlock>;
+  static constexpr bool kInBoxes = false;
+
+  FSDINO_DEVICE GatheringBlock(const FusedArguments<T>& arguments, bool backward)
+      : Base(arguments, backward) {}
+
+  FSDINO_DEVICE static int place_of(const FusedTile& tile, int row) { return tile.halo_place(row); }
+
   // Lists the window's support positions of non-zero weight, the kept ones first. counts_[0] is
   // their number, counts_[1] that of all.
   FSDINO_DEVICE void list_columns() {
-    const Volume& v = arguments_.volume;
     const int window = tile_.window();
-    const T* const weights = arguments_.cosines.weight;
     for (int place = thread_index(); place < window; place += kThreads) {
-      const int token = support_token(place);
-      bool listed = token >= 0;
-      if (listed && weights) {
-        listed = static_cast<float>(weights[batch_ * v.support() + token]) != 0.0f;
-      }
-      kinds_[place] = !listed ? 2 : tile_.is_kept(place) ? 0 : 1;
+      kinds_[place] = this->listed_token(place) < 0 ? 2 : tile_.is_kept(place) ? 0 : 1;
     }
     if (thread_index() < 2) counts_[thread_index()] = 0;
     synchronise();
@@ -190,28 +247,18 @@ class Block {
         kept_before += other < place && kind == 0;
         others_before += other < place && kind == 1;
       }
-      const int kind = kinds_[place], token = support_token(place);
+      const int kind = kinds_[place], token = this->support_token(place);
       if (kind < 2) {
         const int column = kind == 0 ? kept_before : kept + others_before;
         column_tokens_[column] = token;
         column_places_[column] = place;
-        column_weights_[column] =
-            weights ? static_cast<float>(weights[batch_ * v.support() + token]) : 1.0f;
+        column_weights_[column] = this->weight_of(token);
       }
       if (place == window - 1) {
         counts_[0] = kept;
         counts_[1] = kept_before + others_before + (kind < 2);
       }
     }
-  }
-
-  FSDINO_DEVICE int support_token(int place) const {
-    const Volume& v = arguments_.volume;
-    const int row = tile_.support_row(kept_tile_row_, place);
-    const int column = tile_.support_column(kept_tile_column_, place);
-    const bool inside =
-        row >= 0 && row < v.support_rows && column >= 0 && column < v.support_columns;
-    return inside ? row * v.support_columns + column : -1;
   }
 
   // All layers' correlation, in rounds of one job for each warp. The pipeline runs on from round to
@@ -230,7 +277,7 @@ class Block {
 
     const auto start = [&](int at) {
       if (at < total) {
-        Word* const stage = stages_ + at % kStages * Layout::stage_words(tile_);
+        Word* const stage = words() + at % kStages * Layout::stage_words(tile_);
         const int layer = at / (rounds * steps), step = at % steps;
         const Source query{query_tokens(layer), halo_tokens_, cosines.channels};
         const Source support{support_tokens(layer), column_tokens_, cosines.channels};
@@ -255,7 +302,7 @@ class Block {
           wait_copies<kStages - 2>();
           synchronise();
           start(at + kStages - 1);
-          const Word* const stage = stages_ + at % kStages * Layout::stage_words(tile_);
+          const Word* const stage = words() + at % kStages * Layout::stage_words(tile_);
           if (job < jobs) {
             multiply_job(sums, stage + row * kPitch, stage + column_stage + column * kPitch, pairs);
           }
@@ -266,6 +313,25 @@ class Block {
       consume(layer);
     }
   }
+
+ private:
+  using Base::arguments_, Base::tile_, Base::halo_tokens_, Base::column_tokens_, Base::column_places_,
+      Base::column_weights_, Base::counts_, Base::kinds_, Base::correlation_, Base::batch_;
+
+  // The tokens that a stage of the pipeline reads: those of the halo, then the listed columns.
+  struct Source {
+    const T* first;
+    const int* tokens;
+    int channels;
+
+    FSDINO_DEVICE const T* at(int row, int step, int element, int& valid) const {
+      const int channel = step * kDepth<T> + element;
+      valid = tokens[row] < 0 ? 0 : channels - channel;
+      return valid <= 0 ? first : first + int64_t(tokens[row]) * channels + channel;
+    }
+  };
+
+  FSDINO_DEVICE Word* words() const { return reinterpret_cast<Word*>(this->stages_); }
 
   FSDINO_DEVICE void multiply_job(float (&sums)[2][4][4], const Word* rows, const Word* columns,
                                   int pairs) const {
@@ -291,13 +357,8 @@ class Block {
   // Cosines, rectified and weighted, into the correlation.
   FSDINO_DEVICE void store_job(const float (&sums)[2][4][4], int layer, int first_row,
                                int first_column, int columns) {
-    const auto& cosines = arguments_.cosines;
-    const float* const query_inverse = cosines.query.inverse +
-                                       batch_ * cosines.query.inverse_batch +
-                                       int64_t(layer) * cosines.query.count;
-    const float* const support_inverse = cosines.support.inverse +
-                                         batch_ * cosines.support.inverse_batch +
-                                         int64_t(layer) * cosines.support.count;
+    const float* const query_inverse = this->query_inverse(layer);
+    const float* const support_inverse = this->support_inverse(layer);
     const int lane = lane_index();
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -327,17 +388,106 @@ class Block {
     const Tokens<T>& tokens = arguments_.cosines.support;
     return tokens.values + batch_ * tokens.batch + layer * tokens.layer;
   }
+};
 
-  const FusedArguments<T>& arguments_;
-  const FusedTile tile_;
-  Word* stages_;
-  T *correlation_, *grad_;
-  float *partial_, *column_weights_;
-  int *halo_tokens_, *column_tokens_, *column_places_, *kinds_, *tap_offsets_, *query_centres_,
-      *kept_centres_, *counts_;
-  int kept_rows_, kept_columns_, kept_tiles_, kept_tile_columns_, first_kept_tile_;
-  int64_t batch_;
-  int tile_row_, tile_column_, kept_tile_row_ = 0, kept_tile_column_ = 0;
+// Boxes of features and `wgmma`: the halo is one box, the window another. The whole rectangle is
+// multiplied, also where only kept positions are read and where weights are 0: by the arithmetic,
+// bringing the features takes longer. A tile whose weights are all 0 is skipped.
+template <typename T>
+class HopperBlock : public Block<T, HopperBlock<T>> {
+ public:
+  using Base = Block<T, HopperBlock>;
+  static constexpr bool kInBoxes = true;
+  static constexpr int kWarpgroups = kThreads / kWarpgroup;
+
+  FSDINO_DEVICE HopperBlock(const FusedArguments<T>& arguments, const FeatureMap& query,
+                            const FeatureMap& support, bool backward)
+      : Base(arguments, backward), query_(query), support_(support),
+        pipeline_(this->barriers_, kWarps) {}
+
+  FSDINO_DEVICE static int place_of(const FusedTile&, int row) { return row; }
+
+  // A column is a place of the window; those that are not listed have no token.
+  FSDINO_DEVICE void list_columns() {
+    const int window = tile_.window();
+    for (int place = thread_index(); place < window; place += kThreads) {
+      const int token = this->listed_token(place);
+      column_tokens_[place] = token;
+      column_weights_[place] = token < 0 ? 0.0f : this->weight_of(token);
+    }
+    synchronise();
+    if (thread_index() != 0) return;
+    int listed = 0;
+    for (int place = 0; place < window; ++place) listed += column_tokens_[place] >= 0;
+    counts_[1] = listed;
+  }
+
+  // All layers' correlation, in rounds of one job for each warpgroup; the pipeline runs on as above.
+  template <typename Consume>
+  FSDINO_DEVICE void correlate(const Consume& consume) {
+    const auto& cosines = arguments_.cosines;
+    const int across = ceil_div(tile_.window(), kAsyncColumns);
+    const int jobs = ceil_div(tile_.halo(), kAsyncRows) * across;
+    const int rounds = ceil_div(jobs, kWarpgroups), steps = ceil_div(cosines.channels, kBoxDepth);
+    const auto copy = [&](int step, int stage, PhaseBarrier* barrier) {
+      copy_features(step / (rounds * steps), step % steps * kBoxDepth, stage_at(stage), barrier);
+    };
+    pipeline_.begin(cosines.layers * rounds * steps, (tile_.halo() + tile_.window()) * kBoxBytes,
+                    copy);
+    for (int layer = 0; layer < cosines.layers; ++layer) {
+      for (int round = 0; round < rounds; ++round) {
+        const int job = round * kWarpgroups + warpgroup_index();
+        const int row = job / across * kAsyncRows, column = job % across * kAsyncColumns;
+        AsyncProduct<T, kAsyncColumns> product;
+        pipeline_.run(steps, copy, [&](int stage) {
+          if (job >= jobs) return;
+          const char* const rows = stage_at(stage);
+          product.multiply(rows + row * kBoxBytes,
+                           rows + Layout::box_rows_bytes(tile_) + column * kBoxBytes);
+        });
+        if (round == 0) synchronise();  // The layer before is consumed.
+        if (job < jobs) store(product, layer, row, column);
+      }
+      synchronise();
+      consume(layer);
+    }
+  }
+
+ private:
+  using Base::arguments_, Base::tile_, Base::halo_tokens_, Base::column_tokens_, 
+      Base::column_weights_, Base::counts_, Base::correlation_, Base::batch_;
+
+  FSDINO_DEVICE char* stage_at(int stage) const {
+    return this->stages_ + stage * Layout::box_stage_bytes(tile_);
+  }
+
+  FSDINO_DEVICE void copy_features(int layer, int channel, char* stage,
+                                   PhaseBarrier* barrier) const {
+    query_.copy(stage, channel, tile_.query_column(this->tile_column_, 0),
+                tile_.query_row(this->tile_row_, 0), layer, int(batch_), barrier);
+    support_.copy(stage + Layout::box_rows_bytes(tile_), channel,
+                  tile_.support_column(this->kept_tile_column_, 0),
+                  tile_.support_row(this->kept_tile_row_, 0), layer, int(batch_), barrier);
+  }
+
+  // Cosines, rectified and weighted, into the correlation.
+  FSDINO_DEVICE void store(const AsyncProduct<T, kAsyncColumns>& product, int layer, int first_row,
+                           int first_column) const {
+    const float* const query_inverse = this->query_inverse(layer);
+    const float* const support_inverse = this->support_inverse(layer);
+    product.for_each([&](int row, int column, float sum) {
+      row += first_row;
+      column += first_column;
+      if (row >= tile_.halo() || halo_tokens_[row] < 0) return;
+      if (column >= tile_.window() || column_tokens_[column] < 0) return;
+      const float cosine =
+          sum * query_inverse[halo_tokens_[row]] * support_inverse[column_tokens_[column]];
+      correlation_[row * tile_.pitch() + column] = T(rectified(cosine) * column_weights_[column]);
+    });
+  }
+
+  const FeatureMap &query_, &support_;
+  FusedPipeline pipeline_;
 };
 
 // Element at `offset` from `centre`; 0 for a tap that does not exist.
@@ -362,9 +512,8 @@ FSDINO_DEVICE Word taps_of(const T* centre, const int (&offsets)[2]) {
   }
 }
 
-template <typename T, int BYTES>
-FSDINO_KERNEL(kThreads) fused_kernel(const FusedArguments<T> arguments, const int words) {
-  Block<T, BYTES> block(arguments, false);
+template <typename T, typename Block>
+FSDINO_DEVICE void convolve(Block& block, const FusedArguments<T>& arguments, int words) {
   const int lane = lane_index();
   float sums[kOutputBlocks<T>][2][4];
   // Outputs 16 * (warp + kWarps * i) + lane / 4 and 8 further on.
@@ -377,7 +526,7 @@ FSDINO_KERNEL(kThreads) fused_kernel(const FusedArguments<T> arguments, const in
       for (int j = 0; j < 8; ++j) sums[i][j / 4][j % 4] = 0.0f;
     }
   };
-  const auto convolve = [&](int layer) {
+  const auto convolve_layer = [&](int layer) {
     const T* const matrix = arguments.weights + int64_t(layer) * kFusedColumns * words * kPerWord<T>;
     const Word* const weights = reinterpret_cast<const Word*>(matrix);
     for (int first = 0; first < words; first += kStepWords) {
@@ -422,14 +571,30 @@ FSDINO_KERNEL(kThreads) fused_kernel(const FusedArguments<T> arguments, const in
       }
     }
   };
-  block.run(begin, convolve, end);
+  block.run(begin, convolve_layer, end);
+}
+
+template <typename T, int BYTES>
+FSDINO_KERNEL(kThreads)
+fused_kernel(const FusedArguments<T> arguments, const int words) {
+  GatheringBlock<T, BYTES> block(arguments, false);
+  convolve(block, arguments, words);
+}
+
+template <typename T>
+FSDINO_KERNEL(kThreads)
+fused_hopper_kernel(FSDINO_PARAMETER FeatureMap query, FSDINO_PARAMETER FeatureMap support,
+                    const FusedArguments<T> arguments, const int words) {
+  if constexpr (kHopper) {
+    HopperBlock<T> block(arguments, query, support, false);
+    convolve(block, arguments, words);
+  }
 }
 
 // Gradient to the weights: for each layer a product [taps, outputs] x [outputs, channels], the
 // outputs shared out among the warps, whose sums are added in order. A block adds up its tiles.
-template <typename T, int BYTES>
-FSDINO_KERNEL(kThreads) fused_weight_kernel(const FusedArguments<T> arguments) {
-  Block<T, BYTES> block(arguments, true);
+template <typename T, typename Block>
+FSDINO_DEVICE void sum_weight_gradients(Block& block, const FusedArguments<T>& arguments) {
   const int lane = lane_index(), pitch = Layout::grad_pitch(arguments.tile);
   const int taps = arguments.tile.taps();
   const int columns = smaller(kFusedColumns, arguments.outer - arguments.first_outer);
@@ -504,18 +669,40 @@ FSDINO_KERNEL(kThreads) fused_weight_kernel(const FusedArguments<T> arguments) {
   }
 }
 
+template <typename T, int BYTES>
+FSDINO_KERNEL(kThreads) fused_weight_kernel(const FusedArguments<T> arguments) {
+  GatheringBlock<T, BYTES> block(arguments, true);
+  sum_weight_gradients(block, arguments);
+}
+
+template <typename T>
+FSDINO_KERNEL(kThreads)
+fused_weight_hopper_kernel(FSDINO_PARAMETER FeatureMap query, FSDINO_PARAMETER FeatureMap support,
+                           const FusedArguments<T> arguments) {
+  if constexpr (kHopper) {
+    HopperBlock<T> block(arguments, query, support, true);
+    sum_weight_gradients(block, arguments);
+  }
+}
+
 }  // namespace
 
 FusedPlan fused_plan(const Volume& volume, int batches, int kernel_query, int kernel_support,
-                     int stride, int element_bytes, bool backward, int64_t shared_limit) {
+                     int stride, int element_bytes, bool backward, bool hopper,
+                     int64_t shared_limit) {
   constexpr int kKept[][2] = {{4, 4}, {2, 4}, {2, 2}, {1, 2}, {1, 1}};
   constexpr int kBlocks = 512;  // enough to fill a GPU several times
   FusedPlan plan{};
   for (const auto& [rows, columns] : kKept) {
     if (rows * columns > most_kept(element_bytes)) continue;
     plan.tile = {kernel_query, kernel_support, stride, rows, columns};
-    plan.shared = Layout(plan.tile, element_bytes, backward).total();
-    if (plan.shared <= shared_limit) break;
+    plan.shared = Layout(plan.tile, element_bytes, backward, hopper).total();
+    plan.hopper = hopper;
+    if (plan.shared <= shared_limit && (!hopper || plan.tile.is_boxes())) break;
+  }
+  if (hopper && (plan.shared > shared_limit || !plan.tile.is_boxes())) {
+    return fused_plan(volume, batches, kernel_query, kernel_support, stride, element_bytes, backward,
+                      false, shared_limit);
   }
   if (plan.shared > shared_limit) {
     throw std::runtime_error("backend 'cuda': kernels of " + std::to_string(kernel_query) + " and " +
@@ -535,10 +722,31 @@ FusedPlan fused_plan(const Volume& volume, int batches, int kernel_query, int ke
   return plan;
 }
 
+// Calls `run(query, support)` with the maps of the halo's and the window's boxes.
+template <typename T, typename F>
+void with_maps(const FusedArguments<T>& arguments, const F& run) {
+  const auto& cosines = arguments.cosines;
+  const FusedTile& tile = arguments.tile;
+  const Volume& v = arguments.volume;
+  run(feature_map(cosines, cosines.query, v.query_rows, v.query_columns, tile.halo_side(),
+                  tile.halo_side()),
+      feature_map(cosines, cosines.support, v.support_rows, v.support_columns, tile.window_rows(),
+                  tile.window_columns()));
+}
+
 template <typename T>
 void fused(const FusedArguments<T>& arguments, const FusedPlan& plan, Stream stream) {
   const int words = tap_words(plan.tile.taps(), sizeof(T));
   const int64_t blocks = int64_t(arguments.cosines.batches) * plan.blocks_of_sample();
+  if constexpr (sizeof(T) == 2) {
+    if (plan.hopper && blocks > 0) {
+      with_maps(arguments, [&](const FeatureMap& query, const FeatureMap& support) {
+        launch(fused_hopper_kernel<T>, blocks, kThreads, plan.shared, stream, query, support,
+               arguments, words);
+      });
+      return;
+    }
+  }
   with_piece_bytes<T>(arguments.cosines.channels * sizeof(T), [&](auto bytes) {
     launch(fused_kernel<T, bytes()>, blocks, kThreads, plan.shared, stream, arguments, words);
   });
@@ -548,6 +756,15 @@ template <typename T>
 void fused_weight_gradients(const FusedArguments<T>& arguments, const FusedPlan& plan,
                             Stream stream) {
   const int64_t blocks = int64_t(arguments.cosines.batches) * plan.blocks_of_sample();
+  if constexpr (sizeof(T) == 2) {
+    if (plan.hopper && blocks > 0) {
+      with_maps(arguments, [&](const FeatureMap& query, const FeatureMap& support) {
+        launch(fused_weight_hopper_kernel<T>, blocks, kThreads, plan.shared, stream, query, support,
+               arguments);
+      });
+      return;
+    }
+  }
   with_piece_bytes<T>(arguments.cosines.channels * sizeof(T), [&](auto bytes) {
     launch(fused_weight_kernel<T, bytes()>, blocks, kThreads, plan.shared, stream, arguments);
   });

@@ -30,9 +30,12 @@ struct Sizes {
         batches(query.size(0)), layers(query.size(1)), outer(weight.size(0)) {}
 };
 
-FusedPlan plan_of(const Sizes& sizes, const Convolution& c, const Tensor& like, bool backward) {
+FusedPlan plan_of(const Sizes& sizes, const Convolution& c, const Pair& pair, bool backward) {
+  const Tensor& tokens = pair.query.values;
+  const int bytes = int(tokens.element_size());
+  const bool hopper = in_boxes(bytes, int(tokens.size(3))) && runs_hopper_code();
   return fused_plan(sizes.volume, int(sizes.batches), c.kernel_query, c.kernel_support, c.stride,
-                    int(like.element_size()), backward, shared_limit());
+                    bytes, backward, hopper, shared_limit());
 }
 
 // Gradients to both weights, in float32.
@@ -40,7 +43,7 @@ std::tuple<Tensor, Tensor> to_weights(const Pair& pair, const Sizes& sizes, cons
                                       const Tensor& weight_query, const Tensor& weight_support,
                                       const Convolution& convolution, Stream stream) {
   const Tensor dense = to_dense_volume(grad);
-  const FusedPlan plan = plan_of(sizes, convolution, grad, true);
+  const FusedPlan plan = plan_of(sizes, convolution, pair, true);
   const int64_t blocks = sizes.batches * plan.blocks_of_sample();
   Tensor partial = at::empty({blocks, sizes.layers, plan.tile.taps(), sizes.outer},
                              grad.options().dtype(at::kFloat));
@@ -127,7 +130,7 @@ Tensor correlation_center_pivot4d(const Tensor& query, const Tensor& support,
               ceil_div(support.size(3), support_stride), ceil_div(support.size(4), support_stride)});
   const Tensor dense_bias = bias ? plain(*bias) : Tensor();
   const Tensor packed = packed_weights(weight_query, weight_support);
-  const FusedPlan plan = plan_of(sizes, convolution, query, false);
+  const FusedPlan plan = plan_of(sizes, convolution, pair, false);
   FSDINO_CUDA_DISPATCH(query, "correlation_center_pivot4d", [&] {
     FusedArguments<scalar_t> arguments{};
     arguments.cosines = pair.cosines<scalar_t>();

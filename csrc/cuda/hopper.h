@@ -60,14 +60,13 @@ class BoxPipeline {
     for (int i = 0; i < smaller(STAGES, steps); ++i) start(at_ + i, copy);
   }
 
-  // Takes the next `steps` steps: `multiply(stage)` starts a step's products, of which one step's
-  // still run when the next one's are started. All are done at the end.
+  // Takes the next `steps` steps: `multiply(stage)` starts a step's products as one group, or none; while
+  // they run the stage before is given back. All are done at the end.
   template <typename Copy, typename Multiply>
   FSDINO_DEVICE void run(int steps, const Copy& copy, const Multiply& multiply) {
     for (int step = 0; step < steps; ++step, ++at_) {
       wait_phase(full_ + at_ % STAGES, at_ / STAGES % 2);
       multiply(at_ % STAGES);
-      commit_products();
       wait_products<1>();
       if (step > 0) release(at_ - 1, copy);
     }
@@ -104,7 +103,7 @@ struct AsyncProduct {
 
   float sums[COLUMNS / 8][4] = {};
 
-  // Starts the products of 64 rows with COLUMNS rows, in the depth of one box.
+  // Starts the products of 64 rows with COLUMNS rows, in the depth of one box, as one group.
   FSDINO_DEVICE void multiply(const char* rows, const char* columns) {
     const uint64_t a = matrix_descriptor(shared_address(rows));
     const uint64_t b = matrix_descriptor(shared_address(columns));
@@ -113,6 +112,7 @@ struct AsyncProduct {
     for (int depth = 0; depth < kBoxDepth; depth += kAsyncDepth) {
       multiply_async<T, COLUMNS>(sums, descriptor_along(a, depth), descriptor_along(b, depth));
     }
+    commit_products();
   }
 
   // Calls `visit(row, column, sum)` for this thread's elements.

@@ -53,6 +53,7 @@ FSDINO_BOTH uint64_t descriptor_along(uint64_t descriptor, int elements) {
 // A tensor of 16-bit elements, innermost dimension first, and the box of it that one bulk copy
 // brings; strides in bytes.
 constexpr int kBoxDims = 5;
+constexpr int kBoxSide = 256;  // at most, in any dimension
 struct BoxShape {
   int64_t sizes[kBoxDims], strides[kBoxDims];
   int box[kBoxDims];
@@ -216,6 +217,10 @@ struct FusedTile {
   FSDINO_BOTH int pitch() const { return (window() + 3) / 4 * 4 + 2; }
   FSDINO_BOTH int taps() const {
     return kernel_query * kernel_query + kernel_support * kernel_support;
+  }
+  // Whether halo and window can be one box each.
+  FSDINO_BOTH bool is_boxes() const {
+    return larger(halo_side(), larger(window_rows(), window_columns())) <= kBoxSide;
   }
 
   // Slot -> place in the halo, row by row. The tile's positions have the first slots.

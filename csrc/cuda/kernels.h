@@ -151,6 +151,7 @@ struct FusedArguments {
 struct FusedPlan {
   FusedTile tile;
   int64_t shared;      // bytes of a block
+  bool hopper;         // by `wgmma` and bulk copies
   int tile_rows, tile_columns;            // tiles of query positions
   int kept_tile_rows, kept_tile_columns;  // tiles of kept positions
   int tiles_in_block;                     // of kept positions
@@ -160,9 +161,11 @@ struct FusedPlan {
     return tile_rows * tile_columns * ceil_div(kept_tiles, tiles_in_block);
   }
 };
-// Throws where not even one kept position fits.
+// Throws where not even one kept position fits. `hopper` asks for `wgmma` and bulk copies, which are
+// left where not even one fits in their way.
 FusedPlan fused_plan(const Volume& volume, int batches, int kernel_query, int kernel_support,
-                     int stride, int element_bytes, bool backward, int64_t shared_limit);
+                     int stride, int element_bytes, bool backward, bool hopper,
+                     int64_t shared_limit);
 // Words of 4 bytes of the taps, rounded up to steps of the product.
 inline int tap_words(int taps, int element_bytes) {
   return ceil_div(ceil_div(taps * element_bytes, int(sizeof(Word))), kStepWords) * kStepWords;

@@ -1,7 +1,7 @@
 """A pytest plugin: the backend `cuda` on the CPU, its kernels in the emulator.
 
-EMULATED_CUDA names the library that tests/cuda/test_emulated.py has built, EMULATED_ARCHITECTURE the
-GPU whose code and shared memory it has.
+EMULATED_CUDA names the library that tests/cuda/test_emulated.py has built, EMULATED_ARCHITECTURE
+the GPU whose code and shared memory it has.
 """
 
 from __future__ import annotations

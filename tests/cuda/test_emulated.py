@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -80,6 +81,46 @@ def test_the_case_table(library: Path, architecture: str) -> None:
     )
     assert done.returncode == 0, done.stdout[-5000:]
     assert " passed" in done.stdout
+
+
+PLANS = """
+import importlib.util, json, sys
+spec = importlib.util.spec_from_file_location("emulated", sys.argv[1])
+emulated = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(emulated)
+plans = []
+for arguments in json.loads(sys.argv[2]):
+    try:
+        plans.append(emulated.fused_plan(*arguments))
+    except RuntimeError as error:
+        plans.append(str(error))
+print(json.dumps(plans))
+"""
+
+
+@pytest.mark.slow
+def test_plans(library: Path) -> None:
+    """Tiles fit shared memory; what does not fit in boxes takes the other way, or says so."""
+    hopper_bytes, small_bytes = 227 << 10, 99 << 10
+    cases = {
+        (37, 3, 3, 2, 2, False, True, hopper_bytes): (True, 4, 4),
+        (74, 3, 3, 2, 2, True, True, hopper_bytes): (True, 4, 4),
+        (37, 3, 3, 2, 2, False, False, hopper_bytes): (False, 4, 4),
+        (37, 7, 7, 2, 2, True, True, hopper_bytes): (True, 1, 1),
+        (37, 3, 3, 2, 2, False, True, small_bytes): (True, 2, 2),
+        (37, 3, 3, 2, 2, False, True, 64 << 10): (False, 4, 4),
+        (600, 1, 1, 300, 2, False, True, hopper_bytes): (True, 1, 1),
+        (37, 3, 3, 2, 2, False, True, 8 << 10): "of shared memory, a block of this GPU has 8192",
+    }
+    words = json.dumps([list(case) for case in cases])
+    command = [sys.executable, "-c", f"import torch\n{PLANS}", str(library), words]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    for (case, wanted), plan in zip(cases.items(), json.loads(done.stdout), strict=True):
+        if isinstance(wanted, str):
+            assert wanted in plan
+        else:
+            assert tuple(plan[:3]) == wanted, (case, plan)
+            assert plan[3] <= case[-1]
 
 
 def test_index_arithmetic(tmp_path: Path) -> None:
