@@ -3,7 +3,9 @@
 // Each thread of a block is a fiber, which runs until it has to wait for others. What hardware makes
 // visible late is late here, too: background copies arrive when they are waited for. Shared memory
 // starts as NaN. Fibers run in rising or in falling order; a missing barrier makes a difference.
-// Of sm_90a, a box arrives when a thread waits for its barrier, and products read their operands when
+// In every other block one warp runs only where no other can, and boxes arrive at once: what relies on
+// warps going together, or on slow copies, breaks there.
+// Of sm_90a, a box otherwise arrives when a thread waits for its barrier, and products read their operands when
 // they are waited for. Descriptors and swizzles are taken apart here as the PTX manual has them.
 
 #pragma once
@@ -146,6 +148,8 @@ inline void resume(int thread) {
   setcontext(&fiber.context);
 }
 
+inline bool uneven() { return machine.block % 2 != 0; }
+
 inline void run_block() {
   for (Fiber& fiber : machine.fibers) {
     fiber.started = fiber.done = false;
@@ -155,15 +159,19 @@ inline void run_block() {
   }
   machine.boxes.clear();
   std::memset(machine.shared.data(), 0xff, machine.shared.size());
+  const int slow_warp = uneven() ? int(machine.block / 2 % (machine.threads / kWarp)) : -1;
+  bool stuck = false;  // without the slow warp
   for (int left = machine.threads; left > 0;) {
     const int64_t before = machine.progress;
     for (int i = 0; i < machine.threads; ++i) {
       const int thread = machine.falling ? machine.threads - 1 - i : i;
-      if (machine.fibers[thread].done) continue;
+      if (machine.fibers[thread].done || (!stuck && thread / kWarp == slow_warp)) continue;
       resume(thread);
       if (machine.fibers[thread].done) --left, ++machine.progress;
     }
-    if (machine.progress == before) fail("threads wait for each other");
+    const bool moved = machine.progress != before;
+    if (!moved && (stuck || slow_warp < 0)) fail("threads wait for each other");
+    stuck = !moved;
   }
   if (!machine.boxes.empty()) fail("a copy is not waited for");
   for (const Fiber& fiber : machine.fibers) {
@@ -402,7 +410,12 @@ inline void copy_box(void* destination, const BoxMap& map, const int (&at)[kBoxD
   if (shared_address(destination) % 1024) emulator::fail("a box starts within a pattern");
   emulator::BoxCopy copy{static_cast<char*>(destination), map, {}, barrier};
   std::memcpy(copy.at, at, sizeof copy.at);
-  emulator::machine.boxes.push_back(copy);
+  if (emulator::uneven()) {
+    barrier->bytes -= emulator::deliver(copy);
+    emulator::end_phase(*barrier);
+  } else {
+    emulator::machine.boxes.push_back(copy);
+  }
 }
 
 inline void fence_products() {

@@ -106,9 +106,9 @@ def test_plans(library: Path) -> None:
         (37, 3, 3, 2, 2, False, True, hopper_bytes): (True, 4, 4),
         (74, 3, 3, 2, 2, True, True, hopper_bytes): (True, 4, 4),
         (37, 3, 3, 2, 2, False, False, hopper_bytes): (False, 4, 4),
-        (37, 7, 7, 2, 2, True, True, hopper_bytes): (True, 1, 1),
+        (37, 7, 7, 2, 2, True, True, hopper_bytes): (False, 2, 4),
         (37, 3, 3, 2, 2, False, True, small_bytes): (True, 2, 2),
-        (37, 3, 3, 2, 2, False, True, 64 << 10): (False, 4, 4),
+        (37, 3, 3, 2, 2, False, True, 64 << 10): (False, 2, 4),
         (600, 1, 1, 300, 2, False, True, hopper_bytes): (True, 1, 1),
         (37, 3, 3, 2, 2, False, True, 8 << 10): "of shared memory, a block of this GPU has 8192",
     }
