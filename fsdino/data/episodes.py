@@ -20,6 +20,8 @@ from torch.nn import functional
 
 from fsdino.errors import UsageError
 
+NO_CLASS = -1  # id of a class that no data set has, as augmentation makes them
+
 Image = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 

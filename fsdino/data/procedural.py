@@ -21,7 +21,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -130,27 +130,52 @@ class ObjectClass:
         return self.first.texture, self.second.texture
 
 
-def _classes_of(fold: int) -> Iterator[ObjectClass]:
-    """Yield a fold's classes: 21 pairs of textures, then a twin for three of them."""
-    textures, shapes = TEXTURES[fold], SHAPES[fold]
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """What scenes are made of, the neutral pool aside: 24 classes and the textures they wear."""
+
+    classes: tuple[ObjectClass, ...]
+    textures: tuple[Texture, ...]
+
+    def twin(self, kind: ObjectClass) -> ObjectClass | None:
+        """The class that differs from another one by arrangement only."""
+        return next((other for other in self.classes if other.class_id == kind.twin), None)
+
+    def rivals(self, kind: ObjectClass) -> tuple[list[ObjectClass], list[ObjectClass]]:
+        """The other classes, and those of them that share a part's texture; the twin in neither."""
+        out = (kind.class_id, kind.twin)
+        others = [other for other in self.classes if other.class_id not in out]
+        return others, [o for o in others if set(o.textures) & set(kind.textures)]
+
+
+def combine(
+    fold: int, start: int, textures: Sequence[Texture], shapes: Sequence[Shape]
+) -> Fold:
+    """Return a fold of 21 pairs of textures, and a twin for three of them.
+
+    Args:
+        fold: its number, on which the combinations depend.
+        start: id of the first class.
+        textures, shapes: 8 of each.
+    """
     pairs = [(i, (i + step) % 8, step) for step in (1, 2, 3) for i in range(8)][:21]
-    start = fold * CLASSES_PER_FOLD
     originals = {7 * i: (start + 21 + i, *_TWIN_ARRANGEMENTS[i]) for i in range(3)}
-    twins = []
+    classes, twins = [], []
     for number, (i, j, step) in enumerate(pairs):
         one, other = (3 * i + 2 * step) % 8, (3 * i + 2 * step + 1 + (j + fold) % 7) % 8
         parts = Part(shapes[one], textures[i]), Part(shapes[other], textures[j])
         twin_id, mine, theirs = originals.get(number, (None, (number + i) % 8, 0))
-        yield ObjectClass(start + number, fold, *parts, ARRANGEMENTS[mine], twin_id)
+        classes.append(ObjectClass(start + number, fold, *parts, ARRANGEMENTS[mine], twin_id))
         if twin_id is not None:
             arrangement = ARRANGEMENTS[theirs]
             twins.append(ObjectClass(twin_id, fold, *parts, arrangement, start + number))
-    yield from twins
+    return Fold((*classes, *twins), tuple(textures))
 
 
-OBJECT_CLASSES: tuple[ObjectClass, ...] = tuple(
-    object_class for fold in range(FOLDS) for object_class in _classes_of(fold)
+_FOLDS = tuple(
+    combine(fold, fold * CLASSES_PER_FOLD, TEXTURES[fold], SHAPES[fold]) for fold in range(FOLDS)
 )
+OBJECT_CLASSES: tuple[ObjectClass, ...] = tuple(kind for fold in _FOLDS for kind in fold.classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,10 +213,9 @@ def _texture_map(degrees: float, offset: Points) -> Points:
     return matrix
 
 
-@cache
-def _object(class_id: int) -> _Object:
+@lru_cache(maxsize=4 * CLASSES)
+def _object(kind: ObjectClass) -> _Object:
     """Return the geometry of a class, centred on its bounding box."""
-    kind = OBJECT_CLASSES[class_id]
     plan = kind.arrangement
     origin = np.zeros(2)
     first = _placed(kind.first.shape.outline(), plan.scales[0], 0.0, origin)
@@ -291,14 +315,14 @@ def _colours(rng: np.random.Generator, palette: int) -> Floats:
     return pair
 
 
-def _palette_of(rng: np.random.Generator, class_id: int) -> int:
+def _palette_of(rng: np.random.Generator, kind: ObjectClass) -> int:
     """Draw an instance's palette: the class's favourite in half of the cases, else any.
 
     Eight to sixteen classes share each favourite, and twins do: colour hints, it decides nothing.
     """
     favoured, other = rng.random(2).tolist()
-    twin = OBJECT_CLASSES[class_id].twin
-    favourite = (5 * min(class_id, class_id if twin is None else twin)) % len(_PALETTES)
+    twin = kind.class_id if kind.twin is None else kind.twin
+    favourite = (5 * min(kind.class_id, twin)) % len(_PALETTES)
     return favourite if favoured < 0.5 else int(other * len(_PALETTES))
 
 
@@ -352,7 +376,9 @@ def _layer(
 _EVERYWHERE = np.array([[-0.1, -0.1], [1.1, -0.1], [1.1, 1.1], [-0.1, 1.1]])
 
 
-def _background(rng: np.random.Generator, fold: int, palettes: Sequence[int]) -> Iterator[_Layer]:
+def _background(
+    rng: np.random.Generator, fold: Fold, palettes: Sequence[int]
+) -> Iterator[_Layer]:
     """Draw a textured ground, a large patch of another one, and small clutter.
 
     The ground is neutral; a quarter of the clutter wears textures of the fold's own pool.
@@ -367,7 +393,7 @@ def _background(rng: np.random.Generator, fold: int, palettes: Sequence[int]) ->
     yield _layer(rng, piece, _pose(rng, 4.4, 0.16, rng.random(2)), palettes[0], 3, 0.0)
     for _ in range(2 + int(4 * rng.random())):
         shape_draw, wears, texture_draw, size, colour = rng.random(5).tolist()
-        pool: Sequence[Texture] = TEXTURES[fold] if wears < 1 / 4 else NEUTRAL_TEXTURES
+        pool = fold.textures if wears < 1 / 4 else NEUTRAL_TEXTURES
         piece = _Piece(
             NEUTRAL_SHAPES[int(shape_draw * len(NEUTRAL_SHAPES))].outline(),
             flat,
@@ -377,24 +403,7 @@ def _background(rng: np.random.Generator, fold: int, palettes: Sequence[int]) ->
         yield _layer(rng, piece, matrix, palettes[int(colour * len(palettes))], 3, 0.25)
 
 
-@cache
-def _rivals(class_id: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the other classes of the fold, and those of them that share a part's texture.
-
-    The twin is in neither; `_distractors` treats it apart.
-    """
-    mine = OBJECT_CLASSES[class_id]
-    start = mine.fold * CLASSES_PER_FOLD
-    others = [
-        other
-        for other in OBJECT_CLASSES[start : start + CLASSES_PER_FOLD]
-        if other.class_id not in (class_id, mine.twin)
-    ]
-    sharing = [o.class_id for o in others if set(o.textures) & set(mine.textures)]
-    return tuple(o.class_id for o in others), tuple(sharing)
-
-
-def _distractors(rng: np.random.Generator, class_id: int) -> list[int]:
+def _distractors(rng: np.random.Generator, kind: ObjectClass, fold: Fold) -> list[ObjectClass]:
     """Draw one to three distinct other classes of the fold.
 
     The first is the twin in half of the scenes of a class that has one. Of the rest, 40 % are
@@ -402,9 +411,9 @@ def _distractors(rng: np.random.Generator, class_id: int) -> list[int]:
     """
     amount, twin_draw = rng.random(2).tolist()
     number = 1 + int(amount > 0.50) + int(amount > 0.88)
-    twin = OBJECT_CLASSES[class_id].twin
+    twin = fold.twin(kind)
     chosen = [twin] if twin is not None and twin_draw < 0.5 else []
-    everyone, sharing = _rivals(class_id)
+    everyone, sharing = fold.rivals(kind)
     while len(chosen) < number:
         alike, which = rng.random(2).tolist()
         pool = sharing if alike < 0.4 else everyone
@@ -438,13 +447,15 @@ def _occluder(rng: np.random.Generator, centre: Points, fraction: float, palette
     return _layer(rng, piece, _pose(rng, 2.2, 0.18 * fraction, middle), palette, 3, 0.35)
 
 
-def _foreground(rng: np.random.Generator, class_id: int, palettes: Sequence[int]) -> list[_Layer]:
+def _foreground(
+    rng: np.random.Generator, kind: ObjectClass, fold: Fold, palettes: Sequence[int]
+) -> list[_Layer]:
     """Draw the target and its distractors in random depth order, then occluders.
 
     All objects follow one law of size, place, colour and occlusion; only `_well_visible` treats
     the target apart. A distractor borrows the target's palette (`palettes[1]`) half of the time.
     """
-    kinds = [class_id, *_distractors(rng, class_id)]
+    kinds = [kind, *_distractors(rng, kind, fold)]
     centres = _centres(rng, len(kinds))
     crowd = (1.05, 1.0, 0.8)[len(kinds) - 2]
     layers, occluders = [], []
@@ -480,12 +491,11 @@ def _well_visible(layers: Sequence[_Layer]) -> bool:
     )
 
 
-def _scene(rng: np.random.Generator, class_id: int) -> _Scene:
+def _scene(rng: np.random.Generator, kind: ObjectClass, fold: Fold) -> _Scene:
     """Draw scenes of a class until its object is well visible, at a resolution of its own."""
-    fold = OBJECT_CLASSES[class_id].fold
     while True:
-        palettes = (int(rng.random() * len(_PALETTES)), _palette_of(rng, class_id))
-        front = _foreground(rng, class_id, palettes)
+        palettes = (int(rng.random() * len(_PALETTES)), _palette_of(rng, kind))
+        front = _foreground(rng, kind, fold, palettes)
         if _well_visible(front):
             break
     gain, slope, noise = 0.86 + 0.2 * rng.random(), 0.5 * rng.random(2) - 0.25, rng.random()
@@ -605,16 +615,24 @@ def render_sample(
     if min(key, default=0) < 0:
         raise UsageError(f"key {tuple(key)}: use integers of at least 0")
     _check_size(image_size)
+    if name is None:
+        name = f"procedural-v{VERSION}/class{class_id}/{'-'.join(map(str, key))}@{image_size}"
+    kind = OBJECT_CLASSES[class_id]
     entropy = np.random.SeedSequence([int(VERSION), class_id, *key])
     rng = np.random.Generator(np.random.Philox(entropy))
-    scene = _scene(rng, class_id)
+    image, mask = render(rng, kind, _FOLDS[kind.fold], image_size)
+    return Sample(image=image, mask=mask, name=name, class_id=class_id)
+
+
+def render(
+    rng: np.random.Generator, kind: ObjectClass, fold: Fold, image_size: int
+) -> tuple[Image, Mask]:
+    """Draw one scene with an object of one of a fold's classes: an image and the visible mask."""
+    scene = _scene(rng, kind, fold)
     canvas = _Canvas(image_size)
     for layer in scene.layers:
         canvas.paint(layer)
-    image, mask = canvas.finish(scene, rng)
-    if name is None:
-        name = f"procedural-v{VERSION}/class{class_id}/{'-'.join(map(str, key))}@{image_size}"
-    return Sample(image=image, mask=mask, name=name, class_id=class_id)
+    return canvas.finish(scene, rng)
 
 
 def _check_size(image_size: int) -> None:

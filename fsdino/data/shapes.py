@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -129,7 +129,7 @@ class Shape:
     family: Callable[..., Points] = field(repr=False)
     params: Params
 
-    @cache  # noqa: B019 - shapes are module constants
+    @lru_cache(maxsize=256)  # noqa: B019 - a few shapes at a time
     def outline(self) -> Points:
         """Return float64 [N, 2] around the centroid, of area 2.2 unless that is too long."""
         points = self.family(*self.params)

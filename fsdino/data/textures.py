@@ -204,16 +204,12 @@ def _marble(u: Floats, v: Floats, frequency: float, swirl: float) -> Floats:
 
 @dataclass(frozen=True)
 class Texture:
-    """A pattern: a family and its parameters. `centred` families grow from the part's middle."""
+    """A pattern: a family and its parameters. `centred` ones grow from the part's middle."""
 
     name: str
     family: Callable[..., Floats] = field(repr=False)
-    params: Params
-
-    @property
-    def centred(self) -> bool:
-        """Whether the pattern's origin stays near the part's centre."""
-        return self.family in (_rings, _spokes, _wash)
+    params: Params = ()
+    centred: bool = False
 
     def __call__(self, u: Floats, v: Floats) -> Floats:
         """Return the blend in [0, 1] at coordinates u, v, float32 of one shape."""
@@ -225,7 +221,7 @@ TEXTURES: tuple[tuple[Texture, ...], ...] = (
         Texture("pinstriped", _stripes, (2.6, 0.0, 0.45)),
         Texture("checked", _checks, (1.3, 0.0)),
         Texture("dotted", _dots, (2.1, 0.0, 0.30)),
-        Texture("ringed", _rings, (2.2, 0.5)),
+        Texture("ringed", _rings, (2.2, 0.5), centred=True),
         Texture("cellular", _cells, (1.9, 0.16)),
         Texture("zigzagged", _zigzag, (1.9, 0.0, 0.45)),
         Texture("bricked", _bricks, (2.2, 0.0, 2.0)),
@@ -235,7 +231,7 @@ TEXTURES: tuple[tuple[Texture, ...], ...] = (
         Texture("wavy", _waves, (2.2, 0.0, 0.18)),
         Texture("gridded", _grid, (2.0, 0.0, 0.30)),
         Texture("honeycombed", _honeycomb, (2.2, 0.0, 0.38)),
-        Texture("spoked", _spokes, (9.0, 0.0)),
+        Texture("spoked", _spokes, (9.0, 0.0), centred=True),
         Texture("blotched", _blotches, (3.0, 1.0)),
         Texture("scaly", _scales, (1.6, 0.0, 1.2)),
         Texture("toothed", _triangles, (1.7, 0.0, 0.0)),
@@ -244,7 +240,7 @@ TEXTURES: tuple[tuple[Texture, ...], ...] = (
     (
         Texture("banded", _stripes, (1.5, 60.0, 0.50)),
         Texture("spotted", _honeycomb, (1.4, 30.0, 0.28)),
-        Texture("rippled", _rings, (3.2, 0.4)),
+        Texture("rippled", _rings, (3.2, 0.4), centred=True),
         Texture("streaked", _blotches, (2.2, 2.6)),
         Texture("jagged", _zigzag, (1.5, 90.0, 0.75)),
         Texture("meshed", _grid, (2.4, 45.0, 0.42)),
@@ -255,7 +251,7 @@ TEXTURES: tuple[tuple[Texture, ...], ...] = (
         Texture("billowed", _waves, (1.6, 75.0, 0.32)),
         Texture("harlequin", _checks, (1.0, 45.0)),
         Texture("beaded", _dots, (1.6, 45.0, 0.38)),
-        Texture("whirled", _spokes, (5.0, 0.9)),
+        Texture("whirled", _spokes, (5.0, 0.9), centred=True),
         Texture("cracked", _cells, (1.3, 0.30)),
         Texture("tiled", _bricks, (1.7, 90.0, 1.4)),
         Texture("feathered", _scales, (1.2, 180.0, 0.95)),
@@ -268,6 +264,6 @@ NEUTRAL_TEXTURES = (
     Texture("misty", _clouds, (2.0,)),
     Texture("grained", _grain, (0.7, 5.0)),
     Texture("speckled", _grain, (5.5, 1.0)),
-    Texture("washed", _wash, (0.35,)),
+    Texture("washed", _wash, (0.35,), centred=True),
     Texture("marbled", _marble, (0.9, 1.8)),
 )

@@ -15,9 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fsdino.data.episodes import Batch
-
-NO_CLASS = -1
+from fsdino.data.episodes import NO_CLASS, Batch
 
 _STRETCH = 0.35  # largest logarithm of width over height, halved
 _ZOOM = (-0.20, 0.25)  # logarithms

@@ -50,6 +50,8 @@ class TrainConfig:
             of a step's passes add up. None takes all at once, "auto" what fits into memory.
         shots: K of each step is drawn from these.
         image_sizes: side of each step's images is drawn from these; () means the model's.
+        invented: share in [0, 1] of the episodes whose class is made up from base classes' textures
+            and shapes, for "procedural" only; see `fsdino.data.invention`.
         augment: share in [0, 1] of the episodes that are changed into another class's; see
             `fsdino.training.augment`.
         learning_rate: peak; linear warm-up, then cosine decay to 1 % of it.
@@ -65,9 +67,9 @@ class TrainConfig:
         train_encoder: learn the encoder too, for small ones that start from scratch.
         train_adapter: learn the adapter too.
         train_decoder: learn the decoder; the variant "comp_frozen" never does.
-        prototype_weight, class_weight: weights of the two losses that shape a trained encoder, by
-            prototype similarity and by the base class of each foreground token (of the episodes
-            that augmentation left as they are).
+        prototype_weight, contrast_weight: weights of the two losses that shape a trained encoder:
+            prototype similarity within an image, and telling apart the classes of the episodes
+            that share a pass.
         seed: of weights, episodes and schedule.
         device: "auto" (a GPU for each process where there is one) or "cpu".
         dtype: of the trained part: "float32", or "bfloat16" under autocast.
@@ -98,6 +100,7 @@ class TrainConfig:
     episodes_per_batch: int | str | None = None
     shots: tuple[int, ...] = (1,)
     image_sizes: tuple[int, ...] = ()
+    invented: float = 0.0
     augment: float = 0.0
     learning_rate: float = 1e-3
     warmup: int = 200
@@ -112,7 +115,7 @@ class TrainConfig:
     train_adapter: bool = False
     train_decoder: bool = True
     prototype_weight: float = 0.0
-    class_weight: float = 0.0
+    contrast_weight: float = 0.0
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
@@ -142,8 +145,11 @@ class TrainConfig:
                     f"unknown {name} {getattr(self, name)!r}: choose {', '.join(choices)}"
                 )
         check_numbers(self, _AT_LEAST_1, _AT_LEAST_0, _POSITIVE)
-        if not 0 <= self.augment <= 1:
-            raise UsageError(f"augment must be in [0, 1], got {self.augment}")
+        for name in ("invented", "augment"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.invented and self.data != "procedural":
+            raise UsageError(f"invented: only data 'procedural' can, not {self.data!r}; set it to 0")
         self._check_episodes()
         self._check_frozen()
 

@@ -25,7 +25,6 @@ from fsdino.training import footprint
 from fsdino.training.config import AUTO, FREE, TrainConfig
 from fsdino.training.features import FeatureStore, FrozenEncoder
 from fsdino.training.interrupt import Interrupt
-from fsdino.training.losses import TokenClassifier
 from fsdino.training.objective import Objective
 from fsdino.training.optimisation import NanGuard, adamw, set_learning_rate, warmup_cosine
 from fsdino.training.run import Run, frozen_hash, pack, unpack
@@ -81,14 +80,10 @@ class Trainer:
         self.steps = processes.in_turn(lambda: Steps(config, processes))
         torch.manual_seed(config.seed)
         self.model = _build(config)
-        classifier = None
-        if config.class_weight:
-            classifier = TokenClassifier(self.model.encoder.channels, self.steps.classes)
         self.objective = Objective(
             self.model,
-            classifier,
             config.prototype_weight,
-            config.class_weight,
+            config.contrast_weight,
             getattr(torch, config.dtype),
         )
         self.wrapped = self.team.wrap(self.objective)
@@ -206,7 +201,7 @@ class Trainer:
         shots = batch.support_masks.shape[1]
         names = [name for names in step.names[first:last] for name in names]
         seen = images if self.frozen is None else self.frozen(images, names)
-        loss: Tensor = self.wrapped(seen, masks, shots, batch.class_ids)
+        loss: Tensor = self.wrapped(seen, masks, shots)
         return loss
 
     def _validate(self, done: int, loss: float) -> None:
@@ -301,7 +296,6 @@ class Trainer:
         side, device = max(self.config.sizes), self.team.device
         images = torch.zeros(shots + 1, 3, side, side, device=device)
         masks = torch.ones(shots + 1, side, side, device=device)
-        ids = torch.zeros(1, dtype=torch.int64)
         self.objective.eval()  # batch norm must not learn from this
         seen = images
         if self.frozen is not None:
@@ -309,16 +303,13 @@ class Trainer:
             seen = alone(images, [str(n) for n in range(len(images))])  # type: ignore[assignment]
         parameters = [*self.objective.parameters(), *self.objective.buffers()]
         each = footprint.activation_bytes(
-            lambda: self.objective(seen, masks, shots, ids), parameters
+            lambda: self.objective(seen, masks, shots), parameters
         )
         self.objective.train()
         return each
 
     def _modules(self) -> dict[str, torch.nn.Module]:
-        modules: dict[str, torch.nn.Module] = {"model": self.model}
-        if self.objective.classifier is not None:
-            modules["classifier"] = self.objective.classifier
-        return modules
+        return {"model": self.model}
 
     def _save(self, done: int) -> None:
         state = {

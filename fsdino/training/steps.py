@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from fsdino.data.catalog import open_episodes
 from fsdino.data.episodes import Batch, Episode, Episodes, collate
 from fsdino.data.files import FileEpisodes
+from fsdino.data.invention import InventedEpisodes
 from fsdino.data.sampling import Seeded
 from fsdino.errors import DataError
 from fsdino.evaluation.sharding import Processes
@@ -97,13 +98,18 @@ class Steps(Dataset[Step]):
         names: list[tuple[str, ...]] = []
         bad: list[str] = []
         for place in self.processes.share(range(total)):
-            episode = self._read(episodes, step * config.images_per_step + place, bad)
+            own = np.random.default_rng((config.seed, step, place))
+            index = step * config.images_per_step + place
+            episode: Episode | None
+            if config.invented and own.random() < config.invented:
+                episode = InventedEpisodes(config.fold, shots, config.seed, size)[index]
+            else:
+                episode = self._read(episodes, index, bad)
             if episode is None:
                 return Step(None, (), total, tuple(bad))
             batch = collate([episode], size)
             found = tuple(sample.name for sample in (episode.query, *episode.supports))
             if config.augment:
-                own = np.random.default_rng((config.seed, step, place))
                 batch = augment(batch, own, config.augment)
                 found = tuple(f"{step}/{place}/{shot}" for shot in range(shots + 1))
             batches.append(batch)
