@@ -97,7 +97,8 @@ def _shape(rng: np.random.Generator, known: Sequence[Shape]) -> Shape:
         outline = (1 - way) * _resampled(one) + way * _resampled(other)
         mapped: Points = outline @ _linear(rng).T
         if _filled(mapped) > _LEAST_FILLED:
-            return Shape("invented", lambda: mapped, ())
+            break
+    return Shape("invented", lambda: mapped, ())
 
 
 def _filled(points: Points) -> float:

@@ -148,9 +148,7 @@ class Fold:
         return others, [o for o in others if set(o.textures) & set(kind.textures)]
 
 
-def combine(
-    fold: int, start: int, textures: Sequence[Texture], shapes: Sequence[Shape]
-) -> Fold:
+def combine(fold: int, start: int, textures: Sequence[Texture], shapes: Sequence[Shape]) -> Fold:
     """Return a fold of 21 pairs of textures, and a twin for three of them.
 
     Args:
@@ -376,9 +374,7 @@ def _layer(
 _EVERYWHERE = np.array([[-0.1, -0.1], [1.1, -0.1], [1.1, 1.1], [-0.1, 1.1]])
 
 
-def _background(
-    rng: np.random.Generator, fold: Fold, palettes: Sequence[int]
-) -> Iterator[_Layer]:
+def _background(rng: np.random.Generator, fold: Fold, palettes: Sequence[int]) -> Iterator[_Layer]:
     """Draw a textured ground, a large patch of another one, and small clutter.
 
     The ground is neutral; a quarter of the clutter wears textures of the fold's own pool.

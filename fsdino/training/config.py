@@ -149,7 +149,9 @@ class TrainConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.invented and self.data != "procedural":
-            raise UsageError(f"invented: only data 'procedural' can, not {self.data!r}; set it to 0")
+            raise UsageError(
+                f"invented: only data 'procedural' can, not {self.data!r}; set it to 0"
+            )
         self._check_episodes()
         self._check_frozen()
 

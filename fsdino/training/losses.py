@@ -42,9 +42,7 @@ def prototype_loss(score: Tensor, target: Tensor, temperature: float = 0.1) -> T
     return F.binary_cross_entropy_with_logits(score.float() / temperature, cover)
 
 
-def contrast_loss(
-    tokens: Tensor, target: Tensor, shots: int, temperature: float = 0.1
-) -> Tensor:
+def contrast_loss(tokens: Tensor, target: Tensor, shots: int, temperature: float = 0.1) -> Tensor:
     """Cross entropy of foreground tokens among the prototypes of all episodes of a batch.
 
     It tells classes apart, whichever they are. A token's own episode is represented by its other

@@ -302,9 +302,7 @@ class Trainer:
             alone = FrozenEncoder(self.model, self.frozen.dtype, self.frozen.out)
             seen = alone(images, [str(n) for n in range(len(images))])  # type: ignore[assignment]
         parameters = [*self.objective.parameters(), *self.objective.buffers()]
-        each = footprint.activation_bytes(
-            lambda: self.objective(seen, masks, shots), parameters
-        )
+        each = footprint.activation_bytes(lambda: self.objective(seen, masks, shots), parameters)
         self.objective.train()
         return each
 

@@ -35,6 +35,12 @@ def philox(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
+def scene(rng: np.random.Generator, class_id: int) -> procedural._Scene:
+    """Draw a scene of one of the set's classes."""
+    kind = OBJECT_CLASSES[class_id]
+    return procedural._scene(rng, kind, procedural._FOLDS[kind.fold])
+
+
 def test_pictures_are_those_of_the_recorded_version() -> None:
     """Recorded results name a version; its pictures must never change under that name."""
     assert fingerprint() == FROZEN[VERSION]
@@ -133,7 +139,7 @@ def test_a_scene_wears_only_its_folds_and_neutral_textures(class_id: int) -> Non
     allowed = {t.name for t in (*TEXTURES[fold], *NEUTRAL_TEXTURES)}
     worn = set()
     for key in range(12):
-        layers = procedural._scene(philox(key), class_id).layers
+        layers = scene(philox(key), class_id).layers
         worn |= {layer.texture.name for layer in layers}
         target = [layer.texture for layer in layers if layer.label in (1, 2)]
         assert set(target) == set(OBJECT_CLASSES[class_id].textures)
@@ -174,7 +180,11 @@ def test_classes_without_a_twin_differ_in_their_textures() -> None:
 def test_distractors_are_other_classes_of_the_fold_and_often_the_twin(class_id: int) -> None:
     """A target alone in its picture could be found without looking at the support."""
     kind = OBJECT_CLASSES[class_id]
-    drawn = [procedural._distractors(philox(9, key), class_id) for key in range(200)]
+    fold = procedural._FOLDS[kind.fold]
+    drawn = [
+        [other.class_id for other in procedural._distractors(philox(9, key), kind, fold)]
+        for key in range(200)
+    ]
     assert {len(chosen) for chosen in drawn} == {1, 2, 3}
     for chosen in drawn:
         assert class_id not in chosen and len(set(chosen)) == len(chosen)
@@ -189,15 +199,15 @@ def test_distractors_are_other_classes_of_the_fold_and_often_the_twin(class_id: 
 def test_distractors_are_in_the_picture_and_outside_the_mask() -> None:
     """Painting everything but the distractors must change pixels, none of them in the mask."""
     for key in range(6):
-        scene = procedural._scene(philox(key), 40)
-        textured = [layer for layer in scene.layers if layer.texture in TEXTURES[1]]
+        picture = scene(philox(key), 40)
+        textured = [layer for layer in picture.layers if layer.texture in TEXTURES[1]]
         shown = [layer for layer in textured if layer.label == 3 and layer.shadow > 0.3]
         assert len(shown) in (2, 4, 6)
         canvas = procedural._Canvas(64)
-        for layer in scene.layers:
+        for layer in picture.layers:
             canvas.paint(layer)
         without = procedural._Canvas(64)
-        for layer in scene.layers:
+        for layer in picture.layers:
             if not any(layer is distractor for distractor in shown):
                 without.paint(layer)
         changed = (canvas.planes != without.planes).any(axis=0)[:64, :64]
@@ -232,13 +242,14 @@ def test_colour_does_not_name_the_class() -> None:
     """Instances of a class must come in several palettes, and twins in the same ones."""
     for kind in OBJECT_CLASSES[:24]:
         rng = philox(kind.class_id)
-        palettes = [procedural._palette_of(rng, kind.class_id) for _ in range(600)]
+        palettes = [procedural._palette_of(rng, kind) for _ in range(600)]
         counts = np.bincount(palettes, minlength=8)
         assert counts.min() > 15  # each is expected 37.5 times
         assert counts.max() < 400  # the favourite is expected 337.5 times
         if kind.twin is not None:
             rng = philox(kind.class_id)
-            assert [procedural._palette_of(rng, kind.twin) for _ in range(600)] == palettes
+            twin = OBJECT_CLASSES[kind.twin]
+            assert [procedural._palette_of(rng, twin) for _ in range(600)] == palettes
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fsdino.data.episodes import Batch, collate
+from fsdino.data.episodes import NO_CLASS, Batch, collate
 from fsdino.data.procedural import ProceduralEpisodes
-from fsdino.training.augment import NO_CLASS, augment
+from fsdino.training.augment import augment
 
 
 def batch(shots: int = 2, episodes: int = 8) -> Batch:

@@ -45,6 +45,11 @@ def test_bad_recipes(tmp_path: Path, text: str, message: str) -> None:
         ({"learning_rate": "1e-3"}, "learning_rate must be a number, such as 0.001, got '1e-3'"),
         ({"shots": ()}, "shots must be numbers of at least 1"),
         ({"augment": 1.5}, r"augment must be in \[0, 1\]"),
+        ({"invented": -0.1}, r"invented must be in \[0, 1\]"),
+        (
+            {"data": "coco20i", "invented": 0.5},
+            "invented: only data 'procedural' can, not 'coco20i'",
+        ),
         ({"images_per_step": 3}, "images_per_step must be greater than the largest of shots"),
         ({"data": "imagenet"}, "unknown data 'imagenet'"),
         ({"data": "davis17"}, "unknown data 'davis17'"),

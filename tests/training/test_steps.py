@@ -10,6 +10,7 @@ import torch
 
 from data_sets import write_coco, write_fss, write_voc
 from fsdino.data.catalog import open_episodes
+from fsdino.data.episodes import NO_CLASS
 from fsdino.errors import UsageError
 from fsdino.evaluation.sharding import Processes
 from fsdino.training.steps import Steps, part
@@ -112,3 +113,16 @@ def test_part_of_a_batch() -> None:
     cut = part(batch, 1, 3)
     assert len(cut) == 2 and torch.equal(cut.support_masks, batch.support_masks[1:3])
     assert torch.equal(cut.indices, batch.indices[1:3])
+
+
+def test_a_share_of_the_episodes_is_invented() -> None:
+    """Chosen by the episode's number, so that processes and K agree on it."""
+    config = dataclasses.replace(CONFIG, images_per_step=20, augment=0.0, invented=0.5)
+    alone = [Steps(config)[step] for step in range(4)]
+    ids = torch.cat([step.batch.class_ids for step in alone])
+    assert 0.25 < (ids == NO_CLASS).float().mean() < 0.75
+    names = [name for step in alone for episode in step.names for name in episode]
+    assert len(set(names)) == len(names)
+    shares = [Steps(config, Processes(rank, 2))[2] for rank in (0, 1)]
+    both = {name for share in shares for episode in share.names for name in episode}
+    assert both == {name for episode in alone[2].names for name in episode}
