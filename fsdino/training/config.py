@@ -30,7 +30,10 @@ _AT_LEAST_1 = (
     *("steps", "validate_every", "validation_episodes", "validation_shots", "checkpoint_every"),
     "nan_limit",
 )
-_AT_LEAST_0 = ("warmup", "weight_decay", "threads", "workers", "patience")
+_AT_LEAST_0 = (
+    *("warmup", "weight_decay", "threads", "workers", "patience"),
+    *("prototype_weight", "contrast_weight"),
+)
 _POSITIVE = ("learning_rate", "gradient_clip")
 
 
