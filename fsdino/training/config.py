@@ -32,7 +32,7 @@ _AT_LEAST_1 = (
 )
 _AT_LEAST_0 = (
     *("warmup", "weight_decay", "threads", "workers", "patience"),
-    *("prototype_weight", "contrast_weight"),
+    *("prototype_weight", "class_weight", "contrast_weight"),
 )
 _POSITIVE = ("learning_rate", "gradient_clip")
 
@@ -62,6 +62,7 @@ class TrainConfig:
         weight_decay: AdamW's, for matrices only.
         gradient_clip: largest gradient norm.
         nan_limit: so many steps in a row without a finite loss stop the run; fewer are skipped.
+        start_from: name or folder of a model that the run goes on from, with all its weights.
         encoder_from: name or folder of a model whose encoder is taken; None starts from the
             model's own (random, or `pretrained`).
         encoder_weights: one of Meta's DINOv2 files for the encoder.
@@ -70,9 +71,10 @@ class TrainConfig:
         train_encoder: learn the encoder too, for small ones that start from scratch.
         train_adapter: learn the adapter too.
         train_decoder: learn the decoder; the variant "comp_frozen" never does.
-        prototype_weight, contrast_weight: weights of the two losses that shape a trained encoder:
-            prototype similarity within an image, and telling apart the classes of the episodes
-            that share a pass.
+        prototype_weight, class_weight, contrast_weight: weights of the losses that shape a trained
+            encoder: prototype similarity within an image; the base class of each foreground token
+            (of the episodes whose class no augmentation changed); and telling apart the classes of
+            the episodes that share a pass.
         seed: of weights, episodes and schedule.
         device: "auto" (a GPU for each process where there is one) or "cpu".
         dtype: of the trained part: "float32", or "bfloat16" under autocast.
@@ -110,6 +112,7 @@ class TrainConfig:
     weight_decay: float = 0.05
     gradient_clip: float = 1.0
     nan_limit: int = 10
+    start_from: str | None = None
     encoder_from: str | None = None
     encoder_weights: str | None = None
     decoder_weights: str | None = None
@@ -118,6 +121,7 @@ class TrainConfig:
     train_adapter: bool = False
     train_decoder: bool = True
     prototype_weight: float = 0.0
+    class_weight: float = 0.0
     contrast_weight: float = 0.0
     seed: int = 0
     device: str = "auto"
@@ -182,6 +186,10 @@ class TrainConfig:
             )
         if self.feature_cache is not None and self.data == "procedural":
             raise UsageError("feature_cache: no generated image comes twice; use data on disk")
+        others = ("encoder_from", "encoder_weights", "decoder_weights", "adapter_weights")
+        given = [name for name in others if getattr(self, name) is not None]
+        if self.start_from is not None and given:
+            raise UsageError(f"start_from brings all weights: leave {given[0]} out")
         if self.encoder_from is not None and self.encoder_weights is not None:
             raise UsageError("encoder_from and encoder_weights exclude each other: pass one")
 

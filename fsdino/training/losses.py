@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -70,3 +72,41 @@ def contrast_loss(tokens: Tensor, target: Tensor, shots: int, temperature: float
     if not inside.any():
         return tokens.sum() * 0  # DDP waits for every gradient
     return F.cross_entropy(scores[inside], own[:, None].expand_as(inside)[inside])
+
+
+class TokenClassifier(nn.Module):
+    """Cross entropy of foreground tokens against the base classes, for an encoder from scratch.
+
+    A cosine classifier with one learned prototype per class; it exists during training only.
+
+    Args:
+        channels: C of the tokens.
+        classes: ids of the base classes.
+        temperature: divides the cosine.
+    """
+
+    def __init__(self, channels: int, classes: Sequence[int], temperature: float = 0.1) -> None:
+        super().__init__()
+        self.prototypes = nn.Parameter(torch.randn(len(classes), channels))
+        self.rows = {class_id: row for row, class_id in enumerate(classes)}
+        self.temperature = temperature
+
+    def forward(self, tokens: Tensor, target: Tensor, class_ids: Tensor) -> Tensor:
+        """Mean loss over the tokens that are mostly foreground.
+
+        Args:
+            tokens: [B, C, h, w].
+            target: [B, H, W] in [0, 1].
+            class_ids: int [B]; images of other than the base classes do not count.
+        """
+        grid = (tokens.shape[-2], tokens.shape[-1])
+        inside = F.adaptive_avg_pool2d(target[:, None], grid)[:, 0] > 0.5
+        found = [self.rows.get(int(c), -1) for c in class_ids]
+        rows = torch.tensor(found, device=tokens.device)[:, None, None]
+        inside = inside & (rows >= 0)
+        labels = rows.expand(inside.shape)[inside]  # [M]
+        chosen = tokens.permute(0, 2, 3, 1)[inside]  # [M, C]
+        if len(labels) == 0:
+            return (tokens.sum() + self.prototypes.sum()) * 0  # DDP waits for every gradient
+        cosine = F.normalize(chosen, dim=1) @ F.normalize(self.prototypes, dim=1).T
+        return F.cross_entropy(cosine / self.temperature, labels)

@@ -25,6 +25,7 @@ from fsdino.training import footprint
 from fsdino.training.config import AUTO, FREE, TrainConfig
 from fsdino.training.features import FeatureStore, FrozenEncoder
 from fsdino.training.interrupt import Interrupt
+from fsdino.training.losses import TokenClassifier
 from fsdino.training.objective import Objective
 from fsdino.training.optimisation import NanGuard, adamw, set_learning_rate, warmup_cosine
 from fsdino.training.run import Run, frozen_hash, pack, unpack
@@ -80,9 +81,14 @@ class Trainer:
         self.steps = processes.in_turn(lambda: Steps(config, processes))
         torch.manual_seed(config.seed)
         self.model = _build(config)
+        classifier = None
+        if config.class_weight:
+            classifier = TokenClassifier(self.model.encoder.channels, self.steps.classes)
         self.objective = Objective(
             self.model,
+            classifier,
             config.prototype_weight,
+            config.class_weight,
             config.contrast_weight,
             getattr(torch, config.dtype),
         )
@@ -201,7 +207,7 @@ class Trainer:
         shots = batch.support_masks.shape[1]
         names = [name for names in step.names[first:last] for name in names]
         seen = images if self.frozen is None else self.frozen(images, names)
-        loss: Tensor = self.wrapped(seen, masks, shots)
+        loss: Tensor = self.wrapped(seen, masks, shots, batch.class_ids)
         return loss
 
     def _validate(self, done: int, loss: float) -> None:
@@ -296,18 +302,24 @@ class Trainer:
         side, device = max(self.config.sizes), self.team.device
         images = torch.zeros(shots + 1, 3, side, side, device=device)
         masks = torch.ones(shots + 1, side, side, device=device)
+        ids = torch.zeros(1, dtype=torch.int64)
         self.objective.eval()  # batch norm must not learn from this
         seen = images
         if self.frozen is not None:
             alone = FrozenEncoder(self.model, self.frozen.dtype, self.frozen.out)
             seen = alone(images, [str(n) for n in range(len(images))])  # type: ignore[assignment]
         parameters = [*self.objective.parameters(), *self.objective.buffers()]
-        each = footprint.activation_bytes(lambda: self.objective(seen, masks, shots), parameters)
+        each = footprint.activation_bytes(
+            lambda: self.objective(seen, masks, shots, ids), parameters
+        )
         self.objective.train()
         return each
 
     def _modules(self) -> dict[str, torch.nn.Module]:
-        return {"model": self.model}
+        modules: dict[str, torch.nn.Module] = {"model": self.model}
+        if self.objective.classifier is not None:
+            modules["classifier"] = self.objective.classifier
+        return modules
 
     def _save(self, done: int) -> None:
         state = {
@@ -352,6 +364,8 @@ class Trainer:
 
 def _build(config: TrainConfig) -> Segmenter:
     """The model with the weights that a run starts from."""
+    if config.start_from is not None:
+        return _continued(config, config.start_from)
     encoder = zoo.load(config.encoder_from).encoder if config.encoder_from else None
     model = zoo.build(config.model, encoder)
     if config.encoder_weights is not None:
@@ -365,6 +379,22 @@ def _build(config: TrainConfig) -> Segmenter:
         if not isinstance(model, FSDINO):
             raise UsageError(f"variant {config.model.variant!r} has no part that {path} is for")
         load(model, path)
+    return _set_trainable(model, config)
+
+
+def _continued(config: TrainConfig, name: str) -> Segmenter:
+    model = zoo.load(name)
+    found, asked = model.config.to_dict(), config.model.to_dict()
+    other = [key for key in asked if found.get(key) != asked[key]]
+    if other:
+        raise UsageError(
+            f"start_from: {name} was built with another {other[0]}, {found.get(other[0])!r} and "
+            f"not {asked[other[0]]!r}: give its own model section"
+        )
+    return _set_trainable(model, config)
+
+
+def _set_trainable(model: Segmenter, config: TrainConfig) -> Segmenter:
     model.set_trainable(
         encoder=config.train_encoder,
         adapter=config.train_adapter,

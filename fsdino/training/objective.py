@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fsdino.models.encoder import Features
 from fsdino.models.segmenter import Segmenter, pool_supports
 from fsdino.models.training_free import prototype_score
-from fsdino.training.losses import contrast_loss, mask_loss, prototype_loss
+from fsdino.training.losses import TokenClassifier, contrast_loss, mask_loss, prototype_loss
 
 
 class Objective(nn.Module):
@@ -17,23 +17,29 @@ class Objective(nn.Module):
 
     Args:
         model: what is trained.
-        prototype_weight, contrast_weight: see `TrainConfig`.
+        classifier: also trained, for `class_weight`.
+        prototype_weight, class_weight, contrast_weight: see `TrainConfig`.
         dtype: of the trained part, under autocast where it is not float32.
     """
 
     def __init__(
         self,
         model: Segmenter,
+        classifier: TokenClassifier | None,
         prototype_weight: float,
+        class_weight: float,
         contrast_weight: float,
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
-        self.model = model
-        self.prototype_weight, self.contrast_weight = prototype_weight, contrast_weight
+        self.model, self.classifier = model, classifier
+        self.prototype_weight, self.class_weight = prototype_weight, class_weight
+        self.contrast_weight = contrast_weight
         self.dtype = dtype
 
-    def forward(self, images: Tensor | Features, masks: Tensor, shots: int) -> Tensor:
+    def forward(
+        self, images: Tensor | Features, masks: Tensor, shots: int, class_ids: Tensor
+    ) -> Tensor:
         """Mean loss of the predictions: each of N images is once the query.
 
         Args:
@@ -41,6 +47,7 @@ class Objective(nn.Module):
                 encoder says of them.
             masks: [N, H, W] in [0, 1].
             shots: K.
+            class_ids: [N / (K + 1)].
         """
         on = self.dtype != torch.float32
         with torch.autocast(masks.device.type, self.dtype, enabled=on):
@@ -54,6 +61,9 @@ class Objective(nn.Module):
         if self.prototype_weight:
             score = prototype_score(query, support)
             loss = loss + self.prototype_weight * prototype_loss(score, masks)
+        if self.classifier is not None:
+            class_ids = class_ids.repeat_interleave(shots + 1)
+            loss = loss + self.class_weight * self.classifier(query.last, masks, class_ids)
         if self.contrast_weight:
             loss = loss + self.contrast_weight * contrast_loss(query.last, masks, shots)
         return loss
