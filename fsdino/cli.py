@@ -265,6 +265,8 @@ class Train:
     """Whether the adapter learns."""
     decoder: Learning = None
     """Whether the decoder learns."""
+    start_from: Name = None
+    """Name or folder of a model that the run goes on from, with all its weights."""
     encoder_from: Name = None
     """Name or folder of a model whose encoder is taken."""
     encoder_weights: File = None
@@ -1089,6 +1091,8 @@ def _device(name: str) -> torch.device:
 
 def _check_start(config: TrainConfig) -> None:
     """Refuse a frozen encoder that knows nothing; a word about such an adapter."""
+    if config.start_from is not None:
+        return
     if not config.train_encoder and _knows_nothing(config):
         raise UsageError(
             "the encoder is frozen and has random weights: pass --encoder-weights or --encoder-from"
