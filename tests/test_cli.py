@@ -585,6 +585,9 @@ def test_training_on_random_features_is_refused(recipe, capsys, caplog):
     command = cli.Train(recipe="dinov2-b-coco20i", out=Path("run"), encoder_weights=Path("b.pth"))
     assert command.configure().encoder_weights == "b.pth"
     assert "the adapter is frozen and has random weights" in caplog.text
+    caplog.clear()
+    command = cli.Train(recipe="dinov2-b-coco20i", out=Path("run"), start_from="model")
+    assert command.configure().start_from == "model" and not caplog.text
 
 
 def test_ctrl_c_writes_a_checkpoint_and_says_so(recipe, capsys, monkeypatch):

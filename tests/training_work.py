@@ -49,6 +49,7 @@ CONFIG = TrainConfig(
     train_encoder=True,
     train_adapter=True,
     prototype_weight=0.5,
+    class_weight=0.5,
     contrast_weight=0.5,
     workers=0,
     threads=1,
@@ -62,6 +63,7 @@ FROZEN = dataclasses.replace(
     train_encoder=False,
     train_adapter=False,
     prototype_weight=0.0,
+    class_weight=0.0,
     contrast_weight=0.0,
     augment=0.0,
 )

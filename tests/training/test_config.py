@@ -64,6 +64,11 @@ def test_bad_recipes(tmp_path: Path, text: str, message: str) -> None:
             "no generated image comes twice",
         ),
         ({"encoder_from": "a", "encoder_weights": "b"}, "exclude each other"),
+        (
+            {"start_from": "a", "decoder_weights": "b"},
+            "start_from brings all weights: leave decoder_weights out",
+        ),
+        ({"contrast_weight": -1.0}, "contrast_weight must"),
     ],
 )
 def test_bad_settings(changes: dict, message: str) -> None:

@@ -238,6 +238,18 @@ def test_other_frozen_weights_are_no_resumption(tmp_path: Path, whole: Path) -> 
         Trainer(config, tmp_path / "run", resume=True)
 
 
+def test_a_run_goes_on_from_a_model(tmp_path: Path, whole: Path) -> None:
+    """All weights are the model's, whatever learns; another architecture is refused."""
+    config = dataclasses.replace(FROZEN, start_from=str(whole / "model"), seed=5)
+    found = Trainer(config, tmp_path / "run").model.state_dict()
+    given = weights(whole)
+    assert found.keys() == given.keys()
+    assert all(torch.equal(found[name], given[name]) for name in given)
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, variant="comp"))
+    with pytest.raises(UsageError, match=r"start_from: .* another variant, 'full' and not 'comp'"):
+        Trainer(other, tmp_path / "other")
+
+
 def test_workers_change_nothing(tmp_path: Path) -> None:
     """The episodes of a step do not depend on the processes that prepare them."""
     losses: dict[int, list[float]] = {0: [], 2: []}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
 from fsdino.training import objective
+from fsdino.training.losses import TokenClassifier
 from fsdino.training.objective import Objective, supports_of
 from fsdino.training.steps import Steps
 from training_work import CONFIG, MODEL
@@ -30,7 +32,9 @@ def test_every_image_of_an_episode_is_the_query_once(monkeypatch: pytest.MonkeyP
         objective, "mask_loss", lambda logits, masks: seen.update(truth=masks) or logits.sum()
     )
     model = objective.Segmenter.__subclasses__()[0](MODEL).eval()
-    Objective(model, 0.0, 0.0, torch.float32)(images, masks.flatten(0, 1), 2)
+    Objective(model, None, 0.0, 0.0, 0.0, torch.float32)(
+        images, masks.flatten(0, 1), 2, batch.class_ids
+    )
     assert torch.equal(seen["truth"], masks.flatten(0, 1))
     expected = [masks[e, k] for e in range(2) for k in (1, 2, 2, 0, 0, 1)]
     assert torch.equal(seen["support_masks"], torch.stack(expected))
@@ -39,3 +43,11 @@ def test_every_image_of_an_episode_is_the_query_once(monkeypatch: pytest.MonkeyP
 def test_supports_of_each_image() -> None:
     """Two episodes of three images, by hand."""
     assert supports_of(6, 2).tolist() == [1, 2, 2, 0, 0, 1, 4, 5, 5, 3, 3, 4]
+
+
+def test_the_classifier_always_has_a_gradient(tmp_path: Path) -> None:
+    """Zero where no episode is of a base class: DDP waits for every parameter's gradient."""
+    classifier = TokenClassifier(4, [5, 6])
+    tokens = torch.randn(2, 4, 3, 3, requires_grad=True)
+    classifier(tokens, torch.ones(2, 6, 6), torch.tensor([-1, 9])).backward()
+    assert classifier.prototypes.grad.abs().max() == 0 and tokens.grad.abs().max() == 0
