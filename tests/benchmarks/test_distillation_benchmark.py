@@ -154,6 +154,8 @@ def test_findings_name_the_direction() -> None:
     assert "AGAINST the published direction" in found["trained"]["finding"]
     assert "the seeds disagree" in distillation.finding("frozen", [0.5, -0.1])
     assert distillation.spread([3.0])["deviation"] is None
+    assert "it knows" in distillation.knowledge(50, 15)
+    assert "nothing is shown" in distillation.knowledge(20, 15)
 
 
 def test_one_command_does_all_and_remembers_it(
