@@ -197,8 +197,9 @@ def stage_2(
 ) -> TrainConfig:
     """The bundled recipe for one arm, on a frozen encoder."""
     distilled, trained = ARMS[arm]
+    recipe = TrainConfig.from_yaml(ablation_4d.RECIPE)
     return dataclasses.replace(
-        TrainConfig.from_yaml(ablation_4d.RECIPE),
+        recipe,
         model=dataclasses.replace(model, variant=options.variant),
         fold=TEACHER.fold,
         encoder_from=options.encoder,
@@ -209,6 +210,7 @@ def stage_2(
         prototype_weight=0.0,
         contrast_weight=0.0,
         images_per_step=options.images_per_step,
+        image_sizes=recipe.image_sizes if model.image_size in recipe.image_sizes else (),
         steps=options.steps,
         validate_every=options.steps,
         workers=options.workers,
