@@ -47,6 +47,7 @@ def configure(parts: int, steps: int, seed: int, encoder: str) -> TrainConfig:
     return dataclasses.replace(
         recipe,
         model=dataclasses.replace(model, **switches),
+        start_from=None,
         encoder_from=encoder,
         train_encoder=False,
         prototype_weight=0.0,

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ablation_4d
+import ablation
 import small_sam
 import torch
 from PIL import Image
@@ -39,6 +39,7 @@ from fsdino.training.distill_config import DistillConfig
 from fsdino.training.run import CONFIG, Run
 
 TEACHER = small_sam.Recipe()
+EPISODES = 960  # of the held-out fold: 24 classes take turns
 KNOWLEDGE_EPISODES = 144  # two rounds of the 72 base classes
 KNOWS = 2.0  # times the IoU of an untrained teacher
 IMAGE_SEED = 1001  # no seed of the teacher or of stage 2
@@ -197,11 +198,12 @@ def stage_2(
 ) -> TrainConfig:
     """The bundled recipe for one arm, on a frozen encoder."""
     distilled, trained = ARMS[arm]
-    recipe = TrainConfig.from_yaml(ablation_4d.RECIPE)
+    recipe = TrainConfig.from_yaml(ablation.RECIPE)
     return dataclasses.replace(
         recipe,
         model=dataclasses.replace(model, variant=options.variant),
         fold=TEACHER.fold,
+        start_from=None,
         encoder_from=options.encoder,
         decoder_weights=str(teacher),
         adapter_weights=str(adapter) if distilled else None,
@@ -230,8 +232,8 @@ def run_seed(
     for arm in ARMS:
         adapter = folder / "distil" / ADAPTER_FILE
         config = stage_2(arm, model.config, teacher, adapter, options, seed)
-        rows[arm] = row = ablation_4d.run(config, folder / arm.replace(", ", "-"))
-        result = f"mIoU {row['miou']:6.2f} {row['seconds']:7.1f} s"
+        rows[arm] = row = ablation.run(config, folder / arm.replace(", ", "-"), EPISODES)
+        result = f"mIoU {row['miou']:6.2f} {row['cpu_seconds']:7.1f} s"
         print(f"seed {seed}  {arm:20} {result}", flush=True)
     return learned, rows
 
@@ -340,8 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings=settings,
         data=f"procedural-v{procedural.VERSION}",
         data_fingerprint=procedural.fingerprint(),
-        evaluation=f"fold {TEACHER.fold}, val, seed 0, {ablation_4d.EPISODES} episodes, 1-shot "
-        "mIoU in percent",
+        evaluation=f"fold {TEACHER.fold}, val, seed 0, {EPISODES} episodes, 1-shot mIoU in percent",
         teacher=known,
         stage_1=[learned for learned, _ in seeds],
         arms=rows,

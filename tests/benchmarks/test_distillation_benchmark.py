@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import ablation_4d
+import ablation
 import distillation
 import numpy as np
 import pytest
@@ -167,8 +167,8 @@ def test_one_command_does_all_and_remembers_it(
     )
     recipe.write_text(yaml.safe_dump(config.to_dict()))
     zoo.build(MODEL).save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(ablation_4d, "RECIPE", recipe)
-    monkeypatch.setattr(ablation_4d, "EPISODES", 2)
+    monkeypatch.setattr(ablation, "RECIPE", recipe)
+    monkeypatch.setattr(distillation, "EPISODES", 2)
     monkeypatch.setattr(distillation, "TEACHER", TINY)
     monkeypatch.setattr(distillation, "KNOWLEDGE_EPISODES", 2)
     record = tmp_path / "record.json"
@@ -184,7 +184,7 @@ def test_one_command_does_all_and_remembers_it(
     assert [stage["image_size"] for stage in stages] == [16, 32]
     assert "adapter trained: distillation adds" in capsys.readouterr().out
     monkeypatch.setattr(distillation, "Distillation", None)  # nothing is done twice
-    monkeypatch.setattr(ablation_4d, "Trainer", None)
+    monkeypatch.setattr(ablation, "Trainer", None)
     distillation.main([*command, "--steps", "2"])
     assert json.loads(record.read_text()) == first
     with pytest.raises(UsageError, match="steps"):
