@@ -1,8 +1,8 @@
 """Few-shot segmentation of real photographs: `python benchmarks/photographs.py`.
 
 Segments the query of every pair in tests/photographs and prints its IoU with the hand-made mask,
-beside "everything is foreground" and beside the training-free matcher on the same encoder. Writes a
-JSON file.
+beside "everything is foreground" and beside the training-free matchers on the same encoder. Writes
+a JSON file.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 import fsdino
 from fsdino.models import zoo
+from fsdino.models.config import MATCHERS
 from fsdino.models.segmenter import Segmenter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -49,10 +50,11 @@ def main() -> None:
     )
     options = parser.parse_args()
     model = fsdino.load(options.model)
-    free = zoo.training_free(model)
+    free = {matcher: zoo.training_free(model, matcher) for matcher in MATCHERS}
     rows = []
     print(
-        f"{'IoU in percent':22} {'model':>7} {'tiles':>7} {'training-free':>14} {'everything':>11}"
+        f"{'IoU in percent':22} {'model':>7} {'tiles':>7} {'prototypes':>11} {'matches':>8} "
+        f"{'everything':>11}"
     )
     for pair in load_pairs():
         truth = pair.query.mask
@@ -60,11 +62,12 @@ def main() -> None:
             "pair": pair.name,
             "model": iou(segment(model, pair, tiles=False), truth),
             "model_tiles": iou(segment(model, pair, tiles=True), truth),
-            "training_free": iou(segment(free, pair, tiles=False), truth),
+            "prototypes": iou(segment(free["prototype"], pair, tiles=False), truth),
+            "correspondences": iou(segment(free["correspondence"], pair, tiles=False), truth),
             "all_foreground": iou(np.ones_like(truth), truth),
         }
         name, *numbers = row.values()
-        print("{:22} {:7.1f} {:7.1f} {:14.1f} {:11.1f}".format(name, *numbers))
+        print("{:22} {:7.1f} {:7.1f} {:11.1f} {:8.1f} {:11.1f}".format(name, *numbers))
         rows.append({k: v if isinstance(v, str) else round(v, 1) for k, v in row.items()})
     write_record(
         options.out,

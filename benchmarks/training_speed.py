@@ -3,8 +3,8 @@
 One step of `fsdino train` on a frozen DINOv2 ViT-S/14 (random weights: the time is the same) at 518
 pixels, with the ops' selected backend and with the eager formulation in the same trainer: episodes
 per second of the whole step and of the 4D part (forward and backward), activation and peak memory.
-Each runs in a process of its own, in turns. Prints a table and writes a JSON file, unless the two
-disagree on the loss.
+They take turns in processes of their own; medians. Prints a table and writes a JSON file, unless
+the two disagree on the loss.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,16 @@ def measure(name: str, config: TrainConfig, repeats: int) -> dict[str, Any]:
         }  # fmt: skip
 
 
+def median(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One row of several: the median of each time, and the times."""
+    row = dict(rounds[0])
+    for name in ("step_seconds", "prior_seconds"):
+        seconds = [found[name] for found in rounds]
+        row[name] = statistics.median(seconds)
+        row[f"{name}_by_round"] = [round(value, 3) for value in seconds]
+    return row
+
+
 def prior_step(trainer: Trainer, step: Step) -> Callable[[], object]:
     """Forward and backward of the 4D prior alone, on the step's own features."""
     batch, device = step.batch, trainer.team.device
@@ -125,15 +135,17 @@ def main() -> None:
     parser.add_argument("--encoder", default=ENCODER)
     parser.add_argument("--size", type=int, default=518)
     parser.add_argument("--images", type=int, default=2, help="of a step; two make an episode")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2, help="of a round")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=sharding.cores())
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/training_speed.json"))
     options = parser.parse_args()
     config = configure(options.encoder, options.size, options.images, options.threads)
-    rows = [
-        memory.in_new_process(measure, name, config, options.repeats) for name in ("ops", "eager")
-    ]
-    fused, eager = rows
+    found: dict[str, list[dict[str, Any]]] = {"ops": [], "eager": []}
+    for _ in range(options.rounds):
+        for name, rounds in found.items():
+            rounds.append(memory.in_new_process(measure, name, config, options.repeats))
+    rows = fused, eager = [median(rounds) for rounds in found.values()]
     if abs(fused["loss"] - eager["loss"]) > AGREEMENT * abs(eager["loss"]):
         parser.exit(1, f"the losses differ: {fused['loss']} and {eager['loss']}; not timed\n")
     episodes = config.episodes_per_step(1)
@@ -154,6 +166,7 @@ def main() -> None:
         shots=1,
         threads=options.threads,
         repeats=options.repeats,
+        rounds=options.rounds,
         results=rows,
     )
 

@@ -32,3 +32,14 @@ def test_both_formulations_give_one_loss(monkeypatch: pytest.MonkeyPatch) -> Non
     assert rows["ops"]["loss"] == pytest.approx(rows["eager"]["loss"], rel=1e-5)
     for row in rows.values():
         assert row["step_seconds"] > row["prior_seconds"] > 0 and row["activation_bytes"] > 0
+
+
+def test_median_of_rounds() -> None:
+    """Times are medians over rounds; the rest is the first round's."""
+    rounds = [
+        {"loss": 1.0, "step_seconds": step, "prior_seconds": prior}
+        for step, prior in ((3.0, 0.3), (1.0, 0.1), (2.0, 0.2))
+    ]
+    row = training_speed.median(rounds)
+    assert (row["loss"], row["step_seconds"], row["prior_seconds"]) == (1.0, 2.0, 0.2)
+    assert row["step_seconds_by_round"] == [3.0, 1.0, 2.0]
