@@ -73,14 +73,14 @@ class Trainer:
         self.team = team or Team(config.device)
         processes = self.team.processes
         _check_processes(config, processes.count)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        torch.manual_seed(config.seed)
+        self.model = _build(config)
+        self.steps = processes.in_turn(lambda: Steps(config, processes))
         self.run = processes.in_turn(
             lambda: Run(folder, config.to_dict(), resume=resume, free=FREE, main=self.team.is_main)
         )
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        self.steps = processes.in_turn(lambda: Steps(config, processes))
-        torch.manual_seed(config.seed)
-        self.model = _build(config)
         classifier = None
         if config.class_weight:
             classifier = TokenClassifier(self.model.encoder.channels, self.steps.classes)

@@ -248,6 +248,13 @@ def test_a_run_goes_on_from_a_model(tmp_path: Path, whole: Path) -> None:
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, variant="comp"))
     with pytest.raises(UsageError, match=r"start_from: .* another variant, 'full' and not 'comp'"):
         Trainer(other, tmp_path / "other")
+    missing = dataclasses.replace(config, start_from="runs/missing/model")
+    with pytest.raises(UsageError, match="unknown model 'runs/missing/model'"):
+        Trainer(missing, tmp_path / "other")
+    nowhere = dataclasses.replace(FROZEN, data="fss1000", root=str(tmp_path / "nowhere"), fold=0)
+    with pytest.raises(UsageError, match="nowhere: no such folder"):
+        Trainer(nowhere, tmp_path / "other")
+    assert not (tmp_path / "other").exists()  # the same command works once that is mended
 
 
 def test_workers_change_nothing(tmp_path: Path) -> None:
