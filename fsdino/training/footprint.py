@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 _MEMINFO = Path("/proc/meminfo")
-_USED = 0.8  # share of the free memory that is planned with
-_BACKWARD = 2  # a backward pass holds gradients beside the activations
+USED = 0.8  # share of the free memory that is planned with
+BACKWARD = 2  # a backward pass holds gradients beside the activations
 
 
 def activation_bytes(forward: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
@@ -59,4 +59,4 @@ def episodes_that_fit(each: int, free: int | None, most: int, sharing: int = 1) 
     """
     if free is None:
         return most
-    return max(1, min(most, int(_USED * free / sharing) // (_BACKWARD * max(each, 1))))
+    return max(1, min(most, int(USED * free / sharing) // (BACKWARD * max(each, 1))))
