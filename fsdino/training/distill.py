@@ -331,9 +331,7 @@ class Distillation:
         with torch.no_grad(), self._autocast("encoder_dtype"):
             tokens = self.encoder.shallow(images)
         with self._autocast("dtype"):
-            answer = self.wrapped(
-                tokens if self._types["dtype"] == tokens.dtype else tokens.float()
-            )
+            answer = module(tokens if self._types["dtype"] == tokens.dtype else tokens.float())
         found = agreement(
             on_teachers_grid(answer, extents, side), stacked.to(device), inside.to(device)
         )
