@@ -5,6 +5,9 @@ pixels, with the ops' selected backend and with the eager formulation in the sam
 per second of the whole step and of the 4D part (forward and backward), activation and peak memory.
 They take turns in processes of their own; medians. Prints a table and writes a JSON file, unless
 the two disagree on the loss.
+
+On a GPU, `--dtype bfloat16 --limit-gb 24 --images 2 4 8 16 32 64` finds how much of each
+formulation fits into that much memory, and compares the two where each is fastest.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,49 +125,117 @@ def peak(run: Callable[[], float], device: torch.device) -> int | None:
     return memory.peak_bytes(lambda: [torch.tensor(run())])
 
 
-def configure(encoder: str, size: int, images: int, threads: int) -> TrainConfig:
+def configure(encoder: str, size: int, images: int, threads: int, dtype: str) -> TrainConfig:
     """Generated pictures at the encoder's size; nothing but the trained part takes gradients."""
     return TrainConfig(
         ModelConfig(encoder, image_size=size), steps=1, images_per_step=images, workers=0,
-        threads=threads,
+        threads=threads, dtype=dtype,
     )  # fmt: skip
 
 
-def main() -> None:
-    """Measure, compare, print, write."""
+def try_measure(
+    name: str, config: TrainConfig, repeats: int, limit: float | None
+) -> dict[str, Any] | None:
+    """`measure`, with no more than `limit` gigabytes of a GPU; None where that is too little."""
+    if limit is not None and torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(limit * 1e9 / total, 1.0))
+    try:
+        return measure(name, config, repeats)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def agree(found: Sequence[dict[str, Any]]) -> bool:
+    """Whether both formulations, on the same images, gave one loss."""
+    losses = [row["loss"] for row in found]
+    return max(losses) - min(losses) <= AGREEMENT * abs(losses[0])
+
+
+def fastest(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
+    """The row of a formulation with most episodes per second."""
+    mine = [row for row in rows if row["formulation"] == name]
+    return max(mine, key=lambda row: row["episodes"] / row["step_seconds"])
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--encoder", default=ENCODER)
     parser.add_argument("--size", type=int, default=518)
-    parser.add_argument("--images", type=int, default=2, help="of a step; two make an episode")
+    parser.add_argument(
+        "--images", type=int, nargs="+", default=[2], help="of a step; two make an episode"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--limit-gb", type=float, help="memory of a GPU that may be used")
     parser.add_argument("--repeats", type=int, default=2, help="of a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=sharding.cores())
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/training_speed.json"))
-    options = parser.parse_args()
-    config = configure(options.encoder, options.size, options.images, options.threads)
-    found: dict[str, list[dict[str, Any]]] = {"ops": [], "eager": []}
-    for _ in range(options.rounds):
-        for name, rounds in found.items():
-            rounds.append(memory.in_new_process(measure, name, config, options.repeats))
-    rows = fused, eager = [median(rounds) for rounds in found.values()]
-    if abs(fused["loss"] - eager["loss"]) > AGREEMENT * abs(eager["loss"]):
-        parser.exit(1, f"the losses differ: {fused['loss']} and {eager['loss']}; not timed\n")
-    episodes = config.episodes_per_step(1)
-    print(f"{'':12} {'episodes/s':>10} {'4D part, s':>10} {'kept, MB':>9} {'peak, MB':>9}")
+    return parser.parse_args()
+
+
+def measure_all(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for each number of images and formulation that fits; both take turns."""
+    rows: list[dict[str, Any]] = []
+    names = ["ops", "eager"]
+    for images in sorted(options.images):
+        config = configure(options.encoder, options.size, images, options.threads, options.dtype)
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        for _ in range(options.rounds):
+            for name in list(found):
+                row = memory.in_new_process(
+                    try_measure, name, config, options.repeats, options.limit_gb
+                )
+                if row is None:
+                    print(f"{name}: {images} images do not fit", flush=True)
+                    del found[name]
+                    names.remove(name)
+                else:
+                    found[name].append(row)
+        here = [{"episodes": config.episodes_per_step(1), **median(r)} for r in found.values()]
+        if len(here) > 1 and not agree(here):
+            raise SystemExit(f"the losses differ: {[row['loss'] for row in here]}; not timed")
+        rows += here
+    return rows
+
+
+def report(rows: Sequence[dict[str, Any]]) -> None:
+    """Print every row, and how the two formulations compare."""
+    print(
+        f"{'':12} {'episodes':>8} {'per s':>8} {'4D part, s':>10} {'kept, MB':>9} {'peak, MB':>9}"
+    )
     for row in rows:
         most = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}"
         print(
-            f"{row['backend']:12} {episodes / row['step_seconds']:10.3f} "
-            f"{row['prior_seconds']:10.2f} {row['activation_bytes'] / 1e6:9.0f} {most:>9}"
+            f"{row['backend']:12} {row['episodes']:8} {row['episodes'] / row['step_seconds']:8.3f} "
+            f"{row['prior_seconds']:10.3f} {row['activation_bytes'] / 1e6:9.0f} {most:>9}"
         )
-    print(f"4D part: {eager['prior_seconds'] / fused['prior_seconds']:.2f} times as fast")
+    for fused, eager in pairwise(rows):
+        if (fused["formulation"], eager["formulation"]) == ("ops", "eager"):
+            ratio = eager["prior_seconds"] / fused["prior_seconds"]
+            print(f"4D part, {fused['episodes']} episodes: {ratio:.2f} times as fast")
+    if {row["formulation"] for row in rows} == {"ops", "eager"}:
+        fused, eager = fastest(rows, "ops"), fastest(rows, "eager")
+        speeds = [row["episodes"] / row["step_seconds"] for row in (fused, eager)]
+        print(
+            f"whole step, each at its best: {speeds[0] / speeds[1]:.2f} times as fast, with "
+            f"{fused['episodes']} and {eager['episodes']} episodes"
+        )
+
+
+def main() -> None:
+    """Measure, compare, print, write."""
+    options = parse()
+    rows = measure_all(options)
+    report(rows)
     write_record(
         options.out,
         shlex.join(["python", "benchmarks/training_speed.py", *sys.argv[1:]]),
         encoder=options.encoder,
         size=options.size,
-        episodes_per_step=episodes,
         shots=1,
+        dtype=options.dtype,
+        limit_gb=options.limit_gb,
         threads=options.threads,
         repeats=options.repeats,
         rounds=options.rounds,
