@@ -21,13 +21,13 @@ from fsdino.models.adapter import Adapter
 from fsdino.models.checkpoints import weights_hash, write_tensors
 from fsdino.models.encoder import Encoder
 from fsdino.training.agreement import agreement, on_teachers_grid, stack_targets
-from fsdino.training.config import AUTO
 from fsdino.training.corpus import Corpus, ImageFile, find_images
 from fsdino.training.distill_config import DISTILL_FREE, DistillConfig, Stage
 from fsdino.training.embeddings import EmbeddingCache, Inventory, fill
 from fsdino.training.interrupt import Interrupt, leave_to_trainer
 from fsdino.training.optimisation import NanGuard, adamw, set_learning_rate, warmup_cosine
 from fsdino.training.pairs import HeldOutPairs, Pair, PairReader, TrainingPairs
+from fsdino.training.recipe import AUTO
 from fsdino.training.run import METRICS, Run, pack, unpack
 from fsdino.training.teacher import load_teacher
 from fsdino.training.team import Team

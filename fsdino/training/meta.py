@@ -22,12 +22,13 @@ from fsdino.models.checkpoints import weights_hash
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmenter
 from fsdino.training import footprint
-from fsdino.training.config import AUTO, FREE, TrainConfig
+from fsdino.training.config import FREE, TrainConfig
 from fsdino.training.features import FeatureStore, FrozenEncoder
 from fsdino.training.interrupt import Interrupt
 from fsdino.training.losses import TokenClassifier
 from fsdino.training.objective import Objective
 from fsdino.training.optimisation import NanGuard, adamw, set_learning_rate, warmup_cosine
+from fsdino.training.recipe import AUTO
 from fsdino.training.run import Run, frozen_hash, pack, unpack
 from fsdino.training.steps import Step, Steps, open_training, part
 from fsdino.training.team import Team
