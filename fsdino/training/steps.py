@@ -68,6 +68,10 @@ class Steps(Dataset[Step]):
                 self.episodes[shots, size] = open_training(
                     config, shots, self.number * (1 + _SPARES), size if generated else None
                 )
+        self.invented = {
+            (shots, size): InventedEpisodes(config.fold, shots, config.seed, size)
+            for shots, size in (self.episodes if config.invented else ())
+        }
         self.classes = self.of(config.shots[0], self.sizes[0]).classes
         self.lists_hash = self.of(config.shots[0], self.sizes[0]).provenance.lists_hash
 
@@ -102,7 +106,7 @@ class Steps(Dataset[Step]):
             index = step * config.images_per_step + place
             episode: Episode | None
             if config.invented and own.random() < config.invented:
-                episode = InventedEpisodes(config.fold, shots, config.seed, size)[index]
+                episode = self.invented[shots, size][index]
             else:
                 episode = self._read(episodes, index, bad)
             if episode is None:
