@@ -386,10 +386,11 @@ def test_ctrl_c_keeps_what_is_done(workplace, capsys):
     assert (found["resumed"], len(found["queries"])) == (8, 10)
 
 
-def test_a_reader_that_leaves_is_no_error(workplace):
+@pytest.mark.parametrize("given", [("info", "--json"), ("train", "--help")])
+def test_a_reader_that_leaves_is_no_error(given, workplace):
     """`fsdino info --json | head -c 1` ends without a word."""
     process = subprocess.Popen(
-        command("info", "--json"),
+        command(*given),
         env=environment(),
         cwd=workplace,
         stdout=subprocess.PIPE,
