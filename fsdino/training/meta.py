@@ -266,7 +266,7 @@ class Trainer:
         """Say what an episode takes, and choose how many share a pass where that is wanted."""
         config, processes = self.config, self.team.processes
         for shots in sorted(set(config.shots)):
-            each = self._activations(shots)
+            each = self.activation_bytes(shots)
             logger.info(
                 "activations of a %d-shot episode at %d pixels: %.1f MB",
                 shots, max(config.sizes), each / 1e6,
@@ -281,8 +281,8 @@ class Trainer:
                 self.batch[shots] = min(processes.gather(fits))
                 logger.info("%d of %d episodes a pass", self.batch[shots], most)
 
-    def _activations(self, shots: int) -> int:
-        """Bytes that the trained part keeps of an episode for the backward pass."""
+    def activation_bytes(self, shots: int) -> int:
+        """Bytes that the trained part keeps of a K-shot episode for the backward pass."""
         side, device = max(self.config.sizes), self.team.device
         images = torch.zeros(shots + 1, 3, side, side, device=device)
         masks = torch.ones(shots + 1, side, side, device=device)
