@@ -47,6 +47,8 @@ class TrainConfig(Recipe):
             and shapes, for "procedural" only; see `fsdino.data.invention`.
         augment: share in [0, 1] of the episodes that are changed into another class's; see
             `fsdino.training.augment`.
+        crowded: share in [0, 1] of the images that are shrunk, with mirror images around: several
+            small objects in place of one.
         learning_rate: peak; linear warm-up, then cosine decay to 1 % of it.
         warmup: steps.
         weight_decay: AdamW's, for matrices only.
@@ -69,7 +71,7 @@ class TrainConfig(Recipe):
         device: "auto" (a GPU for each process where there is one) or "cpu".
         dtype: of the trained part: "float32", or "bfloat16" under autocast.
         encoder_dtype: of a frozen encoder likewise; "auto" is bfloat16 on GPUs.
-        feature_cache: folder for the features of a frozen encoder; needs `augment` 0.
+        feature_cache: folder for the features of a frozen encoder; needs `augment` and `crowded` 0.
         threads: CPU threads of the training process; 0 leaves them.
         workers: processes that prepare episodes; the episodes do not depend on it.
         skip_bad: take another episode where an image cannot be read, and name it.
@@ -96,6 +98,7 @@ class TrainConfig(Recipe):
     image_sizes: tuple[int, ...] = ()
     invented: float = 0.0
     augment: float = 0.0
+    crowded: float = 0.0
     learning_rate: float = 1e-3
     warmup: int = 200
     weight_decay: float = 0.05
@@ -138,7 +141,7 @@ class TrainConfig(Recipe):
             }
         )
         self._check_numbers(_AT_LEAST_1, _AT_LEAST_0, _POSITIVE)
-        for name in ("invented", "augment"):
+        for name in ("invented", "augment", "crowded"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.invented and self.data != "procedural":
@@ -165,10 +168,11 @@ class TrainConfig(Recipe):
     def _check_frozen(self) -> None:
         if self.model.variant == "training_free":
             raise UsageError("variant 'training_free' has nothing to train: choose another")
-        if self.feature_cache is not None and (self.train_encoder or self.augment):
+        changing = self.train_encoder or self.augment or self.crowded
+        if self.feature_cache is not None and changing:
             raise UsageError(
                 "feature_cache keeps what a frozen encoder says of unchanged images: set "
-                "train_encoder to false and augment to 0"
+                "train_encoder to false, augment and crowded to 0"
             )
         if self.feature_cache is not None and self.data == "procedural":
             raise UsageError("feature_cache: no generated image comes twice; use data on disk")

@@ -17,7 +17,7 @@ from fsdino.data.invention import InventedEpisodes
 from fsdino.data.sampling import Seeded
 from fsdino.errors import DataError
 from fsdino.evaluation.sharding import Processes
-from fsdino.training.augment import augment
+from fsdino.training.augment import augment, crowd
 from fsdino.training.config import TrainConfig
 from fsdino.training.interrupt import leave_to_trainer
 
@@ -115,6 +115,9 @@ class Steps(Dataset[Step]):
             found = tuple(sample.name for sample in (episode.query, *episode.supports))
             if config.augment:
                 batch = augment(batch, own, config.augment)
+            if config.crowded:
+                batch = crowd(batch, own, config.crowded)
+            if config.augment or config.crowded:
                 found = tuple(f"{step}/{place}/{shot}" for shot in range(shots + 1))
             batches.append(batch)
             names.append(found)
