@@ -612,6 +612,40 @@ def test_ctrl_c_writes_a_checkpoint_and_says_so(recipe, capsys, monkeypatch):
     )
 
 
+TERMINATED = """
+import os, signal, time
+from fsdino.training import meta
+
+original = meta.Trainer._step
+
+def terminated(self, number, step):
+    if number == 1:
+        os.killpg(0, signal.SIGTERM)
+        time.sleep(0.5)
+    return original(self, number, step)
+
+meta.Trainer._step = terminated
+"""
+
+
+def test_a_sigterm_to_all_processes_writes_a_checkpoint(recipe, workplace):
+    """torchrun and clusters send it to a whole group; the step needs the workers to its end."""
+    done = subprocess.run(
+        command("train", recipe, "--out", "run", "--workers", "2", code=TERMINATED),
+        env=environment(),
+        cwd=workplace,
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,
+        timeout=300,
+    )
+    assert done.stderr.splitlines()[-1] == (
+        "fsdino: interrupted: step 2 is kept in run; the same command with --resume goes on"
+    )
+    assert done.returncode == 1
+
+
 TINY_RUNS = ("fsdino-tiny-base", "fsdino-tiny-invented", "fsdino-tiny")
 
 
