@@ -36,7 +36,7 @@ def measure(config: TrainConfig, shots: int) -> dict[str, Any]:
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, Path(folder))
-        activations = trainer._activations(shots)
+        activations = trainer.activation_bytes(shots)
     weights = 4 * sum(p.numel() for p in trainer.model.parameters())
     return {
         "encoder": config.model.encoder,

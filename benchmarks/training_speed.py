@@ -75,7 +75,7 @@ def measure(name: str, config: TrainConfig, repeats: int) -> dict[str, Any]:
             "loss": loss,
             "step_seconds": statistics.median(seconds),
             "prior_seconds": statistics.median(parts),
-            "activation_bytes": trainer._activations(config.shots[0]),
+            "activation_bytes": trainer.activation_bytes(config.shots[0]),
             "peak_bytes": peak(lambda: trainer._step(0, step), device),
         }  # fmt: skip
 

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from fsdino.training.distill import Distillation
     from fsdino.training.distill_config import DistillConfig
     from fsdino.training.meta import Trainer
+    from fsdino.training.recipe import Recipe
+    from fsdino.training.team import Team
 
 logger = logging.getLogger("fsdino.cli")
 
@@ -57,6 +59,11 @@ Integers = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_beha
 Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 Dtype = Literal["float32", "float16", "bfloat16"]
+Part = Literal["pcs", "svp", "4d", "ce"]
+Learning = Annotated[
+    Literal["trained", "frozen"] | None,
+    tyro.conf.arg(metavar="trained|frozen", help_behavior_hint=""),
+]
 
 _DESCRIPTION = """\
 Few-shot segmentation: mark an object in one image, find it in others.
@@ -223,13 +230,6 @@ class Segment:
         )
 
 
-Part = Literal["pcs", "svp", "4d", "ce"]
-Learning = Annotated[
-    Literal["trained", "frozen"] | None,
-    tyro.conf.arg(metavar="trained|frozen", help_behavior_hint=""),
-]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """Train a segmenter on episodes of base classes.
@@ -313,21 +313,16 @@ class Train:
     def run(self) -> int:
         """Run the command; returns the exit code."""
         from fsdino.training.meta import Trainer
-        from fsdino.training.team import Team
 
         config = self.configure()
-        team = Team(config.device)
-        if not team.is_main:
-            logging.getLogger("fsdino").setLevel(logging.ERROR)
-        try:
-            trainer = Trainer(config, self.out, resume=self.resume, team=team)
-            if team.is_main:
-                _print_parameters(trainer.model)
-            self._fit(trainer)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(_kept_run(self.out)) from None
-        finally:
-            team.close()
+        with _team(config.device) as team:
+            try:
+                trainer = Trainer(config, self.out, resume=self.resume, team=team)
+                if team.is_main:
+                    _print_parameters(trainer.model)
+                self._fit(trainer)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(_kept_run(self.out)) from None
         if team.is_main:
             print(
                 f"trained model: {self.out / 'model'}; the best by validation: {self.out / 'best'}"
@@ -341,12 +336,7 @@ class Train:
         from fsdino.training.config import TrainConfig
 
         config = TrainConfig.from_yaml(_find_recipe(self.recipe, "train"))
-        known = {field.name for field in dataclasses.fields(config)}
-        given: dict[str, Any] = {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in vars(self).items()
-            if name in known and value is not None and value is not False and value != ()
-        }
+        given = _given(self, config)
         given |= {
             f"train_{part}": value == "trained"
             for part, value in (("adapter", self.adapter), ("decoder", self.decoder))
@@ -460,18 +450,12 @@ class Distill:
     def run(self) -> int:
         """Run the command; returns the exit code."""
         from fsdino.training.distill import Distillation
-        from fsdino.training.team import Team
 
         config = self.configure()
-        team = Team(config.device)
-        if not team.is_main:
-            logging.getLogger("fsdino").setLevel(logging.ERROR)
-        try:
+        with _team(config.device) as team:
             distillation = Distillation(config, self.out, resume=self.resume, team=team)
             self._prepare(distillation)
             result = self._fit(distillation)
-        finally:
-            team.close()
         if team.is_main and self.as_json:
             print(json.dumps(result))
         elif team.is_main:
@@ -490,12 +474,7 @@ class Distill:
                 raise UsageError("the recipe says which model: leave out --model and --encoder")
         else:
             config = DistillConfig(self._model(), encoder_from=self.model)
-        known = {field.name for field in dataclasses.fields(config)} - {"model"}
-        given: dict[str, Any] = {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in vars(self).items()
-            if name in known and value is not None and value != ()
-        }
+        given = _given(self, config)
         if self.no_cache:
             given["use_cache"] = False
         config = dataclasses.replace(config, **given)
@@ -943,7 +922,16 @@ class _Command(Protocol):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 for a failure, 2 for a usage error."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _main(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read our output, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _main(given: list[str]) -> int:
     debug, verbose = "--debug" in given, "--verbose" in given
     given = [argument for argument in given if argument not in {"--debug", "--verbose"}]
     if given == ["--version"]:
@@ -961,12 +949,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 2
     with _logging_to_stderr(logging.DEBUG if verbose else logging.INFO), _warnings(verbose):
         try:
-            code = command.run()
-            sys.stdout.flush()
-            return code
-        except BrokenPipeError:  # whoever read our output, such as `head`, has left
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
+            return command.run()
+        except BrokenPipeError:
+            raise
         except (Exception, KeyboardInterrupt) as error:
             if debug:
                 traceback.print_exc()
@@ -1087,6 +1072,32 @@ def _device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         raise UsageError(f"no device {name!r} here ({count} GPUs found): choose cpu or auto")
     return device
+
+
+@contextlib.contextmanager
+def _team(device: str) -> Iterator[Team]:
+    """The processes of a training run; all but the first keep to errors."""
+    from fsdino.training.team import Team
+
+    team = Team(device)
+    if not team.is_main:
+        logging.getLogger("fsdino").setLevel(logging.ERROR)
+    try:
+        yield team
+    finally:
+        team.close()
+
+
+def _given(command: Train | Distill, config: Recipe) -> dict[str, Any]:
+    """The options that were given and bear the name of a setting; a model is no setting."""
+    import dataclasses
+
+    known = {field.name for field in dataclasses.fields(config)} - {"model"}
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(command).items()
+        if name in known and value is not None and value is not False and value != ()
+    }
 
 
 def _check_start(config: TrainConfig) -> None:

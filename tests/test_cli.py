@@ -386,10 +386,11 @@ def test_ctrl_c_keeps_what_is_done(workplace, capsys):
     assert (found["resumed"], len(found["queries"])) == (8, 10)
 
 
-def test_a_reader_that_leaves_is_no_error(workplace):
+@pytest.mark.parametrize("given", [("info", "--json"), ("train", "--help")])
+def test_a_reader_that_leaves_is_no_error(given, workplace):
     """`fsdino info --json | head -c 1` ends without a word."""
     process = subprocess.Popen(
-        command("info", "--json"),
+        command(*given),
         env=environment(),
         cwd=workplace,
         stdout=subprocess.PIPE,
@@ -611,13 +612,49 @@ def test_ctrl_c_writes_a_checkpoint_and_says_so(recipe, capsys, monkeypatch):
     )
 
 
+TERMINATED = """
+import os, signal, time
+from fsdino.training import meta
+
+original = meta.Trainer._step
+
+def terminated(self, number, step):
+    if number == 1:
+        os.killpg(0, signal.SIGTERM)
+        time.sleep(0.5)
+    return original(self, number, step)
+
+meta.Trainer._step = terminated
+"""
+
+
+def test_a_sigterm_to_all_processes_writes_a_checkpoint(recipe, workplace):
+    """torchrun and clusters send it to a whole group; the step needs the workers to its end."""
+    done = subprocess.run(
+        command("train", recipe, "--out", "run", "--workers", "2", code=TERMINATED),
+        env=environment(),
+        cwd=workplace,
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,
+        timeout=300,
+    )
+    assert done.stderr.splitlines()[-1] == (
+        "fsdino: interrupted: step 2 is kept in run; the same command with --resume goes on"
+    )
+    assert done.returncode == 1
+
+
+TINY_RUNS = ("fsdino-tiny-base", "fsdino-tiny-invented", "fsdino-tiny")
+
+
 def test_shipped_recipes_are_found_by_name_and_can_be_read():
-    """`fsdino train NAME` needs no path; `fsdino-tiny` holds out the fold that the demo shows."""
-    assert stage_two("fsdino-tiny").fold == demo.FOLD
+    """`fsdino train NAME` needs no path; a stage-1 recipe fits those of stage 2."""
     names = {path.stem for path in cli.RECIPES.glob("*.yaml")}
     sizes = {"s": "small", "b": "base", "l": "large"}
     benchmarks = {f"dinov2-{size}-{data}" for size in sizes for data in ("pascal5i", "coco20i")}
-    assert names == {"fsdino-tiny", *benchmarks, *(f"distill-dinov2-{size}" for size in sizes)}
+    assert names == {*TINY_RUNS, *benchmarks, *(f"distill-dinov2-{size}" for size in sizes)}
     for size, long in sizes.items():
         first = stage_one(f"distill-dinov2-{size}")
         assert first.model.encoder == f"vit_{long}_patch14_dinov2.lvd142m"
@@ -625,6 +662,20 @@ def test_shipped_recipes_are_found_by_name_and_can_be_read():
         for data in ("pascal5i", "coco20i"):
             second = stage_two(f"dinov2-{size}-{data}")
             assert (second.model, second.data) == (first.model, data)  # it takes that adapter
+
+
+def test_three_runs_give_the_bundled_model():
+    """Each run goes on from the one before, as their heads say; none sees the fold of the demo."""
+    before = None
+    for name in TINY_RUNS:
+        head = (cli.RECIPES / f"{name}.yaml").read_text().split("\nmodel:")[0].splitlines()
+        commands = [line.split(" train ")[1] for line in head if line.startswith("# torchrun")]
+        runs = [tyro.cli(cli.Train, args=command.split()) for command in commands]
+        assert [run.recipe for run in runs] == list(TINY_RUNS)
+        config = stage_two(name)
+        assert config.start_from == before and config.fold == demo.FOLD
+        assert config.model == stage_two(TINY_RUNS[0]).model
+        before = str(runs[TINY_RUNS.index(name)].out / "model")
 
 
 def stage_one(name: str) -> DistillConfig:

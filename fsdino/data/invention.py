@@ -17,7 +17,16 @@ from functools import cache
 import numpy as np
 
 from fsdino.data.episodes import NO_CLASS, Episode, Sample
-from fsdino.data.procedural import CLASSES_PER_FOLD, FOLDS, VERSION, Fold, combine, render
+from fsdino.data.procedural import (
+    CLASSES_PER_FOLD,
+    FOLDS,
+    VERSION,
+    Fold,
+    check_size,
+    combine,
+    render,
+)
+from fsdino.data.sampling import check_numbers
 from fsdino.data.shapes import SHAPES, Points, Shape
 from fsdino.data.textures import TEXTURES, Floats, Texture
 from fsdino.errors import UsageError
@@ -137,12 +146,14 @@ class InventedEpisodes:
         image_size: side of the square images in pixels, at least 32.
 
     Raises:
-        UsageError: an unknown fold.
+        UsageError: an argument outside its range.
     """
 
     def __init__(self, held_out: int, shots: int, seed: int, image_size: int) -> None:
         if not 0 <= held_out < FOLDS:
             raise UsageError(f"held_out {held_out}: choose one of 0..{FOLDS - 1}")
+        check_numbers("train", shots, seed, None)
+        check_size(image_size)
         self.held_out, self.shots, self.seed = held_out, shots, seed
         self.image_size = image_size
 

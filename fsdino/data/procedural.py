@@ -30,6 +30,7 @@ from PIL import Image as Pillow
 from PIL import ImageDraw
 
 from fsdino.data.episodes import Episode, EpisodeKey, Image, Mask, Provenance, Sample
+from fsdino.data.sampling import check_numbers
 from fsdino.data.shapes import NEUTRAL_SHAPES, SHAPES, Points, Shape
 from fsdino.data.textures import NEUTRAL_TEXTURES, TEXTURES, Floats, Texture
 from fsdino.errors import UsageError
@@ -610,7 +611,7 @@ def render_sample(
         raise UsageError(f"class_id {class_id}: choose one of 0..{CLASSES - 1}")
     if min(key, default=0) < 0:
         raise UsageError(f"key {tuple(key)}: use integers of at least 0")
-    _check_size(image_size)
+    check_size(image_size)
     if name is None:
         name = f"procedural-v{VERSION}/class{class_id}/{'-'.join(map(str, key))}@{image_size}"
     kind = OBJECT_CLASSES[class_id]
@@ -631,7 +632,12 @@ def render(
     return canvas.finish(scene, rng)
 
 
-def _check_size(image_size: int) -> None:
+def check_size(image_size: int) -> None:
+    """Refuse images that are too small to draw.
+
+    Raises:
+        UsageError: names the least side.
+    """
     if image_size < MIN_IMAGE_SIZE:
         raise UsageError(f"image_size {image_size}: use at least {MIN_IMAGE_SIZE} pixels")
 
@@ -668,16 +674,8 @@ class ProceduralEpisodes:
     ) -> None:
         if not 0 <= fold < FOLDS:
             raise UsageError(f"fold {fold}: choose one of 0..{FOLDS - 1}")
-        if split not in _SPLITS:
-            raise UsageError(f"split {split!r}: choose one of {', '.join(_SPLITS)}")
-        for title, number, least in (
-            ("shots", shots, 1),
-            ("seed", seed, 0),
-            ("episodes", episodes, 1),
-        ):
-            if number < least:
-                raise UsageError(f"{title} {number}: use at least {least}")
-        _check_size(image_size)
+        check_numbers(split, shots, seed, episodes)
+        check_size(image_size)
         self.fold = fold
         self.split: Split = split
         self.shots = shots

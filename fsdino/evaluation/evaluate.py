@@ -21,6 +21,8 @@ from fsdino.evaluation.sharding import Processes
 
 logger = logging.getLogger("fsdino.evaluation")
 
+_NAMED = 5  # classes that a warning names
+
 # Called with what this process has done, what it has to do, and the mIoU so far; first with 0.
 Report = Callable[[int, int, float], None]
 
@@ -228,7 +230,9 @@ def _answer(
 
 def _warn_of(scores: Scores, names: Mapping[int, str]) -> None:
     if scores.undrawn:
-        undrawn = ", ".join(f"{c} ({names[c]})" for c in scores.undrawn)
+        named = ", ".join(f"{c} ({names[c]})" for c in scores.undrawn[:_NAMED])
+        more = len(scores.undrawn) - _NAMED
         logger.warning(
-            "no episode of the classes %s: each counts 0 in the means; use more episodes", undrawn
-        )
+            "no episode of the classes %s%s: each counts 0 in the means; use more episodes",
+            named, f" and {more} more" if more > 0 else "",
+        )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +81,7 @@ class ModelPredictor:
         batch, keys = questions.batch, questions.keys
         assert batch is not None
         features = self._encode(questions, batch)
-        query = _join(features[key.query] for key in keys)
+        query = Features.cat(features[key.query] for key in keys)
         shots = batch.support_masks.shape[1]
         together = (
             [range(shots)] if self.fusion == "joint" else [range(k, k + 1) for k in range(shots)]
@@ -89,7 +89,7 @@ class ModelPredictor:
         votes = []
         for chosen in together:
             support = pool_supports(
-                _join(features[key.supports[k]] for key in keys for k in chosen),
+                Features.cat(features[key.supports[k]] for key in keys for k in chosen),
                 batch.support_masks[:, chosen.start : chosen.stop].flatten(0, 1),
                 len(chosen),
             )
@@ -116,15 +116,6 @@ class ModelPredictor:
 def predictor(model: Segmenter, fusion: Fusion = "joint") -> Predictor:
     """How a model answers, with a cache of its own."""
     return ModelPredictor(model, fusion=fusion)
-
-
-def _join(features: Iterable[Features]) -> Features:
-    each: Sequence[Features] = list(features)
-    return Features(
-        torch.cat([f.shallow for f in each]),
-        torch.cat([f.last for f in each]),
-        torch.cat([f.correlation for f in each]),
-    )
 
 
 def _bytes(features: Features) -> int:

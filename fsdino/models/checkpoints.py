@@ -60,13 +60,7 @@ def read_provenance(folder: Path) -> dict[str, Any] | None:
     file = folder / PROVENANCE_FILE
     if not file.is_file():
         return None
-    try:
-        data = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged: {first_line(error)}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{file} is damaged: it holds no object")
-    return data
+    return _read_object(file)
 
 
 def write_tensors(
@@ -93,13 +87,7 @@ def read_config(folder: Path) -> ModelConfig:
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise CheckpointError(f"model {folder} has no {CONFIG_FILE}: it is incomplete or no model")
-    try:
-        data = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged: {first_line(error)}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{file} is damaged: it holds no object")
-    return ModelConfig.from_dict({**data, "pretrained": False})
+    return ModelConfig.from_dict({**_read_object(file), "pretrained": False})
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
@@ -174,14 +162,29 @@ def load_exactly(module: nn.Module, state: StateDict, path: str | os.PathLike[st
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
     """Sixteen hexadecimal digits that tell tensors apart by name and content."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
+    return tensors_sha256(state)[:16]
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor], preamble: str = "") -> str:
+    """SHA-256 of tensors, with their names, and of a text, in hexadecimal digits."""
+    digest = hashlib.sha256(preamble.encode())
+    for name, tensor in sorted(tensors.items()):
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
 def first_line(error: Exception) -> str:
     """What a one-line message can quote of an error."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is damaged: {first_line(error)}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{file} is damaged: it holds no object")
+    return data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,20 @@ class Features:
 
     def __getitem__(self, index: slice | Tensor) -> Features:
         """The features of some of the images."""
-        return Features(self.shallow[index], self.last[index], self.correlation[index])
+        return self._map(lambda tokens: tokens[index])
+
+    @classmethod
+    def cat(cls, parts: Iterable[Features]) -> Features:
+        """The images of all parts, in their order."""
+        columns = zip(*((part.shallow, part.last, part.correlation) for part in parts), strict=True)
+        return cls(*(torch.cat(column) for column in columns))
+
+    def to(self, target: torch.dtype | torch.device) -> Features:
+        """The same in another type or place."""
+        return self._map(lambda tokens: tokens.to(target))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Features:
+        return Features(change(self.shallow), change(self.last), change(self.correlation))
 
 
 class Encoder(nn.Module):
@@ -94,22 +107,7 @@ class Encoder(nn.Module):
         Raises:
             UsageError: a size that is no multiple of the patch size.
         """
-        grid = self._grid(images)
-        if not isinstance(self.vit, VisionTransformer):
-            outputs = self.vit.forward_intermediates(
-                self._normalise(images),
-                indices=[layer - 1 for layer in self.read_layers],
-                output_fmt="NLC",
-                intermediates_only=True,
-            )
-            return self._features(dict(zip(self.read_layers, outputs, strict=True)), grid)
-        tokens = self._embed(images, grid)
-        kept = {}
-        for index, block in enumerate(self.vit.blocks, start=1):
-            tokens = block(tokens)
-            if index in self.read_layers:
-                kept[index] = tokens[:, self.vit.num_prefix_tokens :]
-        return self._features(kept, grid)
+        return self._features(self._tokens(images, self.read_layers), self._grid(images))
 
     def shallow(self, images: Tensor) -> Tensor:
         """`Features.shallow` alone, [B, C, h, w]; the blocks after the adapter's do not run.
@@ -117,21 +115,8 @@ class Encoder(nn.Module):
         Args:
             images: as in `forward`.
         """
-        grid = self._grid(images)
-        if isinstance(self.vit, VisionTransformer):
-            tokens = self._embed(images, grid)
-            for block in self.vit.blocks[: self.shallow_layer]:
-                tokens = block(tokens)
-            tokens = tokens[:, self.vit.num_prefix_tokens :]
-        else:
-            (tokens,) = self.vit.forward_intermediates(
-                self._normalise(images),
-                indices=[self.shallow_layer - 1],
-                output_fmt="NLC",
-                stop_early=True,
-                intermediates_only=True,
-            )
-        return tokens.transpose(1, 2).unflatten(2, grid)  # type: ignore[no-any-return]
+        layer = self.shallow_layer
+        return _to_map(self._tokens(images, [layer])[layer], self._grid(images))
 
     def forward_list(
         self, images: Sequence[Tensor], packed: attention.PackedAttention | None = None
@@ -161,6 +146,26 @@ class Encoder(nn.Module):
             self._features({layer: tokens[n] for layer, tokens in kept.items()}, grid)
             for n, grid in enumerate(grids)
         ]
+
+    def _tokens(self, images: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+        """Raw patch tokens [B, h*w, C] of blocks in ascending order; later ones do not run."""
+        grid = self._grid(images)
+        if not isinstance(self.vit, VisionTransformer):
+            outputs = self.vit.forward_intermediates(
+                self._normalise(images),
+                indices=[layer - 1 for layer in layers],
+                output_fmt="NLC",
+                stop_early=True,
+                intermediates_only=True,
+            )
+            return dict(zip(layers, outputs, strict=True))
+        tokens = self._embed(images, grid)
+        kept = {}
+        for index, block in enumerate(self.vit.blocks[: layers[-1]], start=1):
+            tokens = block(tokens)
+            if index in layers:
+                kept[index] = tokens[:, self.vit.num_prefix_tokens :]
+        return kept
 
     def _packable(self) -> bool:
         """Whether the blocks are the pre-norm ones that `forward_list` runs on packed tokens."""
@@ -213,15 +218,17 @@ class Encoder(nn.Module):
     def _features(self, kept: Mapping[int, Tensor], grid: tuple[int, int]) -> Features:
         """Raw patch tokens [B, h*w, C] of the blocks that are read -> Features."""
 
-        def to_map(tokens: Tensor) -> Tensor:
-            return tokens.transpose(1, 2).unflatten(2, grid)  # type: ignore[no-any-return]
-
         normed = {
-            layer: to_map(self.vit.norm(kept[layer]))
+            layer: _to_map(self.vit.norm(kept[layer]), grid)
             for layer in {*self.correlation_layers, self.depth}
         }
         correlation = torch.stack([normed[layer] for layer in self.correlation_layers], dim=1)
-        return Features(to_map(kept[self.shallow_layer]), normed[self.depth], correlation)
+        return Features(_to_map(kept[self.shallow_layer], grid), normed[self.depth], correlation)
+
+
+def _to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[B, h*w, C] -> [B, C, h, w]."""
+    return tokens.transpose(1, 2).unflatten(2, grid)  # type: ignore[no-any-return]
 
 
 class ConvStem(PatchEmbed):

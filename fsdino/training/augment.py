@@ -1,14 +1,16 @@
-"""Augmentation that turns a class into another one: the same change for a whole episode.
+"""Augmentation of episodes: other classes, and more and smaller objects.
 
 A few-shot model must segment what it has never seen, so new classes matter more to it than new
-views of known ones. Stretching, turning or filtering query and supports alike makes an object that
-no base class has, and keeps the question intact: what is marked still looks alike in all of them.
+views of known ones. Stretching, turning or filtering query and supports alike (`augment`) makes an
+object that no base class has, and keeps the question intact: what is marked still looks alike in
+all of them. Shrinking images one by one, with their mirror images around them (`crowd`), asks the
+same question at other scales, of several objects at once.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ _SHEAR = 0.25
 _FILTERED = 0.5
 _FILTER_SIDES = (1, 3, 5)
 _LEAST_AREA = 0.02
+_SHRINK = (0.35, 1.05)  # logarithms: 1.4 to 2.9 times smaller
 
 
 def augment(batch: Batch, rng: np.random.Generator, share: float) -> Batch:
@@ -69,6 +72,43 @@ def augment(batch: Batch, rng: np.random.Generator, share: float) -> Batch:
     )
 
 
+def crowd(batch: Batch, rng: np.random.Generator, share: float) -> Batch:
+    """Shrink a share of the images, each by a factor of its own, and surround it by mirror images.
+
+    One object becomes several small ones: 1.4 to 2.9 times smaller, about a random place (bilinear;
+    masks nearest). An image stays as it is where the target would cover less than 2 % of it.
+
+    Args:
+        batch: B episodes.
+        rng: decides everything.
+        share: probability in [0, 1] that an image is shrunk.
+
+    Returns:
+        The batch; its classes are as they were.
+    """
+    batch = replace(batch, **{f.name: getattr(batch, f.name).clone() for f in fields(batch)})
+    for episode in range(len(batch)):
+        views = [
+            (batch.query_images[episode], batch.query_masks[episode]),
+            *zip(batch.support_images[episode], batch.support_masks[episode], strict=True),
+        ]
+        for index, (image, mask) in enumerate(views):
+            shrunk, scale = rng.random() < share, float(np.exp(rng.uniform(*_SHRINK)))
+            shift = torch.from_numpy(rng.uniform(-1, 1, 2)).float()
+            if not shrunk:
+                continue
+            matrix = scale * torch.eye(2)
+            warped = _warp(mask[None, None], matrix, "nearest", shift)[0, 0]
+            if warped.mean() < _LEAST_AREA:
+                continue
+            image.copy_(_warp(image[None], matrix, "bilinear", shift)[0])
+            mask.copy_(warped)
+            if index == 0:
+                ignore = batch.query_ignore[episode]
+                ignore.copy_(_warp(ignore[None, None].float(), matrix, "nearest", shift)[0, 0] > 0)
+    return batch
+
+
 def _draw_matrix(rng: np.random.Generator) -> Tensor:
     """Draw the map [2, 2] from places in the result to places in the source, both in -1..1."""
     turn, stretch, shear, zoom = rng.random(4).tolist()
@@ -92,9 +132,10 @@ def _draw_filter(rng: np.random.Generator) -> Tensor | None:
     return torch.from_numpy(weight)
 
 
-def _warp(images: Tensor, matrix: Tensor, mode: str) -> Tensor:
-    """Resample [N, C, H, W] about its centre."""
-    theta = torch.cat([matrix, torch.zeros(2, 1)], 1).expand(len(images), 2, 3)
+def _warp(images: Tensor, matrix: Tensor, mode: str, shift: Tensor | None = None) -> Tensor:
+    """Resample [N, C, H, W] about its centre, or another place of it."""
+    moved = torch.zeros(2) if shift is None else shift
+    theta = torch.cat([matrix, moved[:, None]], 1).expand(len(images), 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode=mode, padding_mode="reflection", align_corners=False)
 

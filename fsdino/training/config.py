@@ -1,25 +1,15 @@
-"""The configuration of a training run: what a recipe holds."""
+"""The configuration of stage 2: what a recipe of `fsdino train` holds."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
-
-import yaml
 
 from fsdino.data.catalog import DATASETS
-from fsdino.errors import CheckpointError, UsageError
-from fsdino.models.config import ModelConfig
-
-T = TypeVar("T")
+from fsdino.errors import UsageError
+from fsdino.training.recipe import AUTO, DTYPES, Recipe
 
 DATA = tuple(name for name in DATASETS if name != "davis17")
 SELECT_ON = ("base", "novel")
-DTYPES = ("float32", "bfloat16")
-AUTO = "auto"
 
 # Settings that decide no number, or only its rounding: they may differ on resume.
 FREE = (
@@ -38,7 +28,7 @@ _POSITIVE = ("learning_rate", "gradient_clip")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Recipe):
     """One training run.
 
     Attributes:
@@ -57,6 +47,8 @@ class TrainConfig:
             and shapes, for "procedural" only; see `fsdino.data.invention`.
         augment: share in [0, 1] of the episodes that are changed into another class's; see
             `fsdino.training.augment`.
+        crowded: share in [0, 1] of the images that are shrunk, with mirror images around: several
+            small objects in place of one.
         learning_rate: peak; linear warm-up, then cosine decay to 1 % of it.
         warmup: steps.
         weight_decay: AdamW's, for matrices only.
@@ -79,7 +71,7 @@ class TrainConfig:
         device: "auto" (a GPU for each process where there is one) or "cpu".
         dtype: of the trained part: "float32", or "bfloat16" under autocast.
         encoder_dtype: of a frozen encoder likewise; "auto" is bfloat16 on GPUs.
-        feature_cache: folder for the features of a frozen encoder; needs `augment` 0.
+        feature_cache: folder for the features of a frozen encoder; needs `augment` and `crowded` 0.
         threads: CPU threads of the training process; 0 leaves them.
         workers: processes that prepare episodes; the episodes do not depend on it.
         skip_bad: take another episode where an image cannot be read, and name it.
@@ -95,7 +87,6 @@ class TrainConfig:
         UsageError: a value that cannot be meant; the message names it.
     """
 
-    model: ModelConfig
     data: str = "procedural"
     root: str | None = None
     splits: str | None = None
@@ -107,6 +98,7 @@ class TrainConfig:
     image_sizes: tuple[int, ...] = ()
     invented: float = 0.0
     augment: float = 0.0
+    crowded: float = 0.0
     learning_rate: float = 1e-3
     warmup: int = 200
     weight_decay: float = 0.05
@@ -139,20 +131,17 @@ class TrainConfig:
     checkpoint_every: int = 250
 
     def __post_init__(self) -> None:
-        for name in ("shots", "image_sizes"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name, choices in (
-            ("data", DATA),
-            ("select_on", SELECT_ON),
-            ("dtype", DTYPES),
-            ("encoder_dtype", (AUTO, *DTYPES)),
-        ):
-            if getattr(self, name) not in choices:
-                raise UsageError(
-                    f"unknown {name} {getattr(self, name)!r}: choose {', '.join(choices)}"
-                )
-        check_numbers(self, _AT_LEAST_1, _AT_LEAST_0, _POSITIVE)
-        for name in ("invented", "augment"):
+        self._make_tuples("shots", "image_sizes")
+        self._check_choices(
+            {
+                "data": DATA,
+                "select_on": SELECT_ON,
+                "dtype": DTYPES,
+                "encoder_dtype": (AUTO, *DTYPES),
+            }
+        )
+        self._check_numbers(_AT_LEAST_1, _AT_LEAST_0, _POSITIVE)
+        for name in ("invented", "augment", "crowded"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.invented and self.data != "procedural":
@@ -179,10 +168,11 @@ class TrainConfig:
     def _check_frozen(self) -> None:
         if self.model.variant == "training_free":
             raise UsageError("variant 'training_free' has nothing to train: choose another")
-        if self.feature_cache is not None and (self.train_encoder or self.augment):
+        changing = self.train_encoder or self.augment or self.crowded
+        if self.feature_cache is not None and changing:
             raise UsageError(
                 "feature_cache keeps what a frozen encoder says of unchanged images: set "
-                "train_encoder to false and augment to 0"
+                "train_encoder to false, augment and crowded to 0"
             )
         if self.feature_cache is not None and self.data == "procedural":
             raise UsageError("feature_cache: no generated image comes twice; use data on disk")
@@ -201,61 +191,3 @@ class TrainConfig:
     def episodes_per_step(self, shots: int) -> int:
         """Episodes of K shots in a step, of all processes together."""
         return self.images_per_step // (shots + 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for YAML."""
-        data = dataclasses.asdict(self)
-        data["model"] = self.model.to_dict()
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
-
-    @classmethod
-    def from_yaml(cls, path: Path) -> TrainConfig:
-        """Read a recipe.
-
-        Raises:
-            UsageError: the file is missing, no YAML, or has settings that cannot be meant.
-        """
-        return read_recipe(cls, path)
-
-
-def check_numbers(
-    config: object, at_least_1: Sequence[str], at_least_0: Sequence[str], positive: Sequence[str]
-) -> None:
-    """Check settings by name; None is no number.
-
-    Raises:
-        UsageError: one is too small, or no number; the message names it.
-    """
-    for name in (*at_least_1, *at_least_0, *positive):
-        value = getattr(config, name)
-        if value is None:
-            continue
-        if not isinstance(value, (int, float)):  # YAML reads 1e-3 as text, and 1.0e-3 as a number
-            raise UsageError(f"{name} must be a number, such as 0.001, got {value!r}")
-        if name in positive and not value > 0:
-            raise UsageError(f"{name} must be greater than 0, got {value}")
-        least = int(name in at_least_1)
-        if value < least:
-            raise UsageError(f"{name} must be at least {least}, got {value}")
-
-
-def read_recipe(kind: type[T], path: Path) -> T:
-    """Read a YAML file into a dataclass whose field `model` is a ModelConfig.
-
-    Raises:
-        UsageError: the file is missing, no YAML, or has settings that cannot be meant.
-    """
-    try:
-        data = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"recipe {path} cannot be read: {error}") from error
-    if not isinstance(data, Mapping) or "model" not in data:
-        raise UsageError(f"recipe {path}: expected settings with a `model` section")
-    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(data) - known)
-    if unknown:
-        raise UsageError(f"recipe {path}: unknown settings {', '.join(unknown)}")
-    try:
-        return kind(**{**data, "model": ModelConfig.from_dict(data["model"])})
-    except (TypeError, CheckpointError, UsageError) as error:
-        raise UsageError(f"recipe {path}: {error}") from error

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,13 @@ from fsdino.models.adapter import Adapter
 from fsdino.models.checkpoints import weights_hash, write_tensors
 from fsdino.models.encoder import Encoder
 from fsdino.training.agreement import agreement, on_teachers_grid, stack_targets
-from fsdino.training.config import AUTO
 from fsdino.training.corpus import Corpus, ImageFile, find_images
 from fsdino.training.distill_config import DISTILL_FREE, DistillConfig, Stage
 from fsdino.training.embeddings import EmbeddingCache, Inventory, fill
 from fsdino.training.interrupt import Interrupt, leave_to_trainer
-from fsdino.training.optimisation import NanGuard, adamw, set_learning_rate, warmup_cosine
+from fsdino.training.optimisation import Descent
 from fsdino.training.pairs import HeldOutPairs, Pair, PairReader, TrainingPairs
+from fsdino.training.recipe import AUTO
 from fsdino.training.run import METRICS, Run, pack, unpack
 from fsdino.training.teacher import load_teacher
 from fsdino.training.team import Team
@@ -121,8 +122,7 @@ class Distillation:
         self.encoder.to(device)
         self.teacher.to(device)
         self.wrapped = self.team.wrap(self.adapter)
-        self.optimizer = adamw(self.adapter.parameters(), config.learning_rate, config.weight_decay)
-        self.guard = NanGuard(config.nan_limit)
+        self.descent = Descent(self.team, self.wrapped, self.adapter, config)
         self.cosine: float | None = None
         self.start = self._restore()
 
@@ -295,29 +295,18 @@ class Distillation:
 
     def _step(self, number: int, pairs: list[Pair]) -> float:
         """Change the adapter once; returns the mean loss over the images of all processes."""
-        config = self.config
-        factor = warmup_cosine(number, self.steps, config.warmup)
-        set_learning_rate(self.optimizer, config.learning_rate * factor)
-        self.optimizer.zero_grad()
-        at_once = config.images_per_pass or len(pairs)
-        total = torch.zeros((), device=self.team.device)
-        for first in range(0, len(pairs), at_once):
-            part = pairs[first : first + at_once]
-            total += self.team.backward(
-                self.wrapped,
-                lambda part=part: self._agreement(part, self.wrapped)[0].sum() / len(pairs),  # type: ignore[misc]
-                last=first + at_once >= len(pairs),
-            )
-        loss = self.team.sum(total)[0] / self.team.processes.count
-        norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), config.gradient_clip)
+        at_once = self.config.images_per_pass or len(pairs)
+
+        def share(first: int) -> Tensor:
+            mse, _ = self._agreement(pairs[first : first + at_once], self.wrapped)
+            return mse.sum() / len(pairs)
+
+        passes = [partial(share, first) for first in range(0, len(pairs), at_once)]
         try:
-            skipped = self.guard.skips(number, loss, norm.item())
+            return self.descent.step(number, self.steps, passes)
         except FsdinoError:
             self._save(number)
             raise
-        if not skipped:
-            self.optimizer.step()
-        return loss
 
     def _agreement(self, pairs: Sequence[Pair], module: nn.Module) -> tuple[Tensor, Tensor]:
         """Mean squared error and cosine [B], 0 for images that cannot be used."""
@@ -409,8 +398,8 @@ class Distillation:
             **values,
             held_out_mse=error / count,
             held_out_cosine=self.cosine,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
-            skipped_steps=self.guard.count,
+            learning_rate=self.descent.learning_rate,
+            skipped_steps=self.descent.guard.count,
             unreadable_images=len(self.inventory.unreadable) + len(self.lost),
             seconds=round(time.monotonic() - self._began, 1),
         )
@@ -437,7 +426,7 @@ class Distillation:
                 "images": len(self.corpus.training),
                 "held_out": len(self.corpus.held_out),
                 "unreadable": {**self.inventory.unreadable, **self.lost},
-                "skipped_steps": self.guard.count,
+                "skipped_steps": self.descent.guard.count,
                 "stages": _by_stage(folder / METRICS, stages),
             }
             with atomic_write(folder / RESULT_FILE) as temporary:
@@ -448,10 +437,10 @@ class Distillation:
         state = {
             "hashes": self._hashes,
             "cosine": self.cosine,
-            "skipped": self.guard.count,
+            "skipped": self.descent.guard.count,
             "lost": self.lost,
         }
-        self.run.save(done, pack({"adapter": self.adapter}, self.optimizer), state)
+        self.run.save(done, pack({"adapter": self.adapter}, self.descent.optimizer), state)
 
     def _restore(self) -> int:
         checkpoint = self.run.load()
@@ -465,8 +454,8 @@ class Distillation:
                 f"{self.run.folder} began with other files ({', '.join(changed)}): pass those, or "
                 "start in another --out"
             )
-        unpack(tensors, {"adapter": self.adapter}, self.optimizer)
-        self.cosine, self.guard.count = state["cosine"], state["skipped"]
+        unpack(tensors, {"adapter": self.adapter}, self.descent.optimizer)
+        self.cosine, self.descent.guard.count = state["cosine"], state["skipped"]
         self.lost = state["lost"]
         self.run.forget_after(step)
         logger.info("resuming %s at step %d", self.run.folder, step)

@@ -1,15 +1,11 @@
-"""The configuration of a distillation: what a recipe of stage 1 holds."""
+"""The configuration of stage 1: what a recipe of `fsdino distill` holds."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from fsdino.errors import UsageError
-from fsdino.models.config import ModelConfig
-from fsdino.training.config import AUTO, DTYPES, check_numbers, read_recipe
+from fsdino.training.recipe import AUTO, DTYPES, Recipe
 from fsdino.training.teacher import ARCHITECTURES
 
 # Settings that decide no number, or only its rounding: they may differ on resume.
@@ -46,7 +42,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class DistillConfig:
+class DistillConfig(Recipe):
     """One distillation.
 
     Attributes:
@@ -85,7 +81,6 @@ class DistillConfig:
         UsageError: a value that cannot be meant; the message names it.
     """
 
-    model: ModelConfig
     images: tuple[str, ...] = ()
     teacher_checkpoint: str = ""
     teacher: str = AUTO
@@ -116,20 +111,16 @@ class DistillConfig:
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
-        for name in ("images", "image_sizes", "epochs"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        choices = {
-            "teacher": (AUTO, *ARCHITECTURES),
-            "dtype": DTYPES,
-            "encoder_dtype": (AUTO, *DTYPES),
-            "teacher_dtype": (AUTO, *DTYPES),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise UsageError(
-                    f"unknown {name} {getattr(self, name)!r}: choose {', '.join(known)}"
-                )
-        check_numbers(self, _AT_LEAST_1, _AT_LEAST_0, _POSITIVE)
+        self._make_tuples("images", "image_sizes", "epochs")
+        self._check_choices(
+            {
+                "teacher": (AUTO, *ARCHITECTURES),
+                "dtype": DTYPES,
+                "encoder_dtype": (AUTO, *DTYPES),
+                "teacher_dtype": (AUTO, *DTYPES),
+            }
+        )
+        self._check_numbers(_AT_LEAST_1, _AT_LEAST_0, _POSITIVE)
         if not self.image_sizes or min(self.image_sizes) < 1:
             raise UsageError(f"image_sizes must be sides in pixels, got {self.image_sizes}")
         if len(self.epochs) not in (1, len(self.image_sizes)) or min(self.epochs) < 1:
@@ -148,18 +139,3 @@ class DistillConfig:
             first = found[-1].last if found else 0
             found.append(Stage(size, first, -(-images * epochs // self.batch_size)))
         return tuple(found)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for YAML."""
-        data = dataclasses.asdict(self)
-        data["model"] = self.model.to_dict()
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
-
-    @classmethod
-    def from_yaml(cls, path: Path) -> DistillConfig:
-        """Read a recipe.
-
-        Raises:
-            UsageError: the file is missing, no YAML, or has settings that cannot be meant.
-        """
-        return read_recipe(cls, path)

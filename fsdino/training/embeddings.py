@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fsdino.errors import DataError, FsdinoError
 from fsdino.images import Pixels, atomic_write
-from fsdino.models.checkpoints import first_line, write_tensors
+from fsdino.models.checkpoints import first_line, tensors_sha256, write_tensors
 from fsdino.training.corpus import ImageFile
 from fsdino.training.interrupt import Interrupt, leave_to_trainer
 from fsdino.training.teacher import Architecture, Teacher
@@ -111,7 +111,7 @@ class EmbeddingCache:
         shard = self._shard_of[content]
         with safe_open(self._path(shard), framework="pt") as file:
             tensor: Tensor = file.get_tensor(content)
-        if _digest(tensor) != self._shards[shard][content]["sha256"]:
+        if tensors_sha256({content: tensor}) != self._shards[shard][content]["sha256"]:
             raise ValueError("its content is not what was written")
         return tensor
 
@@ -147,7 +147,7 @@ class EmbeddingCache:
         waiting = dict(sorted(self._waiting.items()))
         shard = hashlib.sha256("".join(waiting).encode()).hexdigest()[:16]
         images = {
-            content: {"name": name, "sha256": _digest(tensor)}
+            content: {"name": name, "sha256": tensors_sha256({content: tensor})}
             for content, (name, tensor) in waiting.items()
         }
         tensors = {content: tensor for content, (_, tensor) in waiting.items()}
@@ -304,12 +304,6 @@ def _embed(
 def content_hash(content: bytes) -> str:
     """SHA-256 of a file's content, in hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
-
-
-def _digest(tensor: Tensor) -> str:
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _read_index(path: Path) -> dict[str, dict[str, str]]:

@@ -113,16 +113,16 @@ class FrozenEncoder:
             distinct = images if len(rows) == len(names) else images[list(rows.values())]
             features = self._encode(distinct)
         else:
-            features = _join([self._kept(name, images[row]) for name, row in rows.items()])
+            features = Features.cat(self._kept(name, images[row]) for name, row in rows.items())
         if len(rows) < len(names):
             features = features[torch.tensor([places[n] for n in names], device=images.device)]
-        return Features(*(getattr(features, part).to(self.out) for part in _PARTS))
+        return features.to(self.out)
 
     def _kept(self, name: str, image: Tensor) -> Features:
         assert self.store is not None
         found = self.store.get(f"{name} {tuple(image.shape[-2:])}")
         if found is not None:
-            return Features(*(getattr(found, part).to(image.device) for part in _PARTS))
+            return found.to(image.device)
         features = self._encode(image[None])
         self.store.put(f"{name} {tuple(image.shape[-2:])}", features)
         return features
@@ -132,10 +132,4 @@ class FrozenEncoder:
         kind = images.device.type
         with torch.autocast(kind, self.dtype, enabled=self.dtype != torch.float32):
             features = self.model.encode(images)
-        if self.dtype == torch.float32:
-            return features
-        return Features(*(getattr(features, part).to(self.dtype) for part in _PARTS))
-
-
-def _join(features: Sequence[Features]) -> Features:
-    return Features(*(torch.cat([getattr(f, part) for f in features]) for part in _PARTS))
+        return features if self.dtype == torch.float32 else features.to(self.dtype)

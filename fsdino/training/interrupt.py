@@ -12,14 +12,24 @@ from typing import Any
 logger = logging.getLogger("fsdino.training")
 
 
+_GRACE = 25  # seconds; torchrun kills after 30
+
+
 def leave_to_trainer(worker: int) -> None:
-    """Ctrl-C reaches a loader's workers, too, but the step that is finished may need them.
+    """Both signals reach a loader's workers, too, but the step that is finished may need them.
+
+    A worker ends with its loader, at a second SIGTERM, or some time after the first one.
 
     Args:
         worker: its number; this is a `worker_init_fn`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _outlive)
+
+
+def _outlive(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.alarm(_GRACE)  # whose signal ends the process
 
 
 class Interrupt:

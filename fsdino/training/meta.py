@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from fsdino.models.checkpoints import weights_hash
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmenter
 from fsdino.training import footprint
-from fsdino.training.config import AUTO, FREE, TrainConfig
+from fsdino.training.config import FREE, TrainConfig
 from fsdino.training.features import FeatureStore, FrozenEncoder
 from fsdino.training.interrupt import Interrupt
 from fsdino.training.losses import TokenClassifier
 from fsdino.training.objective import Objective
-from fsdino.training.optimisation import NanGuard, adamw, set_learning_rate, warmup_cosine
+from fsdino.training.optimisation import Descent
+from fsdino.training.recipe import AUTO
 from fsdino.training.run import Run, frozen_hash, pack, unpack
 from fsdino.training.steps import Step, Steps, open_training, part
 from fsdino.training.team import Team
@@ -93,10 +95,7 @@ class Trainer:
             getattr(torch, config.dtype),
         )
         self.wrapped = self.team.wrap(self.objective)
-        self.optimizer = adamw(
-            self.objective.parameters(), config.learning_rate, config.weight_decay
-        )
-        self.guard = NanGuard(config.nan_limit)
+        self.descent = Descent(self.team, self.wrapped, self.model, config)
         self.miou: float | None = None
         self.best: float | None = None
         self.stale = 0  # validations since the best
@@ -168,38 +167,23 @@ class Trainer:
 
     def _step(self, number: int, step: Step) -> float:
         """Change the weights once; returns the mean loss over the episodes of all processes."""
-        config = self.config
-        factor = warmup_cosine(number, config.steps, config.warmup)
-        set_learning_rate(self.optimizer, config.learning_rate * factor)
-        self.optimizer.zero_grad()
         assert step.batch is not None
         own, count = len(step.batch), self.team.processes.count
         at_once = self.batch.get(step.batch.support_masks.shape[1], own)
-        total = torch.zeros((), device=self.team.device)
+        passes = []
         for first in range(0, own, at_once):
             last = min(first + at_once, own)
             # Gradients become the mean over processes, the loss is one over all episodes.
             weight = (last - first) * count / step.total
-            total += self.team.backward(
-                self.wrapped,
-                lambda first=first, last=last, weight=weight: (
-                    weight * self._loss(step, first, last)
-                ),  # type: ignore[misc]
-                last=last == own,
-            )
-        loss = self.team.sum(total)[0] / count
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+            passes.append(partial(self._loss, step, first, last, weight))
         try:
-            skipped = self.guard.skips(number, loss, norm.item())
+            return self.descent.step(number, self.config.steps, passes)
         except FsdinoError:
             self._save(number)
             raise
-        if not skipped:
-            self.optimizer.step()
-        return loss
 
-    def _loss(self, step: Step, first: int, last: int) -> Tensor:
-        """Mean loss over some of this process's episodes."""
+    def _loss(self, step: Step, first: int, last: int, weight: float) -> Tensor:
+        """Mean loss over some of this process's episodes, times their weight."""
         assert step.batch is not None
         batch = part(step.batch, first, last).to(self.team.device, non_blocking=True)
         images = torch.cat([batch.query_images[:, None], batch.support_images], 1).flatten(0, 1)
@@ -208,7 +192,7 @@ class Trainer:
         names = [name for names in step.names[first:last] for name in names]
         seen = images if self.frozen is None else self.frozen(images, names)
         loss: Tensor = self.wrapped(seen, masks, shots, batch.class_ids)
-        return loss
+        return weight * loss
 
     def _validate(self, done: int, loss: float) -> None:
         """Score the model by the evaluation protocol; keep it if it is the best so far."""
@@ -256,8 +240,8 @@ class Trainer:
         }
 
     def _log(self, done: int, loss: float, **values: Any) -> None:
-        rate = self.optimizer.param_groups[0]["lr"]
-        counts = {"skipped_steps": self.guard.count, "replaced_episodes": self.replaced}
+        rate = self.descent.learning_rate
+        counts = {"skipped_steps": self.descent.guard.count, "replaced_episodes": self.replaced}
         self.run.log(done, loss=loss, learning_rate=rate, **counts, **values)
 
     def _frozen_encoder(self) -> FrozenEncoder:
@@ -282,7 +266,7 @@ class Trainer:
         """Say what an episode takes, and choose how many share a pass where that is wanted."""
         config, processes = self.config, self.team.processes
         for shots in sorted(set(config.shots)):
-            each = self._activations(shots)
+            each = self.activation_bytes(shots)
             logger.info(
                 "activations of a %d-shot episode at %d pixels: %.1f MB",
                 shots, max(config.sizes), each / 1e6,
@@ -297,8 +281,8 @@ class Trainer:
                 self.batch[shots] = min(processes.gather(fits))
                 logger.info("%d of %d episodes a pass", self.batch[shots], most)
 
-    def _activations(self, shots: int) -> int:
-        """Bytes that the trained part keeps of an episode for the backward pass."""
+    def activation_bytes(self, shots: int) -> int:
+        """Bytes that the trained part keeps of a K-shot episode for the backward pass."""
         side, device = max(self.config.sizes), self.team.device
         images = torch.zeros(shots + 1, 3, side, side, device=device)
         masks = torch.ones(shots + 1, side, side, device=device)
@@ -326,13 +310,13 @@ class Trainer:
             "miou": self.miou,
             "best": self.best,
             "stale": self.stale,
-            "skipped": self.guard.count,
+            "skipped": self.descent.guard.count,
             "replaced": self.replaced,
             "batch": self.batch,
             "frozen": self._frozen_hash,
             "lists": self.steps.lists_hash,
         }
-        self.run.save(done, pack(self._modules(), self.optimizer), state)
+        self.run.save(done, pack(self._modules(), self.descent.optimizer), state)
 
     def _restore(self) -> int:
         checkpoint = self.run.load()
@@ -350,9 +334,9 @@ class Trainer:
                 f"{self.run.folder} was trained on other lists of images than --root and --splits "
                 "give now: pass those that it began with"
             )
-        unpack(tensors, self._modules(), self.optimizer)
+        unpack(tensors, self._modules(), self.descent.optimizer)
         self.miou, self.best, self.stale = state["miou"], state["best"], state["stale"]
-        self.guard.count, self.replaced = state["skipped"], state["replaced"]
+        self.descent.guard.count, self.replaced = state["skipped"], state["replaced"]
         if self.config.episodes_per_batch == AUTO:  # another choice would round otherwise
             self.batch = {int(shots): number for shots, number in state["batch"].items()}
         if self.miou is not None:

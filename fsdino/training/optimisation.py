@@ -1,15 +1,21 @@
-"""What both training stages share of a step: groups, schedule, and losses that are no numbers."""
+"""What both training stages share of a step: passes, schedule, and losses that are no numbers."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fsdino.errors import FsdinoError
+from fsdino.training.team import Team
+
+if TYPE_CHECKING:
+    from fsdino.training.config import TrainConfig
+    from fsdino.training.distill_config import DistillConfig
 
 logger = logging.getLogger("fsdino.training")
 
@@ -74,3 +80,63 @@ class NanGuard:
                 "are as before them; start in another --out with a lower learning_rate, or float32"
             )
         return True
+
+
+class Descent:
+    """Steps of AdamW, the same ones in every process of a team.
+
+    Args:
+        team: the processes that a step's passes are spread over.
+        wrapped: what is trained, from `Team.wrap`.
+        clipped: the part whose gradients' norm is limited.
+        config: `learning_rate`, `warmup`, `weight_decay`, `gradient_clip` and `nan_limit` are read.
+
+    Attributes:
+        optimizer: for checkpoints.
+        guard: counts skipped steps.
+    """
+
+    def __init__(
+        self,
+        team: Team,
+        wrapped: nn.Module,
+        clipped: nn.Module,
+        config: TrainConfig | DistillConfig,
+    ) -> None:
+        self.team, self.wrapped, self.clipped, self.config = team, wrapped, clipped, config
+        self.optimizer = adamw(wrapped.parameters(), config.learning_rate, config.weight_decay)
+        self.guard = NanGuard(config.nan_limit)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the last step."""
+        rate: float = self.optimizer.param_groups[0]["lr"]
+        return rate
+
+    def step(self, number: int, steps: int, passes: Sequence[Callable[[], Tensor]]) -> float:
+        """Change the weights once, unless the loss or its gradients are no numbers.
+
+        Args:
+            number: of the step, from 0.
+            steps: of the run.
+            passes: each calls the wrapped module and returns this process's share of its loss;
+                shares add up within a process, and become a mean over processes.
+
+        Returns:
+            The loss.
+
+        Raises:
+            FsdinoError: one step too many in a row without a finite loss.
+        """
+        factor = warmup_cosine(number, steps, self.config.warmup)
+        set_learning_rate(self.optimizer, self.config.learning_rate * factor)
+        self.optimizer.zero_grad()
+        total = torch.zeros((), device=self.team.device)
+        for index, loss_of_pass in enumerate(passes, start=1):
+            total += self.team.backward(self.wrapped, loss_of_pass, last=index == len(passes))
+        loss = self.team.sum(total)[0] / self.team.processes.count
+        limit = self.config.gradient_clip
+        norm = torch.nn.utils.clip_grad_norm_(self.clipped.parameters(), limit)
+        if not self.guard.skips(number, loss, norm.item()):
+            self.optimizer.step()
+        return loss

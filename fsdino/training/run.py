@@ -12,7 +12,6 @@ Both training stages keep their work in one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import numbers
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from fsdino.environment import environment
 from fsdino.errors import CheckpointError, FsdinoError, UsageError
 from fsdino.images import atomic_write
-from fsdino.models.checkpoints import first_line, weights_hash, write_tensors
+from fsdino.models.checkpoints import first_line, tensors_sha256, weights_hash, write_tensors
 
 logger = logging.getLogger("fsdino.training")
 
@@ -97,7 +96,7 @@ class Run:
         self._check_space(sum(t.numel() * t.element_size() for t in tensors.values()))
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         metadata = {"step": str(step), "state": json.dumps(state)}
-        write_tensors(path, kept, {**metadata, "sha256": _digest(kept, metadata)})
+        write_tensors(path, kept, {**metadata, "sha256": _checksum(kept, metadata)})
         for old in self._checkpoints()[:-_KEPT]:
             old.unlink()
 
@@ -113,7 +112,7 @@ class Run:
                 with safe_open(path, framework="pt") as file:
                     metadata = file.metadata()
                     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                if metadata.pop("sha256") != _digest(tensors, metadata):
+                if metadata.pop("sha256") != _checksum(tensors, metadata):
                     raise ValueError("its content is not what was written")
                 return int(metadata["step"]), tensors, json.loads(metadata["state"])
             except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -258,12 +257,8 @@ def _changing(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in module.state_dict().items() if name not in frozen}
 
 
-def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    return tensors_sha256(tensors, json.dumps(dict(metadata), sort_keys=True))
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from fsdino.data.invention import InventedEpisodes
 from fsdino.data.sampling import Seeded
 from fsdino.errors import DataError
 from fsdino.evaluation.sharding import Processes
-from fsdino.training.augment import augment
+from fsdino.training.augment import augment, crowd
 from fsdino.training.config import TrainConfig
 from fsdino.training.interrupt import leave_to_trainer
 
@@ -68,6 +68,10 @@ class Steps(Dataset[Step]):
                 self.episodes[shots, size] = open_training(
                     config, shots, self.number * (1 + _SPARES), size if generated else None
                 )
+        self.invented = {
+            (shots, size): InventedEpisodes(config.fold, shots, config.seed, size)
+            for shots, size in (self.episodes if config.invented else ())
+        }
         self.classes = self.of(config.shots[0], self.sizes[0]).classes
         self.lists_hash = self.of(config.shots[0], self.sizes[0]).provenance.lists_hash
 
@@ -102,7 +106,7 @@ class Steps(Dataset[Step]):
             index = step * config.images_per_step + place
             episode: Episode | None
             if config.invented and own.random() < config.invented:
-                episode = InventedEpisodes(config.fold, shots, config.seed, size)[index]
+                episode = self.invented[shots, size][index]
             else:
                 episode = self._read(episodes, index, bad)
             if episode is None:
@@ -111,6 +115,9 @@ class Steps(Dataset[Step]):
             found = tuple(sample.name for sample in (episode.query, *episode.supports))
             if config.augment:
                 batch = augment(batch, own, config.augment)
+            if config.crowded:
+                batch = crowd(batch, own, config.crowded)
+            if config.augment or config.crowded:
                 found = tuple(f"{step}/{place}/{shot}" for shot in range(shots + 1))
             batches.append(batch)
             names.append(found)

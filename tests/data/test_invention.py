@@ -87,3 +87,16 @@ def test_targets_are_well_visible() -> None:
 def test_unknown_folds_are_refused(held_out: int) -> None:
     with pytest.raises(UsageError, match=r"held_out .*: choose one of 0\.\.3"):
         InventedEpisodes(held_out, 1, 0, 112)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        ((0, 0, 112), "shots 0: use at least 1"),
+        ((1, -1, 112), "seed -1: use at least 0"),
+        ((1, 0, 31), "image_size 31: use at least 32 pixels"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(arguments: tuple[int, int, int], found: str) -> None:
+    with pytest.raises(UsageError, match=found):
+        InventedEpisodes(3, *arguments)

@@ -484,10 +484,13 @@ def test_grid_of_the_model_is_image_size_over_patch() -> None:
 
 
 def test_the_library_prints_nothing(
-    model: FSDINO, support: Support, capfd: pytest.CaptureFixture[str]
+    model: FSDINO,
+    support: Support,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Standard logging only."""
-    logging.getLogger("fsdino").setLevel(logging.WARNING)
+    caplog.set_level(logging.WARNING, "fsdino")
     model.segment(picture(20, 20), support)
     assert capfd.readouterr() == ("", "")
 

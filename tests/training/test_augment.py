@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from fsdino.data.episodes import NO_CLASS, Batch, collate
 from fsdino.data.procedural import ProceduralEpisodes
-from fsdino.training.augment import augment
+from fsdino.training.augment import augment, crowd
 
 
 def batch(shots: int = 2, episodes: int = 8) -> Batch:
@@ -120,3 +121,49 @@ def test_a_flat_picture_stays_finite() -> None:
     )
     result = augment(flat, np.random.default_rng(0), 1.0)
     assert result.query_images.isfinite().all()
+
+
+def test_a_crowd_is_several_small_ones() -> None:
+    """One square in the middle becomes squares of a third to two thirds of its side."""
+    plain = alike(1)
+    square = torch.zeros_like(plain.query_masks)
+    square[:, 20:44, 20:44] = 1
+    image = square[:, None].expand(-1, 3, -1, -1).contiguous()
+    one = dataclasses.replace(
+        plain,
+        query_images=image,
+        query_masks=square,
+        support_images=image[:, None].clone(),
+        support_masks=square[:, None].clone(),
+        query_ignore=square == 0,
+    )
+    result = crowd(one, np.random.default_rng(0), 1.0)
+    masks = torch.cat([result.query_masks, result.support_masks[:, 0]])
+    assert len({mask.numpy().tobytes() for mask in masks}) == len(masks)  # each its own view
+    for mask in masks:
+        rows = mask[:, mask.sum(0).argmax()].tolist()
+        edges = [0, *rows, 0]
+        starts = sum(b > a for a, b in itertools.pairwise(edges))
+        whole = [len(run) for run in "".join(map(str, map(int, rows))).strip("1").split("0") if run]
+        assert starts >= 2
+        assert all(24 / 2.9 - 1.5 <= side <= 24 / 1.4 + 1.5 for side in whole)
+    assert ((result.query_images[:, 0] > 0.5) == (result.query_masks > 0.5)).float().mean() > 0.98
+    # What was ignored, the square's surroundings, still is, but for rounding at the borders.
+    assert (result.query_ignore == (result.query_masks == 0)).float().mean() > 0.99
+    assert torch.equal(result.class_ids, one.class_ids)
+    assert torch.equal(one.query_masks, square)  # nothing is changed in place
+
+
+def test_a_crowd_leaves_the_rest_as_it_is() -> None:
+    plain = batch(episodes=16)
+    result = crowd(plain, np.random.default_rng(1), 0.5)
+    for before, after in (
+        (plain.query_images, result.query_images),
+        (plain.support_images.flatten(0, 1), result.support_images.flatten(0, 1)),
+    ):
+        same = [torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+        assert 0.2 < sum(same) / len(same) < 0.8
+    speck = torch.zeros_like(plain.query_masks)
+    speck[:, 0, 0] = 1
+    tiny = dataclasses.replace(plain, query_masks=speck)
+    assert torch.equal(crowd(tiny, np.random.default_rng(0), 1.0).query_masks, speck)

@@ -291,7 +291,7 @@ def test_as_many_episodes_as_fit(
     config = dataclasses.replace(FROZEN, images_per_step=16, episodes_per_batch="auto", steps=2)
     trainer = Trainer(config, tmp_path / "ample")
     assert trainer.batch == {1: 8, 3: 4}  # the whole step
-    each = trainer._activations(1)
+    each = trainer.activation_bytes(1)
     assert f"activations of a 1-shot episode at 40 pixels: {each / 1e6:.1f} MB" in caplog.text
     # Planned: 80 % of the free memory, and twice an episode's activations.
     free = 2 * 3.5 * each / 0.8
