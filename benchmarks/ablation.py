@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from record import write_record
+from tiny_recipe import on_frozen_encoder
 
 import fsdino
 from fsdino.data import procedural
@@ -32,8 +33,6 @@ from fsdino.images import atomic_write
 from fsdino.training.config import TrainConfig
 from fsdino.training.meta import Trainer
 
-RECIPE = Path(fsdino.__file__).parent / "recipes" / "fsdino-tiny.yaml"
-
 # The paper's table adds them in this order (arXiv 2504.15669); the adapter is in all rows.
 PARTS = ("cosine_prompt", "visual_prompt", "correlation_prompt", "contrastive")
 ROWS = ("adapter + PCS", "+ SVP", "+ 4D", "+ CE")
@@ -42,19 +41,10 @@ EQUAL_TIME = "+ SVP, in the time of + CE"
 
 def configure(parts: int, steps: int, seed: int, encoder: str) -> TrainConfig:
     """The bundled recipe with a model's encoder, frozen, and the first of the parts."""
-    recipe, model = TrainConfig.from_yaml(RECIPE), fsdino.load(encoder).config
+    model = fsdino.load(encoder).config
     switches: dict[str, Any] = {name: place < parts for place, name in enumerate(PARTS)}
-    return dataclasses.replace(
-        recipe,
-        model=dataclasses.replace(model, **switches),
-        start_from=None,
-        encoder_from=encoder,
-        train_encoder=False,
-        prototype_weight=0.0,
-        contrast_weight=0.0,
-        steps=steps,
-        validate_every=steps,
-        seed=seed,
+    return on_frozen_encoder(
+        dataclasses.replace(model, **switches), encoder, steps=steps, seed=seed
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from record import write_record
 from tiny import tune
+from tiny_recipe import on_frozen_encoder
 
 import fsdino
 from fsdino.apps import evaluation
@@ -35,20 +36,9 @@ SHOTS, SEEDS = (1, 5), (0, 1, 2)
 
 
 def hsnet_config(model: Segmenter, steps: int) -> TrainConfig:
-    """The HSNet-style learner: fsdino-tiny's encoder, episodes and schedule; the encoder frozen."""
+    """The HSNet-style learner: fsdino-tiny's frozen encoder, its episodes and schedule."""
     changes = {"variant": "hsnet", "correlation_channels": (8, 16, 32)}
-    return TrainConfig(
-        dataclasses.replace(model.config, **changes),
-        fold=FOLD,
-        steps=steps,
-        shots=(1, 1, 1, 1, 3),
-        augment=0.6,
-        learning_rate=2e-3,
-        warmup=100,
-        encoder_from=MODEL,
-        threads=1,
-        validate_every=250,
-    )
+    return on_frozen_encoder(dataclasses.replace(model.config, **changes), MODEL, steps=steps)
 
 
 def train_hsnet(model: Segmenter, steps: int, work: Path) -> Segmenter:

@@ -25,6 +25,7 @@ import small_sam
 import torch
 from PIL import Image
 from record import write_record
+from tiny_recipe import on_frozen_encoder
 
 from fsdino.data import procedural
 from fsdino.data.procedural import ProceduralEpisodes
@@ -198,25 +199,17 @@ def stage_2(
 ) -> TrainConfig:
     """The bundled recipe for one arm, on a frozen encoder."""
     distilled, trained = ARMS[arm]
-    recipe = TrainConfig.from_yaml(ablation.RECIPE)
-    return dataclasses.replace(
-        recipe,
-        model=dataclasses.replace(model, variant=options.variant),
+    return on_frozen_encoder(
+        dataclasses.replace(model, variant=options.variant),
+        options.encoder,
+        steps=options.steps,
+        seed=seed,
         fold=TEACHER.fold,
-        start_from=None,
-        encoder_from=options.encoder,
         decoder_weights=str(teacher),
         adapter_weights=str(adapter) if distilled else None,
-        train_encoder=False,
         train_adapter=trained,
-        prototype_weight=0.0,
-        contrast_weight=0.0,
         images_per_step=options.images_per_step,
-        image_sizes=recipe.image_sizes if model.image_size in recipe.image_sizes else (),
-        steps=options.steps,
-        validate_every=options.steps,
         workers=options.workers,
-        seed=seed,
     )
 
 

@@ -10,6 +10,7 @@ import distillation
 import numpy as np
 import pytest
 import small_sam
+import tiny_recipe
 import torch
 import yaml
 from torch import nn
@@ -167,7 +168,7 @@ def test_one_command_does_all_and_remembers_it(
     )
     recipe.write_text(yaml.safe_dump(config.to_dict()))
     zoo.build(MODEL).save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(ablation, "RECIPE", recipe)
+    monkeypatch.setattr(tiny_recipe, "RECIPE", recipe)
     monkeypatch.setattr(distillation, "EPISODES", 2)
     monkeypatch.setattr(distillation, "TEACHER", TINY)
     monkeypatch.setattr(distillation, "KNOWLEDGE_EPISODES", 2)
