@@ -10,11 +10,11 @@ namespace {
 // Rows of the product are positions, columns are channels of the output.
 template <typename T, int COLUMNS>
 using WalkProduct =
-    Product<T, 128, COLUMNS, COLUMNS == 16 ? 16 : 32, COLUMNS == 16 ? 16 : 32>;
+    Product<T, kWalkRows, COLUMNS, COLUMNS == 16 ? 16 : 32, COLUMNS == 16 ? 16 : 32>;
 
-// Where a row of the product lies in the source; the query row is kOutside beyond the last row.
+// Where a row of the product lies in source and output; beyond the last row the query row is kOutside.
 struct RowPlace {
-  int64_t offset;
+  int64_t offset, target;
   Position position;
 };
 constexpr int kOutside = INT32_MIN / 2;
@@ -52,6 +52,39 @@ struct MatrixSource {
   }
 };
 
+// Two elements that lie side by side.
+template <typename T>
+struct alignas(2 * sizeof(T)) Two {
+  T first, second;
+};
+
+template <typename T>
+FSDINO_DEVICE Two<T> with_bias(const WalkArguments<T>& arguments, int column, const float* pair) {
+  const auto bias = [&](int at) {
+    return arguments.bias && at < arguments.outer ? static_cast<float>(arguments.bias[at]) : 0.0f;
+  };
+  return {T(pair[0] + bias(column)), T(pair[1] + bias(column + 1))};
+}
+
+// Mean and sum of squared deviations of each of the first `columns` columns, over the first `rows`
+// rows; the one is `pitch` floats before the other.
+template <typename P>
+FSDINO_DEVICE void store_moments(P& product, int rows, int columns, float* out, int pitch) {
+  float* const memory = reinterpret_cast<float*>(shared_memory());
+  typename P::OfColumns mean, squares;
+  product.sum_columns(mean, memory, rows, [](float value, int, int) { return value; });
+  P::for_each_column([&](int, int j, int k) { mean[j][k] /= float(rows); });
+  product.sum_columns(squares, memory, rows, [&](float value, int j, int k) {
+    return (value - mean[j][k]) * (value - mean[j][k]);
+  });
+  if (!P::has_first_row()) return;
+  P::for_each_column([&](int column, int j, int k) {
+    if (column >= columns) return;
+    out[column] = mean[j][k];
+    out[pitch + column] = squares[j][k];
+  });
+}
+
 template <typename T, int COLUMNS, int BYTES>
 FSDINO_KERNEL((WalkProduct<T, COLUMNS>::kThreads))
 walk_kernel(const Walk walk, const WalkArguments<T> arguments) {
@@ -68,9 +101,10 @@ walk_kernel(const Walk walk, const WalkArguments<T> arguments) {
   for (int i = thread_index(); i < P::kRows; i += P::kThreads) {
     if (first + i < positions) {
       const Position position = walk.in_source(walk.walked.at(first + i));
-      rows[i] = {walk.source.offset(position), position};
+      const int64_t target = walk.output.offset(walk.in_output(walk.walked.at(first + i)));
+      rows[i] = {walk.source.offset(position), target, position};
     } else {
-      rows[i] = {0, {kOutside, 0, 0, 0}};
+      rows[i] = {0, 0, {kOutside, 0, 0, 0}};
     }
   }
   synchronise();
@@ -87,13 +121,26 @@ walk_kernel(const Walk walk, const WalkArguments<T> arguments) {
                 stage_along<T, BYTES, P::kThreads>(column_words, COLUMNS, step, weights);
               });
   T* const out = arguments.out + batch * arguments.out_batch * arguments.outer;
-  product.for_each([&](int row, int column, float sum) {
+  const int count = positions - first < P::kRows ? int(positions - first) : P::kRows;
+  product.for_each_pair([&](int row, int column, float* pair) {
     column += first_column;
-    if (first + row >= positions || column >= arguments.outer) return;
-    const Position position = walk.in_output(walk.walked.at(first + row));
-    const float bias = arguments.bias ? static_cast<float>(arguments.bias[column]) : 0.0f;
-    out[walk.output.offset(position) * arguments.outer + column] = T(sum + bias);
+    if (row >= count || column >= arguments.outer) return;
+    // What is stored is what its statistics are of.
+    const Two<T> two = with_bias(arguments, column, pair);
+    pair[0] = static_cast<float>(two.first);
+    pair[1] = static_cast<float>(two.second);
+    T* const place = out + rows[row].target * arguments.outer + column;
+    if (arguments.outer % 2 == 0) {
+      *reinterpret_cast<Two<T>*>(place) = two;
+    } else {
+      place[0] = two.first;
+      if (column + 1 < arguments.outer) place[1] = two.second;
+    }
   });
+  if (arguments.moments) {
+    float* const own = arguments.moments + block * 2 * arguments.outer + first_column;
+    store_moments(product, count, arguments.outer - first_column, own, arguments.outer);
+  }
 }
 
 // One tap's matrix of gradients, [CI, CO], the inner dimension being positions.

@@ -8,30 +8,6 @@ namespace {
 
 constexpr int64_t kShares = 2048;  // blocks that the positions of a weights' gradient are split for
 
-// Mean and reciprocal standard deviation [B, G] of a dense volume: each block's moments, merged in
-// float32 (Chan, Golub and LeVeque 1979).
-std::tuple<Tensor, Tensor> statistics(const Tensor& raw, int64_t groups, double eps,
-                                      Stream stream) {
-  const int64_t batches = raw.size(0), channels = raw.size(1);
-  const int64_t rows = sizes_of(raw).positions(), blocks = ceil_div(rows, int64_t(kNormRows));
-  const auto options = raw.options().dtype(at::kFloat);
-  Tensor partial = at::empty({batches, blocks, 2, channels}, options);
-  FSDINO_CUDA_DISPATCH(raw, "center_pivot_block4d", [&] {
-    moments<scalar_t>(raw.const_data_ptr<scalar_t>(), partial.mutable_data_ptr<float>(), rows,
-                      int(batches), int(channels), stream);
-  });
-  const Tensor first = at::arange(blocks, options) * kNormRows;
-  const Tensor counts = (rows - first).clamp_max(kNormRows).view({1, blocks, 1, 1});
-  const auto grouped = [&](int64_t which) {
-    return partial.select(2, which).view({batches, blocks, groups, channels / groups});
-  };
-  const double size = double(rows) * double(channels / groups);
-  const Tensor mean = (grouped(0) * counts).sum({1, 3}) / size;
-  const Tensor distance = grouped(0) - mean.view({batches, 1, groups, 1});
-  const Tensor variance = (grouped(1) + counts * distance * distance).sum({1, 3}) / size;
-  return {mean, (variance + eps).rsqrt()};
-}
-
 template <typename T>
 NormArguments<T> norm_arguments(const Tensor& raw, const Tensor& mean, const Tensor& rstd,
                                 const Tensor& weight, const Tensor& bias) {
@@ -51,13 +27,13 @@ Tensor tap_matrices(const Tensor& weight_query, const Tensor& weight_support, bo
 }
 
 void convolve(const Tensor& source, const Tensor& matrices, const MaybeTensor& bias, Tensor out,
-              const Convolution& convolution, Stream stream) {
+              const Convolution& convolution, Stream stream, float* moments) {
   if (out.numel() == 0) return;
   const Tensor dense_bias = bias ? plain(*bias) : Tensor();
   FSDINO_CUDA_DISPATCH(source, "center_pivot_conv4d", [&] {
     walk<scalar_t>(walk_forward(sizes_of(source), sizes_of(out), convolution),
                    {source.const_data_ptr<scalar_t>(), matrices.const_data_ptr<scalar_t>(),
-                    pointer<scalar_t>(dense_bias), out.mutable_data_ptr<scalar_t>(),
+                    pointer<scalar_t>(dense_bias), out.mutable_data_ptr<scalar_t>(), moments,
                     batch_positions(source), batch_positions(out), int(source.size(0)),
                     int(source.size(1)), int(out.size(1)), tf32_allowed()},
                    stream);
@@ -73,9 +49,9 @@ void convolve_back(const Tensor& grad, const Tensor& matrices, Tensor out,
       for (int column = 0; column < smaller(convolution.stride, volume.support_columns); ++column) {
         walk<scalar_t>(walk_back(sizes_of(grad), volume, convolution, row, column),
                        {grad.const_data_ptr<scalar_t>(), matrices.const_data_ptr<scalar_t>(),
-                        nullptr, out.mutable_data_ptr<scalar_t>(), batch_positions(grad),
-                        batch_positions(out), int(grad.size(0)), int(grad.size(1)),
-                        int(out.size(1)), tf32_allowed()},
+                        nullptr, out.mutable_data_ptr<scalar_t>(), nullptr,
+                        batch_positions(grad), batch_positions(out), int(grad.size(0)),
+                        int(grad.size(1)), int(out.size(1)), tf32_allowed()},
                        stream);
       }
     }
@@ -158,8 +134,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> center_pivot_block4d(
     int64_t num_groups, double norm_eps, int64_t support_stride, bool reduce_support, bool save) {
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   const OnDevice device(x);
-  const Tensor raw = center_pivot_conv4d(x, weight_query, weight_support, bias, support_stride);
-  const auto [mean, rstd] = statistics(raw, num_groups, norm_eps, device);
+  const Tensor raw = empty_output(x, weight_query.size(0), support_stride);
+  const int64_t batches = raw.size(0), channels = raw.size(1), rows = sizes_of(raw).positions();
+  const auto floats = raw.options().dtype(at::kFloat);
+  const Tensor moments = at::empty({batches, ceil_div(rows, int64_t(kWalkRows)), 2, channels}, floats);
+  convolve(to_volume(x), tap_matrices(weight_query, weight_support, false), bias, raw,
+           convolution_of(weight_query, weight_support, support_stride), device,
+           moments.mutable_data_ptr<float>());
+  const Tensor mean = at::empty({batches, num_groups}, floats), rstd = at::empty_like(mean);
+  statistics(moments.const_data_ptr<float>(), mean.mutable_data_ptr<float>(),
+             rstd.mutable_data_ptr<float>(), rows, int(batches), int(channels), int(num_groups),
+             float(norm_eps), device);
   Tensor y = raw;
   if (reduce_support) {
     y = at::empty(raw.sizes().slice(0, 4), raw.options());
@@ -185,7 +170,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> center_pivot_block4d_
     bool reduce_support, Needs needs) {
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   const OnDevice device(x);
-  const Tensor grad = reduce_support ? plain(given) : to_dense_volume(given);
+  const Tensor grad = reduce_support ? to_dense_tokens(given) : to_dense_volume(given);
   const Tensor raw = to_dense_volume(given_raw), mean = plain(given_mean), rstd = plain(given_rstd);
   const Tensor weight = plain(norm_weight), shift = plain(norm_bias);
   const int64_t batches = raw.size(0), channels = raw.size(1), groups = mean.size(1);

@@ -52,9 +52,10 @@ struct TokenSource {
   }
 };
 
-// A block's share of the cosines: ROWS query and COLUMNS support tokens of one sample and layer.
-// Blocks of the same tokens follow each other, layer by layer: what they write lies side by side.
-template <typename T, int ROWS, int COLUMNS>
+// A block's share of the cosines: ROWS query and COLUMNS support tokens of one sample, in LAYERS
+// layers, of which `layer` is the one at hand. Blocks of the same tokens follow each other, layer by
+// layer: what they write lies side by side.
+template <typename T, int ROWS, int COLUMNS, int LAYERS = 1>
 struct CosineBlock {
   int64_t batch;
   int layer, query_block, first_query, first_support;
@@ -62,9 +63,10 @@ struct CosineBlock {
   FSDINO_DEVICE explicit CosineBlock(const Cosines<T>& cosines) {
     const int support_blocks = ceil_div(cosines.support.count, COLUMNS);
     const int query_blocks = ceil_div(cosines.query.count, ROWS);
+    const int layer_blocks = ceil_div(cosines.layers, LAYERS);
     int block = block_index();
-    layer = block % cosines.layers;
-    block /= cosines.layers;
+    layer = block % layer_blocks * LAYERS;
+    block /= layer_blocks;
     first_support = block % support_blocks * COLUMNS;
     block /= support_blocks;
     query_block = block % query_blocks;
@@ -82,16 +84,22 @@ struct CosineBlock {
     }
     return true;
   }
-  // Rectified and weighted, into the correlation; row and column count from the block's first.
-  FSDINO_DEVICE void store(const Cosines<T>& cosines, T* out, int row, int column, float sum) const {
-    const int64_t queries = cosines.query.count, supports = cosines.support.count;
+  // Whether an element exists; rows and columns count from the block's first.
+  FSDINO_DEVICE bool holds(const Cosines<T>& cosines, int row, int column) const {
+    return first_query + row < cosines.query.count && first_support + column < cosines.support.count;
+  }
+  // The correlation: rectified and weighted.
+  FSDINO_DEVICE T value(const Cosines<T>& cosines, int row, int column, float sum) const {
     const int query = first_query + row, support = first_support + column;
-    if (query >= queries || support >= supports) return;
     const float of_support = weight(cosines, support);
     const float cosine =
         rectified(sum * query_inverse(cosines)[query] * support_inverse(cosines)[support]);
-    out[((batch * queries + query) * supports + support) * cosines.layers + layer] =
-        T(of_support == 0.0f ? 0.0f : cosine * of_support);
+    return T(of_support == 0.0f ? 0.0f : cosine * of_support);
+  }
+  // Where it lies.
+  FSDINO_DEVICE int64_t place(const Cosines<T>& cosines, int row, int column) const {
+    const int64_t query = batch * cosines.query.count + first_query + row;
+    return (query * cosines.support.count + first_support + column) * cosines.layers + layer;
   }
   // Runs the product of features.
   template <int BYTES>
@@ -127,15 +135,17 @@ FSDINO_KERNEL(CosineProduct<T>::kThreads) correlation_kernel(const Cosines<T> co
   const PlainBlock<T> block(cosines);
   CosineProduct<T> product;
   if (!block.all_weights_are_zero(cosines)) block.template multiply<BYTES>(product, cosines);
-  product.for_each(
-      [&](int row, int column, float sum) { block.store(cosines, out, row, column, sum); });
+  product.for_each([&](int row, int column, float sum) {
+    if (!block.holds(cosines, row, column)) return;
+    out[block.place(cosines, row, column)] = block.value(cosines, row, column, sum);
+  });
 }
 
-// The same on sm_90a: two warpgroups, one below the other. Two blocks share a multiprocessor, so
-// that one multiplies while the other writes.
+// The same on sm_90a: two warpgroups, one below the other, take two layers, one after the other, and
+// write both at once. Two blocks share a multiprocessor, so that one multiplies while the other writes.
 struct HopperTile {
   static constexpr int kWarpgroups = 2, kThreads = kWarpgroups * kWarpgroup, kStages = 3;
-  static constexpr int kRows = kWarpgroups * kAsyncRows, kColumns = 128;
+  static constexpr int kRows = kWarpgroups * kAsyncRows, kColumns = 128, kLayers = 2;
   static constexpr int kStageBytes = (kRows + kColumns) * kBoxBytes;
   using Pipeline = BoxPipeline<kStages>;
   static constexpr int kSharedBytes = kStages * kStageBytes + Pipeline::kSharedBytes;
@@ -147,29 +157,61 @@ correlation_hopper_kernel(FSDINO_PARAMETER FeatureMap query, FSDINO_PARAMETER Fe
                           const Cosines<T> cosines, T* out) {
   if constexpr (kHopper) {
     using Tile = HopperTile;
-    const CosineBlock<T, Tile::kRows, Tile::kColumns> block(cosines);
+    CosineBlock<T, Tile::kRows, Tile::kColumns, Tile::kLayers> block(cosines);
+    const int first_layer = block.layer, own_row = warpgroup_index() * kAsyncRows;
+    const int steps = ceil_div(cosines.channels, kBoxDepth);
+    const bool paired = first_layer + 1 < cosines.layers;
+
+    char* const memory = shared_memory();
+    Tile::Pipeline pipeline(memory + Tile::kStages * Tile::kStageBytes, Tile::kThreads / kWarp);
+    const auto stage_at = [&](int stage) { return memory + stage * Tile::kStageBytes; };
+    const auto copy = [&](int step, int stage, PhaseBarrier* barrier) {
+      const int channel = step % steps * kBoxDepth, layer = first_layer + step / steps;
+      char* const rows = stage_at(stage);
+      query.copy(rows, channel, block.first_query, 0, layer, int(block.batch), barrier);
+      support.copy(rows + Tile::kRows * kBoxBytes, channel, block.first_support, 0, layer,
+                   int(block.batch), barrier);
+    };
     AsyncProduct<T, Tile::kColumns> product;
-    if (!block.all_weights_are_zero(cosines)) {
-      char* const memory = shared_memory();
-      Tile::Pipeline pipeline(memory + Tile::kStages * Tile::kStageBytes, Tile::kThreads / kWarp);
-      const auto stage_at = [&](int stage) { return memory + stage * Tile::kStageBytes; };
-      const auto copy = [&](int step, int stage, PhaseBarrier* barrier) {
-        const int channel = step * kBoxDepth, batch = int(block.batch);
-        char* const rows = stage_at(stage);
-        query.copy(rows, channel, block.first_query, 0, block.layer, batch, barrier);
-        support.copy(rows + Tile::kRows * kBoxBytes, channel, block.first_support, 0, block.layer,
-                     batch, barrier);
-      };
-      const int steps = ceil_div(cosines.channels, kBoxDepth);
-      pipeline.begin(steps, Tile::kStageBytes, copy);
+    const bool silent = block.all_weights_are_zero(cosines);
+    const auto multiply_layer = [&] {
+      if (silent) return;
       pipeline.run(steps, copy, [&](int stage) {
         const char* const rows = stage_at(stage);
-        product.multiply(rows + warpgroup_index() * kAsyncRows * kBoxBytes,
-                         rows + Tile::kRows * kBoxBytes);
+        product.multiply(rows + own_row * kBoxBytes, rows + Tile::kRows * kBoxBytes);
       });
+    };
+    // Calls `write(place, value, number)` for this thread's elements of the layer at hand.
+    const auto for_each = [&](const auto& write) {
+      int number = 0;
+      product.for_each([&](int row, int column, float sum) {
+        const int i = number++;
+        row += own_row;
+        if (!block.holds(cosines, row, column)) return;
+        write(block.place(cosines, row, column), block.value(cosines, row, column, sum), i);
+      });
+    };
+
+    if (!silent) pipeline.begin(paired ? 2 * steps : steps, Tile::kStageBytes, copy);
+    multiply_layer();
+    if (!paired) {
+      for_each([&](int64_t place, T value, int) { out[place] = value; });
+      return;
     }
-    product.for_each([&](int row, int column, float sum) {
-      block.store(cosines, out, warpgroup_index() * kAsyncRows + row, column, sum);
+    Word earlier[Tile::kColumns / 4] = {};  // the first layer's elements, two in a word
+    for_each([&](int64_t, T value, int i) { earlier[i / 2] |= Word(value.x) << i % 2 * 16; });
+    product.clear();
+    ++block.layer;
+    multiply_layer();
+    const bool in_words = cosines.layers % 2 == 0;
+    for_each([&](int64_t place, T value, int i) {
+      const Word both = (earlier[i / 2] >> i % 2 * 16 & 0xffff) | Word(value.x) << 16;
+      if (in_words) {
+        reinterpret_cast<Word*>(out)[(place - 1) / 2] = both;
+      } else {
+        reinterpret_cast<uint16_t*>(out)[place - 1] = uint16_t(both);
+        out[place] = value;
+      }
     });
   }
 }
@@ -189,41 +231,32 @@ correlation_gradient_kernel(const Cosines<T> cosines, const T* grad, int64_t gra
   const float* const query_inverse = block.query_inverse(cosines);
   const float* const support_inverse = block.support_inverse(cosines);
   const int64_t plane = block.batch * cosines.layers + block.layer;
-  float along[P::kAcross][2] = {};
-  product.for_each([&](int row, int column, float sum) {
-    const int at = (column - P::first_column()) / 8;
+  product.for_each([&](int row, int column, float& sum) {
     const int query = block.first_query + row, support = block.first_support + column;
-    if (query >= queries || support >= supports) return;
+    if (query >= queries || support >= supports) {
+      sum = 0.0f;
+      return;
+    }
     const float cosine = sum * query_inverse[query] * support_inverse[support];
     const float value = static_cast<float>(
         grad[block.batch * grad_batch + (query * supports + support) * cosines.layers + block.layer]);
-    along[at][column % 2] += value * rectified(cosine);
+    sum = value * rectified(cosine);
     if (!cosine_grad) return;
     const float weight = block.weight(cosines, support);
     cosine_grad[(plane * queries + query) * supports + support] =
         T(weight == 0.0f || cosine <= 0.0f ? 0.0f : value * weight);
   });
   if (!weight_grad) return;
-  // Sums over the rows: of the lanes of a warp, then of the warps below each other.
-  float* const sums = reinterpret_cast<float*>(shared_memory());
-  synchronise();
-  for (int j = 0; j < P::kAcross; ++j) {
-    for (int k = 0; k < 2; ++k) {
-      float total = along[j][k];
-      for (int mask = 4; mask < kWarp; mask *= 2) total += from_lane(total, mask);
-      const int column = P::first_column() + 8 * j + lane_index() % 4 * 2 + k;
-      if (lane_index() < 4) sums[warp_index() / P::kWarpsAcross * P::kColumns + column] = total;
-    }
-  }
-  synchronise();
+  typename P::OfColumns totals;
+  product.sum_columns(totals, reinterpret_cast<float*>(shared_memory()), P::kRows,
+                      [](float value, int, int) { return value; });
+  if (!P::has_first_row()) return;
   const int64_t query_blocks = ceil_div(queries, int64_t(P::kRows));
-  for (int column = thread_index(); column < P::kColumns; column += P::kThreads) {
-    if (block.first_support + column >= supports) continue;
-    float total = 0.0f;
-    for (int warp = 0; warp < P::kWarpsDown; ++warp) total += sums[warp * P::kColumns + column];
-    weight_grad[(plane * query_blocks + block.query_block) * supports + block.first_support +
-                column] = total;
-  }
+  float* const out = weight_grad + (plane * query_blocks + block.query_block) * supports;
+  P::for_each_column([&](int column, int j, int k) {
+    column += block.first_support;
+    if (column < supports) out[column] = totals[j][k];
+  });
 }
 
 // A warp for each token of what follows: plane and token of a row, and its values.
@@ -280,8 +313,9 @@ unit_gradient_kernel(const Tokens<T> tokens, const T* weight, const T* grad, T* 
 }
 
 template <typename Tile, typename T>
-int64_t cosine_blocks(const Cosines<T>& cosines) {
-  return int64_t(cosines.batches) * cosines.layers * ceil_div(cosines.query.count, Tile::kRows) *
+int64_t cosine_blocks(const Cosines<T>& cosines, int layers_of_block = 1) {
+  return int64_t(cosines.batches) * ceil_div(cosines.layers, layers_of_block) *
+         ceil_div(cosines.query.count, Tile::kRows) *
          ceil_div(cosines.support.count, Tile::kColumns);
 }
 
@@ -299,7 +333,7 @@ template <typename T>
 void correlate(const Cosines<T>& cosines, T* out, Stream stream) {
   using P = CosineProduct<T>;
   if constexpr (sizeof(T) == 2) {
-    const int64_t blocks = cosine_blocks<HopperTile>(cosines);
+    const int64_t blocks = cosine_blocks<HopperTile>(cosines, HopperTile::kLayers);
     if (blocks > 0 && in_boxes(sizeof(T), cosines.channels) && runs_hopper_code()) {
       const auto map = [&](const Tokens<T>& tokens, int box) {
         return feature_map(cosines, tokens, 1, tokens.count, 1, box);

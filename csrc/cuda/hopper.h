@@ -103,6 +103,13 @@ struct AsyncProduct {
 
   float sums[COLUMNS / 8][4] = {};
 
+  FSDINO_DEVICE void clear() {
+#pragma unroll
+    for (int j = 0; j < COLUMNS / 8; ++j) {
+      for (int k = 0; k < 4; ++k) sums[j][k] = 0.0f;
+    }
+  }
+
   // Starts the products of 64 rows with COLUMNS rows, in the depth of one box, as one group.
   FSDINO_DEVICE void multiply(const char* rows, const char* columns) {
     const uint64_t a = matrix_descriptor(shared_address(rows));

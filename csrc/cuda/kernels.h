@@ -71,13 +71,17 @@ void units_back(const Tokens<T>& tokens, const T* weight, const T* grad, T* out,
                 int layers, int channels, float eps, Stream stream);
 
 // `out` = `source` walked over with the taps' matrices [taps, CO, CI], plus bias [CO] or null.
-// Volumes are dense but for the batch, whose strides are in positions.
+// Volumes are dense but for the batch, whose strides are in positions. Where `moments` is not null,
+// it gets mean and sum of squared deviations of each channel of each kWalkRows positions walked:
+// [B, blocks, 2, CO].
+constexpr int kWalkRows = 128;
 template <typename T>
 struct WalkArguments {
   const T* source;
   const T* weights;
   const T* bias;
   T* out;
+  float* moments;
   int64_t source_batch, out_batch;
   int batches, inner, outer;
   bool tf32;
@@ -111,17 +115,17 @@ struct NormArguments {
   int64_t rows, kept;  // positions in a sample, and at each query position
   int batches, channels, groups;
 };
-constexpr int kNormRows = 512;  // of one block
-// Of each `kNormRows` positions and channel, mean and sum of squared deviations: [B, blocks, 2, C].
-template <typename T>
-void moments(const T* raw, float* partial, int64_t rows, int batches, int channels, Stream stream);
+// From moments as of the walk, mean and reciprocal standard deviation of each group, [B, G].
+void statistics(const float* moments, float* mean, float* rstd, int64_t rows, int batches,
+                int channels, int groups, float eps, Stream stream);
 template <typename T>
 void normalise(const NormArguments<T>& norm, T* out, Stream stream);
 // [B, C, tokens]: the mean over the kept support positions.
 template <typename T>
 void normalise_mean(const NormArguments<T>& norm, T* out, Stream stream);
-// `grad` is [B, rows, C], or [B, C, tokens] where `reduced`. Of each `kNormRows` positions the sums
+// `grad` is [B, rows, C], or [B, tokens, C] where `reduced`. Of each `kNormRows` positions the sums
 // of gradient times normalised value and of the gradient, [B, blocks, 2, C].
+constexpr int kNormRows = 512;
 template <typename T>
 void normalise_back_sums(const NormArguments<T>& norm, const T* grad, bool reduced, float* sums,
                          Stream stream);

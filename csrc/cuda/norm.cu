@@ -1,19 +1,132 @@
 // Group normalisation, ReLU and the mean over the support: light passes over a raw volume [rows, C]
-// of each sample. A warp's lanes have different channels, its warps different rows.
+// of each sample, whose moments come from the convolution.
 
-#include "device.h"
+#include "tile.h"
 
 namespace fsdino::cuda {
 
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / kWarp;
+constexpr int kStatisticsThreads = 1024;
+
+// The sum of all threads' values, given to all.
+template <int THREADS>
+FSDINO_DEVICE float sum_of_block(float value) {
+  float* const sums = reinterpret_cast<float*>(shared_memory());
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) value += from_lane(value, mask);
+  synchronise();
+  if (lane_index() == 0) sums[warp_index()] = value;
+  synchronise();
+  float total = 0.0f;
+  for (int warp = 0; warp < THREADS / kWarp; ++warp) total += sums[warp];
+  return total;
+}
+
+// A block for each group of a sample. Moments are merged as by Chan, Golub and LeVeque (1979).
+FSDINO_KERNEL(kStatisticsThreads)
+statistics_kernel(const float* moments, float* means, float* rstds, int64_t rows, int channels,
+                  int groups, float eps) {
+  const int members = channels / groups, group = block_index() % groups;
+  const int64_t batch = block_index() / groups, blocks = ceil_div(rows, int64_t(kWalkRows));
+  const float* const own = moments + batch * blocks * 2 * channels + group * members;
+  const float size = float(rows) * float(members);
+  // Adds up `of(count, moments)` over blocks and channels.
+  const auto sum = [&](const auto& of) {
+    float total = 0.0f;
+#pragma unroll 4
+    for (int64_t i = thread_index(); i < blocks * members; i += kStatisticsThreads) {
+      const int64_t block = i / members, left = rows - block * kWalkRows;
+      total += of(float(left < kWalkRows ? left : kWalkRows), own + block * 2 * channels + i % members);
+    }
+    return sum_of_block<kStatisticsThreads>(total);
+  };
+  const float mean = sum([](float count, const float* at) { return count * at[0]; }) / size;
+  const float squares = sum([&](float count, const float* at) {
+    const float distance = at[0] - mean;
+    return at[channels] + count * distance * distance;
+  });
+  if (thread_index() != 0) return;
+  means[block_index()] = mean;
+  rstds[block_index()] = 1.0f / root(squares / size + eps);
+}
+
+// BYTES of channels side by side, as they are loaded and stored.
+template <typename T, int BYTES>
+struct alignas(BYTES) Piece {
+  static constexpr int kElements = BYTES / int(sizeof(T));
+  T values[kElements];
+
+  FSDINO_DEVICE static Piece at(const T* place) { return *reinterpret_cast<const Piece*>(place); }
+  FSDINO_DEVICE void store(T* place) const { *reinterpret_cast<Piece*>(place) = *this; }
+};
+
+// A thread's piece of the channels, and its rows: threads side by side have pieces side by side.
+template <int ELEMENTS>
+struct Lane {
+  int across, down;  // threads for a row's pieces, and rows at a time
+  int channel, row;
+  bool idle;
+
+  // The pieces from `start` on.
+  FSDINO_DEVICE Lane(int channels, int start) {
+    across = smaller(channels / ELEMENTS, kThreads);
+    down = kThreads / across;
+    channel = (start + thread_index() % across) * ELEMENTS;
+    row = thread_index() / across;
+    idle = row >= down || channel >= channels;
+  }
+  // Adds up the values of all rows' threads, for the first row's.
+  FSDINO_DEVICE void sum_rows(float (&values)[ELEMENTS]) const {
+    float* const sums = reinterpret_cast<float*>(shared_memory());
+    const auto place = [&](int of_row) {
+      return sums + (of_row * across + thread_index() % across) * ELEMENTS;
+    };
+    synchronise();
+    if (row < down) {
+      for (int i = 0; i < ELEMENTS; ++i) place(row)[i] = values[i];
+    }
+    for (int left = down; left > 1; left = ceil_div(left, 2)) {
+      synchronise();
+      const int other = row + ceil_div(left, 2);
+      if (other >= left) continue;
+      for (int i = 0; i < ELEMENTS; ++i) place(row)[i] = values[i] += place(other)[i];
+    }
+  }
+};
+// Calls `run(lane)` until every piece of the channels has had its turn.
+template <int ELEMENTS, typename F>
+FSDINO_DEVICE void for_each_lane(int channels, const F& run) {
+  for (int start = 0; start < channels / ELEMENTS; start += kThreads) {
+    run(Lane<ELEMENTS>(channels, start));
+  }
+}
+
+// What a piece of the channels of one sample is normalised with.
+template <typename T, int ELEMENTS>
+struct Channels {
+  float mean[ELEMENTS], rstd[ELEMENTS], weight[ELEMENTS], bias[ELEMENTS];
+
+  FSDINO_DEVICE Channels(const NormArguments<T>& norm, int64_t batch, int first) {
+    const int members = norm.channels / norm.groups;
+#pragma unroll
+    for (int i = 0; i < ELEMENTS; ++i) {
+      const int64_t group = batch * norm.groups + (first + i) / members;
+      mean[i] = norm.mean[group];
+      rstd[i] = norm.rstd[group];
+      weight[i] = static_cast<float>(norm.weight[first + i]);
+      bias[i] = static_cast<float>(norm.bias[first + i]);
+    }
+  }
+  FSDINO_DEVICE float normalised(int i, T raw) const {
+    return (static_cast<float>(raw) - mean[i]) * rstd[i];
+  }
+  FSDINO_DEVICE float affine(int i, float value) const { return value * weight[i] + bias[i]; }
+};
 
 // A block's share: kNormRows rows of a sample.
 struct Share {
-  int64_t batch, first, last;
-  int64_t block;
+  int64_t batch, first, last, block;
 
   FSDINO_DEVICE explicit Share(int64_t rows) : block(block_index()) {
     const int64_t blocks = ceil_div(rows, int64_t(kNormRows));
@@ -23,191 +136,180 @@ struct Share {
   }
 };
 
-// The sums over a block's warps of each lane's value, given to all.
-FSDINO_DEVICE float sum_of_warps(float value) {
-  float* const sums = reinterpret_cast<float*>(shared_memory());
-  synchronise();
-  sums[warp_index() * kWarp + lane_index()] = value;
-  synchronise();
-  float total = 0.0f;
-  for (int warp = 0; warp < kWarps; ++warp) total += sums[warp * kWarp + lane_index()];
-  return total;
-}
-
-template <typename T>
-FSDINO_KERNEL(kThreads) moments_kernel(const T* raw, float* partial, int64_t rows, int channels) {
-  const Share share(rows);
-  const T* const sample = raw + share.batch * rows * channels;
-  const float count = float(share.last - share.first);
-  for (int start = 0; start < channels; start += kWarp) {
-    const int c = start + lane_index();
-    const bool inside = c < channels;
-    float sum = 0.0f, squares = 0.0f;
-    for (int64_t row = share.first + warp_index(); inside && row < share.last; row += kWarps) {
-      sum += static_cast<float>(sample[row * channels + c]);
-    }
-    const float mean = sum_of_warps(sum) / count;
-    for (int64_t row = share.first + warp_index(); inside && row < share.last; row += kWarps) {
-      const float centred = static_cast<float>(sample[row * channels + c]) - mean;
-      squares += centred * centred;
-    }
-    squares = sum_of_warps(squares);
-    if (inside && warp_index() == 0) {
-      partial[share.block * 2 * channels + c] = mean;
-      partial[(share.block * 2 + 1) * channels + c] = squares;
-    }
-  }
-}
-
-// What one channel of one sample is normalised with.
-template <typename T>
-struct Channel {
-  float mean, rstd, weight, bias;
-
-  FSDINO_DEVICE Channel(const NormArguments<T>& norm, int64_t batch, int c) {
-    const int64_t group = batch * norm.groups + c / (norm.channels / norm.groups);
-    mean = norm.mean[group];
-    rstd = norm.rstd[group];
-    weight = static_cast<float>(norm.weight[c]);
-    bias = static_cast<float>(norm.bias[c]);
-  }
-  FSDINO_DEVICE float normalised(T raw) const { return (static_cast<float>(raw) - mean) * rstd; }
-  FSDINO_DEVICE float affine(float value) const { return value * weight + bias; }
-};
-
-template <typename T>
+template <typename T, int BYTES>
 FSDINO_KERNEL(kThreads) normalise_kernel(const NormArguments<T> norm, T* out) {
+  using P = Piece<T, BYTES>;
   const Share share(norm.rows);
-  for (int c = lane_index(); c < norm.channels; c += kWarp) {
-    const Channel<T> channel(norm, share.batch, c);
-    for (int64_t row = share.first + warp_index(); row < share.last; row += kWarps) {
-      const int64_t at = (share.batch * norm.rows + row) * norm.channels + c;
-      out[at] = T(rectified(channel.affine(channel.normalised(norm.raw[at]))));
+  for_each_lane<P::kElements>(norm.channels, [&](const auto& lane) {
+    if (lane.idle) return;
+    const Channels<T, P::kElements> channels(norm, share.batch, lane.channel);
+    for (int64_t row = share.first + lane.row; row < share.last; row += lane.down) {
+      const int64_t at = (share.batch * norm.rows + row) * norm.channels + lane.channel;
+      P piece = P::at(norm.raw + at);
+#pragma unroll
+      for (int i = 0; i < P::kElements; ++i) {
+        const float value = channels.affine(i, channels.normalised(i, piece.values[i]));
+        piece.values[i] = T(rectified(value));
+      }
+      piece.store(out + at);
     }
-  }
+  });
 }
 
 // A block for each query token.
-template <typename T>
+template <typename T, int BYTES>
 FSDINO_KERNEL(kThreads) normalise_mean_kernel(const NormArguments<T> norm, T* out) {
+  using P = Piece<T, BYTES>;
   const int64_t tokens = norm.rows / norm.kept, token = block_index(), batch = token / tokens;
-  for (int start = 0; start < norm.channels; start += kWarp) {
-    const int c = start + lane_index();
-    float sum = 0.0f;
-    if (c < norm.channels) {
-      const Channel<T> channel(norm, batch, c);
-      for (int64_t row = warp_index(); row < norm.kept; row += kWarps) {
-        const T raw = norm.raw[(token * norm.kept + row) * norm.channels + c];
-        sum += rectified(channel.affine(channel.normalised(raw)));
+  for_each_lane<P::kElements>(norm.channels, [&](const auto& lane) {
+    float sums[P::kElements] = {};
+    if (!lane.idle) {
+      const Channels<T, P::kElements> channels(norm, batch, lane.channel);
+      for (int64_t row = lane.row; row < norm.kept; row += lane.down) {
+        const P raw = P::at(norm.raw + (token * norm.kept + row) * norm.channels + lane.channel);
+#pragma unroll
+        for (int i = 0; i < P::kElements; ++i) {
+          sums[i] += rectified(channels.affine(i, channels.normalised(i, raw.values[i])));
+        }
       }
     }
-    const float mean = sum_of_warps(sum) / float(norm.kept);
-    if (c < norm.channels && warp_index() == 0) {
-      out[(batch * norm.channels + c) * tokens + token % tokens] = T(mean);
+    lane.sum_rows(sums);
+    if (lane.idle || lane.row > 0) return;
+    for (int i = 0; i < P::kElements; ++i) {
+      out[(batch * norm.channels + lane.channel + i) * tokens + token % tokens] =
+          T(sums[i] / float(norm.kept));
     }
-  }
+  });
 }
 
-// The gradient behind the ReLU, and the normalised value.
-template <typename T>
+// A row's normalised values, and the gradients behind the ReLU.
+template <typename T, int BYTES>
 struct Rectified {
-  float grad, normalised;
+  static constexpr int kElements = Piece<T, BYTES>::kElements;
+  float grad[kElements], normalised[kElements];
 
-  FSDINO_DEVICE Rectified(const NormArguments<T>& norm, const Channel<T>& channel, const T* grads,
-                          bool reduced, int64_t batch, int64_t row, int c) {
-    const int64_t at = (batch * norm.rows + row) * norm.channels + c;
-    normalised = channel.normalised(norm.raw[at]);
-    const int64_t tokens = norm.rows / norm.kept;
-    grad = reduced ? static_cast<float>(
-                         grads[(batch * norm.channels + c) * tokens + row / norm.kept]) /
-                         float(norm.kept)
-                   : static_cast<float>(grads[at]);
-    if (channel.affine(normalised) <= 0.0f) grad = 0.0f;
+  FSDINO_DEVICE Rectified(const NormArguments<T>& norm, const Channels<T, kElements>& channels,
+                          const T* grads, bool reduced, int64_t row, int channel) {
+    using P = Piece<T, BYTES>;
+    const P raw = P::at(norm.raw + row * norm.channels + channel);
+    const P given = P::at(grads + (reduced ? row / norm.kept : row) * norm.channels + channel);
+    const float share = reduced ? 1.0f / float(norm.kept) : 1.0f;
+#pragma unroll
+    for (int i = 0; i < kElements; ++i) {
+      normalised[i] = channels.normalised(i, raw.values[i]);
+      const bool passes = channels.affine(i, normalised[i]) > 0.0f;
+      grad[i] = passes ? static_cast<float>(given.values[i]) * share : 0.0f;
+    }
   }
 };
 
-template <typename T>
+template <typename T, int BYTES>
 FSDINO_KERNEL(kThreads) gradient_sums_kernel(const NormArguments<T> norm, const T* grad,
                                              bool reduced, float* sums) {
+  constexpr int kElements = Piece<T, BYTES>::kElements;
   const Share share(norm.rows);
-  for (int start = 0; start < norm.channels; start += kWarp) {
-    const int c = start + lane_index();
-    float along = 0.0f, sum = 0.0f;
-    if (c < norm.channels) {
-      const Channel<T> channel(norm, share.batch, c);
-      for (int64_t row = share.first + warp_index(); row < share.last; row += kWarps) {
-        const Rectified<T> at(norm, channel, grad, reduced, share.batch, row, c);
-        along += at.grad * at.normalised;
-        sum += at.grad;
+  for_each_lane<kElements>(norm.channels, [&](const auto& lane) {
+    float along[kElements] = {}, sum[kElements] = {};
+    if (!lane.idle) {
+      const Channels<T, kElements> channels(norm, share.batch, lane.channel);
+      for (int64_t row = share.first + lane.row; row < share.last; row += lane.down) {
+        const Rectified<T, BYTES> at(norm, channels, grad, reduced, share.batch * norm.rows + row,
+                                     lane.channel);
+#pragma unroll
+        for (int i = 0; i < kElements; ++i) {
+          along[i] += at.grad[i] * at.normalised[i];
+          sum[i] += at.grad[i];
+        }
       }
     }
-    along = sum_of_warps(along);
-    sum = sum_of_warps(sum);
-    if (c < norm.channels && warp_index() == 0) {
-      sums[share.block * 2 * norm.channels + c] = along;
-      sums[(share.block * 2 + 1) * norm.channels + c] = sum;
+    lane.sum_rows(along);
+    lane.sum_rows(sum);
+    if (lane.idle || lane.row > 0) return;
+    float* const own = sums + share.block * 2 * norm.channels + lane.channel;
+    for (int i = 0; i < kElements; ++i) {
+      own[i] = along[i];
+      own[norm.channels + i] = sum[i];
     }
-  }
+  });
 }
 
-template <typename T>
+template <typename T, int BYTES>
 FSDINO_KERNEL(kThreads) gradient_kernel(const NormArguments<T> norm, const T* grad, bool reduced,
                                         const float* means, T* out) {
+  using P = Piece<T, BYTES>;
   const Share share(norm.rows);
-  for (int c = lane_index(); c < norm.channels; c += kWarp) {
-    const Channel<T> channel(norm, share.batch, c);
-    const int group = c / (norm.channels / norm.groups);
-    const float along = means[share.batch * 2 * norm.groups + group];
-    const float mean = means[(share.batch * 2 + 1) * norm.groups + group];
-    for (int64_t row = share.first + warp_index(); row < share.last; row += kWarps) {
-      const Rectified<T> at(norm, channel, grad, reduced, share.batch, row, c);
-      const float centred = at.grad * channel.weight - mean - at.normalised * along;
-      out[(share.batch * norm.rows + row) * norm.channels + c] = T(centred * channel.rstd);
+  const float* const means_along = means + share.batch * 2 * norm.groups;
+  for_each_lane<P::kElements>(norm.channels, [&](const auto& lane) {
+    if (lane.idle) return;
+    const Channels<T, P::kElements> channels(norm, share.batch, lane.channel);
+    for (int64_t row = share.first + lane.row; row < share.last; row += lane.down) {
+      const int64_t from = share.batch * norm.rows + row;
+      const Rectified<T, BYTES> at(norm, channels, grad, reduced, from, lane.channel);
+      P piece;
+#pragma unroll
+      for (int i = 0; i < P::kElements; ++i) {
+        const int group = (lane.channel + i) / (norm.channels / norm.groups);
+        const float along = means_along[group], mean = means_along[norm.groups + group];
+        const float centred = at.grad[i] * channels.weight[i] - mean - at.normalised[i] * along;
+        piece.values[i] = T(centred * channels.rstd[i]);
+      }
+      piece.store(out + from * norm.channels + lane.channel);
     }
-  }
+  });
 }
 
-constexpr int64_t kSharedBytes = kThreads * sizeof(float);
+constexpr int64_t kSharedBytes = kThreads * 16 / 2 * sizeof(float);  // of `sum_rows`
 
-int64_t share_blocks(int64_t rows, int batches) {
-  return batches * ceil_div(rows, int64_t(kNormRows));
+// Calls `run(blocks of shares, bytes of a piece)`.
+template <typename T, typename F>
+void with_pieces(const NormArguments<T>& norm, const F& run) {
+  const int64_t blocks = norm.batches * ceil_div(norm.rows, int64_t(kNormRows));
+  with_piece_bytes<T>(norm.channels * sizeof(T), [&](auto bytes) { run(blocks, bytes); });
 }
 
 }  // namespace
 
-template <typename T>
-void moments(const T* raw, float* partial, int64_t rows, int batches, int channels, Stream stream) {
-  launch(moments_kernel<T>, share_blocks(rows, batches), kThreads, kSharedBytes, stream, raw,
-         partial, rows, channels);
+void statistics(const float* moments, float* mean, float* rstd, int64_t rows, int batches,
+                int channels, int groups, float eps, Stream stream) {
+  launch(statistics_kernel, int64_t(batches) * groups, kStatisticsThreads,
+         kStatisticsThreads / kWarp * int64_t(sizeof(float)), stream, moments, mean, rstd, rows,
+         channels, groups, eps);
 }
 
 template <typename T>
 void normalise(const NormArguments<T>& norm, T* out, Stream stream) {
-  launch(normalise_kernel<T>, share_blocks(norm.rows, norm.batches), kThreads, 0, stream, norm, out);
+  with_pieces(norm, [&](int64_t blocks, auto bytes) {
+    launch(normalise_kernel<T, bytes()>, blocks, kThreads, 0, stream, norm, out);
+  });
 }
 
 template <typename T>
 void normalise_mean(const NormArguments<T>& norm, T* out, Stream stream) {
-  launch(normalise_mean_kernel<T>, norm.batches * (norm.rows / norm.kept), kThreads, kSharedBytes,
-         stream, norm, out);
+  with_pieces(norm, [&](int64_t, auto bytes) {
+    launch(normalise_mean_kernel<T, bytes()>, norm.batches * (norm.rows / norm.kept), kThreads,
+           kSharedBytes, stream, norm, out);
+  });
 }
 
 template <typename T>
 void normalise_back_sums(const NormArguments<T>& norm, const T* grad, bool reduced, float* sums,
                          Stream stream) {
-  launch(gradient_sums_kernel<T>, share_blocks(norm.rows, norm.batches), kThreads, kSharedBytes,
-         stream, norm, grad, reduced, sums);
+  with_pieces(norm, [&](int64_t blocks, auto bytes) {
+    launch(gradient_sums_kernel<T, bytes()>, blocks, kThreads, kSharedBytes, stream, norm, grad,
+           reduced, sums);
+  });
 }
 
 template <typename T>
 void normalise_back(const NormArguments<T>& norm, const T* grad, bool reduced, const float* means,
                     T* out, Stream stream) {
-  launch(gradient_kernel<T>, share_blocks(norm.rows, norm.batches), kThreads, 0, stream, norm, grad,
-         reduced, means, out);
+  with_pieces(norm, [&](int64_t blocks, auto bytes) {
+    launch(gradient_kernel<T, bytes()>, blocks, kThreads, 0, stream, norm, grad, reduced, means,
+           out);
+  });
 }
 
 #define FSDINO_INSTANTIATE(T)                                                                   \
-  template void moments<T>(const T*, float*, int64_t, int, int, Stream);                        \
   template void normalise<T>(const NormArguments<T>&, T*, Stream);                              \
   template void normalise_mean<T>(const NormArguments<T>&, T*, Stream);                         \
   template void normalise_back_sums<T>(const NormArguments<T>&, const T*, bool, float*, Stream); \

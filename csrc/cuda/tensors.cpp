@@ -15,6 +15,13 @@ bool starts_aligned(const Tensor& tensor, int64_t channels) {
   return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % piece == 0;
 }
 
+// The tensor itself where its rows are dense and aligned, else a copy.
+Tensor dense(const Tensor& given) {
+  const Tensor rows = given.resolve_neg();
+  if (rows.is_contiguous() && starts_aligned(rows, rows.size(-1))) return rows;
+  return rows.clone(at::MemoryFormat::Contiguous);
+}
+
 }  // namespace
 
 bool tf32_allowed() { return at::globalContext().allowTF32CuBLAS(); }
@@ -38,8 +45,10 @@ Tensor to_volume(const Tensor& given) {
 }
 
 Tensor to_dense_volume(const Tensor& x) {
-  return x.resolve_neg().permute(kInnermost).contiguous().permute(kOutward);
+  return dense(x.permute(kInnermost)).permute(kOutward);
 }
+
+Tensor to_dense_tokens(const Tensor& x) { return dense(x.permute({0, 2, 3, 1})); }
 
 Features::Features(const Tensor& features, double eps) {
   const Tensor given = features.resolve_neg();

@@ -52,6 +52,8 @@ Tensor empty_volume(const Tensor& like, at::IntArrayRef shape);
 Tensor to_volume(const Tensor& x);
 // Dense also over the batch.
 Tensor to_dense_volume(const Tensor& x);
+// Of [B, C, H, W], dense tokens with their channels innermost.
+Tensor to_dense_tokens(const Tensor& x);
 // Positions from one sample of a volume to the next.
 inline int64_t batch_positions(const Tensor& volume) { return volume.stride(0) / volume.size(1); }
 inline Volume sizes_of(const Tensor& volume) {
@@ -105,7 +107,7 @@ Tensor as_features(const Tensor& grad, const Tensor& features);
 // One matrix for each tap: [kq * kq + ks * ks, Co, Ci], or with `back` [..., Ci, Co].
 Tensor tap_matrices(const Tensor& weight_query, const Tensor& weight_support, bool back);
 void convolve(const Tensor& source, const Tensor& matrices, const MaybeTensor& bias, Tensor out,
-              const Convolution& convolution, Stream stream);
+              const Convolution& convolution, Stream stream, float* moments = nullptr);
 void convolve_back(const Tensor& grad, const Tensor& matrices, Tensor out,
                    const Convolution& convolution, Stream stream);
 // Gradients to both weights, in float32.

@@ -114,21 +114,79 @@ struct Product {
   FSDINO_DEVICE static int first_row() { return warp_index() / kWarpsAcross * WARP_ROWS; }
   FSDINO_DEVICE static int first_column() { return warp_index() % kWarpsAcross * WARP_COLUMNS; }
 
-  // Calls `visit(row, column, sum)` for this thread's elements.
+  // Calls `visit(row, column, pair)` for this thread's elements, two in columns side by side.
   template <typename Visit>
-  FSDINO_DEVICE void for_each(const Visit& visit) {
-    const int lane = lane_index();
+  FSDINO_DEVICE void for_each_pair(const Visit& visit) {
 #pragma unroll
     for (int i = 0; i < kDown; ++i) {
 #pragma unroll
       for (int j = 0; j < kAcross; ++j) {
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          visit(first_row() + 16 * i + lane / 4 + k / 2 * 8,
-                first_column() + 8 * j + lane % 4 * 2 + k % 2, sums[i][j][k]);
+        for (int half = 0; half < 2; ++half) {
+          visit(row_of(i, half), column_of(j), sums[i][j] + 2 * half);
         }
       }
     }
+  }
+  // Calls `visit(row, column, sum)` for this thread's elements.
+  template <typename Visit>
+  FSDINO_DEVICE void for_each(const Visit& visit) {
+    for_each_pair([&](int row, int column, float* pair) {
+      visit(row, column, pair[0]);
+      visit(row, column + 1, pair[1]);
+    });
+  }
+
+  // What a thread knows of each of its columns.
+  using OfColumns = float[kAcross][2];
+  // Over the first `rows` rows, the sum of `of(sum, j, k)` of column `column_of(j) + k`, given to all
+  // that have this column. Uses the shared memory from `memory` on, kWarpsDown * COLUMNS floats.
+  template <typename Of>
+  FSDINO_DEVICE void sum_columns(OfColumns& totals, float* memory, int rows, const Of& of) {
+#pragma unroll
+    for (int j = 0; j < kAcross; ++j) {
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        float total = 0.0f;
+#pragma unroll
+        for (int i = 0; i < kDown; ++i) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            if (row_of(i, half) < rows) total += of(sums[i][j][2 * half + k], j, k);
+          }
+        }
+        for (int mask = 4; mask < kWarp; mask *= 2) total += from_lane(total, mask);
+        totals[j][k] = total;
+      }
+    }
+    synchronise();
+    float* const own = memory + first_row() / WARP_ROWS * COLUMNS;
+    for_each_column([&](int column, int j, int k) {
+      if (lane_index() < 4) own[column] = totals[j][k];
+    });
+    synchronise();
+    for_each_column([&](int column, int j, int k) {
+      totals[j][k] = 0.0f;
+      for (int warp = 0; warp < kWarpsDown; ++warp) totals[j][k] += memory[warp * COLUMNS + column];
+    });
+  }
+  // Calls `visit(column, j, k)` for this thread's columns.
+  template <typename Visit>
+  FSDINO_DEVICE static void for_each_column(const Visit& visit) {
+#pragma unroll
+    for (int j = 0; j < kAcross; ++j) {
+#pragma unroll
+      for (int k = 0; k < 2; ++k) visit(column_of(j) + k, j, k);
+    }
+  }
+  // Whether this is the thread that writes what is known of its columns.
+  FSDINO_DEVICE static bool has_first_row() { return first_row() == 0 && lane_index() < 4; }
+
+  FSDINO_DEVICE static int row_of(int i, int half) {
+    return first_row() + 16 * i + lane_index() / 4 + 8 * half;
+  }
+  FSDINO_DEVICE static int column_of(int j) {
+    return first_column() + 8 * j + lane_index() % 4 * 2;
   }
 };
 

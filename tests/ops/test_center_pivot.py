@@ -140,6 +140,33 @@ def test_block_in_half_precision_errs_less_than_twice_the_eager_code(
     cases.assert_no_worse(ours, eager, expected, torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("reduce_support", [False, True], ids=["map", "reduced"])
+@pytest.mark.parametrize("backend", backends.names())
+def test_block_of_many_channels_far_from_zero(backend: str, reduce_support: bool) -> None:
+    """Moments survive a bias of a hundred deviations, and no count of channels is too large."""
+    skip_unless_usable(backend, torch.float32, "center_pivot_block4d")
+    case = Case("wide", batch=2, layers=2, query=(3, 2), support=(3, 4), out=514, groups=2)
+    parameters = cases.parameters(case, torch.float32)
+    parameters["bias"] = parameters["bias"] + 100 * cases.volume(case, torch.float32).std()
+    inputs = [cases.volume(case, torch.float32), *parameters.values()]
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    twins = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    settings = {"num_groups": 2, "support_stride": 2, "reduce_support": reduce_support}
+    expected = formulation.block(*twins, 2, 2, reduce_support)
+    actual = ops.center_pivot_block4d(*leaves, backend=backend, **settings)
+    eager = baseline.center_pivot_block4d(*leaves, **settings)
+    cases.assert_no_worse(actual, eager, expected, TOLERANCE[torch.float32][0])
+    grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3))
+    if not reduce_support:
+        grad = grad * (expected.detach() > 1e-4)
+    cases.assert_no_worse(
+        torch.autograd.grad(actual, leaves[0], grad)[0],
+        torch.autograd.grad(eager, leaves[0], grad)[0],
+        torch.autograd.grad(expected, twins[0], grad.double())[0],
+        TOLERANCE[torch.float32][1],
+    )
+
+
 @pytest.mark.parametrize("backend", backends.names())
 def test_gradcheck(backend: str) -> None:
     """Analytic gradients match finite differences in float64."""
