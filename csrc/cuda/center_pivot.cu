@@ -19,36 +19,60 @@ struct RowPlace {
 };
 constexpr int kOutside = INT32_MIN / 2;
 
-// A step is a tap and a piece of the input channels.
+// A step is a tap and a piece of the input channels, or two taps where one fills half of it.
+template <typename T>
+struct WalkSteps {
+  int taps, inner, pieces;
+  bool twice;
+
+  FSDINO_DEVICE WalkSteps(int taps, int inner)
+      : taps(taps), inner(inner), pieces(ceil_div(inner, kDepth<T>)), twice(2 * inner <= kDepth<T>) {}
+  FSDINO_DEVICE int count() const { return twice ? ceil_div(taps, 2) : taps * pieces; }
+  FSDINO_DEVICE int tap(int step, int element) const {
+    return twice ? 2 * step + is_second(element) : step / pieces;
+  }
+  FSDINO_DEVICE int channel(int step, int element) const {
+    return twice ? element - is_second(element) * kDepth<T> / 2 : step % pieces * kDepth<T> + element;
+  }
+  // Channels that there are from an element on.
+  FSDINO_DEVICE int valid(int step, int element) const {
+    return tap(step, element) < taps ? inner - channel(step, element) : 0;
+  }
+
+ private:
+  FSDINO_DEVICE static bool is_second(int element) { return 2 * element >= kDepth<T>; }
+};
+
 template <typename T>
 struct WalkSource {
   const Walk& walk;
+  const WalkSteps<T> steps;
   const T* source;
   const RowPlace* rows;
-  int inner, pieces;
 
   FSDINO_DEVICE const T* at(int row, int step, int element, int& valid) const {
-    const Tap tap = walk.tap(step / pieces);
-    const int channel = step % pieces * kDepth<T> + element;
+    const Position move = walk.tap(steps.tap(step, element)).move;
     const RowPlace& place = rows[row];
-    valid = walk.source.holds(moved(place.position, tap.move)) ? inner - channel : 0;
+    valid = walk.source.holds(moved(place.position, move)) ? steps.valid(step, element) : 0;
     if (valid <= 0) return source;
-    return source + (place.offset + walk.source.offset(tap.move)) * inner + channel;
+    const int64_t position = place.offset + walk.source.offset(move);
+    return source + position * steps.inner + steps.channel(step, element);
   }
 };
 
 template <typename T>
 struct MatrixSource {
   const Walk& walk;
+  const WalkSteps<T> steps;
   const T* weights;
-  int first, inner, outer, pieces;
+  int first, outer;
 
   FSDINO_DEVICE const T* at(int row, int step, int element, int& valid) const {
-    const int channel = step % pieces * kDepth<T> + element, column = first + row;
-    valid = column < outer ? inner - channel : 0;
+    const int column = first + row;
+    valid = column < outer ? steps.valid(step, element) : 0;
     if (valid <= 0) return weights;
-    const int64_t matrix = int64_t(walk.tap(step / pieces).matrix) * outer + column;
-    return weights + matrix * inner + channel;
+    const int64_t matrix = walk.tap(steps.tap(step, element)).matrix;
+    return weights + (matrix * outer + column) * steps.inner + steps.channel(step, element);
   }
 };
 
@@ -109,13 +133,12 @@ walk_kernel(const Walk walk, const WalkArguments<T> arguments) {
   }
   synchronise();
 
-  const int pieces = ceil_div(arguments.inner, kDepth<T>);
-  const WalkSource<T> source{walk, arguments.source + batch * arguments.source_batch * arguments.inner,
-                             rows, arguments.inner, pieces};
-  const MatrixSource<T> weights{walk, arguments.weights, first_column, arguments.inner,
-                                arguments.outer, pieces};
+  const WalkSteps<T> steps{walk.taps(), arguments.inner};
+  const WalkSource<T> source{
+      walk, steps, arguments.source + batch * arguments.source_batch * arguments.inner, rows};
+  const MatrixSource<T> weights{walk, steps, arguments.weights, first_column, arguments.outer};
   P product;
-  product.run(memory, walk.taps() * pieces, arguments.tf32,
+  product.run(memory, steps.count(), arguments.tf32,
               [&](Word* row_words, Word* column_words, int step) {
                 stage_along<T, BYTES, P::kThreads>(row_words, P::kRows, step, source);
                 stage_along<T, BYTES, P::kThreads>(column_words, COLUMNS, step, weights);
@@ -236,9 +259,15 @@ void walk_with_columns(const Walk& walk, const WalkArguments<T>& arguments, Stre
   const int64_t blocks = arguments.batches * ceil_div(walk.walked.positions(), int64_t(P::kRows)) *
                          ceil_div(arguments.outer, COLUMNS);
   const int64_t shared = P::kSharedBytes + P::kRows * int64_t(sizeof(RowPlace));
-  with_piece_bytes<T>(arguments.inner * sizeof(T), [&](auto bytes) {
+  const auto run = [&](auto bytes) {
     launch(walk_kernel<T, COLUMNS, bytes()>, blocks, P::kThreads, shared, stream, walk, arguments);
-  });
+  };
+  const int64_t row_bytes = arguments.inner * sizeof(T);
+  if (row_bytes % 16 == 8) {  // 12 layers of halves
+    run(std::integral_constant<int, 8>());
+  } else {
+    with_piece_bytes<T>(row_bytes, run);
+  }
 }
 
 }  // namespace

@@ -11,7 +11,8 @@ const std::vector<int64_t> kInnermost{0, 2, 3, 4, 5, 1}, kOutward{0, 5, 1, 2, 3,
 // Whether rows of these bytes, from here on, can be copied in the pieces that they fall into.
 bool starts_aligned(const Tensor& tensor, int64_t channels) {
   const int64_t bytes = channels * tensor.element_size();
-  const int64_t piece = bytes % 16 == 0 ? 16 : bytes % 4 == 0 ? 4 : tensor.element_size();
+  int64_t piece = tensor.element_size();
+  while (piece < 16 && bytes % (2 * piece) == 0) piece *= 2;
   return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % piece == 0;
 }
 
