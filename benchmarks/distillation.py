@@ -293,7 +293,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--teacher-steps", type=int, default=TEACHER.steps)
     parser.add_argument("--images", type=int, default=2000, help="of stage 1")
     parser.add_argument("--epochs", type=int, default=16, help="of each size in stage 1")
-    parser.add_argument("--steps", type=int, default=1200, help="of stage 2")
+    parser.add_argument("--steps", type=int, default=900, help="of stage 2")
     parser.add_argument("--images-per-step", type=int, default=16, help="in stage 2")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw images")
     return parser.parse_args(arguments)
