@@ -14,6 +14,9 @@ from typing import Any
 
 from setuptools import setup
 
+# What differs between an extension with CUDA's kernels and one without.
+COMPILED = ("sources", "extra_compile_args", "include_dirs", "library_dirs", "libraries")
+
 
 def extension() -> dict[str, Any]:
     """Arguments of `setup` that compile csrc/ as fsdino._C; none without PyTorch."""
@@ -33,31 +36,38 @@ def extension() -> dict[str, Any]:
     compiler = flags.compiler()
     openmp = flags.openmp(compiler) if compiler else []
 
+    def native(cuda: Any) -> Any:
+        """The extension, with CUDA's kernels or, where that is a reason against them, without."""
+        with_cuda = not isinstance(cuda, str)
+        described = flags.defines(torch.__version__) + (cuda.defines() if with_cuda else [])
+        own = [*flags.COMPILE, *openmp, *described, *flags.extra()]
+        return (CUDAExtension if with_cuda else CppExtension)(
+            "fsdino._C",
+            [os.path.relpath(path) for path in flags.sources(with_cuda)],
+            extra_compile_args={"cxx": own, "nvcc": [*flags.CUDA_COMPILE]},
+            extra_link_args=[*openmp, *flags.extra()],
+            optional=True,
+        )
+
     class OptionalBuild(BuildExtension):
-        """Says so where compiling fails, and goes on without the extension."""
+        """Says so where compiling fails, and goes on without what fails."""
 
         def build_extensions(self) -> None:
             try:
                 super().build_extensions()
             except Exception as error:
                 reason = str(error).strip().splitlines()[-1]
-                self.warn(f"fsdino comes without its C++ kernels, `fsdino build` retries: {reason}")
-                self.extensions.clear()
+                left = "CUDA" if self.extensions[0].sources != native("").sources else "C++"
+                self.warn(f"fsdino comes without its {left} kernels, `fsdino build` retries: {reason}")
+                if left == "C++":
+                    self.extensions.clear()
+                else:
+                    vars(self.extensions[0]).update(
+                        {name: getattr(native(""), name) for name in COMPILED}
+                    )
+                    self.build_extensions()
 
-    described = flags.defines(torch.__version__) + (cuda.defines() if with_cuda else [])
-    own = [*flags.COMPILE, *openmp, *described, *flags.extra()]
-    return {
-        "ext_modules": [
-            (CUDAExtension if with_cuda else CppExtension)(
-                "fsdino._C",
-                [os.path.relpath(path) for path in flags.sources(with_cuda)],
-                extra_compile_args={"cxx": own, "nvcc": [*flags.CUDA_COMPILE]},
-                extra_link_args=[*openmp, *flags.extra()],
-                optional=True,
-            )
-        ],
-        "cmdclass": {"build_ext": OptionalBuild},
-    }
+    return {"ext_modules": [native(cuda)], "cmdclass": {"build_ext": OptionalBuild}}
 
 
 setup(**extension())

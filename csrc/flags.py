@@ -27,6 +27,12 @@ OPENMP = "-fopenmp"  # at::parallel_for is compiled into the extension and needs
 CUDA_COMPILE = ("-O3", "-DNDEBUG")
 CUDA_WARNINGS = ("-Xcompiler", "-Wall,-Wno-unused-parameter")
 OLDEST_ARCHITECTURE = (8, 0)
+# PyTorch's names of GPUs in TORCH_CUDA_ARCH_LIST, from the oldest on.
+_NAMED = {
+    "Ampere": ("8.0", "8.6+PTX"), "Ada": ("8.9+PTX",), "Hopper": ("9.0+PTX",),
+    "Blackwell": ("10.0", "10.3", "12.0", "12.1+PTX"),
+}  # fmt: skip
+_ARCHITECTURE = re.compile(r"(\d+)\.(\d)([af]?)(\+PTX)?")
 
 _COMPILED = {".cpp", ".h", ".cu", ".py"}
 BYTES_PER_JOB = 2 << 30  # what one compiler takes for a source that includes PyTorch's headers
@@ -108,7 +114,9 @@ def cuda(torch_cuda: str | None, gpus: Sequence[tuple[int, int]]) -> Cuda | str:
     if torch_cuda is None:
         return "PyTorch is built without CUDA"
     architectures = _architectures(gpus)
-    if architectures is None:
+    if isinstance(architectures, str):
+        return architectures
+    if not architectures:
         return "no GPU of sm_80 or newer: set TORCH_CUDA_ARCH_LIST to build for one elsewhere"
     compiler = nvcc()
     if compiler is None:
@@ -120,7 +128,7 @@ def cuda(torch_cuda: str | None, gpus: Sequence[tuple[int, int]]) -> Cuda | str:
         return f"{compiler} does not answer as nvcc does"
     if release[1] != torch_cuda.split(".")[0]:
         return f"{compiler} is of CUDA {release[1]}, PyTorch of CUDA {torch_cuda}"
-    return Cuda(os.path.realpath(top[1]), architectures)
+    return Cuda(os.path.realpath(top[1]), ",".join(architectures))
 
 
 def _answer(*command: str) -> str:
@@ -128,19 +136,28 @@ def _answer(*command: str) -> str:
     return done.stdout + done.stderr
 
 
-def _architectures(gpus: Sequence[tuple[int, int]]) -> str | None:
+def _architectures(gpus: Sequence[tuple[int, int]]) -> list[str] | str:
     """Those of TORCH_CUDA_ARCH_LIST, or of the GPUs, the newest also for what comes later.
 
-    Hopper's own instructions are in 9.0a, not in 9.0, and are of no use to what comes later.
+    Older ones than the kernels run on are left out. Hopper's own instructions are in 9.0a, not in
+    9.0, and are of no use to what comes later: for that, 8.0 is.
     """
-    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").replace(",", " ").split()
-    if listed:
-        return ",".join(listed)
-    found = sorted({gpu for gpu in gpus if tuple(gpu) >= OLDEST_ARCHITECTURE})
-    names = [f"{major}.{minor}" for major, minor in found]
-    if names and names[-1] != "9.0":
-        names[-1] += "+PTX"
-    return ",".join("9.0a" if name == "9.0" else name for name in names) or None
+    own = [f"{major}.{minor}" for major, minor in sorted(set(gpus))]
+    listed = re.findall(r"[^;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
+    newest = [name if name == "9.0" else f"{name}+PTX" for name in own[-1:]]
+    found = []
+    for word in listed or own[:-1] + newest:
+        for name in own if word == "native" else _NAMED.get(word, (word,)):
+            parsed = _ARCHITECTURE.fullmatch(name)
+            if parsed is None:
+                return f"TORCH_CUDA_ARCH_LIST has {word!r}: write architectures as in 8.0;9.0+PTX"
+            if (int(parsed[1]), int(parsed[2])) < OLDEST_ARCHITECTURE:
+                continue
+            if name.startswith("9.0") and not parsed[3]:
+                found += ["9.0a", "8.0+PTX"] if parsed[4] else ["9.0a"]
+            else:
+                found.append(name)
+    return list(dict.fromkeys(found))
 
 
 def openmp(compiler: str) -> list[str]:

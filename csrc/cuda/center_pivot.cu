@@ -12,12 +12,23 @@ template <typename T, int COLUMNS>
 using WalkProduct =
     Product<T, kWalkRows, COLUMNS, COLUMNS == 16 ? 16 : 32, COLUMNS == 16 ? 16 : 32>;
 
-// Where a row of the product lies in source and output; beyond the last row the query row is kOutside.
+// Places are worked out once, into shared memory: of a row of the product in source and output, and of
+// a tap. Beyond the last row the query row is kOutside.
 struct RowPlace {
   int64_t offset, target;
   Position position;
 };
+struct TapPlace {
+  Position move;
+  int64_t offset;
+  int matrix;
+};
 constexpr int kOutside = INT32_MIN / 2;
+
+FSDINO_DEVICE TapPlace place_of(const Walk& walk, int index) {
+  const Tap tap = walk.tap(index);
+  return {tap.move, walk.source.offset(tap.move), tap.matrix};
+}
 
 // A step is a tap and a piece of the input channels, or two taps where one fills half of it.
 template <typename T>
@@ -28,51 +39,63 @@ struct WalkSteps {
   FSDINO_DEVICE WalkSteps(int taps, int inner)
       : taps(taps), inner(inner), pieces(ceil_div(inner, kDepth<T>)), twice(2 * inner <= kDepth<T>) {}
   FSDINO_DEVICE int count() const { return twice ? ceil_div(taps, 2) : taps * pieces; }
-  FSDINO_DEVICE int tap(int step, int element) const {
-    return twice ? 2 * step + is_second(element) : step / pieces;
+};
+// One of them: of an element its tap, its channel, and how many channels there are from it on.
+template <typename T>
+struct WalkStep {
+  int first_tap, first_channel, taps, inner;
+  bool twice;
+
+  FSDINO_DEVICE WalkStep(const WalkSteps<T>& steps, int step)
+      : first_tap(steps.twice ? 2 * step : step / steps.pieces),
+        first_channel(steps.twice ? 0 : (step - first_tap * steps.pieces) * kDepth<T>),
+        taps(steps.taps), inner(steps.inner), twice(steps.twice) {}
+  FSDINO_DEVICE int tap(int element) const { return first_tap + is_second(element); }
+  FSDINO_DEVICE int channel(int element) const {
+    return first_channel + element - (is_second(element) ? kDepth<T> / 2 : 0);
   }
-  FSDINO_DEVICE int channel(int step, int element) const {
-    return twice ? element - is_second(element) * kDepth<T> / 2 : step % pieces * kDepth<T> + element;
-  }
-  // Channels that there are from an element on.
-  FSDINO_DEVICE int valid(int step, int element) const {
-    return tap(step, element) < taps ? inner - channel(step, element) : 0;
+  FSDINO_DEVICE int valid(int element) const {
+    return tap(element) < taps ? inner - channel(element) : 0;
   }
 
  private:
-  FSDINO_DEVICE static bool is_second(int element) { return 2 * element >= kDepth<T>; }
+  FSDINO_DEVICE bool is_second(int element) const { return twice && 2 * element >= kDepth<T>; }
 };
 
 template <typename T>
 struct WalkSource {
-  const Walk& walk;
-  const WalkSteps<T> steps;
+  const Volume& volume;
+  const WalkStep<T> now;
   const T* source;
   const RowPlace* rows;
+  const TapPlace* taps;
 
-  FSDINO_DEVICE const T* at(int row, int step, int element, int& valid) const {
-    const Position move = walk.tap(steps.tap(step, element)).move;
-    const RowPlace& place = rows[row];
-    valid = walk.source.holds(moved(place.position, move)) ? steps.valid(step, element) : 0;
+  FSDINO_DEVICE const T* at(int row, int, int element, int& valid) const {
+    valid = now.valid(element);
     if (valid <= 0) return source;
-    const int64_t position = place.offset + walk.source.offset(move);
-    return source + position * steps.inner + steps.channel(step, element);
+    const TapPlace& tap = taps[now.tap(element)];
+    const RowPlace& place = rows[row];
+    if (!volume.holds(moved(place.position, tap.move))) {
+      valid = 0;
+      return source;
+    }
+    return source + (place.offset + tap.offset) * now.inner + now.channel(element);
   }
 };
 
 template <typename T>
 struct MatrixSource {
-  const Walk& walk;
-  const WalkSteps<T> steps;
+  const WalkStep<T> now;
   const T* weights;
+  const TapPlace* taps;
   int first, outer;
 
-  FSDINO_DEVICE const T* at(int row, int step, int element, int& valid) const {
+  FSDINO_DEVICE const T* at(int row, int, int element, int& valid) const {
     const int column = first + row;
-    valid = column < outer ? steps.valid(step, element) : 0;
+    valid = column < outer ? now.valid(element) : 0;
     if (valid <= 0) return weights;
-    const int64_t matrix = walk.tap(steps.tap(step, element)).matrix;
-    return weights + (matrix * outer + column) * steps.inner + steps.channel(step, element);
+    const int64_t matrix = taps[now.tap(element)].matrix;
+    return weights + (matrix * outer + column) * now.inner + now.channel(element);
   }
 };
 
@@ -122,27 +145,29 @@ walk_kernel(const Walk walk, const WalkArguments<T> arguments) {
 
   Word* const memory = reinterpret_cast<Word*>(shared_memory());
   RowPlace* const rows = reinterpret_cast<RowPlace*>(shared_memory() + P::kSharedBytes);
+  TapPlace* const taps = reinterpret_cast<TapPlace*>(rows + P::kRows);
   for (int i = thread_index(); i < P::kRows; i += P::kThreads) {
     if (first + i < positions) {
-      const Position position = walk.in_source(walk.walked.at(first + i));
-      const int64_t target = walk.output.offset(walk.in_output(walk.walked.at(first + i)));
-      rows[i] = {walk.source.offset(position), target, position};
+      const Position walked = walk.walked.at(first + i), position = walk.in_source(walked);
+      rows[i] = {walk.source.offset(position), walk.output.offset(walk.in_output(walked)), position};
     } else {
       rows[i] = {0, 0, {kOutside, 0, 0, 0}};
     }
   }
+  for (int i = thread_index(); i < walk.taps(); i += P::kThreads) taps[i] = place_of(walk, i);
   synchronise();
 
-  const WalkSteps<T> steps{walk.taps(), arguments.inner};
-  const WalkSource<T> source{
-      walk, steps, arguments.source + batch * arguments.source_batch * arguments.inner, rows};
-  const MatrixSource<T> weights{walk, steps, arguments.weights, first_column, arguments.outer};
+  const WalkSteps<T> steps(walk.taps(), arguments.inner);
+  const T* const source = arguments.source + batch * arguments.source_batch * arguments.inner;
   P product;
-  product.run(memory, steps.count(), arguments.tf32,
-              [&](Word* row_words, Word* column_words, int step) {
-                stage_along<T, BYTES, P::kThreads>(row_words, P::kRows, step, source);
-                stage_along<T, BYTES, P::kThreads>(column_words, COLUMNS, step, weights);
-              });
+  product.run(memory, steps.count(), arguments.tf32, [&](Word* row_words, Word* column_words, int step) {
+    const WalkStep<T> now(steps, step);
+    stage_along<T, BYTES, P::kThreads>(row_words, P::kRows, step,
+                                       WalkSource<T>{walk.source, now, source, rows, taps});
+    stage_along<T, BYTES, P::kThreads>(
+        column_words, COLUMNS, step,
+        MatrixSource<T>{now, arguments.weights, taps, first_column, arguments.outer});
+  });
   T* const out = arguments.out + batch * arguments.out_batch * arguments.outer;
   const int count = positions - first < P::kRows ? int(positions - first) : P::kRows;
   product.for_each_pair([&](int row, int column, float* pair) {
@@ -166,90 +191,113 @@ walk_kernel(const Walk walk, const WalkArguments<T> arguments) {
   }
 }
 
-// One tap's matrix of gradients, [CI, CO], the inner dimension being positions.
-template <typename T>
-using GradientProduct = Product<T, 64, 64, 32, 32>;
+// Gradients to the taps' matrices, one below the other: rows are taps and their input channels, the
+// inner dimension is positions.
+constexpr int kGradientRows = 64;
+template <typename T, int COLUMNS>
+using GradientProduct =
+    Product<T, kGradientRows, COLUMNS, COLUMNS == 16 ? 16 : 32, COLUMNS == 16 ? 16 : 32>;
 
-// A step is a run of positions of one sample; both operands lie across it.
-template <typename T>
+// What a row is; beyond the last one the channel is negative.
+struct GradientRow {
+  TapPlace tap;
+  int channel;
+};
+// A position of the step that is staged: where it lies in the source and, if it exists, in the
+// gradient.
 struct StepPlace {
-  int64_t batch, position;
-
-  FSDINO_DEVICE StepPlace(const Walk& walk, int64_t step, int element) {
-    const int64_t steps = ceil_div(walk.walked.positions(), int64_t(kDepth<T>));
-    batch = step / steps;
-    position = step % steps * kDepth<T> + element;
-  }
+  int64_t source, grad;
+  Position position;
 };
 
 template <typename T>
 struct MovedSource {
-  const Walk& walk;
+  const Volume& volume;
   const T* source;
-  Tap tap;
-  int64_t batch_stride, first_step;
-  int first, inner;
+  const GradientRow* rows;
+  const StepPlace* places;
+  int inner;
 
-  FSDINO_DEVICE const T* at(int row, int step, int element, int& valid) const {
-    const StepPlace<T> place(walk, first_step + step, element);
-    valid = 0;
-    if (first + row >= inner || place.position >= walk.walked.positions()) return source;
-    const Position position = moved(walk.in_source(walk.walked.at(place.position)), tap.move);
-    if (!walk.source.holds(position)) return source;
-    valid = 1;
-    const int64_t at = place.batch * batch_stride + walk.source.offset(position);
-    return source + at * inner + first + row;
+  FSDINO_DEVICE const T* at(int row, int, int element, int& valid) const {
+    const GradientRow& own = rows[row];
+    const StepPlace& place = places[element];
+    valid = own.channel >= 0 && volume.holds(moved(place.position, own.tap.move));
+    return valid ? source + (place.source + own.tap.offset) * inner + own.channel : source;
   }
 };
 
 template <typename T>
 struct GradSource {
-  const Walk& walk;
   const T* grad;
-  int64_t batch_stride, first_step;
+  const StepPlace* places;
   int first, outer;
 
-  FSDINO_DEVICE const T* at(int row, int step, int element, int& valid) const {
-    const StepPlace<T> place(walk, first_step + step, element);
-    valid = first + row < outer && place.position < walk.walked.positions();
-    if (!valid) return grad;
-    return grad + (place.batch * batch_stride + place.position) * outer + first + row;
+  FSDINO_DEVICE const T* at(int row, int, int element, int& valid) const {
+    const int64_t place = places[element].grad;
+    valid = first + row < outer && place >= 0;
+    return valid ? grad + place * outer + first + row : grad;
   }
 };
 
-template <typename T>
-FSDINO_KERNEL(GradientProduct<T>::kThreads)
+template <typename T, int COLUMNS>
+constexpr int64_t kGradientSharedBytes = GradientProduct<T, COLUMNS>::kSharedBytes +
+                                         kGradientRows * int64_t(sizeof(GradientRow)) +
+                                         2 * kDepth<T> * int64_t(sizeof(StepPlace));
+
+template <typename T, int COLUMNS>
+FSDINO_KERNEL((GradientProduct<T, COLUMNS>::kThreads))
 weight_gradient_kernel(const Walk walk, const WeightGradientArguments<T> arguments, int64_t steps,
                        int64_t share) {
-  using P = GradientProduct<T>;
-  const int inner_blocks = ceil_div(arguments.inner, P::kRows);
-  const int outer_blocks = ceil_div(arguments.outer, P::kColumns);
+  using P = GradientProduct<T, COLUMNS>;
+  const int all_rows = walk.taps() * arguments.inner;
+  const int row_blocks = ceil_div(all_rows, P::kRows);
+  const int column_blocks = ceil_div(arguments.outer, COLUMNS);
   int block = block_index();
-  const int first_outer = block % outer_blocks * P::kColumns;
-  block /= outer_blocks;
-  const int first_inner = block % inner_blocks * P::kRows;
-  block /= inner_blocks;
-  const int tap = block % walk.taps();
-  const int64_t split = block / walk.taps();
-  const int64_t first_step = split * share;
+  const int first_outer = block % column_blocks * COLUMNS;
+  block /= column_blocks;
+  const int first_row = block % row_blocks * P::kRows;
+  const int64_t split = block / row_blocks, first_step = split * share;
   const int64_t own = first_step + share < steps ? share : steps - first_step;
 
-  const MovedSource<T> source{walk, arguments.source, walk.tap(tap), arguments.source_batch,
-                              first_step, first_inner, arguments.inner};
-  const GradSource<T> grad{walk, arguments.grad, arguments.grad_batch, first_step, first_outer,
-                           arguments.outer};
+  GradientRow* const rows = reinterpret_cast<GradientRow*>(shared_memory() + P::kSharedBytes);
+  StepPlace* const places = reinterpret_cast<StepPlace*>(rows + P::kRows);
+  for (int i = thread_index(); i < P::kRows; i += P::kThreads) {
+    const int row = first_row + i, tap = row / arguments.inner;
+    rows[i] = row < all_rows ? GradientRow{place_of(walk, tap), row - tap * arguments.inner}
+                             : GradientRow{{}, -1};
+  }
+  // Positions of a step are of one sample.
+  const int64_t positions = walk.walked.positions();
+  const int64_t steps_of_sample = ceil_div(positions, int64_t(kDepth<T>));
+  const auto place = [&](int64_t step, int element) {
+    const int64_t batch = step / steps_of_sample;
+    const int64_t at = (step - batch * steps_of_sample) * kDepth<T> + element;
+    if (at >= positions) return StepPlace{0, -1, {kOutside, 0, 0, 0}};
+    const Position position = walk.in_source(walk.walked.at(at));
+    return StepPlace{batch * arguments.source_batch + walk.source.offset(position),
+                     batch * arguments.grad_batch + at, position};
+  };
+
   P product;
   product.run(reinterpret_cast<Word*>(shared_memory()), int(own), arguments.tf32,
-              [&](Word* rows, Word* columns, int step) {
-                stage_across<T, P::kThreads>(rows, P::kRows, step, source);
-                stage_across<T, P::kThreads>(columns, P::kColumns, step, grad);
+              [&](Word* row_words, Word* column_words, int step) {
+                StepPlace* const now = places + step % 2 * kDepth<T>;
+                if (thread_index() < kDepth<T>) {
+                  now[thread_index()] = place(first_step + step, thread_index());
+                }
+                synchronise();
+                stage_across<T, P::kThreads>(
+                    row_words, P::kRows, step,
+                    MovedSource<T>{walk.source, arguments.source, rows, now, arguments.inner});
+                stage_across<T, P::kThreads>(
+                    column_words, COLUMNS, step,
+                    GradSource<T>{arguments.grad, now, first_outer, arguments.outer});
               });
-  float* const out =
-      arguments.partial + (split * walk.taps() + tap) * arguments.inner * arguments.outer;
+  float* const out = arguments.partial + split * all_rows * arguments.outer;
   product.for_each([&](int row, int column, float sum) {
-    const int inner = first_inner + row, outer = first_outer + column;
-    if (inner >= arguments.inner || outer >= arguments.outer) return;
-    out[int64_t(inner) * arguments.outer + outer] = sum;
+    const int outer = first_outer + column;
+    if (first_row + row >= all_rows || outer >= arguments.outer) return;
+    out[int64_t(first_row + row) * arguments.outer + outer] = sum;
   });
 }
 
@@ -258,7 +306,8 @@ void walk_with_columns(const Walk& walk, const WalkArguments<T>& arguments, Stre
   using P = WalkProduct<T, COLUMNS>;
   const int64_t blocks = arguments.batches * ceil_div(walk.walked.positions(), int64_t(P::kRows)) *
                          ceil_div(arguments.outer, COLUMNS);
-  const int64_t shared = P::kSharedBytes + P::kRows * int64_t(sizeof(RowPlace));
+  const int64_t shared = P::kSharedBytes + P::kRows * int64_t(sizeof(RowPlace)) +
+                         walk.taps() * int64_t(sizeof(TapPlace));
   const auto run = [&](auto bytes) {
     launch(walk_kernel<T, COLUMNS, bytes()>, blocks, P::kThreads, shared, stream, walk, arguments);
   };
@@ -270,11 +319,24 @@ void walk_with_columns(const Walk& walk, const WalkArguments<T>& arguments, Stre
   }
 }
 
+template <typename T, int COLUMNS>
+void gradients_with_columns(const Walk& walk, const WeightGradientArguments<T>& arguments,
+                            Stream stream) {
+  const int64_t steps = weight_gradient_steps(walk, arguments.batches, sizeof(T));
+  const int64_t share = ceil_div(steps, int64_t(arguments.shares));
+  const int64_t blocks = int64_t(arguments.shares) *
+                         weight_gradient_blocks(walk, arguments.inner, arguments.outer);
+  launch(weight_gradient_kernel<T, COLUMNS>, blocks, GradientProduct<T, COLUMNS>::kThreads,
+         kGradientSharedBytes<T, COLUMNS>, stream, walk, arguments, steps, share);
+}
+
+int columns_of_block(int outer) { return outer <= 16 ? 16 : 64; }
+
 }  // namespace
 
 template <typename T>
 void walk(const Walk& walk, const WalkArguments<T>& arguments, Stream stream) {
-  if (arguments.outer <= 16) {
+  if (columns_of_block(arguments.outer) == 16) {
     walk_with_columns<T, 16>(walk, arguments, stream);
   } else {
     walk_with_columns<T, 64>(walk, arguments, stream);
@@ -286,17 +348,19 @@ int64_t weight_gradient_steps(const Walk& walk, int batches, int element_bytes) 
   return batches * ceil_div(walk.walked.positions(), int64_t(depth));
 }
 
+int64_t weight_gradient_blocks(const Walk& walk, int inner, int outer) {
+  return int64_t(ceil_div(walk.taps() * inner, kGradientRows)) *
+         ceil_div(outer, columns_of_block(outer));
+}
+
 template <typename T>
 void weight_gradients(const Walk& walk, const WeightGradientArguments<T>& arguments,
                       Stream stream) {
-  using P = GradientProduct<T>;
-  const int64_t steps = weight_gradient_steps(walk, arguments.batches, sizeof(T));
-  const int64_t share = ceil_div(steps, int64_t(arguments.shares));
-  const int64_t blocks = int64_t(arguments.shares) * walk.taps() *
-                         ceil_div(arguments.inner, P::kRows) *
-                         ceil_div(arguments.outer, P::kColumns);
-  launch(weight_gradient_kernel<T>, blocks, P::kThreads, P::kSharedBytes, stream, walk, arguments,
-         steps, share);
+  if (columns_of_block(arguments.outer) == 16) {
+    gradients_with_columns<T, 16>(walk, arguments, stream);
+  } else {
+    gradients_with_columns<T, 64>(walk, arguments, stream);
+  }
 }
 
 #define FSDINO_INSTANTIATE(T)                                              \

@@ -76,8 +76,8 @@ std::tuple<Tensor, Tensor> weight_gradients_of(const Tensor& source, const Tenso
   const Walk walk = walk_forward(sizes_of(source), sizes_of(grad), convolution);
   const int64_t inner = source.size(1), outer = grad.size(1);
   const int64_t steps = weight_gradient_steps(walk, int(source.size(0)), int(grad.element_size()));
-  const int64_t programs = walk.taps() * ceil_div(inner, int64_t(64)) * ceil_div(outer, int64_t(64));
-  const int64_t most = std::min(steps, std::max<int64_t>(1, kShares / programs));
+  const int64_t blocks = weight_gradient_blocks(walk, int(inner), int(outer));
+  const int64_t most = std::min(steps, std::max<int64_t>(1, kShares / blocks));
   const int64_t shares = most == 0 ? 0 : ceil_div(steps, ceil_div(steps, most));
   Tensor partial =
       at::empty({shares, walk.taps(), inner, outer}, grad.options().dtype(at::kFloat));

@@ -53,7 +53,7 @@ struct TokenSource {
 };
 
 // A block's share of the cosines: ROWS query and COLUMNS support tokens of one sample, in LAYERS
-// layers, of which `layer` is the one at hand. Blocks of the same tokens follow each other, layer by
+// layers from `layer` on. Blocks of the same tokens follow each other, layer by
 // layer: what they write lies side by side.
 template <typename T, int ROWS, int COLUMNS, int LAYERS = 1>
 struct CosineBlock {
@@ -77,12 +77,14 @@ struct CosineBlock {
     return cosines.weight ? static_cast<float>(cosines.weight[batch * cosines.support.count + token])
                           : 1.0f;
   }
-  FSDINO_DEVICE bool all_weights_are_zero(const Cosines<T>& cosines) const {
+  // Whether all weights are 0; asks all threads.
+  FSDINO_DEVICE bool is_silent(const Cosines<T>& cosines) const {
+    bool heard = false;
     const int last = smaller(first_support + COLUMNS, cosines.support.count);
-    for (int token = first_support; token < last; ++token) {
-      if (weight(cosines, token) != 0.0f) return false;
+    for (int token = first_support + thread_index(); token < last; token += thread_count()) {
+      heard |= weight(cosines, token) != 0.0f;
     }
-    return true;
+    return !synchronise_or(heard);
   }
   // Whether an element exists; rows and columns count from the block's first.
   FSDINO_DEVICE bool holds(const Cosines<T>& cosines, int row, int column) const {
@@ -117,13 +119,14 @@ struct CosineBlock {
                   stage_along<T, BYTES, P::kThreads>(columns, P::kColumns, step, support);
                 });
   }
-  FSDINO_DEVICE const float* query_inverse(const Cosines<T>& cosines) const {
+  // Of the tokens of this layer, or of the block's next.
+  FSDINO_DEVICE const float* query_inverse(const Cosines<T>& cosines, int next = 0) const {
     return cosines.query.inverse + batch * cosines.query.inverse_batch +
-           int64_t(layer) * cosines.query.count;
+           int64_t(layer + next) * cosines.query.count;
   }
-  FSDINO_DEVICE const float* support_inverse(const Cosines<T>& cosines) const {
+  FSDINO_DEVICE const float* support_inverse(const Cosines<T>& cosines, int next = 0) const {
     return cosines.support.inverse + batch * cosines.support.inverse_batch +
-           int64_t(layer) * cosines.support.count;
+           int64_t(layer + next) * cosines.support.count;
   }
 };
 
@@ -134,7 +137,7 @@ template <typename T, int BYTES>
 FSDINO_KERNEL(CosineProduct<T>::kThreads) correlation_kernel(const Cosines<T> cosines, T* out) {
   const PlainBlock<T> block(cosines);
   CosineProduct<T> product;
-  if (!block.all_weights_are_zero(cosines)) block.template multiply<BYTES>(product, cosines);
+  if (!block.is_silent(cosines)) block.template multiply<BYTES>(product, cosines);
   product.for_each([&](int row, int column, float sum) {
     if (!block.holds(cosines, row, column)) return;
     out[block.place(cosines, row, column)] = block.value(cosines, row, column, sum);
@@ -157,23 +160,23 @@ correlation_hopper_kernel(FSDINO_PARAMETER FeatureMap query, FSDINO_PARAMETER Fe
                           const Cosines<T> cosines, T* out) {
   if constexpr (kHopper) {
     using Tile = HopperTile;
-    CosineBlock<T, Tile::kRows, Tile::kColumns, Tile::kLayers> block(cosines);
-    const int first_layer = block.layer, own_row = warpgroup_index() * kAsyncRows;
+    const CosineBlock<T, Tile::kRows, Tile::kColumns, Tile::kLayers> block(cosines);
     const int steps = ceil_div(cosines.channels, kBoxDepth);
-    const bool paired = first_layer + 1 < cosines.layers;
+    const bool paired = block.layer + 1 < cosines.layers;
 
     char* const memory = shared_memory();
     Tile::Pipeline pipeline(memory + Tile::kStages * Tile::kStageBytes, Tile::kThreads / kWarp);
     const auto stage_at = [&](int stage) { return memory + stage * Tile::kStageBytes; };
     const auto copy = [&](int step, int stage, PhaseBarrier* barrier) {
-      const int channel = step % steps * kBoxDepth, layer = first_layer + step / steps;
+      const int channel = step % steps * kBoxDepth, layer = block.layer + step / steps;
       char* const rows = stage_at(stage);
       query.copy(rows, channel, block.first_query, 0, layer, int(block.batch), barrier);
       support.copy(rows + Tile::kRows * kBoxBytes, channel, block.first_support, 0, layer,
                    int(block.batch), barrier);
     };
     AsyncProduct<T, Tile::kColumns> product;
-    const bool silent = block.all_weights_are_zero(cosines);
+    const int own_row = warpgroup_index() * kAsyncRows;
+    const bool silent = block.is_silent(cosines);
     const auto multiply_layer = [&] {
       if (silent) return;
       pipeline.run(steps, copy, [&](int stage) {
@@ -181,36 +184,46 @@ correlation_hopper_kernel(FSDINO_PARAMETER FeatureMap query, FSDINO_PARAMETER Fe
         product.multiply(rows + own_row * kBoxBytes, rows + Tile::kRows * kBoxBytes);
       });
     };
-    // Calls `write(place, value, number)` for this thread's elements of the layer at hand.
-    const auto for_each = [&](const auto& write) {
+    // Calls `write(place, value, number, exists)` for this thread's elements of a layer, which lie in
+    // two rows; the place is the first layer's.
+    const auto for_each = [&](int layer, const auto& write) {
+      float of_row[2];
+      for (int half = 0; half < 2; ++half) {
+        const int token = block.first_query + own_row + product.row_of(half);
+        of_row[half] =
+            token < cosines.query.count ? block.query_inverse(cosines, layer)[token] : -1.0f;
+      }
       int number = 0;
       product.for_each([&](int row, int column, float sum) {
-        const int i = number++;
-        row += own_row;
-        if (!block.holds(cosines, row, column)) return;
-        write(block.place(cosines, row, column), block.value(cosines, row, column, sum), i);
+        const int i = number++, half = i / 2 % 2, token = block.first_support + column;
+        const bool exists = of_row[half] >= 0.0f && token < cosines.support.count;
+        const float weight = exists ? block.weight(cosines, token) : 0.0f;
+        const float of_column = exists ? block.support_inverse(cosines, layer)[token] : 0.0f;
+        const float cosine = rectified(sum * of_row[half] * of_column);
+        write(out + block.place(cosines, own_row + row, column),
+              T(weight == 0.0f ? 0.0f : cosine * weight), i, exists);
       });
     };
 
     if (!silent) pipeline.begin(paired ? 2 * steps : steps, Tile::kStageBytes, copy);
     multiply_layer();
     if (!paired) {
-      for_each([&](int64_t place, T value, int) { out[place] = value; });
+      for_each(0, [](T* place, T value, int, bool exists) { if (exists) *place = value; });
       return;
     }
     Word earlier[Tile::kColumns / 4] = {};  // the first layer's elements, two in a word
-    for_each([&](int64_t, T value, int i) { earlier[i / 2] |= Word(value.x) << i % 2 * 16; });
+    for_each(0, [&](T*, T value, int i, bool) { earlier[i / 2] |= Word(value.x) << i % 2 * 16; });
     product.clear();
-    ++block.layer;
     multiply_layer();
     const bool in_words = cosines.layers % 2 == 0;
-    for_each([&](int64_t place, T value, int i) {
+    for_each(1, [&](T* place, T value, int i, bool exists) {
+      if (!exists) return;
       const Word both = (earlier[i / 2] >> i % 2 * 16 & 0xffff) | Word(value.x) << 16;
       if (in_words) {
-        reinterpret_cast<Word*>(out)[(place - 1) / 2] = both;
+        *reinterpret_cast<Word*>(place) = both;
       } else {
-        reinterpret_cast<uint16_t*>(out)[place - 1] = uint16_t(both);
-        out[place] = value;
+        *reinterpret_cast<uint16_t*>(place) = uint16_t(both);
+        place[1] = value;
       }
     });
   }
@@ -225,7 +238,7 @@ correlation_gradient_kernel(const Cosines<T> cosines, const T* grad, int64_t gra
   const int64_t queries = cosines.query.count, supports = cosines.support.count;
   P product;
   // The gradient to the weights skips nothing.
-  if (weight_grad || !block.all_weights_are_zero(cosines)) {
+  if (weight_grad || !block.is_silent(cosines)) {
     block.template multiply<BYTES>(product, cosines);
   }
   const float* const query_inverse = block.query_inverse(cosines);

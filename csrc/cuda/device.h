@@ -35,8 +35,11 @@ constexpr bool kHopper = false;
 #endif
 
 FSDINO_DEVICE int thread_index() { return threadIdx.x; }
+FSDINO_DEVICE int thread_count() { return blockDim.x; }
 FSDINO_DEVICE int block_index() { return blockIdx.x; }
 FSDINO_DEVICE void synchronise() { __syncthreads(); }
+// The same, and whether any thread's value is true.
+FSDINO_DEVICE bool synchronise_or(bool value) { return __syncthreads_or(value); }
 FSDINO_DEVICE void synchronise_warp() { __syncwarp(); }
 
 // The block's shared memory, aligned to the swizzle's pattern.
@@ -218,6 +221,7 @@ FSDINO_DEVICE float root(float value) { return __fsqrt_rn(value); }
 
 inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) {
+    cudaGetLastError();  // said here, it is not another call's
     throw std::runtime_error(std::string("backend 'cuda': ") + what + ": " +
                              cudaGetErrorString(error));
   }
@@ -281,13 +285,18 @@ inline bool device_runs_hopper_code() {
   return attributes.maxThreadsPerBlock == kHopperBound;
 }
 
+constexpr int64_t kSharedForAll = 48 << 10;  // what a block gets unasked
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared,
             Stream stream, const Arguments&... arguments) {
   if (blocks == 0) return;
   if (blocks > INT32_MAX) throw std::runtime_error("backend 'cuda': too many blocks for a launch");
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
-        "this GPU cannot run a kernel");
+  // All that there is, since the limit is the kernel's: another thread may launch it with more.
+  if (shared > kSharedForAll) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               int(device_shared_limit())),
+          "this GPU cannot run a kernel");
+  }
   kernel<<<unsigned(blocks), unsigned(threads), size_t(shared), stream>>>(Parameters(arguments)...);
   check(cudaGetLastError(), "a kernel could not be started");
 }

@@ -125,12 +125,16 @@ struct AsyncProduct {
   // Calls `visit(row, column, sum)` for this thread's elements.
   template <typename Visit>
   FSDINO_DEVICE void for_each(const Visit& visit) const {
-    const int first = warp_index() % 4 * 16 + lane_index() / 4, second = lane_index() % 4 * 2;
+    const int first = lane_index() % 4 * 2;
 #pragma unroll
     for (int j = 0; j < COLUMNS / 8; ++j) {
 #pragma unroll
-      for (int k = 0; k < 4; ++k) visit(first + k / 2 * 8, 8 * j + second + k % 2, sums[j][k]);
+      for (int k = 0; k < 4; ++k) visit(row_of(k / 2), 8 * j + first + k % 2, sums[j][k]);
     }
+  }
+  // Of its two rows the first or the second.
+  FSDINO_DEVICE static int row_of(int half) {
+    return warp_index() % 4 * 16 + lane_index() / 4 + half * 8;
   }
 };
 

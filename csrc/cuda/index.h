@@ -69,9 +69,10 @@ inline BoxShape box_shape(int batches, int64_t batch_stride, int layers, int64_t
   const int64_t token = int64_t(channels) * 2;
   const auto own = [](int size, int64_t stride) { return size > 1 && stride != 0; };
   const bool own_layers = own(layers, layer_stride), own_batches = own(batches, batch_stride);
+  const int64_t layer = own_layers ? layer_stride * 2 : rows * columns * token;
+  const int64_t batch = own_batches ? batch_stride * 2 : layer * (own_layers ? layers : 1);
   return {{channels, columns, rows, own_layers ? layers : 1, own_batches ? batches : 1},
-          {2, token, columns * token, own_layers ? layer_stride * 2 : token,
-           own_batches ? batch_stride * 2 : token},
+          {2, token, columns * token, layer, batch},
           {kBoxDepth, box_columns, box_rows, 1, 1}};
 }
 

@@ -101,6 +101,8 @@ struct WeightGradientArguments {
 };
 // Steps over the positions, of which a share is a whole number.
 int64_t weight_gradient_steps(const Walk& walk, int batches, int element_bytes);
+// Blocks of threads that take one share.
+int64_t weight_gradient_blocks(const Walk& walk, int inner, int outer);
 template <typename T>
 void weight_gradients(const Walk& walk, const WeightGradientArguments<T>& arguments, Stream stream);
 

@@ -25,7 +25,10 @@ Tensor dense(const Tensor& given) {
 
 }  // namespace
 
-bool tf32_allowed() { return at::globalContext().allowTF32CuBLAS(); }
+bool tf32_allowed() {
+  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
+         at::Float32Precision::TF32;
+}
 
 Tensor empty_volume(const Tensor& like, at::IntArrayRef shape) {
   std::vector<int64_t> memory;

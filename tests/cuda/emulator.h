@@ -102,7 +102,7 @@ struct Machine {
   jmp_buf scheduler;
   int64_t block = 0, progress = 0, shared_limit = 163 << 10;
   int current = 0, threads = 0;
-  bool falling = false, hopper = false;
+  bool falling = false, hopper = false, any = false;
 };
 
 inline Machine machine;
@@ -205,7 +205,16 @@ float element(const Slot* slots, int lane, int word, int half) {
 
 inline int thread_index() { return emulator::machine.current; }
 inline int block_index() { return int(emulator::machine.block); }
+inline int thread_count() { return emulator::machine.threads; }
 inline void synchronise() { emulator::wait(emulator::machine.barrier, emulator::machine.threads); }
+inline bool synchronise_or(bool value) {
+  synchronise();  // nobody still reads what the last one found
+  emulator::machine.any = false;
+  synchronise();
+  emulator::machine.any |= value;
+  synchronise();
+  return emulator::machine.any;
+}
 inline void synchronise_warp() { emulator::exchange({}); }
 
 inline char* shared_memory() {

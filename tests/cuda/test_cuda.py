@@ -92,8 +92,16 @@ def test_what_cuda_is_built_with(monkeypatch, tmp_path) -> None:
     }
     later = flags.cuda("13.2", [(9, 0), (10, 0)])
     assert later == flags.Cuda(str(tmp_path), "9.0a,10.0+PTX")
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0a")
-    assert flags.cuda("13.2", []) == flags.Cuda(str(tmp_path), "8.0,9.0a")
+    for listed, meant in {
+        "8.0;9.0a": "8.0,9.0a",
+        "8.0 9.0": "8.0,9.0a",
+        "9.0+PTX": "9.0a,8.0+PTX",
+        "7.5 8.0 8.6 9.0 10.0 12.0+PTX": "8.0,8.6,9.0a,10.0,12.0+PTX",
+        "Hopper": "9.0a,8.0+PTX",
+        "native": "8.9",
+    }.items():
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
+        assert flags.cuda("13.2", [(8, 9)]) == flags.Cuda(str(tmp_path), meant)
 
 
 def test_why_cuda_is_left_out(monkeypatch, tmp_path) -> None:
@@ -104,6 +112,11 @@ def test_why_cuda_is_left_out(monkeypatch, tmp_path) -> None:
     assert flags.cuda(None, [(9, 0)]) == "PyTorch is built without CUDA"
     for gpus in ([], [(7, 5)]):
         assert "no GPU of sm_80 or newer: set TORCH_CUDA_ARCH_LIST" in flags.cuda("13.2", gpus)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "sm_90")
+    assert "has 'sm_90': write architectures as in 8.0" in flags.cuda("13.2", [(9, 0)])
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5")
+    assert "no GPU of sm_80 or newer" in flags.cuda("13.2", [(9, 0)])
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
     assert flags.cuda("13.2", [(9, 0)]).endswith("nvcc is of CUDA 12, PyTorch of CUDA 13.2")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "nowhere"))
     assert "nvcc is not found" in flags.cuda("13.2", [(9, 0)])

@@ -123,6 +123,32 @@ def test_plans(library: Path) -> None:
             assert plan[3] <= case[-1]
 
 
+TF32 = """
+import importlib.util, json, sys, torch
+from fsdino.ops import reference
+spec = importlib.util.spec_from_file_location("emulated", sys.argv[1])
+emulated = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(emulated)
+query, support = torch.randn(2, 1, 1, 64, 3, 3, generator=torch.Generator().manual_seed(0))
+expected = reference.correlation4d(query.double(), support.double())
+errors = []
+for precision in ("ieee", "tf32"):
+    torch.backends.cuda.matmul.fp32_precision = precision
+    result = torch.ops.fsdino_emulated.correlation4d(query, support, None, 1e-5)
+    errors.append(((result - expected).norm() / expected.norm()).item())
+print(json.dumps(errors))
+"""
+
+
+@pytest.mark.slow
+def test_tf32_follows_the_switch(library: Path) -> None:
+    """Floats keep their digits unless PyTorch's switch, as one sets it today, lets them go."""
+    command = [sys.executable, "-c", TF32, str(library)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    exact, tf32 = json.loads(done.stdout)
+    assert exact < 1e-6 and 1e-5 < tf32 < 1e-3
+
+
 def test_index_arithmetic(tmp_path: Path) -> None:
     """Walks and tiles reach exactly the terms of the definition, on all small grids."""
     compiler = flags.compiler()
