@@ -5,11 +5,13 @@ Runs from a bare checkout; nothing needs to be installed but PyTorch and Triton.
 ceilings     what large products and copies reach on this GPU
 correctness  every op on the whole table of cases in every dtype, and how they behave in PyTorch
 sanitizer    compute-sanitizer over every op, where it is there
-timing       the standard workloads: Triton, eager, torch.compile of the eager code; also as CUDA
-             graphs; beside the floor that `benchmarks/roofline.py` computes from the ceilings
+timing       the standard workloads: backends, eager, torch.compile of the eager code; also as
+             CUDA graphs; beside the floor that `benchmarks/roofline.py` computes from the ceilings
 stages       seconds by op and by kernel
 memory       peak bytes beyond inputs and results
 scaling      grids from 19 to 148
+
+`--backend cuda,triton` checks the first backend and times both, taking turns.
 
 The work is done in other processes, so that a part that fails, hangs or loses the GPU is recorded
 and the others go on. DIR/gpu.json is written after every step. The exit status is 1 where a result
@@ -83,6 +85,7 @@ MEMORY = (
 )
 GRIDS = (19, 37, 74, 148)
 TOOLS = ("memcheck", "racecheck")
+BESIDE = ("eager", "compiled", "triton")  # what the table sets other times beside
 COMPILE_SECONDS = 30  # for one layout, in the timing; the caches are full by then
 ROW_SECONDS = 120  # after which a step is given up
 GRACE_SECONDS = 20  # for the last step, beyond the budget
@@ -97,7 +100,7 @@ class Suite:
     Attributes:
         out: folder of the JSON file.
         device: "cuda" or "cpu"; on a CPU the workloads are tiny, to try the suite itself.
-        backend: what is checked and measured.
+        backends: what is measured; the first is checked.
         parts: of `SECONDS`.
         budget: seconds for all of them.
         processes: that check and compile side by side.
@@ -106,7 +109,7 @@ class Suite:
 
     out: Path
     device: str
-    backend: str
+    backends: Sequence[str]
     parts: Sequence[str]
     budget: float
     processes: int
@@ -115,6 +118,11 @@ class Suite:
     found: dict[str, Any] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
     saved: float = 0.0
+
+    @property
+    def backend(self) -> str:
+        """What is checked."""
+        return self.backends[0]
 
     @property
     def on_gpu(self) -> bool:
@@ -220,7 +228,7 @@ class Suite:
             jobs += self._warming()
         if "sanitizer" in self.parts:
             self.found["sanitizer"] = {}
-            where = (self.device, self.deadline("sanitizer"))
+            where = (self.device, self.backend, self.deadline("sanitizer"))
             jobs += [Job(("sanitizer", tool), sanitize, (tool, *where)) for tool in TOOLS]
         if "correctness" in self.parts:
             self.found["correctness"] = {
@@ -247,9 +255,10 @@ class Suite:
             if compiles
         ]  # fmt: skip
         ours = [
-            Job(("warm", name, dtype), gpu_timing.warm,
-                (self.workload(name), dtype, self.device, self.backend))
+            Job(("warm", name, dtype, backend), gpu_timing.warm,
+                (self.workload(name), dtype, self.device, backend))
             for name, dtype, _ in ROWS
+            for backend in self.backends
         ]  # fmt: skip
         return compiled + ours
 
@@ -306,7 +315,7 @@ class Suite:
         for name, asked, compiles in ROWS:
             workload, dtype = self.workload(name), self.kind(asked)
             seconds = COMPILE_SECONDS if compiles and self.on_gpu else 0
-            where = (self.device, self.backend, self.turns, seconds)
+            where = (self.device, self.backends, self.turns, seconds)
             row = self.step(worker, "timing", gpu_timing.chain_row, workload, dtype, *where)
             ceilings = self.found.get("ceilings", {})
             if row is not None and "flop_per_second" in ceilings:
@@ -320,14 +329,15 @@ class Suite:
 
     def stages(self, worker: Worker) -> None:
         """By op, then by kernel."""
-        where = (self.device, self.backend)
         first, dtype = PROFILED[0][0], self.kind(PROFILED[0][1])
-        workload = self.workload(first)
-        self.step(worker, "stages", gpu_timing.stages_row, workload, dtype, *where, self.turns)
+        self.step(
+            worker, "stages", gpu_timing.stages_row,
+            self.workload(first), dtype, self.device, self.backends, self.turns,
+        )  # fmt: skip
         for name, dtype in PROFILED:
             self.step(
                 worker, "stages", gpu_timing.kernels_row,
-                self.workload(name), self.kind(dtype), *where, "tokens",
+                self.workload(name), self.kind(dtype), self.device, self.backend, "tokens",
             )  # fmt: skip
 
     def memory(self, worker: Worker) -> None:
@@ -335,7 +345,7 @@ class Suite:
         for name, part in MEMORY:
             self.step(
                 worker, "memory", gpu_timing.memory_row,
-                self.workload(name), self.kind("bfloat16"), part, self.device, self.backend,
+                self.workload(name), self.kind("bfloat16"), part, self.device, self.backends,
             )  # fmt: skip
 
     def scaling(self, worker: Worker) -> None:
@@ -344,7 +354,7 @@ class Suite:
             workload = Workload(f"grid {grid}", batch=1, layers=12, grid=grid)
             self.step(
                 worker, "scaling", gpu_timing.scaling_row,
-                self.sized(workload), self.kind("bfloat16"), self.device, self.backend, self.turns,
+                self.sized(workload), self.kind("bfloat16"), self.device, self.backends, self.turns,
             )  # fmt: skip
 
 
@@ -383,16 +393,17 @@ def _driver() -> str | None:
 
 SANITIZED = (
     "import sys; sys.path[:0] = {paths!r}\n"
-    "import gpu_checks; print('calls:', gpu_checks.run_ops({device!r}, 'triton'))"
+    "import gpu_checks; print('calls:', gpu_checks.run_ops({device!r}, {backend!r}))"
 )
 
 
-def sanitize(tool: str, device: str, deadline: float) -> dict[str, Any]:
+def sanitize(tool: str, device: str, backend: str, deadline: float) -> dict[str, Any]:
     """compute-sanitizer over every op: whether it found nothing, or why it did not run.
 
     Args:
         tool: of `TOOLS`.
         device: "cuda"; on a CPU it is left out.
+        backend: whose kernels run.
         deadline: by time.monotonic(), before which it is stopped.
     """
     program = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
@@ -400,8 +411,9 @@ def sanitize(tool: str, device: str, deadline: float) -> dict[str, Any]:
         missing = "compute-sanitizer is not there" if program is None else "needs a GPU"
         return {"passed": None, "said": f"skipped: {missing}"}
     code = SANITIZED.format(
-        paths=[str(HERE.parent), str(HERE.parent / "tests"), str(HERE)], device=device
-    )
+        paths=[str(HERE.parent), str(HERE.parent / "tests"), str(HERE)],
+        device=device, backend=backend,
+    )  # fmt: skip
     # Every tensor in an allocation of its own, so that reading past its end is noticed.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     run = subprocess.Popen(
@@ -487,10 +499,10 @@ def _timing_lines(row: dict[str, Any]) -> list[str]:
             continue
         seconds = result["seconds"]
         line = f"  {name:32}{1e3 * seconds:10.4f} ms  error {result['error']:.2f}"
-        layout = name.partition(", ")[2]
-        for other in ("eager", "compiled"):
+        own, _, layout = name.partition(", ")
+        for other in BESIDE:
             beside = everything.get(f"{other}, {layout}", {}).get("seconds")
-            if beside:
+            if beside and other != own:
                 line += f"  {beside / seconds:6.2f}x {other}"
         lines.append(line + (f"  {floor / seconds:5.2f} of floor" if floor else ""))
     return lines
@@ -540,7 +552,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for all parts")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--backend", default="triton")
+    parser.add_argument(
+        "--backend", type=lambda text: text.split(","), default=["triton"],
+        help="by comma: what is timed; the first is checked",
+    )  # fmt: skip
     parser.add_argument("--processes", type=int, help="side by side; default: one for each core")
     parser.add_argument("--cases", nargs="+", default=names, choices=names, metavar="CASE")
     given = parser.parse_args(arguments)

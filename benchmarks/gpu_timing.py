@@ -72,24 +72,24 @@ def chain_row(
     workload: Workload,
     dtype_name: str,
     device: str,
-    backend: str,
+    backends: Sequence[str],
     seconds: float,
     compile_seconds: float,
 ) -> dict[str, Any]:
-    """The whole chain: eager, compiled and a backend, in both layouts, called and replayed.
+    """The whole chain: eager, compiled and backends, in both layouts, called and replayed.
 
     Args:
         workload: which.
         dtype_name: of all tensors.
         device: where.
-        backend: beside the eager formulation.
+        backends: beside the eager formulation.
         seconds: for the timing.
         compile_seconds: for torch.compile of the eager formulation in one layout; 0 leaves it out.
     """
     torch._dynamo.reset()
     dtype = getattr(torch, dtype_name)
     inputs = baseline.make_inputs(workload, device=device, dtype=dtype)
-    chains: dict[str, Chain] = {EAGER: baseline.chain, backend: _ours(backend)}
+    chains: dict[str, Chain] = {EAGER: baseline.chain} | {name: _ours(name) for name in backends}
     if compile_seconds:
         chains[COMPILED] = _compiled()
     found: dict[str, dict[str, Any]] = {}
@@ -122,7 +122,7 @@ def chain_row(
 
 
 def stages_row(
-    workload: Workload, dtype_name: str, device: str, backend: str, seconds: float
+    workload: Workload, dtype_name: str, device: str, backends: Sequence[str], seconds: float
 ) -> dict[str, Any]:
     """Forward seconds of the correlation and of each block, by op, each on its own inputs."""
     dtype = getattr(torch, dtype_name)
@@ -130,11 +130,12 @@ def stages_row(
     features = (inputs.query, inputs.support, inputs.support_weight)
     chains: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
         EAGER: (baseline.correlation4d, baseline.center_pivot_block4d),
-        backend: (
-            functools.partial(ops.correlation4d, backend=backend),
-            functools.partial(ops.center_pivot_block4d, backend=backend),
-        ),
     }
+    for name in backends:
+        chains[name] = (
+            functools.partial(ops.correlation4d, backend=name),
+            functools.partial(ops.center_pivot_block4d, backend=name),
+        )
     steps: dict[str, Step] = {}
     with torch.no_grad():
         for name, (correlation4d, block4d) in chains.items():
@@ -199,7 +200,7 @@ def kernels_row(
 
 
 def memory_row(
-    workload: Workload, dtype_name: str, part: str, device: str, backend: str
+    workload: Workload, dtype_name: str, part: str, device: str, backends: Sequence[str]
 ) -> dict[str, Any]:
     """Peak bytes beyond inputs and results of one step.
 
@@ -209,7 +210,7 @@ def memory_row(
         part: "chain"; "fused-block" and "fused-chain", the first block's correlation never held;
             "fused-gradients", the first convolution and all its gradients, features included.
         device: where.
-        backend: beside the eager formulation.
+        backends: beside the eager formulation.
     """
     dtype = getattr(torch, dtype_name)
     inputs = lay_out(baseline.make_inputs(workload, device=device, dtype=dtype), "tokens")
@@ -217,7 +218,7 @@ def memory_row(
     with torch.set_grad_enabled(workload.backward or part == "fused-gradients"):
         exact = _exact_of(part, inputs)
         allowed: list[float] = []
-        for name in (EAGER, backend):
+        for name in (EAGER, *backends):
             step = _memory_step(part, name, inputs)
             with _noted(found, name):
                 results = step()
@@ -230,7 +231,7 @@ def memory_row(
 
 
 def scaling_row(
-    workload: Workload, dtype_name: str, device: str, backend: str, seconds: float
+    workload: Workload, dtype_name: str, device: str, backends: Sequence[str], seconds: float
 ) -> dict[str, Any]:
     """The chain on one grid, called; eager beside it where it fits.
 
@@ -241,25 +242,27 @@ def scaling_row(
     found: dict[str, dict[str, Any]] = {}
     steps: dict[str, Step] = {}
     large = workload.layers * workload.grid**4 >= LARGE
-    shares: float | None = None
+    shares: dict[str, float] = {}
     if large:
         sizes = (workload.grid, workload.layers, workload.channels)
-        shares = gpu_checks.check_rows(*sizes, device, backend)
-        _forget(device)
+        for name in backends:
+            with _noted(found, name):
+                shares[name] = gpu_checks.check_rows(*sizes, device, name)
+            _forget(device)
     inputs = lay_out(baseline.make_inputs(workload, device=device, dtype=dtype), "tokens")
-    chains: dict[str, Chain] = {backend: _ours(backend), EAGER: baseline.chain}
+    chains = {name: _ours(name) for name in backends if not found.get(name)}
+    allowed: list[float] = []
     with torch.no_grad():
         exact = None if large else exactness.expected("chain", inputs)
         _forget(device)
-        for name, chain in chains.items():
+        for name, chain in (chains | {EAGER: baseline.chain}).items():
             with _noted(found, name):
                 results = _call(chain, inputs)
                 if exact is None:
                     finite = bool(torch.isfinite(results[0]).all())
-                    own = shares if name == backend and shares is not None else 0.0
-                    found[name]["error"] = own if finite else float("inf")
+                    found[name]["error"] = shares.get(name, 0.0) if finite else float("inf")
                 else:
-                    if name == backend:
+                    if not allowed:
                         eager = _call(baseline.chain, inputs)
                         allowed = exactness.bounds(eager, exact, dtype, chained=True)
                         del eager

@@ -60,7 +60,7 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def suite(tmp_path: Path, parts: Iterable[str], device: str = "cpu", **changes: Any) -> Suite:
     settings = {"budget": 100.0, "processes": 2, "names": NAMES, **changes}
-    return Suite(tmp_path, device, "reference", list(parts), **settings)
+    return Suite(tmp_path, device, ["reference"], list(parts), **settings)
 
 
 def content(tmp_path: Path) -> dict[str, Any]:
@@ -210,10 +210,10 @@ def test_the_sanitizer_runs_and_is_stopped(tmp_path: Path, monkeypatch: pytest.M
     program = tmp_path / "compute-sanitizer"
     program.write_text(f"#!/bin/sh\necho \"$4 $1 $2\"\nprintf '{CLEAN}'\n")
     program.chmod(0o755)
-    found = gpu_suite.sanitize("memcheck", "cuda", time.monotonic() + 60)
+    found = gpu_suite.sanitize("memcheck", "cuda", "triton", time.monotonic() + 60)
     assert found["passed"] and found["output"].startswith("-c --tool memcheck")
     program.write_text("#!/bin/sh\nsleep 1000\n")
-    found = gpu_suite.sanitize("memcheck", "cuda", time.monotonic())
+    found = gpu_suite.sanitize("memcheck", "cuda", "triton", time.monotonic())
     assert found == {"passed": None, "said": "skipped: it took too long"}
 
 
@@ -221,7 +221,7 @@ def test_the_sanitizer_runs_and_is_stopped(tmp_path: Path, monkeypatch: pytest.M
 def test_what_the_sanitizer_is_given_runs() -> None:
     """The code finds its modules from anywhere; without the backend it says why."""
     folders = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
-    code = gpu_suite.SANITIZED.format(paths=folders, device="cpu")
+    code = gpu_suite.SANITIZED.format(paths=folders, device="cpu", backend="triton")
     environment = {
         k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "TRITON_INTERPRET"}
     }
@@ -241,11 +241,13 @@ def test_rows_for_people() -> None:
             "compiled, tokens": {"failed": "TimeoutError: no result after 30 s"},
             "triton, tokens": {"error": 0.2, "seconds": 2e-4},
             "triton, contiguous": {"error": 3.0},
+            "cuda, tokens": {"error": 0.2, "seconds": 4e-4},
         },
     }  # fmt: skip
     lines = gpu_suite._timing_lines(row)
     assert lines[0] == "W6 float16, floor 0.100 ms, as launched 0.200 ms"
     assert "20.00x eager" in lines[3] and "0.50 of floor" in lines[3]
+    assert "x triton" not in lines[3] and "0.50x triton" in lines[5]
     assert "no result after 30 s" in lines[2] and "wrong, error 3 of the allowed" in lines[4]
     peaks = {"eager": {"failed": "out of memory"}, "triton": {"bytes": 2_000_000}}
     [line] = gpu_suite._memory_lines({"workload": "HR", "part": "chain", "peaks": peaks})

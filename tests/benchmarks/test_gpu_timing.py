@@ -32,7 +32,7 @@ def ones(inputs: Any) -> Tensor:
 @pytest.mark.parametrize("workload", [MINI, BACK], ids=["forward", "backward"])
 def test_a_row_of_the_chain(workload: Workload) -> None:
     """Both implementations in both layouts, checked and timed."""
-    row = gpu_timing.chain_row(workload, F32, "cpu", "reference", 0.01, 0)
+    row = gpu_timing.chain_row(workload, F32, "cpu", ["reference"], 0.01, 0)
     assert (row["workload"], row["dtype"]) == ("mini", F32)
     assert row["implementations"].keys() == BOTH
     for result in row["implementations"].values():
@@ -41,7 +41,7 @@ def test_a_row_of_the_chain(workload: Workload) -> None:
 
 def test_a_row_on_a_gpu(fake_gpu: str) -> None:
     """Each also as CUDA graphs, one for each set of inputs; the compiled code beside it."""
-    row = gpu_timing.chain_row(BACK, F32, fake_gpu, "reference", 0.01, 0)
+    row = gpu_timing.chain_row(BACK, F32, fake_gpu, ["reference"], 0.01, 0)
     assert row["implementations"].keys() == BOTH | {f"{name}, graph" for name in BOTH}
     for result in row["implementations"].values():
         assert result["seconds"] == pytest.approx(TURN_MS / 1e3 / result["calls"])
@@ -52,14 +52,14 @@ def test_a_row_on_a_gpu(fake_gpu: str) -> None:
 def test_wrong_results_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor what fails; the others are."""
     monkeypatch.setattr(gpu_timing, "_ours", lambda backend: ones)
-    found = gpu_timing.chain_row(MINI, F32, "cpu", "reference", 0.01, 0)["implementations"]
+    found = gpu_timing.chain_row(MINI, F32, "cpu", ["reference"], 0.01, 0)["implementations"]
     assert found["reference, tokens"].keys() == {"error"} and "seconds" in found["eager, tokens"]
 
     def broken(inputs: Any) -> Tensor:
         raise torch.OutOfMemoryError("much text")
 
     monkeypatch.setattr(gpu_timing, "_ours", lambda backend: broken)
-    found = gpu_timing.chain_row(MINI, F32, "cpu", "reference", 0.01, 0)["implementations"]
+    found = gpu_timing.chain_row(MINI, F32, "cpu", ["reference"], 0.01, 0)["implementations"]
     assert found["reference, tokens"] == {"failed": "out of memory"}
     assert "seconds" in found["eager, tokens"]
 
@@ -73,7 +73,7 @@ def test_a_graph_that_replays_something_else_is_not_timed(
         return Graph(), [torch.zeros_like(t) for t in step()]
 
     monkeypatch.setattr(gpu_checks, "capture", capture)
-    found = gpu_timing.chain_row(MINI, F32, fake_gpu, "reference", 0.01, 0)["implementations"]
+    found = gpu_timing.chain_row(MINI, F32, fake_gpu, ["reference"], 0.01, 0)["implementations"]
     assert found["reference, tokens, graph"].keys() == {"error"}
     assert "seconds" in found["reference, tokens"]
 
@@ -96,7 +96,7 @@ def test_torch_compile_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     swallowed: list[int] = []
     monkeypatch.setattr(gpu_timing, "_compiled", compiled)
-    found = gpu_timing.chain_row(MINI, F32, "cpu", "reference", 0.01, 0.1)["implementations"]
+    found = gpu_timing.chain_row(MINI, F32, "cpu", ["reference"], 0.01, 0.1)["implementations"]
     assert found["compiled, tokens"] == {"failed": "TimeoutError: no result after 0 s"}
     assert swallowed and "seconds" in found["reference, tokens"]
 
@@ -104,7 +104,7 @@ def test_torch_compile_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_the_compiled_formulation() -> None:
     """torch.compile of the eager code gives its results, forward and backward."""
-    found = gpu_timing.chain_row(BACK, F32, "cpu", "reference", 0.01, 300)["implementations"]
+    found = gpu_timing.chain_row(BACK, F32, "cpu", ["reference"], 0.01, 300)["implementations"]
     assert all("seconds" in found[f"compiled, {layout}"] for layout in gpu_timing.LAYOUTS)
 
 
@@ -152,7 +152,7 @@ def test_peak_memory(fake_gpu: str) -> None:
 @pytest.mark.parametrize("part", ["chain", "fused-block", "fused-chain", "fused-gradients"])
 def test_memory_rows(part: str, fake_gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Right results are measured, wrong ones are not."""
-    row = gpu_timing.memory_row(MINI, F32, part, fake_gpu, "reference")
+    row = gpu_timing.memory_row(MINI, F32, part, fake_gpu, ["reference"])
     assert row["peaks"].keys() == {"eager", "reference"}
     assert all(peak["error"] <= 1 and peak["bytes"] < 900 for peak in row["peaks"].values())
     step = gpu_timing._memory_step
@@ -162,7 +162,7 @@ def test_memory_rows(part: str, fake_gpu: str, monkeypatch: pytest.MonkeyPatch) 
         return (lambda: [t * 2 for t in right()]) if name == "reference" else right
 
     monkeypatch.setattr(gpu_timing, "_memory_step", wrong)
-    row = gpu_timing.memory_row(MINI, F32, part, fake_gpu, "reference")
+    row = gpu_timing.memory_row(MINI, F32, part, fake_gpu, ["reference"])
     assert "bytes" in row["peaks"]["eager"] and "bytes" not in row["peaks"]["reference"]
 
 
@@ -171,10 +171,11 @@ def test_scaling(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole results are checked, or slices where the whole would not fit."""
     monkeypatch.setattr(gpu_timing, "LARGE", large)
     monkeypatch.setattr(gpu_checks, "check_rows", lambda *sizes: 0.25)
-    row = gpu_timing.scaling_row(MINI, F32, "cpu", "reference", 0.01)
+    row = gpu_timing.scaling_row(MINI, F32, "cpu", ["reference", "auto"], 0.01)
     found = row["implementations"]
-    assert found.keys() == {"reference", "eager"} and all("seconds" in f for f in found.values())
-    assert (found["reference"]["error"] == 0.25) == (large == 10)
+    assert found.keys() == {"reference", "auto", "eager"}
+    assert all("seconds" in f for f in found.values())
+    assert all((found[name]["error"] == 0.25) == (large == 10) for name in ("reference", "auto"))
     assert row["flop"] == sum(MINI.flop().values())
 
 
@@ -182,15 +183,15 @@ def test_wrong_slices_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As wrong results."""
     monkeypatch.setattr(gpu_timing, "LARGE", 10)
     monkeypatch.setattr(gpu_checks, "check_rows", lambda *sizes: 3.0)
-    found = gpu_timing.scaling_row(MINI, F32, "cpu", "reference", 0.01)["implementations"]
+    found = gpu_timing.scaling_row(MINI, F32, "cpu", ["reference"], 0.01)["implementations"]
     assert found["reference"] == {"error": 3.0} and "seconds" in found["eager"]
 
 
 def test_stages_and_kernels() -> None:
     """Seconds of each op, and of what the profiler saw."""
-    stages = gpu_timing.stages_row(MINI, F32, "cpu", "reference", 0.01)["stages"]
-    names = ("correlation", "block 1", "block 2")
-    assert stages.keys() == {f"{who}, {name}" for who in ("eager", "reference") for name in names}
+    stages = gpu_timing.stages_row(MINI, F32, "cpu", ["reference", "auto"], 0.01)["stages"]
+    names, whose = ("correlation", "block 1", "block 2"), ("eager", "reference", "auto")
+    assert stages.keys() == {f"{who}, {name}" for who in whose for name in names}
     row = gpu_timing.kernels_row(MINI, F32, "cpu", "reference", "tokens")
     counted = [k["kernel"] for k in row["kernels"]].count("fsdino::center_pivot_block4d")
     assert row["in_order"] and counted == 2 and row["seconds"] > 0
