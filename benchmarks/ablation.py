@@ -13,7 +13,10 @@ import argparse
 import dataclasses
 import json
 import multiprocessing
+import os
+import signal
 import statistics
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -71,6 +74,21 @@ def run(config: TrainConfig, folder: Path, episodes: int) -> dict[str, float]:
     return row
 
 
+def end_with_parent() -> None:
+    """Kill this worker when its parent is gone.
+
+    It would go on with what is queued, beside whoever resumes; a run may be killed at any moment.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def summary(rows: Sequence[dict[str, float]], before: Sequence[dict[str, float]]) -> dict[str, Any]:
     """Mean and standard deviation over seeds, of mIoU and of what it gained seed by seed."""
     values = [row["miou"] for row in rows]
@@ -96,7 +114,7 @@ def main() -> None:
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     rows: dict[str, list[dict[str, float]]] = {}
-    with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(options.jobs, context, end_with_parent) as pool:
 
         def start(parts: int, steps: int, seed: int) -> Any:
             config = configure(parts, steps, seed, options.encoder)

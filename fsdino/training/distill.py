@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -244,7 +245,7 @@ class Distillation:
         """
         self._began = time.monotonic()
         stages = self._stages()
-        with Interrupt() as interrupt:
+        with contextlib.closing(self.run), Interrupt() as interrupt:
             if self.start == 0:
                 self._measure(0, stages[0])
             for number, pairs in zip(range(self.start, self.steps), self._load(), strict=True):
@@ -261,8 +262,7 @@ class Distillation:
                     self._save(done)
                 if report is not None:
                     report(done, loss, self.cosine)
-        result = self._finish(stages)
-        self.run.close()
+            result = self._finish(stages)
         self.team.processes.gather(None)
         return result
 

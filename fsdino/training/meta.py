@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -117,7 +118,7 @@ class Trainer:
         config = self.config
         self.model.train()
         self._began = time.monotonic()
-        with Interrupt() as interrupt:
+        with contextlib.closing(self.run), Interrupt() as interrupt:
             for number, step in enumerate(self._steps_left(), start=self.start):
                 self._check(number, step, interrupt)
                 loss = self._step(number, step)
@@ -133,10 +134,9 @@ class Trainer:
                 if self._has_stopped():
                     self._save(done)
                     break
-        self.model.eval()
-        if self.team.is_main:
-            self.model.save_pretrained(self.run.folder / "model")
-        self.run.close()
+            self.model.eval()
+            if self.team.is_main:
+                self.model.save_pretrained(self.run.folder / "model")
         self.team.processes.gather(None)
         return self.model
 

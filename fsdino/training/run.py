@@ -5,6 +5,7 @@ config.yaml environment.json     what was asked for, and where it ran
 checkpoints/00000500.safetensors the last two: tensors, and in the metadata a JSON state and a hash
 metrics.jsonl tensorboard/       losses and metrics by step
 model/ best/                     the last model and the best one, as `fsdino.load` takes them
+lock                             held by the process that trains there, whose number is in it
 ```
 
 Both training stages keep their work in one.
@@ -12,11 +13,15 @@ Both training stages keep their work in one.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import logging
 import numbers
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +55,8 @@ class Run:
         main: whether this is the process that writes.
 
     Raises:
-        UsageError: the folder holds a run and `resume` is off, or resuming with another
-            configuration.
+        UsageError: the folder holds a run and `resume` is off, another process is training there,
+            or resuming with another configuration.
         FsdinoError: the folder cannot be written.
     """
 
@@ -66,6 +71,7 @@ class Run:
     ) -> None:
         self.folder, self.main = folder, main
         self._board: Any = None
+        self._unlock: Callable[[], Any] | None = None
         stored = folder / CONFIG
         if stored.exists():
             if main and not resume:
@@ -76,6 +82,7 @@ class Run:
         except OSError as error:
             raise FsdinoError(f"cannot create {folder}: {error.strerror}") from error
         if main:
+            self._unlock = weakref.finalize(self, os.close, _lock(folder / "lock"))
             for half in (folder / "checkpoints").glob(".fsdino-*"):  # a kill while it was written
                 half.unlink()
         if main and not stored.exists():
@@ -162,10 +169,12 @@ class Run:
                 Path(temporary).write_text("".join(kept))
 
     def close(self) -> None:
-        """Close TensorBoard's file."""
+        """Close TensorBoard's file, and leave the folder to others."""
         if self._board:
             self._board.close()
         self._board = None
+        if self._unlock is not None:
+            self._unlock()
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "checkpoints").glob("[0-9]*.safetensors"))
@@ -249,6 +258,32 @@ def unpack(
 def frozen_hash(module: nn.Module) -> str:
     """Hash of the parameters that `pack` leaves out, so that a resumed run finds the same ones."""
     return weights_hash({n: p for n, p in module.named_parameters() if not p.requires_grad})
+
+
+def _lock(path: Path) -> int:
+    """An open file, locked until it is closed or this process ends, however it ends.
+
+    The lock is this process's alone: its children do not inherit it. Where the file system has no
+    locks, there is none.
+
+    Raises:
+        UsageError: another process has it.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            holder = os.read(file, 32).decode()
+            os.close(file)
+            raise UsageError(
+                f"{path.parent}: another process (number {holder}) is training there: stop it or "
+                "wait for its end, or name another --out"
+            ) from None
+        logger.debug("no lock on %s: %s", path, error)
+    os.ftruncate(file, 0)
+    os.write(file, str(os.getpid()).encode())
+    return file
 
 
 def _changing(module: nn.Module) -> dict[str, Tensor]:

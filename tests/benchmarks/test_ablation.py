@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
+import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -71,3 +73,37 @@ def test_the_table_end_to_end(
     assert sorted(p.stat().st_mtime_ns for p in tmp_path.glob("runs/**/*")) == before
     assert capsys.readouterr().out == table
     assert json.loads(record.read_text())["results"] == first["results"]
+
+
+POOL = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import multiprocessing, os
+from concurrent.futures import ProcessPoolExecutor
+import ablation
+pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), ablation.end_with_parent)
+print(pool.submit(os.getpid).result(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_workers_end_with_their_parent() -> None:
+    """However it ends: whoever resumes finds nobody at work."""
+
+    def lives(number: int) -> bool:
+        asked = ["ps", "-o", "stat=", "-p", str(number)]
+        state = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+        return bool(state.strip()) and not state.startswith("Z")
+
+    command = [sys.executable, "-c", POOL, str(Path(ablation.__file__).parent)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        assert lives(worker)
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while lives(worker) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not lives(worker)

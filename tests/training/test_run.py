@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,32 @@ def test_resuming_with_another_configuration_is_refused(tmp_path: Path) -> None:
     Run(tmp_path, {"steps": 1, "seed": 3}, resume=False)
     with pytest.raises(UsageError, match="differs from this configuration in seed"):
         Run(tmp_path, {"steps": 1, "seed": 4}, resume=True)
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from fsdino.training.run import Run
+run = Run(Path(sys.argv[1]), {"steps": 3}, resume=False)
+print("training", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    """A folder in which another process trains is refused, until that one is gone, even killed."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "training\n"
+        try:
+            with pytest.raises(UsageError, match=rf"another process \(number {other.pid}\)"):
+                Run(tmp_path, {"steps": 3}, resume=True)
+        finally:
+            other.kill()
+    Run(tmp_path, {"steps": 3}, resume=True).close()
+    Run(tmp_path, {"steps": 3}, resume=True)  # what ended, or was closed, holds nothing
 
 
 def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
