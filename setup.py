@@ -57,14 +57,14 @@ def extension() -> dict[str, Any]:
                 super().build_extensions()
             except Exception as error:
                 reason = str(error).strip().splitlines()[-1]
-                left = "CUDA" if self.extensions[0].sources != native("").sources else "C++"
-                self.warn(f"fsdino comes without its {left} kernels, `fsdino build` retries: {reason}")
+                alone = native("")
+                left = "C++" if self.extensions[0].sources == alone.sources else "CUDA"
+                self.warn(f"without fsdino's {left} kernels (`fsdino build` retries): {reason}")
                 if left == "C++":
                     self.extensions.clear()
                 else:
-                    vars(self.extensions[0]).update(
-                        {name: getattr(native(""), name) for name in COMPILED}
-                    )
+                    for name in COMPILED:
+                        setattr(self.extensions[0], name, getattr(alone, name))
                     self.build_extensions()
 
     return {"ext_modules": [native(cuda)], "cmdclass": {"build_ext": OptionalBuild}}
