@@ -79,10 +79,13 @@ class Run:
             self._check_config(stored, config, free)
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            if main:
+                self._unlock = weakref.finalize(self, os.close, _lock(folder / "lock"))
         except OSError as error:
-            raise FsdinoError(f"cannot create {folder}: {error.strerror}") from error
+            raise FsdinoError(
+                f"cannot write in {folder}: {error.strerror}; mend that, or name another --out"
+            ) from error
         if main:
-            self._unlock = weakref.finalize(self, os.close, _lock(folder / "lock"))
             for half in (folder / "checkpoints").glob(".fsdino-*"):  # a kill while it was written
                 half.unlink()
         if main and not stored.exists():
@@ -268,21 +271,25 @@ def _lock(path: Path) -> int:
 
     Raises:
         UsageError: another process has it.
+        OSError: the file cannot be written.
     """
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            holder = os.read(file, 32).decode()
-            os.close(file)
-            raise UsageError(
-                f"{path.parent}: another process (number {holder}) is training there: stop it or "
-                "wait for its end, or name another --out"
-            ) from None
-        logger.debug("no lock on %s: %s", path, error)
-    os.ftruncate(file, 0)
-    os.write(file, str(os.getpid()).encode())
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                holder = os.read(file, 32).decode()
+                raise UsageError(
+                    f"{path.parent}: another process (number {holder}) is training there: stop it "
+                    "or wait for its end, or name another --out"
+                ) from None
+            logger.debug("no lock on %s: %s", path, error)
+        os.ftruncate(file, 0)
+        os.write(file, str(os.getpid()).encode())
+    except BaseException:
+        os.close(file)
+        raise
     return file
 
 

@@ -107,10 +107,27 @@ def test_metrics_of_repeated_steps_are_dropped(tmp_path: Path) -> None:
 
 
 def test_an_unusable_folder_is_named(tmp_path: Path) -> None:
-    """A file where the folder should be is an error that names it."""
+    """A file where the folder should be, or a folder for a file, is an error that names it."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(FsdinoError, match=r"cannot create .*file"):
+    with pytest.raises(FsdinoError, match=r"cannot write in .*file.*another --out"):
         Run(tmp_path / "file" / "run", {}, resume=False)
+    (tmp_path / "run" / "lock").mkdir(parents=True)
+    with pytest.raises(FsdinoError, match=r"cannot write in .*run: Is a directory"):
+        Run(tmp_path / "run", {}, resume=False)
+
+
+def test_a_disk_that_is_full_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even the few bytes of the lock are said to be missing, and nothing is left open."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = len(os.listdir("/dev/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(FsdinoError, match="No space left"):
+            Run(tmp_path, {}, resume=False)
+    assert len(os.listdir("/dev/fd")) == before
 
 
 def test_a_changed_bit_is_seen(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
