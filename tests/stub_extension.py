@@ -29,6 +29,8 @@ extern "C" __attribute__((visibility("default"))) PyObject *PyInit__C(void) {
 CHILD = f"""
 import json, os, pathlib, subprocess, sys, sysconfig
 options = json.loads(sys.argv[1])
+if options["with_cuda"]:
+    sys.exit("error: the stub has no kernels for GPUs")
 place = pathlib.Path(options["build_directory"])
 (place / "stub.cpp").write_text({_SOURCE!r})
 own = [flag for flag in options["extra_cflags"] if flag.startswith("-DFSDINO_")]
@@ -50,6 +52,7 @@ def use(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv("COMPILED", str(folder / "compiled"))
     monkeypatch.delenv("FSDINO_CXXFLAGS", raising=False)
     monkeypatch.setattr(build, "_CHILD", CHILD)
+    monkeypatch.setattr(build, "cuda", lambda: "the stub has none")  # whatever GPU is here
     monkeypatch.setattr(native, "_state", native._State())
     package = folder / "package"
     package.mkdir()

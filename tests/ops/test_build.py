@@ -94,6 +94,16 @@ def test_jobs_fit_into_memory_and_cores(monkeypatch):
     assert flags.jobs() == 1
 
 
+def test_goes_on_without_cuda(monkeypatch, caplog):
+    """An nvcc that fails costs the CUDA kernels alone; why is said, and noted beside the build."""
+    monkeypatch.setattr(build, "cuda", lambda: flags.Cuda("/nowhere", "9.0a"))
+    with caplog.at_level("WARNING", logger="fsdino"):
+        library = build.compile_extension()
+    assert "the stub has no kernels for GPUs" in build.record(library)["without_cuda"]
+    assert "the CUDA kernels cannot be compiled" in caplog.text
+    assert stub_extension.times_compiled() == 1
+
+
 def test_compiles_once_and_again_by_force():
     """A second call finds the first one's build; nothing but it, its log and its lock is left."""
     steps = []
