@@ -8,12 +8,9 @@ from unittest import mock
 
 import pytest
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from fsdino.ops import baseline
-from fsdino.ops.baseline import STRIDE, WORKLOADS
+from counting import bytes_beyond_results, eager_first_block, hr_first_block
+from fsdino.ops.baseline import STRIDE
 
 triton = pytest.importorskip("triton")
 
@@ -28,54 +25,10 @@ def planned() -> Iterator[None]:
     layout.planned.reset(token)
 
 
-class Peak(TorchDispatchMode):
-    """The most bytes that tensors made inside the `with` block take at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
-        self.alive: dict[StorageWeakRef, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        results = func(*args, **(kwargs or {}))
-        given = {StorageWeakRef(t.untyped_storage()) for t in self._tensors((args, kwargs))}
-        for tensor in self._tensors(results):
-            storage = StorageWeakRef(tensor.untyped_storage())
-            if storage not in given:
-                self.alive[storage] = tensor.untyped_storage().nbytes()
-        self.alive = {s: size for s, size in self.alive.items() if not s.expired()}
-        self.peak = max(self.peak, sum(self.alive.values()))
-        return results
-
-    @staticmethod
-    def _tensors(tree: Any) -> list[torch.Tensor]:
-        return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-
-
 def extra_bytes(call: Callable[[], Any]) -> int:
-    """Most memory beyond what the call leaves behind, on tensors without any."""
-    with (
-        mock.patch.object(triton.runtime.jit.JITFunction, "run", lambda *args, **settings: None),
-        Peak() as peak,
-    ):
-        results = call()
-    kept = {StorageWeakRef(t.untyped_storage()): t for t in Peak._tensors(results)}
-    return peak.peak - sum(t.untyped_storage().nbytes() for t in kept.values())
-
-
-def hr(memory: str) -> tuple[torch.Tensor, ...]:
-    """HR's first block: query, support, weight, both kernels and bias, without memory."""
-    options: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16}
-    work = WORKLOADS["HR"]
-    features = [
-        torch.empty(work.batch, work.layers, work.channels, work.grid, work.grid, **options)
-        for _ in range(2)
-    ]
-    if memory == "tokens":
-        features = [f.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) for f in features]
-    weight = torch.empty(work.batch, work.grid, work.grid, **options)
-    kernels = [torch.empty(work.block_channels[0], work.layers, 3, 3, **options) for _ in range(2)]
-    return *features, weight, *kernels, torch.empty(work.block_channels[0], **options)
+    """Most memory beyond what the call leaves behind, with kernels that do nothing."""
+    with mock.patch.object(triton.runtime.jit.JITFunction, "run", lambda *args, **settings: None):
+        return bytes_beyond_results(call)
 
 
 @pytest.mark.parametrize("memory", ["contiguous", "tokens"])
@@ -84,14 +37,9 @@ def test_beyond_inputs_and_output(memory: str) -> None:
 
     A gradient to the features costs one more chunk, and their copies and gradients.
     """
-    query, support, weight, *parameters = hr(memory)
-
-    def eager() -> torch.Tensor:
-        x = baseline.correlation4d(query, support, weight)
-        return baseline.center_pivot_conv4d(x, *parameters, support_stride=STRIDE)
-
-    arguments = (query, support, weight, *parameters, STRIDE, 1e-5)
-    before = extra_bytes(eager)
+    query, support, weight, *parameters = block = hr_first_block(memory)
+    arguments = (*block, STRIDE, 1e-5)
+    before = bytes_beyond_results(lambda: eager_first_block(*block))
     assert extra_bytes(lambda: fused.correlation_center_pivot4d(*arguments)) <= before / 10
     outer, side = parameters[0].shape[0], -(-query.shape[4] // STRIDE)
     grad = layout.empty_volume(query, (1, outer, *query.shape[3:], side, side))
