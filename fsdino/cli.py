@@ -1350,10 +1350,8 @@ def _print_info(collected: Mapping[str, Any]) -> None:
     _print_table(["", ""], facts, numbers=False)
     for device, by_dtype in collected["backends"].items():
         for dtypes, table in _group_equal(by_dtype):
-            names = list(next(iter(table.values())))
-            rows = [[op, *(choices[name] for name in names)] for op, choices in table.items()]
-            title = f"backends on {device}, {dtypes}, in the order in which auto asks"
-            _print_table(["op", *names], rows, title, numbers=False)
+            title = f"backends on {device}, {dtypes}, in auto's order"
+            _print_backends(title, table)
     _print_native(collected["cpp"])
     if collected["forced_backend"]:
         print(f"FSDINO_BACKEND={collected['forced_backend']} forces that backend")
@@ -1363,6 +1361,26 @@ def _print_info(collected: Mapping[str, Any]) -> None:
         facts = [[key, str(value)] for key, value in model["config"].items()]
         _print_table(["", ""], facts, numbers=False)
         _print_parts(model["parameters"])
+
+
+def _print_backends(title: str, table: Mapping[str, Mapping[str, str]]) -> None:
+    """What each backend does for each op; below, once, why some cannot."""
+    from fsdino.apps import info
+
+    able = (info.RUNS, info.COULD_RUN)
+    names = list(next(iter(table.values())))
+    rows = [
+        [op, *(choices[name] if choices[name] in able else "no" for name in names)]
+        for op, choices in table.items()
+    ]
+    _print_table(["op", *names], rows, title, numbers=False)
+    for name in names:
+        reasons: dict[str, list[str]] = {}
+        for op, choices in table.items():
+            if choices[name] not in able:
+                reasons.setdefault(choices[name], []).append(op)
+        for reason, ops in reasons.items():
+            print(f"{name}: no{'' if len(ops) == len(table) else ' ' + ', '.join(ops)}, {reason}")
 
 
 def _print_native(cpp: Mapping[str, Any]) -> None:

@@ -932,11 +932,15 @@ def test_benchmark_fails_on_wrong_results(mini, capsys, monkeypatch):
     assert "wrong results, so not timed: eager on mini" in captured.err
 
 
-def test_info(capsys):
-    """Ops and backends, and a model's configuration and parts."""
+def test_info(capsys, monkeypatch):
+    """Ops and backends, and a model's configuration and parts, in 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
     assert cli.main(["info", "model"]) == 0
     out = capsys.readouterr().out
-    assert all(op in out for op in backends.OPS)
+    for op in backends.OPS:
+        [line] = [line for line in out.splitlines() if line.split()[:1] == [op]]
+        assert "runs" in line.split()
+    assert "cuda: no, it runs on NVIDIA GPUs, not on cpu\n" in out
     assert "correlation_channels" in out
     assert fsdino.load("model").fingerprint() in out
     assert cli.main(["info", "model", "--json"]) == 0

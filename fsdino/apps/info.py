@@ -17,7 +17,7 @@ PACKAGES = (
     "huggingface-hub", "xformers",
 )  # fmt: skip
 
-RUNS = "runs"
+RUNS, COULD_RUN = "runs", "could run"
 
 
 def packages() -> dict[str, str | None]:
@@ -34,14 +34,14 @@ def packages() -> dict[str, str | None]:
 def choices(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, str]]:
     """For each op, every backend in the order in which `auto` asks.
 
-    The first that can is the one that "runs"; the others "could run", or say why not.
+    The first that can is the one that `RUNS`; the others `COULD_RUN`, or say why not.
     """
     table: dict[str, dict[str, str]] = {}
     for op in backends.OPS:
         row = table[op] = {}
         for name in backends.names():
             reason = backends.why_not(name, op, device, dtype)
-            row[name] = reason or ("could run" if RUNS in row.values() else RUNS)
+            row[name] = reason or (COULD_RUN if RUNS in row.values() else RUNS)
     return table
 
 
