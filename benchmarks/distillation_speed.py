@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--encoder", default=ENCODER)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--images", type=int, default=8, help="of a step")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=sharding.cores())
     parser.add_argument(
         "--out", type=Path, default=Path("benchmarks/results/distillation_speed.json")
