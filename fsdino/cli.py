@@ -1375,12 +1375,12 @@ def _print_backends(title: str, table: Mapping[str, Mapping[str, str]]) -> None:
     ]
     _print_table(["op", *names], rows, title, numbers=False)
     for name in names:
-        reasons: dict[str, list[str]] = {}
-        for op, choices in table.items():
-            if choices[name] not in able:
-                reasons.setdefault(choices[name], []).append(op)
-        for reason, ops in reasons.items():
-            print(f"{name}: no{'' if len(ops) == len(table) else ' ' + ', '.join(ops)}, {reason}")
+        groups = _group_equal({op: choices[name] for op, choices in table.items()})
+        for ops, choice in groups:
+            if choice not in able:
+                print(
+                    f"{name}: no, {choice}" if len(groups) == 1 else f"{name}: no {ops}, {choice}"
+                )
 
 
 def _print_native(cpp: Mapping[str, Any]) -> None:
@@ -1404,12 +1404,12 @@ def _print_extension(extension: Mapping[str, Any]) -> None:
     _print_table(["", ""], facts, numbers=False)
 
 
-def _group_equal(tables: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Tables by key, with the keys of equal tables joined."""
+def _group_equal(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Values by key, with the keys of equal neighbours joined."""
     groups: list[tuple[str, Any]] = []
-    for key, table in tables.items():
-        if groups and groups[-1][1] == table:
-            groups[-1] = (f"{groups[-1][0]}, {key}", table)
+    for key, value in values.items():
+        if groups and groups[-1][1] == value:
+            groups[-1] = (f"{groups[-1][0]}, {key}", value)
         else:
-            groups.append((key, table))
+            groups.append((key, value))
     return groups
