@@ -13,9 +13,15 @@ import pytest
 from torch.utils import cpp_extension
 
 import fsdino
+from counting import hr_first_block
 from fsdino.csrc import flags
 
 HERE = Path(__file__).resolve().parent
+# Where another process finds the package, the plugin and what tests share.
+PLACES = os.pathsep.join(
+    [str(HERE), str(HERE.parent), str(Path(fsdino.__file__).parent.parent), *sys.path]
+)
+CHUNK_BYTES = 80 << 20  # as in csrc/cuda/fused_op.cpp
 KERNELS = ("center_pivot", "correlation", "device", "fused", "norm")
 TABLE = ("test_correlation.py", "test_center_pivot.py", "test_fused.py", "test_numerics.py")
 # The emulator jumps between stacks, which glibc takes for an attack where it is fortified.
@@ -60,9 +66,7 @@ def test_the_case_table(library: Path, architecture: str) -> None:
     """The backend `cuda` agrees with the reference wherever the others do, forward and backward."""
     environment = {
         **{name: value for name, value in os.environ.items() if name != "CI"},
-        "PYTHONPATH": os.pathsep.join(
-            [str(HERE), str(Path(fsdino.__file__).parent.parent), *sys.path]
-        ),
+        "PYTHONPATH": PLACES,
         "EMULATED_CUDA": str(library),
         "EMULATED_ARCHITECTURE": architecture,
     }
@@ -83,11 +87,27 @@ def test_the_case_table(library: Path, architecture: str) -> None:
     assert " passed" in done.stdout
 
 
-PLANS = """
-import importlib.util, json, sys
+# Begins every script that asks the library, which another process loads.
+LOAD = """
+import importlib.util, json, sys, torch
 spec = importlib.util.spec_from_file_location("emulated", sys.argv[1])
 emulated = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(emulated)
+"""
+
+
+def ask(library: Path, script: str, *arguments: str) -> str:
+    """What a script prints that finds the library as `emulated`."""
+    return subprocess.run(
+        [sys.executable, "-c", LOAD + script, str(library), *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": PLACES},
+    ).stdout
+
+
+PLANS = """
 plans = []
 for arguments in json.loads(sys.argv[2]):
     try:
@@ -112,10 +132,8 @@ def test_plans(library: Path) -> None:
         (600, 1, 1, 300, 2, False, True, hopper_bytes): (True, 1, 1),
         (37, 3, 3, 2, 2, False, True, 8 << 10): "of shared memory, a block of this GPU has 8192",
     }
-    words = json.dumps([list(case) for case in cases])
-    command = [sys.executable, "-c", f"import torch\n{PLANS}", str(library), words]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    for (case, wanted), plan in zip(cases.items(), json.loads(done.stdout), strict=True):
+    plans = json.loads(ask(library, PLANS, json.dumps([list(case) for case in cases])))
+    for (case, wanted), plan in zip(cases.items(), plans, strict=True):
         if isinstance(wanted, str):
             assert wanted in plan
         else:
@@ -124,12 +142,8 @@ def test_plans(library: Path) -> None:
 
 
 MEMORY = """
-import importlib.util, json, sys, torch
 from counting import bytes_beyond_results, eager_first_block, hr_first_block
 from fsdino.ops.baseline import STRIDE
-spec = importlib.util.spec_from_file_location("emulated", sys.argv[1])
-emulated = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(emulated)
 emulated.set_skipping(True)
 ops = torch.ops.fsdino_emulated
 for hopper in (False, True):
@@ -151,24 +165,20 @@ for hopper in (False, True):
 
 @pytest.mark.slow
 def test_memory(library: Path) -> None:
-    """HR's first block takes a tenth of what the eager formulation does, also going back."""
-    path = os.pathsep.join([str(HERE.parent), str(Path(fsdino.__file__).parent.parent), *sys.path])
-    command = [sys.executable, "-c", MEMORY, str(library)]
-    done = subprocess.run(
-        command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    """HR's first block takes a tenth of what the eager formulation does, also going back.
+
+    Gradients to the features cost one more chunk, and their copies and gradients.
+    """
+    features = 2 * hr_first_block("contiguous")[0].nbytes
+    found = [json.loads(line) for line in ask(library, MEMORY).splitlines()]
     assert len(found) == 4
-    for eager, forward, to_weights, _ in found:
+    for eager, forward, to_weights, to_all in found:
         assert 0 < forward <= eager / 10 and 0 < to_weights <= eager / 10
+        assert to_all <= eager / 10 + CHUNK_BYTES + 2 * features
 
 
 TF32 = """
-import importlib.util, json, sys, torch
 from fsdino.ops import reference
-spec = importlib.util.spec_from_file_location("emulated", sys.argv[1])
-emulated = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(emulated)
 query, support = torch.randn(2, 1, 1, 64, 3, 3, generator=torch.Generator().manual_seed(0))
 expected = reference.correlation4d(query.double(), support.double(), None, 1e-5)
 errors = []
@@ -183,9 +193,7 @@ print(json.dumps(errors))
 @pytest.mark.slow
 def test_tf32_follows_the_switch(library: Path) -> None:
     """Floats keep their digits unless PyTorch's switch, as one sets it today, lets them go."""
-    command = [sys.executable, "-c", TF32, str(library)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    exact, tf32 = json.loads(done.stdout)
+    exact, tf32 = json.loads(ask(library, TF32))
     assert exact < 1e-6 and 1e-5 < tf32 < 1e-3
 
 
