@@ -32,7 +32,7 @@ from fsdino.data import procedural
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.evaluation.evaluate import Settings, evaluate
 from fsdino.evaluation.predictors import predictor
-from fsdino.images import atomic_write
+from fsdino.files import atomic_write
 from fsdino.training.config import TrainConfig
 from fsdino.training.meta import Trainer
 

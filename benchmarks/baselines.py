@@ -19,12 +19,13 @@ from tiny import tune
 from tiny_recipe import on_frozen_encoder
 
 import fsdino
+from fsdino import processes as sharing
 from fsdino.apps import evaluation
 from fsdino.apps.progress import Progress
 from fsdino.data import procedural
-from fsdino.evaluation import protocols, sharding
+from fsdino.evaluation import protocols
 from fsdino.evaluation.evaluate import Settings
-from fsdino.images import atomic_write
+from fsdino.files import atomic_write
 from fsdino.models import zoo
 from fsdino.models.config import MATCHERS
 from fsdino.models.segmenter import Segmenter
@@ -64,7 +65,7 @@ def tuned(model: Segmenter, matcher: str, work: Path) -> tuple[Segmenter, dict[s
 
 def evaluate(model: Segmenter, name: str, shots: int, episodes: int, work: Path) -> dict[str, Any]:
     """One line of the table."""
-    workers = min(sharding.cores() - 1, 4)
+    workers = min(sharing.cores() - 1, 4)
     settings = Settings(
         model.config.image_size, protocols.find("joint", seeded=True), workers=workers
     )
@@ -95,7 +96,7 @@ def main() -> None:
     methods["hsnet head"] = (train_hsnet(model, options.steps, options.work), steps)
     rows = []
     print(f"{'held-out fold 3':32} {'shots':>5} {'mIoU':>7} {'± 95 %':>7} {'FB-IoU':>7}")
-    with sharding.threads(max(sharding.cores() - 1, 1)):
+    with sharing.threads(max(sharing.cores() - 1, 1)):
         for shots in SHOTS:
             for name, (segmenter, facts) in methods.items():
                 row = evaluate(segmenter, name, shots, options.episodes, options.work) | facts

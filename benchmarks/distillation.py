@@ -29,7 +29,7 @@ from tiny_recipe import on_frozen_encoder
 
 from fsdino.data import procedural
 from fsdino.data.procedural import ProceduralEpisodes
-from fsdino.images import atomic_write
+from fsdino.files import atomic_write
 from fsdino.models import zoo
 from fsdino.models.config import VARIANTS, ModelConfig
 from fsdino.models.segmenter import Segmenter

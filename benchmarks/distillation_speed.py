@@ -23,8 +23,8 @@ from PIL import Image
 from record import write_record
 from training_speed import ENCODER, peak, timed
 
+from fsdino import processes as sharing
 from fsdino.apps import memory
-from fsdino.evaluation import sharding
 from fsdino.models.checkpoints import write_tensors
 from fsdino.models.config import ModelConfig
 from fsdino.training.distill import Distillation
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--images", type=int, default=8, help="of a step")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=sharding.cores())
+    parser.add_argument("--threads", type=int, default=sharing.cores())
     parser.add_argument(
         "--out", type=Path, default=Path("benchmarks/results/distillation_speed.json")
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fsdino.environment import environment
-from fsdino.images import atomic_write
+from fsdino.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -25,7 +25,7 @@ from fsdino.data.episodes import Sample
 from fsdino.data.invention import InventedEpisodes
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.errors import FsdinoError
-from fsdino.images import atomic_write
+from fsdino.files import atomic_write
 from fsdino.models.checkpoints import load_exactly, read_state_dict
 from fsdino.models.decoder import MaskDecoder
 from fsdino.training.interrupt import Interrupt

@@ -20,7 +20,7 @@ import torch
 from record import write_record
 
 import fsdino
-from fsdino.evaluation import sharding
+from fsdino import processes as sharing
 from fsdino.training.config import TrainConfig
 from fsdino.training.footprint import BACKWARD, USED
 from fsdino.training.meta import Trainer
@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipes", nargs="+", default=[f"dinov2-{s}-pascal5i" for s in "sbl"])
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 5])
-    parser.add_argument("--threads", type=int, default=sharding.cores())
+    parser.add_argument("--threads", type=int, default=sharing.cores())
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/training_memory.json"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from record import write_record
 
+from fsdino import processes as sharing
 from fsdino.apps import memory
-from fsdino.evaluation import sharding
 from fsdino.models import hypercorrelation
 from fsdino.models.config import ModelConfig
 from fsdino.models.segmenter import pool_supports
@@ -169,7 +169,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit-gb", type=float, help="memory of a GPU that may be used")
     parser.add_argument("--repeats", type=int, default=2, help="of a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=sharding.cores())
+    parser.add_argument("--threads", type=int, default=sharing.cores())
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/training_speed.json"))
     return parser.parse_args()
 

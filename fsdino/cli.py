@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from fsdino.apps.folder import Outcome, Output
     from fsdino.evaluation.evaluate import Settings
     from fsdino.evaluation.record import Difference
-    from fsdino.evaluation.sharding import Processes
     from fsdino.models.config import ModelConfig
     from fsdino.models.segmenter import Segmenter
+    from fsdino.processes import Processes
     from fsdino.training.config import TrainConfig
     from fsdino.training.distill import Distillation
     from fsdino.training.distill_config import DistillConfig
@@ -165,9 +165,9 @@ class Segment:
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        from fsdino.evaluation import sharding
+        from fsdino import processes as sharing
 
-        with sharding.processes() as processes:
+        with sharing.processes() as processes:
             return self._run(processes)
 
     def _run(self, processes: Processes) -> int:
@@ -218,7 +218,7 @@ class Segment:
         return 0
 
     def _load(self) -> Segmenter:
-        from fsdino.evaluation.sharding import local_device
+        from fsdino.processes import local_device
 
         return _load_model(
             self.model,
@@ -674,9 +674,9 @@ class Evaluate:
         if self.compare is not None:
             return self._compare(*self.compare)
         self._check_options()
-        from fsdino.evaluation import sharding
+        from fsdino import processes as sharing
 
-        with sharding.processes() as processes:
+        with sharing.processes() as processes:
             result = self._evaluate(processes)
             if processes.rank == 0:
                 if self.as_json:
@@ -717,8 +717,9 @@ class Evaluate:
     def _evaluate(self, processes: Processes) -> dict[str, Any]:
         import torch
 
+        from fsdino import processes as sharing
         from fsdino.apps import evaluation
-        from fsdino.evaluation import protocols, sharding
+        from fsdino.evaluation import protocols
         from fsdino.evaluation.evaluate import Settings
         from fsdino.models import zoo
 
@@ -728,7 +729,7 @@ class Evaluate:
         request = evaluation.Request(
             self.data, self.root, self.splits, self.fold, self.shots, seeds, self.episodes
         )
-        device = sharding.local_device(_device(self.device))
+        device = sharing.local_device(_device(self.device))
         model = _load_model(
             self.model, self.encoder, self.encoder_weights, self.image_size or 518, device,
             "float32",
@@ -742,11 +743,11 @@ class Evaluate:
             self.batch_size,
             device,
             getattr(torch, self.dtype),
-            min(sharding.cores() - 1, 4) if self.workers is None else self.workers,
+            min(sharing.cores() - 1, 4) if self.workers is None else self.workers,
             self.skip_bad,
         )
         name = self.encoder or self.model
-        with sharding.threads(max(sharding.cores() - settings.workers, 1)):
+        with sharing.threads(max(sharing.cores() - settings.workers, 1)):
             if self.data == _VIDEOS:
                 return self._evaluate_videos(model, name, settings, processes)
             return evaluation.run(

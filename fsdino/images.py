@@ -1,18 +1,14 @@
-"""Pixels in and out: reading images and masks, resizing there and back, overlays, whole files."""
+"""Pixels in and out: reading images and masks, resizing there and back, overlays."""
 
 from __future__ import annotations
 
 import colorsys
-import contextlib
-import errno
 import io
 import logging
 import os
-import secrets
-import stat
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union, cast
 
@@ -20,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from fsdino import files
 from fsdino.errors import DataError, FsdinoError, UsageError
 
 if TYPE_CHECKING:
@@ -727,98 +724,26 @@ def write_png(path: str | os.PathLike[str], array: AnyArray | Image.Image) -> No
                 "uint8 or uint16 [H, W], or uint8 [H, W, 3 or 4]"
             )
         image = Image.fromarray(np.ascontiguousarray(array))
-    with atomic_write(path) as temporary:
-        image.save(temporary, format="PNG")
+    write_image(path, image, "PNG")
 
 
-@contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Have a file written under another name first, so that `path` is never half-written.
+def write_image(
+    path: str | os.PathLike[str], image: Image.Image, format: str, **options: Any
+) -> None:
+    """Write an image file, whole or not at all.
 
-    ```python
-    with atomic_write("report.json") as temporary:
-        temporary.write_text(report)
-    ```
+    It is encoded to memory first: Pillow takes a write that the system cut short for success.
 
-    The block writes the temporary file, which lies in the same folder, is hidden and has the
-    same suffix. When the block ends well, the file goes to disk (fsync) and takes the place of
-    `path` in one step, with the permissions that a file there had. When it does not (Ctrl-C
-    included), the temporary file is removed and `path` stays as it was. A link is followed.
+    Args:
+        path: the file; its folder exists.
+        image: of a mode that the format has.
+        format: Pillow's name for it, such as "JPEG".
+        options: of Pillow's encoder, such as `quality`.
 
     Raises:
-        UsageError: no such folder, or `path` is a folder or a device.
-        FsdinoError: no write permission, disk full, or another reason of the system's.
+        UsageError: no such folder, a path that is no file.
+        FsdinoError: no write permission, disk full.
     """
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".fsdino-{secrets.token_hex(6)}{target.suffix}")
-    try:
-        mode = _writable_mode(target, path)
-        # 0o666 is narrowed by the umask, as for any new file.
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        if mode is not None:
-            os.chmod(temporary, mode)
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, target)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, Exception) and _is_about(error, temporary, target):
-            raise _write_error(error, path) from error
-        raise
-    with contextlib.suppress(OSError):  # the rename's own record, where folders can be synced
-        _sync(target.parent)
-
-
-def _writable_mode(target: Path, path: str | os.PathLike[str]) -> int | None:
-    """The permissions of a file that will be replaced; None if there is none."""
-    try:
-        status = target.stat()
-    except FileNotFoundError:
-        return None
-    if stat.S_ISDIR(status.st_mode):
-        raise UsageError(f"cannot write {os.fspath(path)}: this is a folder; pass a file name")
-    if not stat.S_ISREG(status.st_mode):
-        raise UsageError(f"cannot write {os.fspath(path)}: not a regular file; pass another path")
-    if not os.access(target, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
-    return stat.S_IMODE(status.st_mode)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _is_about(error: Exception, temporary: Path, target: Path) -> bool:
-    """Whether an error is about writing the file, and not about another one that was read."""
-    if _is_disk_full(error):
-        return True
-    if not isinstance(error, OSError):
-        return False
-    return error.filename is None or os.fspath(error.filename) in {str(temporary), str(target)}
-
-
-def _is_disk_full(error: Exception) -> bool:
-    """OSError says it by number; safetensors and others pass on the system's words alone."""
-    full = {errno.ENOSPC, errno.EDQUOT}
-    if isinstance(error, OSError) and error.errno in full:
-        return True
-    return any(os.strerror(number) in str(error) for number in full)
-
-
-def _write_error(error: Exception, path: str | os.PathLike[str]) -> FsdinoError:
-    name = os.fspath(path)
-    if _is_disk_full(error):
-        return FsdinoError(f"cannot write {name}: the disk is full; free space or choose another")
-    number = cast(OSError, error).errno
-    if number in (errno.ENOENT, errno.ENOTDIR):
-        return UsageError(f"cannot write {name}: no such folder; create {Path(path).parent} first")
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return FsdinoError(
-            f"cannot write {name}: no write permission; change it or choose another folder"
-        )
-    return FsdinoError(f"cannot write {name}: {error}; choose another path")
+    content = io.BytesIO()
+    image.save(content, format=format, **options)
+    files.write_bytes(path, content.getvalue())

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import distributed, multiprocessing
 
+from fsdino import processes as sharing
 from fsdino.apps import evaluation, folder
-from fsdino.evaluation import protocols, sharding
+from fsdino.evaluation import protocols
 from fsdino.evaluation.evaluate import Settings
 from tiny_models import SIDE, box_mask, picture, tiny_model
 
@@ -54,7 +55,7 @@ def both(out: Path) -> None:
 
 def evaluate(out: Path) -> None:
     """Evaluate into out/result.json; every process keeps the summary it got."""
-    with sharding.processes() as processes:
+    with sharing.processes() as processes:
         summary = evaluation.run(
             tiny_model(), "tiny", REQUEST, SETTINGS, out=out / "result.json", processes=processes
         )
@@ -67,7 +68,7 @@ def segment(out: Path) -> None:
     """Segment the pictures in out/../queries into out/masks; every process keeps the rows."""
     model = tiny_model()
     supports = {"foreground": model.encode_support([picture(50, 60, 1)], [box_mask(50, 60)])}
-    with sharding.processes() as processes:
+    with sharing.processes() as processes:
         output = processes.in_turn(lambda: folder.Output(out, {"call": "test"}))
         queries = folder.find_queries([out.parent / "queries"])
         outcome = folder.segment_files(model, supports, queries, output, processes=processes)

@@ -17,7 +17,7 @@ from fsdino.data.davis import Davis
 from fsdino.data.files import Part, Source
 from fsdino.data.lists import Lists
 from fsdino.errors import DataError, FsdinoError
-from fsdino.images import atomic_write
+from fsdino.files import atomic_write
 
 INDEX_FILE = "index.json"
 _CHUNK = 512  # files handed to the readers at once

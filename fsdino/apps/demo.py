@@ -26,6 +26,7 @@ from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.environment import environment
 from fsdino.errors import FsdinoError, UsageError
 from fsdino.evaluation.metrics import Scores
+from fsdino.files import atomic_write
 from fsdino.models import zoo
 from fsdino.models.segmenter import Segmenter
 
@@ -181,7 +182,7 @@ def run(settings: Settings, out: Path) -> Results:
         kernels,
         time.monotonic() - began,
     )
-    with pixels.atomic_write(out / "demo.json") as temporary:
+    with atomic_write(out / "demo.json") as temporary:
         Path(temporary).write_text(json.dumps(results.to_dict(), indent=2) + "\n")
     return results
 

@@ -28,9 +28,9 @@ from fsdino.evaluation.evaluate import Result, Settings, evaluate, predict_masks
 from fsdino.evaluation.journal import Journal, Row
 from fsdino.evaluation.predictors import predictor
 from fsdino.evaluation.questions import load
-from fsdino.evaluation.sharding import Processes
 from fsdino.evaluation.video import VideoSettings, evaluate_videos
 from fsdino.models.segmenter import Segmenter
+from fsdino.processes import Processes
 
 logger = logging.getLogger("fsdino.apps")
 

@@ -20,9 +20,10 @@ from PIL import Image
 from fsdino import images as pixels
 from fsdino.apps.progress import Progress
 from fsdino.errors import DataError, FsdinoError, UsageError
-from fsdino.evaluation.sharding import Processes
+from fsdino.files import atomic_write
 from fsdino.models.segmenter import Segmentation, Segmenter
 from fsdino.models.supports import Support
+from fsdino.processes import Processes
 
 logger = logging.getLogger("fsdino.apps")
 
@@ -129,7 +130,7 @@ class Output:
                 f"cannot create {folder}: {error.strerror}; pass an --out that can be written"
             ) from error
         if not (folder / CALL_FILE).exists():
-            with pixels.atomic_write(folder / CALL_FILE) as temporary:
+            with atomic_write(folder / CALL_FILE) as temporary:
                 Path(temporary).write_text(json.dumps(call, indent=2) + "\n")
         self._rows = self._read_rows()
         self._names = {query: Path(row.mask).stem for query, row in self._rows.items()}
@@ -157,7 +158,7 @@ class Output:
             pixels.write_png(self.folder / mask, labels > 0)
         else:
             pixels.write_png(self.folder / mask, _palette_image(labels))
-        with pixels.atomic_write(self.folder / overlay) as temporary:
+        with atomic_write(self.folder / overlay) as temporary:
             result.overlay().save(temporary, format="JPEG", quality=92)
         shares = np.bincount(labels.ravel(), minlength=len(result.names) + 1) / labels.size
         row = Row(
@@ -183,7 +184,7 @@ class Output:
         """Write the rows of all processes, in the queries' order, after those of other queries."""
         done = {row.query for row in rows}
         rows = [*(row for query, row in self._rows.items() if query not in done), *rows]
-        with pixels.atomic_write(self.folder / ROWS_FILE) as temporary:
+        with atomic_write(self.folder / ROWS_FILE) as temporary:
             text = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
             Path(temporary).write_text(text, encoding="utf-8")
 
@@ -237,7 +238,7 @@ class Output:
                 rows[data["query"]] = Row(**{**data, "stamp": tuple(data["stamp"])})
                 whole.append(line.rstrip("\n") + "\n")
         if whole != lines:
-            with pixels.atomic_write(file) as temporary:
+            with atomic_write(file) as temporary:
                 Path(temporary).write_text("".join(whole), encoding="utf-8")
         return rows
 

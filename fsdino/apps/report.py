@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from fsdino.images import atomic_write
+from fsdino.files import atomic_write
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1b2230; --soft: #5c6675;

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from fsdino.data.files import Report
 from fsdino.data.lists import make_folder
 from fsdino.errors import DataError, UsageError
-from fsdino.images import atomic_write, write_png
+from fsdino.files import atomic_write
+from fsdino.images import write_png
 
 logger = logging.getLogger("fsdino.data")
 

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fsdino.errors import DataError, FsdinoError, UsageError
-from fsdino.images import atomic_write
+from fsdino.files import atomic_write
 
 # In a folder of lists: they were derived from annotations, and are not the published ones.
 DERIVED_FILE = "derived.json"

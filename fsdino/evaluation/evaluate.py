@@ -17,7 +17,7 @@ from fsdino.evaluation.metrics import Scores, overlaps
 from fsdino.evaluation.predictors import Predictor
 from fsdino.evaluation.protocols import Protocol
 from fsdino.evaluation.questions import Questions, load
-from fsdino.evaluation.sharding import Processes
+from fsdino.processes import Processes
 
 logger = logging.getLogger("fsdino.evaluation")
 

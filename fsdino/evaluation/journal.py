@@ -13,8 +13,8 @@ from typing import Any
 
 from fsdino.errors import DataError, FsdinoError, UsageError
 from fsdino.evaluation.metrics import REGIONS
-from fsdino.evaluation.sharding import Processes
-from fsdino.images import atomic_write
+from fsdino.files import atomic_write
+from fsdino.processes import Processes
 
 FORMAT = "fsdino-episodes-1"
 

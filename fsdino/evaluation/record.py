@@ -16,7 +16,7 @@ from fsdino.errors import DataError, FsdinoError, UsageError
 from fsdino.evaluation import intervals
 from fsdino.evaluation.evaluate import Result, Settings
 from fsdino.evaluation.journal import Row, read_rows
-from fsdino.images import atomic_write
+from fsdino.files import atomic_write
 from fsdino.models.segmenter import Segmenter
 from fsdino.ops import backends
 

@@ -16,10 +16,11 @@ from PIL import Image
 
 from fsdino.errors import DataError, UsageError
 from fsdino.evaluation.metrics import VideoScores
-from fsdino.evaluation.sharding import Processes
-from fsdino.images import atomic_write, palette, write_png
+from fsdino.files import atomic_write
+from fsdino.images import palette, write_png
 from fsdino.models.segmenter import Segmentation, Segmenter
 from fsdino.models.supports import Support
+from fsdino.processes import Processes
 
 Labels = npt.NDArray[np.uint8]
 # Called with the frames done by this process, those it has to do, and J&F so far (None at first).

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fsdino.errors import CheckpointError, FsdinoError, UsageError
-from fsdino.images import atomic_write
+from fsdino.files import atomic_write
 from fsdino.models.config import ModelConfig
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fsdino.errors import CheckpointError, DataError, FsdinoError, UsageError
-from fsdino.images import atomic_write
+from fsdino.files import atomic_write
 from fsdino.models import zoo
 from fsdino.models.adapter import Adapter
 from fsdino.models.checkpoints import weights_hash, write_tensors

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fsdino.errors import DataError, FsdinoError
-from fsdino.images import Pixels, atomic_write
+from fsdino.files import atomic_write
+from fsdino.images import Pixels
 from fsdino.models.checkpoints import first_line, tensors_sha256, write_tensors
 from fsdino.training.corpus import ImageFile
 from fsdino.training.interrupt import Interrupt, leave_to_trainer

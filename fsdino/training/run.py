@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from fsdino.environment import environment
 from fsdino.errors import CheckpointError, FsdinoError, UsageError
-from fsdino.images import atomic_write
+from fsdino.files import atomic_write
 from fsdino.models.checkpoints import first_line, tensors_sha256, weights_hash, write_tensors
 
 logger = logging.getLogger("fsdino.training")

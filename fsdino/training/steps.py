@@ -16,7 +16,7 @@ from fsdino.data.files import FileEpisodes
 from fsdino.data.invention import InventedEpisodes
 from fsdino.data.sampling import Seeded
 from fsdino.errors import DataError
-from fsdino.evaluation.sharding import Processes
+from fsdino.processes import Processes
 from fsdino.training.augment import augment, crowd
 from fsdino.training.config import TrainConfig
 from fsdino.training.interrupt import leave_to_trainer

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fsdino.errors import FsdinoError, UsageError
-from fsdino.evaluation.sharding import PATIENCE, Processes
+from fsdino.processes import PATIENCE, Processes
 
 T = TypeVar("T")
 

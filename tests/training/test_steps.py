@@ -12,7 +12,7 @@ from data_sets import write_coco, write_fss, write_voc
 from fsdino.data.catalog import open_episodes
 from fsdino.data.episodes import NO_CLASS
 from fsdino.errors import UsageError
-from fsdino.evaluation.sharding import Processes
+from fsdino.processes import Processes
 from fsdino.training.steps import Steps, part
 from training_work import CONFIG, FROZEN
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import gloo
-from fsdino.evaluation.sharding import Processes, local_device, processes, threads
+from fsdino.processes import Processes, local_device, processes, threads
 from tiny_models import picture
 
 
