@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import multiprocessing
 import os
 import signal
@@ -32,7 +31,7 @@ from fsdino.data import procedural
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.evaluation.evaluate import Settings, evaluate
 from fsdino.evaluation.predictors import predictor
-from fsdino.files import atomic_write
+from fsdino.files import read_object, write_json
 from fsdino.training.config import TrainConfig
 from fsdino.training.meta import Trainer
 
@@ -55,7 +54,7 @@ def run(config: TrainConfig, folder: Path, episodes: int) -> dict[str, float]:
     """Train and evaluate one configuration; remembered in `folder/row.json`."""
     done = folder / "row.json"
     if done.exists():
-        return dict(json.loads(done.read_text()))
+        return read_object(done, "remove it")
     torch.set_num_threads(1)
     began = time.process_time()
     trainer = Trainer(config, folder, resume=(folder / "config.yaml").exists())
@@ -69,8 +68,7 @@ def run(config: TrainConfig, folder: Path, episodes: int) -> dict[str, float]:
         "cpu_seconds": round(seconds, 1),
         "miou": round(miou, 2),
     }
-    with atomic_write(done) as temporary:
-        Path(temporary).write_text(json.dumps(row))
+    write_json(done, row)
     return row
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from fsdino.apps.progress import Progress
 from fsdino.data import procedural
 from fsdino.evaluation import protocols
 from fsdino.evaluation.evaluate import Settings
-from fsdino.files import atomic_write
+from fsdino.files import read_object, write_json
 from fsdino.models import zoo
 from fsdino.models.config import MATCHERS
 from fsdino.models.segmenter import Segmenter
@@ -57,9 +56,8 @@ def tuned(model: Segmenter, matcher: str, work: Path) -> tuple[Segmenter, dict[s
     file = work / f"{matcher}.json"
     if not file.exists():
         cut, base = tune(zoo.training_free(model, matcher), model.config.image_size)
-        with atomic_write(file) as temporary:
-            Path(temporary).write_text(json.dumps({"cut": cut, "base_miou": round(base, 2)}))
-    facts = json.loads(file.read_text())
+        write_json(file, {"cut": cut, "base_miou": round(base, 2)})
+    facts = read_object(file, "remove it")
     return zoo.training_free(model, matcher, cut=facts["cut"]), facts
 
 

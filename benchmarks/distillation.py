@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -23,13 +22,13 @@ from typing import Any
 import ablation
 import small_sam
 import torch
-from PIL import Image
 from record import write_record
 from tiny_recipe import on_frozen_encoder
 
 from fsdino.data import procedural
 from fsdino.data.procedural import ProceduralEpisodes
-from fsdino.files import atomic_write
+from fsdino.files import read_json_lines, read_object, write_json
+from fsdino.images import write_png
 from fsdino.models import zoo
 from fsdino.models.config import VARIANTS, ModelConfig
 from fsdino.models.segmenter import Segmenter
@@ -79,17 +78,16 @@ def train_teacher(recipe: small_sam.Recipe, folder: Path, workers: int) -> tuple
         )
         trained = round(small_sam.point_iou(small_sam.load(recipe, path), episodes), 2)
         untrained = round(small_sam.point_iou(small_sam.build(recipe).eval(), episodes), 2)
-        log = (folder / "metrics.jsonl").read_text().splitlines()
+        log, _ = read_json_lines(folder / "metrics.jsonl")
         row = {
             "asked": f"the object at one random point of it, {len(episodes)} base_val queries",
             "point_iou": trained,
             "untrained_point_iou": untrained,
             "finding": knowledge(trained, untrained),
-            "seconds": json.loads(log[-1])["seconds"],
+            "seconds": log[-1]["seconds"],
         }
-        with atomic_write(done) as temporary:
-            temporary.write_text(json.dumps(row))
-    return path, json.loads(done.read_text())
+        write_json(done, row)
+    return path, read_object(done, "remove it")
 
 
 def knowledge(trained: float, untrained: float) -> str:
@@ -113,8 +111,7 @@ def write_images(folder: Path, count: int) -> None:
     for index in range(count):
         path = folder / f"{index:06d}.png"
         if not path.exists():
-            with atomic_write(path) as temporary:
-                Image.fromarray(episodes[index].query.image).save(temporary, "PNG")
+            write_png(path, episodes[index].query.image)
 
 
 def stage_1(
@@ -159,9 +156,8 @@ def distil(config: DistillConfig, folder: Path) -> Row:
                 for stage in map(rounded, result["stages"])
             ],
         }
-        with atomic_write(done) as temporary:
-            temporary.write_text(json.dumps(row))
-    return dict(json.loads(done.read_text()))
+        write_json(done, row)
+    return read_object(done, "remove it")
 
 
 def constant_cosine(distillation: Distillation) -> float:

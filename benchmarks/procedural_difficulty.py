@@ -9,8 +9,6 @@ file that names the generator's version and fingerprint.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +25,7 @@ from torch.nn import functional
 
 from fsdino.data import procedural
 from fsdino.data.episodes import Episode, Episodes, Image, Mask, Sample
+from fsdino.files import write_json
 
 Scores: TypeAlias = npt.NDArray[np.float32]  # [variants, H, W], high where foreground is likely
 Scorer: TypeAlias = Callable[[Episode], Scores]
@@ -335,9 +334,7 @@ def main() -> None:
     }
     path = Path(options.out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    os.replace(scratch, path)
+    write_json(path, result)
 
 
 if __name__ == "__main__":

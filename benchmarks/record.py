@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from fsdino.environment import environment
-from fsdino.files import atomic_write
+from fsdino.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -17,8 +16,7 @@ def write_record(path: Path, command: str, **facts: Any) -> None:
     """Write facts as JSON, with the command, the versions, the machine and the commit."""
     record = {"command": command, **facts, "environment": environment(), "source": source()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        Path(temporary).write_text(json.dumps(record, indent=2) + "\n")
+    write_json(path, record)
 
 
 def source() -> dict[str, Any]:

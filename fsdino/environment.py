@@ -36,6 +36,11 @@ def cache() -> Path:
     """What is built once and kept: FSDINO_CACHE, or fsdino/ in the user's cache folder."""
     if folder := os.environ.get("FSDINO_CACHE"):
         return Path(os.path.expanduser(folder))
+    return own_cache()
+
+
+def own_cache() -> Path:
+    """The user's own, whatever FSDINO_CACHE says: fsdino/ in the user's cache folder."""
     return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "fsdino")
 
 

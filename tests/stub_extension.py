@@ -49,6 +49,7 @@ print("fsdino-built", json.dumps(dict(compiler="stub")))
 def use(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """An empty cache in `folder`, the stub to fill it, and a process that has loaded nothing."""
     monkeypatch.setenv("FSDINO_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "own"))
     monkeypatch.setenv("COMPILED", str(folder / "compiled"))
     monkeypatch.delenv("FSDINO_CXXFLAGS", raising=False)
     monkeypatch.setattr(build, "_CHILD", CHILD)

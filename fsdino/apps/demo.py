@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.environment import environment
 from fsdino.errors import FsdinoError, UsageError
 from fsdino.evaluation.metrics import Scores
-from fsdino.files import atomic_write
+from fsdino.files import write_json
 from fsdino.models import zoo
 from fsdino.models.segmenter import Segmenter
 
@@ -182,8 +181,7 @@ def run(settings: Settings, out: Path) -> Results:
         kernels,
         time.monotonic() - began,
     )
-    with atomic_write(out / "demo.json") as temporary:
-        Path(temporary).write_text(json.dumps(results.to_dict(), indent=2) + "\n")
+    write_json(out / "demo.json", results.to_dict())
     return results
 
 

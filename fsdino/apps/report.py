@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from fsdino.files import atomic_write
+from fsdino.files import write_text
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1b2230; --soft: #5c6675;
@@ -192,5 +192,4 @@ def write(path: Path, document: str) -> None:
     Raises:
         FsdinoError: it cannot be written.
     """
-    with atomic_write(path) as temporary:
-        Path(temporary).write_text(document, encoding="utf-8")
+    write_text(path, document)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -16,15 +14,17 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fsdino import files
 from fsdino.csrc import flags
-from fsdino.environment import cache
-from fsdino.errors import BackendError
+from fsdino.errors import BackendError, FsdinoError
+from fsdino.ops import trust
 
 logger = logging.getLogger("fsdino.ops")
 
@@ -69,11 +69,16 @@ def key() -> str:
 
 
 def folder_for(compiler: str) -> Path:
-    """Where a build by this compiler lies. Compilers are told by their files and are not run."""
+    """Where a build by this compiler lies. Compilers are told by their files and are not run.
+
+    Raises:
+        BackendError: there is no safe folder to build in.
+    """
     tools = [_identity(compiler)]
     if torch.version.cuda is not None and (nvcc := flags.nvcc()) is not None:
         tools += [_identity(nvcc), os.environ.get("TORCH_CUDA_ARCH_LIST", "")]
-    return cache() / f"{key()}-{_digest(' '.join(tools))}"
+    place, _ = trust.place()
+    return place / f"{key()}-{_digest(' '.join(tools))}"
 
 
 def _identity(tool: str) -> str:
@@ -83,12 +88,15 @@ def _identity(tool: str) -> str:
 
 
 def cached() -> list[Path]:
-    """Builds in the cache that fit, whole or not; that of the present compiler comes first."""
+    """Builds that fit, usable or not; that of the present compiler comes first."""
     compiler = flags.compiler()
-    own = folder_for(compiler) if compiler else None
+    try:
+        own = folder_for(compiler) if compiler else None
+    except BackendError:
+        own = None
     names = f"{key()}-" + "[0-9a-f]" * 12
-    folders = sorted(cache().glob(names), key=lambda folder: folder != own)
-    return [folder / LIBRARY for folder in folders]
+    folders = [folder for place in trust.places() for folder in sorted(place.glob(names))]
+    return [folder / LIBRARY for folder in sorted(folders, key=lambda folder: folder != own)]
 
 
 def mismatch(library: Path) -> str | None:
@@ -110,16 +118,50 @@ def mismatch(library: Path) -> str | None:
 def damage(library: Path) -> str | None:
     """Why a build in the cache must not be loaded. A truncated library would crash the process."""
     try:
-        whole = record(library)["sha256"] == _sha256(library)
-    except (OSError, ValueError, KeyError, TypeError):
+        if (reason := trust.distrust_build(library)) is not None:
+            return f"{reason}: not used"
+        whole = record(library).sha256 == _sha256(library)
+    except (OSError, ValueError):
         whole = False
     return mismatch(library) if whole else f"{library} is damaged"
 
 
-def record(library: Path) -> dict[str, Any]:
-    """What was noted about a build in the cache: sha256, seconds, build_info."""
-    found: dict[str, Any] = json.loads(library.with_name(RECORD).read_text(encoding="utf-8"))
-    return found
+@dataclass(frozen=True)
+class Record:
+    """What was noted about a build in the cache.
+
+    Attributes:
+        sha256: of the library.
+        seconds: that compiling took.
+        build_info: what the library says of itself.
+        without_cuda: why there are no CUDA kernels in it, if there are none.
+    """
+
+    sha256: str
+    seconds: float
+    build_info: dict[str, Any]
+    without_cuda: str | None
+
+    def __post_init__(self) -> None:
+        kinds = {"sha256": str, "seconds": (int, float), "build_info": dict}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"its {name} is {getattr(self, name)!r}")
+        if not isinstance(self.without_cuda, str | None):
+            raise ValueError(f"its without_cuda is {self.without_cuda!r}")
+
+
+def record(library: Path) -> Record:
+    """What was noted about a build in the cache.
+
+    Raises:
+        OSError: nothing was.
+        ValueError: it is damaged.
+    """
+    found = files.read_json(library.with_name(RECORD))
+    if not isinstance(found, dict):
+        raise ValueError("it holds no object")
+    return Record(*(found.get(field.name) for field in fields(Record)))  # type: ignore[arg-type]
 
 
 def compile_extension(*, force: bool = False, report: Report | None = None) -> Path:
@@ -142,19 +184,29 @@ def compile_extension(*, force: bool = False, report: Report | None = None) -> P
         raise BackendError(
             f"no C++ compiler found ({wanted} is not on PATH): install one such as g++, or set CXX"
         )
+    place, reasons = trust.place()
+    for reason in reasons:
+        logger.warning("not building there: %s", reason)
     folder = folder_for(compiler)
+    remedy = "set FSDINO_CACHE to a folder that can be written"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_name(f"{folder.name}.lock")):
+        place.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if (reason := trust.distrust(place)) is not None:  # another made it in the meantime
+            raise BackendError(f"{reason}: {remedy}")
+        lock = files.Lock(
+            folder.with_name(f"{folder.name}.lock"), "the build of the C++ kernels", remedy,
+            wait=True,
+        )  # fmt: skip
+        with lock:
             library = folder / LIBRARY
             if force or damage(library) is not None:
                 _compile(compiler, folder, report)
             return library
-    except OSError as error:
-        raise BackendError(
-            f"cannot build in {folder.parent}: {error.strerror or error}; "
-            "set FSDINO_CACHE to a folder that can be written"
-        ) from error
+    except BackendError:
+        raise
+    except (OSError, FsdinoError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise BackendError(f"cannot build in {place}: {reason}; {remedy}") from error
 
 
 def cuda() -> flags.Cuda | str:
@@ -201,7 +253,9 @@ def _compile_with(
         )  # fmt: skip
         kept = place / "kept"
         kept.mkdir()
+        kept.chmod(0o755)  # whatever the umask: what others could write is not loaded
         library = (place / LIBRARY).rename(kept / LIBRARY)
+        library.chmod(0o755)
         noted = {
             "sha256": _sha256(library),
             "seconds": round(time.monotonic() - began, 1),
@@ -209,7 +263,8 @@ def _compile_with(
             "without_cuda": without,
             **ingredients(),
         }
-        library.with_name(RECORD).write_text(json.dumps(noted, indent=2) + "\n", encoding="utf-8")
+        files.write_json(library.with_name(RECORD), noted)
+        library.with_name(RECORD).chmod(0o644)
         if folder.exists():
             folder.rename(place / "old")
         kept.rename(folder)
@@ -277,17 +332,6 @@ def _run(
         return built
     reason = next((line for line in lines if "error:" in line.lower()), "".join(lines[-1:]))
     raise BackendError(f"compiling failed: {reason.strip()[:300]}; the whole output is in {log}")
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("another process compiles the C++ kernels: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _sha256(path: Path) -> str:

@@ -169,7 +169,7 @@ def build(*, force: bool = False, report: builder.Report | None = None) -> Exten
             return _state.loaded
         library = builder.compile_extension(force=force, report=report)
         if _state.loaded is not None:
-            return _from_cache(library, builder.record(library)["build_info"])
+            return _from_cache(library, builder.record(library).build_info)
         try:
             return _load(library, ahead_of_time=False)
         except BackendError:
@@ -300,7 +300,7 @@ def _load(library: Path, *, ahead_of_time: bool) -> Extension:
 
 def _from_cache(library: Path, build_info: dict[str, Any]) -> Extension:
     record = builder.record(library)
-    return Extension(library, False, build_info, record["seconds"], record["without_cuda"])
+    return Extension(library, False, build_info, record.seconds, record.without_cuda)
 
 
 def _kernel(name: str) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import torch
 import fsdino
 import stub_extension
 from fsdino.csrc import flags
+from fsdino.environment import cache
 from fsdino.errors import BackendError
 from fsdino.ops import build
 
@@ -99,7 +101,7 @@ def test_goes_on_without_cuda(monkeypatch, caplog):
     monkeypatch.setattr(build, "cuda", lambda: flags.Cuda("/nowhere", "9.0a"))
     with caplog.at_level("WARNING", logger="fsdino"):
         library = build.compile_extension()
-    assert "the stub has no kernels for GPUs" in build.record(library)["without_cuda"]
+    assert "the stub has no kernels for GPUs" in build.record(library).without_cuda
     assert "the CUDA kernels cannot be compiled" in caplog.text
     assert stub_extension.times_compiled() == 1
 
@@ -111,14 +113,14 @@ def test_compiles_once_and_again_by_force():
     total = len(flags.sources()) + 1
     assert steps == [(0, total), (total, total)]
     assert build.damage(library) is None
-    assert build.record(library)["build_info"] == {"compiler": "stub"}
+    assert build.record(library).build_info == {"compiler": "stub"}
     assert build.cached() == [library]
     assert build.compile_extension() == library
     assert stub_extension.times_compiled() == 1
     assert build.compile_extension(force=True) == library
     assert stub_extension.times_compiled() == 2
     name = library.parent.name
-    assert {path.name for path in build.cache().iterdir()} == {name, f"{name}.log", f"{name}.lock"}
+    assert {path.name for path in cache().iterdir()} == {name, f"{name}.log", f"{name}.lock"}
     assert {path.name for path in library.parent.iterdir()} == {"_C.so", "build.json"}
 
 
@@ -145,8 +147,23 @@ def other_torch(library: Path) -> None:
     """As if the folder had been renamed by hand: whole, but for another PyTorch."""
     found = torch.__version__.encode()
     library.write_bytes(library.read_bytes().replace(b"torch=" + found, b"torch=9" + found[1:]))
-    record = {**build.record(library), "sha256": build._sha256(library)}
+    record = {**asdict(build.record(library)), "sha256": build._sha256(library)}
     library.with_name("build.json").write_text(json.dumps(record))
+
+
+def write_record(library: Path, text: str) -> None:
+    library.with_name("build.json").write_text(text)
+
+
+def without_field(name: str) -> Callable[[Path], None]:
+    """A record of which only this field is gone; its absence once failed every call."""
+
+    def spoil(library: Path) -> None:
+        record = asdict(build.record(library))
+        del record[name]
+        write_record(library, json.dumps(record))
+
+    return spoil
 
 
 SPOILT = {
@@ -155,6 +172,12 @@ SPOILT = {
     "no library": (Path.unlink, "is damaged"),
     "no record": (lambda library: library.with_name("build.json").unlink(), "is damaged"),
     "spoilt record": (spoilt_record, "is damaged"),
+    "a record of nothing": (lambda library: write_record(library, "null"), "is damaged"),
+    "a record nested deeply": (lambda library: write_record(library, "[" * 10**5), "is damaged"),
+    **{
+        f"a record without {name}": (without_field(name), "is damaged")
+        for name in ("sha256", "seconds", "build_info")
+    },
     "other torch": (other_torch, r"was built for torch 9\..*, you have "),
 }
 
@@ -201,8 +224,8 @@ class Tell(logging.Handler):
     def emit(self, record):
         if "waiting for it" in record.getMessage():
             open({str(waits)!r}, "w").close()
-logging.getLogger("fsdino.ops").setLevel(logging.INFO)
-logging.getLogger("fsdino.ops").addHandler(Tell())
+logging.getLogger("fsdino.files").setLevel(logging.INFO)
+logging.getLogger("fsdino.files").addHandler(Tell())
 """
     both = [start(code), start(code)]
     [first, second] = [process.communicate(timeout=120)[0] for process in both]
@@ -222,10 +245,10 @@ def test_a_killed_builder_blocks_nobody():
     builder.kill()
     builder.communicate(timeout=60)
     os.kill(compiler, signal.SIGKILL)
-    assert list(build.cache().glob("*.building-*"))
+    assert list(cache().glob("*.building-*"))
     library = build.compile_extension()
     assert build.damage(library) is None
-    assert not list(build.cache().glob("*.building-*"))
+    assert not list(cache().glob("*.building-*"))
 
 
 def test_an_interrupted_build_leaves_nothing(monkeypatch):
@@ -244,7 +267,7 @@ def test_an_interrupted_build_leaves_nothing(monkeypatch):
     with pytest.raises(ProcessLookupError):
         os.kill(compilers[0], 0)
     assert build.cached() == []
-    assert not list(build.cache().glob("*.building-*"))
+    assert not list(cache().glob("*.building-*"))
     assert build.damage(build.compile_extension()) is None
 
 

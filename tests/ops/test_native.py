@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -112,7 +113,7 @@ def test_a_build_that_cannot_be_loaded_is_mended(stub: None) -> None:
     library = build.compile_extension()
     text = f"fsdino-extension torch={torch.__version__} sources={flags.source_hash()} end"
     library.write_text(text)
-    record = {**build.record(library), "sha256": build._sha256(library)}
+    record = {**asdict(build.record(library)), "sha256": build._sha256(library)}
     library.with_name("build.json").write_text(json.dumps(record))
     assert f"{library} cannot be loaded: " in why_not()
     assert native.build().path == library
