@@ -143,12 +143,14 @@ class Record:
     without_cuda: str | None
 
     def __post_init__(self) -> None:
-        kinds = {"sha256": str, "seconds": (int, float), "build_info": dict}
-        for name, kind in kinds.items():
-            if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"its {name} is {getattr(self, name)!r}")
-        if not isinstance(self.without_cuda, str | None):
-            raise ValueError(f"its without_cuda is {self.without_cuda!r}")
+        sound = {
+            "sha256": isinstance(self.sha256, str),
+            "seconds": isinstance(self.seconds, int | float),
+            "build_info": isinstance(self.build_info, dict),
+            "without_cuda": isinstance(self.without_cuda, str | None),
+        }
+        for name in (name for name, fits in sound.items() if not fits):
+            raise ValueError(f"its {name} is {getattr(self, name)!r}")
 
 
 def record(library: Path) -> Record:
@@ -191,8 +193,8 @@ def compile_extension(*, force: bool = False, report: Report | None = None) -> P
     remedy = "set FSDINO_CACHE to a folder that can be written"
     try:
         place.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if (reason := trust.distrust(place)) is not None:  # another made it in the meantime
-            raise BackendError(f"{reason}: {remedy}")
+        if (unsafe := trust.distrust(place)) is not None:  # another made it in the meantime
+            raise BackendError(f"{unsafe}: {remedy}")
         lock = files.Lock(
             folder.with_name(f"{folder.name}.lock"), "the build of the C++ kernels", remedy,
             wait=True,
@@ -205,8 +207,8 @@ def compile_extension(*, force: bool = False, report: Report | None = None) -> P
     except BackendError:
         raise
     except (OSError, FsdinoError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or str(error)
-        raise BackendError(f"cannot build in {place}: {reason}; {remedy}") from error
+        cause = error.strerror if isinstance(error, OSError) else None
+        raise BackendError(f"cannot build in {place}: {cause or error}; {remedy}") from error
 
 
 def cuda() -> flags.Cuda | str:

@@ -58,7 +58,7 @@ def place() -> tuple[Path, list[str]]:
     Raises:
         BackendError: none of them is safe.
     """
-    reasons = []
+    reasons: list[str] = []
     for folder in _candidates():
         reason = _unsafe(folder)
         if reason is None:
