@@ -188,6 +188,7 @@ def run_videos(
     call = {
         **asdict(davis.provenance()),
         "protocol": "first-frame",
+        "pixels": "float",
         "memory": memory,
         **record.describe_model(model, name),
         **record.describe_settings(replace(settings, size=model.config.image_size)),
@@ -272,8 +273,7 @@ def save_pictures(
 def _picture(model: Segmenter, episodes: Episodes, row: Row, settings: Settings) -> Image.Image:
     episode = episodes[row.episode]
     alone = replace(settings, workers=0)
-    original = settings.protocol.original_size
-    [questions] = load(episodes, [[row.episode]], size=settings.size, original_size=original)
+    [questions] = load(episodes, [[row.episode]], size=settings.size, protocol=settings.protocol)
     [mask] = predict_masks(predictor(model, settings.protocol.fusion), questions, alone)
     return _side_by_side([*_panels(episode, mask)])
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
 import torch
 from torch.nn import functional
 
@@ -241,7 +242,9 @@ class Batch:
         return Batch(**moved)
 
 
-def collate(episodes: Sequence[Episode], size: int | tuple[int, int]) -> Batch:
+def collate(
+    episodes: Sequence[Episode], size: int | tuple[int, int], *, rounded: bool = False
+) -> Batch:
     """Stretch episodes to one size and stack them.
 
     Images are resized bilinearly with antialiasing, masks by
@@ -251,6 +254,8 @@ def collate(episodes: Sequence[Episode], size: int | tuple[int, int]) -> Batch:
     Args:
         episodes: B >= 1 episodes, all with the same number of supports.
         size: (height, width) in pixels, or the side of a square.
+        rounded: resize images by PIL, as torchvision's `Resize` before `ToTensor` does, which
+            rounds them to 8 bits; otherwise they stay as exact as float32 is.
 
     Raises:
         UsageError: no episode, a size below 1, or episodes that differ in K.
@@ -270,9 +275,9 @@ def collate(episodes: Sequence[Episode], size: int | tuple[int, int]) -> Batch:
     supports = [sample for episode in episodes for sample in episode.supports]
     by_shot = (len(episodes), shots[0])
     return Batch(
-        support_images=_images(supports, target).unflatten(0, by_shot),
+        support_images=_images(supports, target, rounded).unflatten(0, by_shot),
         support_masks=_masks([s.mask for s in supports], target).unflatten(0, by_shot),
-        query_images=_images(queries, target),
+        query_images=_images(queries, target, rounded),
         query_masks=_masks([query.mask for query in queries], target),
         query_ignore=_masks([_ignore(query) for query in queries], target) > 0,
         class_ids=torch.tensor([episode.class_id for episode in episodes]),
@@ -280,11 +285,15 @@ def collate(episodes: Sequence[Episode], size: int | tuple[int, int]) -> Batch:
     )
 
 
-def _images(samples: Sequence[Sample], size: tuple[int, int]) -> torch.Tensor:
+def _images(samples: Sequence[Sample], size: tuple[int, int], rounded: bool) -> torch.Tensor:
     """Return the samples' images, float32 [N, 3, H, W] in [0, 1]."""
     resized = []
     for sample in samples:
-        image = torch.from_numpy(np.array(sample.image)).permute(2, 0, 1)[None].float()
+        array = np.array(sample.image)
+        if rounded:
+            picture = PIL.Image.fromarray(array)
+            array = np.array(picture.resize(size[::-1], PIL.Image.Resampling.BILINEAR))
+        image = torch.from_numpy(array).permute(2, 0, 1)[None].float()
         if image.shape[-2:] != size:
             image = functional.interpolate(
                 image, size, mode="bilinear", align_corners=False, antialias=True

@@ -136,7 +136,7 @@ def evaluate(
         episodes,
         mine,
         size=settings.size,
-        original_size=settings.protocol.original_size,
+        protocol=settings.protocol,
         workers=settings.workers if mine else 0,
     )
     for group, questions in zip(mine, batches, strict=True):
@@ -178,20 +178,18 @@ def predict_masks(predict: Predictor, questions: Questions, settings: Settings) 
     device = torch.device(settings.device)
     moved = Questions(**{**vars(questions), "batch": questions.batch.to(device)})
     with torch.autocast(device.type, settings.dtype, enabled=settings.dtype != torch.float32):
-        logits = predict(moved).float()  # [B, V, H, W]
+        logits = predict(moved).float()  # [B, V, h, w]
     if not logits.isfinite().all():
         queries = ", ".join(key.query for key in questions.keys)
         raise FsdinoError(
             f"the model's output is not finite in a batch of the queries {queries}: use float32, "
             "or other weights"
         )
-    cut = torch.logit(torch.tensor(settings.threshold)).item()
-    if not settings.protocol.original_size:
-        return list(protocols.fuse(logits >= cut))
     masks = []
     for maps, truth in zip(logits, questions.truths, strict=True):
-        size = (truth.shape[0], truth.shape[1])
-        masks.append(protocols.fuse((protocols.resize(maps, size) >= cut)[None])[0])
+        resized = settings.protocol.resize(maps[None], (truth.shape[0], truth.shape[1]))
+        votes = settings.protocol.decide(resized, settings.threshold)
+        masks.append(protocols.fuse(votes)[0])
     return masks
 
 

@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fsdino.data.episodes import Batch
@@ -15,7 +14,8 @@ from fsdino.evaluation.questions import Questions
 from fsdino.models.encoder import Features
 from fsdino.models.segmenter import Segmenter, pool_supports
 
-# A batch of episodes -> mask logits [B, V, H, W] at the queries' size, V of which are fused.
+# A batch of episodes -> mask logits [B, V, h, w], V of which are fused, at any resolution: the
+# protocol resizes them to where they are scored.
 Predictor = Callable[[Questions], Tensor]
 
 CACHE_BYTES = 2**30
@@ -77,7 +77,7 @@ class ModelPredictor:
         self.cache = FeatureCache(cache_bytes)
 
     def __call__(self, questions: Questions) -> Tensor:
-        """Logits [B, V, H, W]: V is 1, or K by vote."""
+        """Logits [B, V, h, w] at the model's own resolution: V is 1, or K by vote."""
         batch, keys = questions.batch, questions.keys
         assert batch is not None
         features = self._encode(questions, batch)
@@ -94,8 +94,7 @@ class ModelPredictor:
                 len(chosen),
             )
             votes.append(self.model.decode(query, support).float())
-        size = batch.query_images.shape[-2:]
-        return F.interpolate(torch.cat(votes, 1), size, mode="bilinear", align_corners=False)
+        return torch.cat(votes, 1)
 
     def _encode(self, questions: Questions, batch: Batch) -> dict[str, Features]:
         """Features of every distinct image of the batch, by name."""

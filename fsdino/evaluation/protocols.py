@@ -2,8 +2,8 @@
 
 A number without its protocol cannot be compared. A name is put together from three choices:
 
-* `hsnet` (K masks by vote, as HSNet's published code does) or `joint` (one forward pass with K
-  supports);
+* `hsnet` (K masks by vote, and pixels as HSNet's published code computes them) or `joint` (one
+  forward pass with K supports);
 * `-original`: scored at each image's own size rather than at the model's square;
 * `-seeded`: other seeds or episode counts than the published draws.
 """
@@ -30,6 +30,10 @@ _NO_ORIGINAL = ("fss1000",)
 class Protocol:
     """How an evaluation is done.
 
+    The vote is part of HSNet's evaluation (Min, Kang, Cho, ICCV 2021; `data/dataset.py` and
+    `model/hsnet.py` of its code), and so are the other rules that it comes with: see `rounded`,
+    `aligned` and `decide`.
+
     Attributes:
         fusion: "joint", or "vote" over the K one-shot masks.
         original_size: score at the images' own sizes.
@@ -46,6 +50,43 @@ class Protocol:
         family = next(name for name, fusion in _FAMILIES.items() if fusion == self.fusion)
         original = "-original" if self.original_size else ""
         return family + original + ("-seeded" if self.sampling == "seeded" else "")
+
+    @property
+    def rounded(self) -> bool:
+        """Whether images are stretched by PIL, which rounds to bytes, as HSNet's loader does."""
+        return self.fusion == "vote"
+
+    @property
+    def pixels(self) -> str:
+        """What results call it: "rounded" or "float"."""
+        return "rounded" if self.rounded else "float"
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the logits' corners are those of the image (`align_corners=True`)."""
+        return self.original_size or self.fusion == "vote"
+
+    def resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits [B, V, h, w] of the model's own resolution at the size where they are scored.
+
+        Bilinear, and the only time that logits are resized.
+        """
+        if tuple(logits.shape[-2:]) == size:
+            return logits
+        return F.interpolate(logits, size, mode="bilinear", align_corners=self.aligned)
+
+    def decide(self, logits: Tensor, threshold: float) -> Tensor:
+        """The mask of each forward pass, bool, from logits of any shape.
+
+        Votes follow HSNet's argmax over [background, foreground], of which our logit is the
+        difference: what lies exactly on the threshold is background. Joint masks count it in.
+
+        Args:
+            logits: of the foreground.
+            threshold: probability, in (0, 1); 0.5 is the argmax.
+        """
+        cut = torch.logit(torch.tensor(threshold)).item()
+        return logits > cut if self.fusion == "vote" else logits >= cut
 
     def check(self, dataset: str) -> None:
         """Raise UsageError where a data set is never scored this way."""
@@ -77,11 +118,6 @@ def find(name: str, *, fusion: Fusion | None = None, seeded: bool = False) -> Pr
     if fusion is not None:
         protocol = replace(protocol, fusion=fusion)
     return replace(protocol, sampling="seeded") if seeded else protocol
-
-
-def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits [V, h, w] at an image's own size, as HSNet's `original` variant resizes them."""
-    return F.interpolate(logits[None], size, mode="bilinear", align_corners=True)[0]
 
 
 def fuse(votes: Tensor) -> Tensor:

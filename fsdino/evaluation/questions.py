@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fsdino.data.episodes import Batch, Episode, EpisodeKey, Episodes, collate
 from fsdino.errors import DataError
+from fsdino.evaluation.protocols import Protocol
 
 _AHEAD = 2  # batches that each worker prepares in advance
 
@@ -41,7 +42,7 @@ def load(
     groups: Sequence[Sequence[int]],
     *,
     size: int,
-    original_size: bool = False,
+    protocol: Protocol,
     workers: int = 0,
 ) -> Iterator[Questions]:
     """Batches of the episodes in each group, in order; `workers` processes read ahead.
@@ -50,12 +51,12 @@ def load(
         episodes: any data set's.
         groups: indices of the episodes that share a batch.
         size: side in pixels that images are stretched to.
-        original_size: give the truth at each image's own size rather than at `size`.
+        protocol: decides how images are stretched, and the size that the truth is given at.
         workers: 0 reads in this process.
     """
     return iter(
         DataLoader(
-            _Groups(episodes, groups, size, original_size),
+            _Groups(episodes, groups, size, protocol),
             batch_size=None,
             num_workers=workers,
             prefetch_factor=_AHEAD if workers else None,
@@ -65,10 +66,10 @@ def load(
 
 class _Groups(Dataset[Questions]):
     def __init__(
-        self, episodes: Episodes, groups: Sequence[Sequence[int]], size: int, original_size: bool
+        self, episodes: Episodes, groups: Sequence[Sequence[int]], size: int, protocol: Protocol
     ) -> None:
         self.episodes, self.groups = episodes, groups
-        self.size, self.original_size = size, original_size
+        self.size, self.protocol = size, protocol
         self.last_use = {
             name: place
             for place, group in enumerate(groups)
@@ -87,7 +88,7 @@ class _Groups(Dataset[Questions]):
                 read.append(self.episodes[index])
             except DataError as error:  # raised by whoever asked, with its own words
                 bad[index] = str(error)
-        batch = collate(read, self.size) if read else None
+        batch = collate(read, self.size, rounded=self.protocol.rounded) if read else None
         keys = tuple(self.episodes.key(episode.index) for episode in read)
         names = {name for key in keys for name in key.names}
         again = frozenset(name for name in names if self.last_use[name] > place)
@@ -98,7 +99,7 @@ class _Groups(Dataset[Questions]):
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         if batch is None:
             return (), ()
-        if not self.original_size:
+        if not self.protocol.original_size:
             return tuple(batch.query_masks > 0), tuple(batch.query_ignore)
         masks = tuple(torch.from_numpy(episode.query.mask.copy()) for episode in read)
         ignores = tuple(

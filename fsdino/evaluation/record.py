@@ -50,6 +50,7 @@ def describe_call(
         "protocol": protocol.name,
         "fusion": protocol.fusion,
         "scored_at": "original size" if protocol.original_size else "image_size",
+        "pixels": protocol.pixels,
         **model,
         **describe_settings(settings),
         "batch_size": settings.batch_size,

@@ -72,6 +72,15 @@ def test_collate_averages_when_it_shrinks_an_image() -> None:
     assert torch.allclose(shrunk, torch.full_like(shrunk, 0.5), atol=0.01)
 
 
+def test_collate_rounds_to_bytes_where_it_is_asked_to() -> None:
+    """A column of 0 and 255 averages to 127.5: 128 in bytes, as PIL rounds, and exact otherwise."""
+    halves = np.repeat(np.array([0, 255], np.uint8)[:, None, None], 3, axis=2)  # [2, 1, 3]
+    query = Sample(halves, np.ones((2, 1), np.bool_), "halves", 3)
+    for rounded, expected in ((True, 128 / 255), (False, 0.5)):
+        batch = collate([episode(sample(), query=query)], 1, rounded=rounded)
+        assert batch.query_images.flatten().tolist() == pytest.approx([expected] * 3, abs=1e-6)
+
+
 def test_collate_leaves_read_only_images_alone() -> None:
     """Caches hand out read-only arrays; collate must neither fail on them nor write to them."""
     query = sample(value=77)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fsdino.errors import UsageError
-from fsdino.evaluation.protocols import PROTOCOLS, Protocol, find, fuse, resize
+from fsdino.evaluation.protocols import PROTOCOLS, Protocol, find, fuse
 
 
 def test_every_combination_has_one_name() -> None:
@@ -52,8 +52,26 @@ def test_one_pass_keeps_its_mask() -> None:
     assert torch.equal(fuse(mask[:, None]), mask)
 
 
-def test_original_size_aligns_corners() -> None:
-    """Corner pixels keep their values: 0, 1 -> 0, 1/3, 2/3, 1, unlike with half-pixel centres."""
-    maps = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])
-    expected = torch.tensor([0, 1 / 3, 2 / 3, 1]).expand(1, 3, 4)
-    torch.testing.assert_close(resize(maps, (3, 4)), expected)
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_which_protocols_align_corners(name: str) -> None:
+    """0, 1 -> 0, 1/3, 2/3, 1 where corners keep their values; else pixels' centres meet."""
+    logits = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])
+    centred = name in {"joint", "joint-seeded"}
+    row = [0, 0.25, 0.75, 1] if centred else [0, 1 / 3, 2 / 3, 1]
+    found = PROTOCOLS[name].resize(logits, (3, 4))
+    torch.testing.assert_close(found, torch.tensor(row).expand(1, 1, 3, 4))
+
+
+def test_ties_are_background_by_vote() -> None:
+    """The published argmax takes the first of equal classes; other thresholds shift the logit."""
+    logits = torch.tensor([-1e-6, 0.0, 1e-6])
+    assert find("hsnet").decide(logits, 0.5).tolist() == [False, False, True]
+    assert find("joint").decide(logits, 0.5).tolist() == [False, True, True]
+    around = torch.tensor([0.69, 0.71]).logit()
+    assert find("hsnet-original").decide(around, 0.7).tolist() == [False, True]
+
+
+def test_only_the_published_pixels_are_rounded() -> None:
+    """HSNet's loader resizes PIL images; results say which pixels they come from."""
+    found = {name: protocol.pixels for name, protocol in PROTOCOLS.items()}
+    assert found == {n: "rounded" if n.startswith("hsnet") else "float" for n in PROTOCOLS}
