@@ -7,9 +7,7 @@ import io
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union, cast
 
 import numpy as np
@@ -18,9 +16,45 @@ from PIL import Image, UnidentifiedImageError
 
 from fsdino import files
 from fsdino.errors import DataError, FsdinoError, UsageError
+from fsdino.image_files import (
+    IMAGE_SUFFIXES,
+    MOST_BYTES,
+    Listing,
+    list_images,
+    open_image,
+    printable,
+    scan_folder,
+    why_not_image,
+)
 
 if TYPE_CHECKING:
     import torch
+
+__all__ = [
+    "COLORS",
+    "IMAGE_SUFFIXES",
+    "Color",
+    "Flags",
+    "ImageLike",
+    "Listing",
+    "MaskLike",
+    "Pixels",
+    "decode_file",
+    "label_color",
+    "list_images",
+    "mask_to_tensor",
+    "overlay",
+    "palette",
+    "read_image",
+    "read_image_bytes",
+    "read_mask",
+    "resize_back",
+    "scan_folder",
+    "to_tensor",
+    "why_not_image",
+    "write_image",
+    "write_png",
+]
 
 logger = logging.getLogger("fsdino.images")
 
@@ -31,12 +65,6 @@ Color: TypeAlias = tuple[int, int, int]
 # A quoted Union, since torch is imported only where it is needed.
 ImageLike: TypeAlias = Union[str, "os.PathLike[str]", Image.Image, AnyArray, "torch.Tensor"]
 MaskLike: TypeAlias = ImageLike
-
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
-# Others stay closed: Pillow hands PostScript, for one, to an interpreter.
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 
 # Labels 1 to 10 in overlays; further ones get hues that a golden angle spreads.
 COLORS: tuple[Color, ...] = (
@@ -122,41 +150,11 @@ def decode_file(path: str | os.PathLike[str], name: str = "image") -> Image.Imag
         return _decode(file, label, upright=False)
 
 
-def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """The image files of a folder, by suffix (`IMAGE_SUFFIXES`, in any case), sorted by name.
-
-    Hidden files and subfolders are left out; no image at all is an empty list.
-
-    Raises:
-        UsageError: there is no such folder, or it cannot be read.
-    """
-    folder = Path(folder)
-    try:
-        entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
-    except FileNotFoundError as error:
-        raise UsageError(f"{folder}: no such folder; check the path") from error
-    except NotADirectoryError as error:
-        raise UsageError(f"{folder}: this is a file; pass the folder that it is in") from error
-    except OSError as error:
-        raise UsageError(
-            f"{folder}: cannot be read ({error.strerror}); check the path and its permissions"
-        ) from error
-    return [
-        entry
-        for entry in entries
-        if not entry.name.startswith(".")
-        and entry.suffix.lower() in IMAGE_SUFFIXES
-        and entry.is_file()
-    ]
-
-
 def _label(source: object, name: str) -> str:
     """What errors call a source: its name, and its path where the name does not hold it yet."""
     if not isinstance(source, str | os.PathLike):
         return name
-    path = os.fsdecode(source)
-    if not path or not path.isprintable():
-        path = repr(path)
+    path = printable(os.fsdecode(source))
     return name if path in name else f"{name} ({path})"
 
 
@@ -184,7 +182,7 @@ def _source(source: object, label: str) -> Image.Image | AnyArray:
 
 def _open_file(path: str, label: str) -> BinaryIO:
     try:
-        return open(path, "rb")
+        file = files.open_regular(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"{label}: no such file; check the path") from error
     except IsADirectoryError as error:
@@ -194,12 +192,19 @@ def _open_file(path: str, label: str) -> BinaryIO:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"{label}: cannot be opened ({reason}); check the path") from error
+    size = os.fstat(file.fileno()).st_size
+    if size > MOST_BYTES:
+        file.close()
+        raise DataError(
+            f"{label}: has {size:,} bytes, an image file at most {MOST_BYTES:,}; make it smaller"
+        )
+    return file
 
 
 def _decode(source: BinaryIO | Image.Image, label: str, *, upright: bool = True) -> Image.Image:
     """Read all pixels and turn them upright; whatever a decoder raises is worded."""
     try:
-        image = source if isinstance(source, Image.Image) else _open_image(source)
+        image = source if isinstance(source, Image.Image) else open_image(source)
         if 0 in image.size:
             raise DataError(f"{label}: has no pixels ({image.width} × {image.height})")
         image.load()
@@ -216,7 +221,7 @@ def _decode(source: BinaryIO | Image.Image, label: str, *, upright: bool = True)
         ) from error
     except UnidentifiedImageError as error:
         raise DataError(
-            f"{label}: no image in a format that can be read; convert it to JPEG or PNG"
+            f"{label}: no image in a format that can be read: {error}; convert it to JPEG or PNG"
         ) from error
     except MemoryError as error:
         raise DataError(f"{label}: does not fit into memory; make it smaller") from error
@@ -225,13 +230,6 @@ def _decode(source: BinaryIO | Image.Image, label: str, *, upright: bool = True)
         raise DataError(
             f"{label}: corrupt or truncated ({detail}); copy or export it again"
         ) from error
-
-
-def _open_image(file: BinaryIO) -> Image.Image:
-    with warnings.catch_warnings():
-        # Pillow warns from half its limit on; up to the limit an image is fine.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(file, formats=_FORMATS)
 
 
 def _upright(image: Image.Image, label: str) -> Image.Image:

@@ -481,7 +481,7 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def refuse(path: object, *args: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
-    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("os.open", refuse)
     with pytest.raises(UsageError) as error:
         read_image(tmp_path / "private.png")
     one_line(error, "private.png", "permission")
@@ -496,27 +496,6 @@ def test_odd_file_names(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
         read_image(tmp_path / "a\nb.png")
     one_line(error, "no such file")
-
-
-def test_list_images(tmp_path: Path) -> None:
-    """Suffixes in any case, by name; without hidden files, subfolders and other files."""
-    for name in ("b.JPG", "a.png", "c.TiFf", ".hidden.png", "._b.JPG", "notes.txt", "png"):
-        (tmp_path / name).write_bytes(b"")
-    (tmp_path / "folder.png").mkdir()
-    (tmp_path / "folder.png" / "inner.png").write_bytes(b"")
-    assert [file.name for file in images.list_images(tmp_path)] == ["a.png", "b.JPG", "c.TiFf"]
-    assert images.list_images(tmp_path / "folder.png")[0].name == "inner.png"
-
-
-def test_list_images_without_a_folder(tmp_path: Path) -> None:
-    """A missing folder and a file are worded; a folder without images is an empty list."""
-    with pytest.raises(UsageError, match="no such folder"):
-        images.list_images(tmp_path / "none")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="this is a file"):
-        images.list_images(tmp_path / "file")
-    (tmp_path / "empty").mkdir()
-    assert images.list_images(tmp_path / "empty") == []
 
 
 FLAGS = disc(60, 80)

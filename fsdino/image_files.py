@@ -1,0 +1,290 @@
+"""Image files: which ones can be read, what a folder holds, and opening them within bounds."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image, UnidentifiedImageError
+
+from fsdino import files
+from fsdino.errors import UsageError
+
+# Files that count as images by their name alone. Others are looked into: see `scan_folder`.
+IMAGE_SUFFIXES = frozenset(
+    {
+        ".apng", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm",
+        ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+    }
+)  # fmt: skip
+
+# An image file may have this many bytes: more than any camera writes, and bounded.
+MOST_BYTES = 2**31
+
+# Tried first, since Pillow loads a decoder when it is first asked for.
+_COMMON = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+# Pillow knows these, too. They stay closed: EPS and WMF are drawings that other programs or the
+# system interpret; MPEG, BUFR, GRIB and HDF5 are only recognised; IPTC opens any format inside of
+# itself; FITS inflates without a limit; IMT has hardly a header to be recognised by.
+_CLOSED = frozenset({"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "IPTC", "FITS", "IMT"})
+
+_HEIC_BRANDS = frozenset(
+    {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+)
+_NO_HEIC = "HEIC, which needs another library (pip install pillow-heif)"
+_NO_AVIF = "AVIF, which this Pillow cannot read (pip install --upgrade pillow)"
+_NO_JXL = "JPEG XL, which cannot be read; convert it to JPEG or PNG"
+_RAW = "a camera's raw file, of which only a preview could be read; export it as JPEG or TIFF"
+_RAW_SUFFIXES = frozenset(
+    {
+        ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos",
+        ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf",
+        ".srw", ".x3f",
+    }
+)  # fmt: skip
+# What files that are no images begin with, for the reason.
+_STARTS: tuple[tuple[bytes, str], ...] = (
+    (b"\x1a\x45\xdf\xa3", "a video"),
+    (b"\x00\x00\x01\xba", "a video"),
+    (b"\x00\x00\x01\xb3", "a video"),
+    (b"FLV", "a video"),
+    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "a video"),
+    (b"%PDF", "a PDF document"),
+    (b"%!PS", "PostScript"),
+    (b"\xc5\xd0\xd3\xc6", "PostScript"),
+    (b"PK\x03\x04", "an archive"),
+    (b"\x1f\x8b", "an archive"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\xff\x0a", _NO_JXL),
+    (b"\x00\x00\x00\x0cJXL ", _NO_JXL),
+)
+_HEAD = 512  # bytes that the reason is found from
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a folder holds.
+
+    Attributes:
+        images: the image files, sorted by their path below the folder.
+        left_out: the other files, by path below the folder ("a/b.mp4"), with the reason, in a few
+            words, such as "a video".
+    """
+
+    images: list[Path]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def summary(self, most: int = 3) -> str:
+        """What was left out, in a line: "6 of 10 files left out: a.mp4 (a video), … and 3 more".
+
+        Args:
+            most: files that are named.
+        """
+        named = [f"{printable(n)} ({reason})" for n, reason in list(self.left_out.items())[:most]]
+        count = len(self.left_out)
+        more = f" and {count - len(named)} more" if count > len(named) else ""
+        return f"{count} of {count + len(self.images)} files left out: {', '.join(named)}{more}"
+
+
+def printable(path: str) -> str:
+    """A path as an error shows it: on one line, quoted where it holds what cannot be printed."""
+    return path if path and path.isprintable() else repr(path)
+
+
+def scan_folder(folder: str | os.PathLike[str], *, recursive: bool = False) -> Listing:
+    """The image files of a folder, and what else is in it.
+
+    A file with one of `IMAGE_SUFFIXES`, in any case, is an image; others are opened, and are images
+    where Pillow recognises their content (drawings, documents and cameras' raw files aside). Only
+    regular files, or links to some, are opened. Hidden files and folders are passed over.
+
+    Args:
+        folder: the folder.
+        recursive: search its subfolders as well, each once, whatever links lead to it.
+
+    Raises:
+        UsageError: there is no such folder, or it cannot be read.
+    """
+    root = Path(folder)
+    try:
+        seen = {_identity(root.stat())}
+        entries = _entries(root)
+    except FileNotFoundError as error:
+        raise UsageError(f"{root}: no such folder; check the path") from error
+    except NotADirectoryError as error:
+        raise UsageError(f"{root}: this is a file; pass the folder that it is in") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(
+            f"{printable(str(root))}: cannot be read ({reason}); check the path and its permissions"
+        ) from error
+    images: list[Path] = []
+    left_out: dict[str, str] = {}
+    for path in _files(root, entries, seen, left_out) if recursive else _flat(entries):
+        reason = why_not_image(path)
+        if reason is None:
+            images.append(path)
+        else:
+            left_out[path.relative_to(root).as_posix()] = reason
+    images.sort(key=lambda path: path.relative_to(root).parts)
+    return Listing(images, dict(sorted(left_out.items())))
+
+
+def list_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """The image files of a folder, sorted by name: see `scan_folder`.
+
+    Raises:
+        UsageError: there is no such folder, or it cannot be read.
+    """
+    return scan_folder(folder).images
+
+
+def why_not_image(path: Path) -> str | None:
+    """Why a file is no image, in a few words; None if it is one, by its suffix or its content."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return "not a regular file"
+        suffix = path.suffix.lower()
+        if suffix in IMAGE_SUFFIXES:
+            return None
+        if suffix in _RAW_SUFFIXES:
+            return _RAW
+        file = files.open_regular(path)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    with file:
+        try:
+            open_image(file)
+        except Image.DecompressionBombError:
+            return None  # reading it says so
+        except UnidentifiedImageError as error:
+            return str(error)
+        except Exception:  # a damaged header
+            return "not an image"
+    return None
+
+
+def open_image(file: BinaryIO) -> Image.Image:
+    """Open an image file of any readable format; pixels are not read yet.
+
+    Raises:
+        UnidentifiedImageError: no such format; the message is the reason, in a few words.
+        Exception: nearly any, where the header is damaged.
+    """
+    with warnings.catch_warnings():
+        # Pillow warns from half its limit on; up to the limit an image is fine. And it warns of
+        # formats whose decoders are missing, which the reason says.
+        warnings.simplefilter("ignore")
+        try:
+            return Image.open(file, formats=_COMMON)
+        except UnidentifiedImageError:
+            file.seek(0)
+            head = file.read(_HEAD)
+            if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
+                _register_heic()
+            Image.init()
+            formats = tuple(f for f in Image.ID if f not in _CLOSED and f not in _COMMON)
+            try:
+                return Image.open(file, formats=formats)
+            except UnidentifiedImageError as error:
+                raise UnidentifiedImageError(_reason(head)) from error
+
+
+def _register_heic() -> None:
+    """Let Pillow read HEIC where the library for it is installed, once."""
+    if "HEIF" not in Image.OPEN:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("pillow_heif").register_heif_opener()
+
+
+def _reason(head: bytes) -> str:
+    """What a file is, by its beginning, if it is no image that can be read."""
+    if not head:
+        return "empty"
+    if head[4:8] == b"ftyp":
+        brand = head[8:12]
+        if brand in (b"avif", b"avis"):
+            return _NO_AVIF
+        if brand == b"crx ":
+            return _RAW
+        return _NO_HEIC if brand in _HEIC_BRANDS else "a video"
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return "a video"
+    for start, reason in _STARTS:
+        if head.startswith(start):
+            return reason
+    with contextlib.suppress(UnicodeDecodeError):
+        text = head.decode("utf-8", "ignore" if len(head) == _HEAD else "strict").lstrip()
+        if text.isprintable() or all(c.isprintable() or c in "\r\n\t\f" for c in text):
+            return "a drawing (SVG)" if "<svg" in text else "text"
+    return "not an image"
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """A folder's entries by name, without hidden ones."""
+    with os.scandir(folder) as found:
+        return sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
+
+
+def _flat(entries: list[os.DirEntry[str]]) -> Iterator[Path]:
+    for entry in entries:
+        if not _is_folder(entry):
+            yield Path(entry.path)
+
+
+def _files(
+    root: Path,
+    entries: list[os.DirEntry[str]],
+    seen: set[tuple[int, int]],
+    left_out: dict[str, str],
+) -> Iterator[Path]:
+    """All files below a folder. Linked folders come last, so that what they lead to has the path
+    without a link where there is one."""
+    folders = [entries]
+    linked: list[os.DirEntry[str]] = []
+    while folders or linked:
+        entries = folders.pop() if folders else _subfolder(root, linked.pop(), seen, left_out)
+        for entry in entries:
+            if not _is_folder(entry):
+                yield Path(entry.path)
+            elif entry.is_symlink():
+                linked.append(entry)
+            else:
+                folders.append(_subfolder(root, entry, seen, left_out))
+
+
+def _subfolder(
+    root: Path,
+    entry: os.DirEntry[str],
+    seen: set[tuple[int, int]],
+    left_out: dict[str, str],
+) -> list[os.DirEntry[str]]:
+    """A subfolder's entries; none if it was searched before, or cannot be, which is noted."""
+    try:
+        identity = _identity(os.stat(entry.path))
+        if identity in seen:
+            return []
+        seen.add(identity)
+        return _entries(Path(entry.path))
+    except OSError as error:
+        name = Path(entry.path).relative_to(root).as_posix()
+        left_out[f"{name}/"] = f"cannot be read: {error.strerror}"
+        return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
