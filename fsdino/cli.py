@@ -57,6 +57,10 @@ File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
 Integers = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="")]
 Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
+Layout = Annotated[
+    Literal["auto", "class-folders", "pairs", "labels"], tyro.conf.arg(help_behavior_hint="")
+]
+Value = Annotated[str | None, tyro.conf.arg(metavar="INT|none", help_behavior_hint="")]
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Part = Literal["pcs", "svp", "4d", "ce"]
@@ -545,6 +549,13 @@ class DataCheck:
     """Its folder."""
     splits: Folder = None
     """Folder of HSNet's split lists; default: lists derived from the annotations."""
+    layout: Layout = "auto"
+    """Of folder: CLASS/IMAGE with its mask, images with masks of one class, or label maps of
+    several classes; auto takes the one that fits."""
+    ignore: Value = None
+    """Of label maps: value of undecided pixels, or none; default: 255."""
+    background: Value = None
+    """Of label maps: 0 (the default), or none where 0 is a class."""
     as_json: Json = False
     """Print everything as one JSON object."""
 
@@ -552,7 +563,14 @@ class DataCheck:
         """Run the command; returns the exit code."""
         from fsdino.apps import data
 
-        found = data.check(self.dataset, self.root, self.splits)
+        found = data.check(
+            self.dataset,
+            self.root,
+            self.splits,
+            layout=self.layout,
+            ignore=self.ignore,
+            background=self.background,
+        )
         if self.as_json:
             print(json.dumps(found.to_dict()))
         else:
@@ -620,6 +638,12 @@ class Evaluate:
     """The data set's folder."""
     splits: Folder = None
     """Folder of HSNet's lists; without, lists are derived from the annotations."""
+    layout: Layout = "auto"
+    """How --data folder is read; see `fsdino data check`."""
+    ignore: Value = None
+    """Of its label maps: value of undecided pixels, or none; default: 255."""
+    background: Value = None
+    """Of its label maps: 0 (the default), or none where 0 is a class."""
     fold: Integer = None
     """Fold whose classes are novel; default: 0, of the procedural set 3."""
     shots: int = 1
@@ -694,6 +718,8 @@ class Evaluate:
             "--fold": self.fold is not None,
             "--episodes": self.episodes is not None, "--protocol": self.protocol != "joint",
             "--fusion": self.fusion is not None, "--splits": self.splits is not None,
+            "--layout": self.layout != "auto", "--ignore": self.ignore is not None,
+            "--background": self.background is not None,
             "--save-pictures": self.save_pictures > 0, "--skip-bad": self.skip_bad,
             "--image-size": self.image_size is not None and self.encoder is None,
         }  # fmt: skip
@@ -727,8 +753,9 @@ class Evaluate:
         protocol = protocols.find(self.protocol, fusion=self.fusion, seeded=seeded)
         seeds = self.seeds or (0,)
         request = evaluation.Request(
-            self.data, self.root, self.splits, self.fold, self.shots, seeds, self.episodes
-        )
+            self.data, self.root, self.splits, self.fold, self.shots, seeds, self.episodes,
+            self.layout, self.ignore, self.background,
+        )  # fmt: skip
         device = sharing.local_device(_device(self.device))
         model = _load_model(
             self.model, self.encoder, self.encoder_weights, self.image_size or 518, device,

@@ -94,13 +94,36 @@ class Check:
         return {**asdict(self), "passed": self.passed}
 
 
-def check(dataset: str, root: Path, splits: Path | None = None) -> Check:
+def check(
+    dataset: str,
+    root: Path,
+    splits: Path | None = None,
+    *,
+    layout: str = "auto",
+    ignore: int | str | None = None,
+    background: int | str | None = None,
+) -> Check:
     """Look for all parts of a data set, read every file, and count what the lists hold.
+
+    Args:
+        dataset: its name.
+        root: its folder.
+        splits: folder of HSNet's lists; None derives lists.
+        layout, ignore, background: how a folder of one's own is read; see `Folder`.
 
     Raises:
         UsageError: there is no such data set, root or folder of lists.
+        DataError: a folder of one's own can be read in several ways.
     """
-    source = open_source(dataset, root, splits, incomplete=True)
+    source = open_source(
+        dataset,
+        root,
+        splits,
+        layout=layout,
+        ignore=ignore,
+        background=background,
+        incomplete=True,
+    )
     parts = source.parts()
     whole = all(part.found or not part.needed for part in parts)
     pairs = list(source.pairs()) if whole else []

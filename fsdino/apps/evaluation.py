@@ -46,6 +46,7 @@ class Request:
     Attributes:
         dataset: a name in `fsdino.data.catalog.DATASETS`.
         root, splits: the data set's folder, and that of the published lists.
+        layout, ignore, background: how a folder of one's own is read.
         fold: None takes 0, or the generated set's 3, on which the bundled model was not trained.
         shots: supports per episode.
         seeds: one evaluation for each.
@@ -59,6 +60,9 @@ class Request:
     shots: int = 1
     seeds: tuple[int, ...] = (0,)
     episodes: int | None = None
+    layout: str = "auto"
+    ignore: str | None = None
+    background: str | None = None
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -78,6 +82,9 @@ class Request:
                 sampling=settings.protocol.sampling,
                 root=self.root,
                 splits=self.splits,
+                layout=self.layout,
+                ignore=self.ignore,
+                background=self.background,
                 image_size=settings.size if self.dataset == BUNDLED_DATA else None,
                 skip_bad=settings.skip_bad,
             )

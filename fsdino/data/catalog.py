@@ -27,15 +27,22 @@ _SOURCES: dict[str, Callable[[Path, Path | None], Source]] = {
     "pascal5i-leak-safe": partial(Pascal, leak_safe=True),
     "coco20i": Coco,
     "fss1000": Fss1000,
-    "folder": lambda root, splits: Folder(root),
 }
-DATASETS = (*_SOURCES, "davis17", "procedural")
+DATASETS = (*_SOURCES, "folder", "davis17", "procedural")
 ON_DISK = tuple(name for name in DATASETS if name != "procedural")
 _WITHOUT_DRAWS = ("folder", "procedural")
 
 
 def open_source(
-    dataset: str, root: Path | None, splits: Path | None = None, *, incomplete: bool = False
+    dataset: str,
+    root: Path | None,
+    splits: Path | None = None,
+    *,
+    layout: str = "auto",
+    ignore: int | str | None = None,
+    background: int | str | None = None,
+    skip_bad: bool = False,
+    incomplete: bool = False,
 ) -> Source | Davis:
     """Take a data set on disk.
 
@@ -43,6 +50,8 @@ def open_source(
         dataset: one of `ON_DISK`.
         root: its folder, or the folder that this is in.
         splits: folder of HSNet's lists; None derives lists.
+        layout, ignore, background: how a folder of one's own is read; see `Folder`.
+        skip_bad: leave out, of such a folder, what cannot be used.
         incomplete: take the root as it is, so that `parts` can tell what is missing.
 
     Raises:
@@ -55,7 +64,12 @@ def open_source(
     for title, folder in (("--root", root), ("--splits", splits)):
         if folder is not None and not folder.is_dir():
             raise UsageError(f"{title} {folder}: no such folder")
-    source = Davis(root) if dataset == "davis17" else _SOURCES[dataset](root, splits)
+    source: Source | Davis
+    if dataset == "folder":
+        source = Folder(root, layout, ignore, background, skip_bad)
+    else:
+        _refuse_folder_settings(dataset, layout, ignore, background)
+        source = Davis(root) if dataset == "davis17" else _SOURCES[dataset](root, splits)
     places = source.places
     if not incomplete and places.find(source.root) is None:
         raise UsageError(
@@ -76,6 +90,9 @@ def open_episodes(
     sampling: str = "hsnet",
     root: Path | None = None,
     splits: Path | None = None,
+    layout: str = "auto",
+    ignore: int | str | None = None,
+    background: int | str | None = None,
     image_size: int | None = None,
     skip_bad: bool = False,
 ) -> Episodes:
@@ -93,14 +110,17 @@ def open_episodes(
             published draws: they are always seeded, and their provenance says so.
         root: the data set's folder.
         splits: folder of HSNet's lists; None derives lists.
+        layout, ignore, background: how a folder of one's own is read; see `Folder`.
         image_size: side in pixels of generated pictures.
-        skip_bad: do not look for files of the drawn episodes that are missing.
+        skip_bad: do not look for files of the drawn episodes that are missing, and leave out what
+            cannot be used of a folder of one's own.
 
     Raises:
         UsageError: an argument that cannot be meant, a missing data set or list.
         DataError: lists or files that cannot be used; names the file.
     """
     if dataset == "procedural":
+        _refuse_folder_settings(dataset, layout, ignore, background)
         return _procedural(split, fold, shots, seed, episodes, image_size)
     if image_size is not None:
         raise UsageError("image_size is for generated episodes; files have sizes of their own")
@@ -109,7 +129,15 @@ def open_episodes(
     check_numbers(split, shots, seed, episodes)
     if sampling not in SAMPLINGS:
         raise UsageError(f"sampling {sampling!r}: choose {' or '.join(SAMPLINGS)}")
-    source = open_source(dataset, root, splits)
+    source = open_source(
+        dataset,
+        root,
+        splits,
+        layout=layout,
+        ignore=ignore,
+        background=background,
+        skip_bad=skip_bad,
+    )
     assert not isinstance(source, Davis)
     if source.folds == 0 and fold not in (None, 0):
         raise UsageError(f"fold {fold}: {dataset} has no folds")
@@ -137,6 +165,24 @@ def open_episodes(
         mask_source=source.mask_source(split),
     )
     return FileEpisodes(source, keys, classes, fold, shots, seed, provenance)
+
+
+def _refuse_folder_settings(
+    dataset: str, layout: str, ignore: int | str | None, background: int | str | None
+) -> None:
+    """Refuse settings that would be without effect.
+
+    Raises:
+        UsageError: names the settings.
+    """
+    given = {"layout": layout != "auto", "ignore": ignore is not None}
+    given["background"] = background is not None
+    names = [name for name, used in given.items() if used]
+    if names:
+        raise UsageError(
+            f"{' and '.join(names)}: for a folder of your own, and {dataset} has a layout of its "
+            "own; leave out"
+        )
 
 
 def _make_ready(

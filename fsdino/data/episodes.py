@@ -199,7 +199,7 @@ def episode_hash(episodes: Episodes) -> str:
     for index in range(len(episodes)):
         key = episodes.key(index)
         line = json.dumps([key.class_id, *key.names], ensure_ascii=False)
-        digest.update(line.encode() + b"\n")
+        digest.update(line.encode("utf-8", "surrogateescape") + b"\n")  # names of any bytes
     return digest.hexdigest()
 
 

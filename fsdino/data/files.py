@@ -216,7 +216,7 @@ def read_rgb(path: Path) -> Image:
     Raises:
         DataError: missing, corrupt or truncated; names the file.
     """
-    return np.array(_decode(path, "image").convert("RGB"))
+    return np.array(decode_data(path, "image").convert("RGB"))
 
 
 def read_gray(path: Path, size: tuple[int, int]) -> Image:
@@ -225,7 +225,7 @@ def read_gray(path: Path, size: tuple[int, int]) -> Image:
     Raises:
         DataError: missing, corrupt, or of another size than its image; names the file.
     """
-    return _sized(np.array(_decode(path, "mask").convert("L")), path, size)
+    return _sized(np.array(decode_data(path, "mask").convert("L")), path, size)
 
 
 def read_labels(path: Path, size: tuple[int, int] | None = None) -> Image:
@@ -238,7 +238,11 @@ def read_labels(path: Path, size: tuple[int, int] | None = None) -> Image:
     Raises:
         DataError: missing, corrupt, in colours, or of another size; names the file.
     """
-    image = _decode(path, "mask")
+    return label_values(decode_data(path, "mask"), path, size)
+
+
+def label_values(image: Pillow.Image, path: Path, size: tuple[int, int] | None = None) -> Image:
+    """Class labels of a decoded file, uint8 [H, W]; arguments and errors as of `read_labels`."""
     values = np.array(image)
     if values.ndim == 3 and image.mode == "RGB" and (values == values[:, :, :1]).all():
         values = values[:, :, 0]
@@ -303,7 +307,12 @@ def prepared(dataset: str, key: str) -> Path:
     return cache() / "data" / f"{dataset}-{key}"
 
 
-def _decode(path: Path, title: str) -> Pillow.Image:
+def decode_data(path: Path, title: str) -> Pillow.Image:
+    """Decode an image as it is stored.
+
+    Raises:
+        DataError: missing, corrupt or truncated; names the file.
+    """
     try:
         return decode_file(path, title)
     except UsageError as error:  # a list named it, and not the user

@@ -1,4 +1,4 @@
-"""A user's own folder of classes: CLASS/IMAGE.jpg beside its mask CLASS/IMAGE.png."""
+"""A user's own folder as a data set, in the layouts that annotation tools write."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from fsdino.data.episodes import EpisodeKey, Sample
+from fsdino.data.episodes import EpisodeKey, Image, Mask, Sample
 from fsdino.data.files import Part, Places, Report
+from fsdino.data.labels import Labelling, read_label_map, several_classes
+from fsdino.data.layouts import Reading, read_layout
 from fsdino.data.lists import Lists
 from fsdino.errors import DataError, UsageError
-from fsdino.images import list_images, read_image, read_mask
+from fsdino.images import read_image, read_mask
 
 logger = logging.getLogger("fsdino.data")
 
@@ -22,29 +25,79 @@ _EVERY = 5
 
 @dataclass(frozen=True)
 class Folder:
-    """Classes of a user's own; implements `fsdino.data.files.Source`.
+    """Images and masks of a user's own; implements `fsdino.data.files.Source`.
 
-    A folder is a class, its id the place of its name in alphabetical order. Images are any format
-    but PNG; the mask of CLASS/IMAGE.jpg is CLASS/IMAGE.png. Pictures are turned upright as their
-    EXIF data say. split "val" takes all images; "base_val" every fifth of each class, and "train"
-    the others.
+    Layouts:
+
+    * class-folders: a folder is a class, its id the place of its name in alphabetical order; the
+      mask of CLASS/IMAGE.jpg is CLASS/IMAGE.png or CLASS/IMAGE_mask with any image suffix, or in
+      CLASS/masks/ for images in CLASS/images/.
+    * pairs: one class; images/NAME.jpg with masks/NAME.png, or NAME.jpg beside NAME_mask.png.
+    * labels: files as in pairs, but a mask holds a value for each class, which is the class's id;
+      classes.txt may name them.
+
+    Pictures are turned upright as their EXIF data say. split "val" takes all images; "base_val"
+    every fifth of each class, and "train" the others.
+
+    Args:
+        root: the folder.
+        layout: one of `fsdino.data.layouts.LAYOUTS`.
+        ignore: value of label maps that is left out of a query's score, or "none"; None is 255.
+        background: value of label maps that is no class, 0 or "none"; None is 0.
+        skip_bad: leave out images without a mask and label maps that cannot be read, with a
+            warning.
+
+    Raises:
+        UsageError: a value of `ignore` or `background` that is out of range.
     """
 
     root: Path
+    layout: str = "auto"
+    ignore: int | str | None = None
+    background: int | str | None = None
+    skip_bad: bool = False
 
     dataset = "folder"
     folds = 0
     places = Places((), "*", "a folder for each class, with CLASS/IMAGE.jpg and CLASS/IMAGE.png")
 
+    def __post_init__(self) -> None:
+        Labelling.of(self.ignore, self.background)
+
     @cached_property
+    def reading(self) -> Reading:
+        """What the folder holds, and how it is read.
+
+        Raises:
+            UsageError: no such layout, or options that this one does not take.
+            DataError: it can be read in several ways, or in none.
+        """
+        found = read_layout(self.root, self.layout, self._labels)
+        if found.layout != "labels" and (self.ignore, self.background) != (None, None):
+            raise UsageError(
+                f"--ignore and --background are for label maps, and {self.root} is read as "
+                f"{found.layout}: leave them out, or pass --layout labels"
+            )
+        if found.left_out:
+            name, reason = next(iter(found.left_out.items()))
+            logger.warning(
+                "%d entries of %s are not read, such as %s (%s); `fsdino data check folder` "
+                "lists all",
+                len(found.left_out),
+                self.root,
+                name,
+                reason,
+            )
+        return found
+
+    @property
+    def _labels(self) -> Labelling:
+        return Labelling.of(self.ignore, self.background)
+
+    @property
     def class_names(self) -> Mapping[int, str]:
-        """Names of the folders that hold images."""
-        folders = sorted(path for path in self.root.iterdir() if _is_class(path))
-        names = [folder.name for folder in folders if _images(folder)]
-        for folder in folders:
-            if folder.name not in names:
-                logger.warning("%s: there is no image in this folder, it is no class", folder)
-        return dict(enumerate(names))
+        """Names of the classes that images were found of."""
+        return self.reading.classes
 
     def classes(self, fold: int | None, split: str) -> tuple[int, ...]:
         """Ids of all classes."""
@@ -54,27 +107,35 @@ class Folder:
         """Images by class and name.
 
         Raises:
-            DataError: no class, or an image without a mask.
+            DataError: no class, an image without a mask, or a label map that cannot be read.
         """
-        items, unmarked = [], []
-        for class_id, class_name in self.class_names.items():
-            for place, path in enumerate(_images(self.root / class_name)):
-                if not path.with_suffix(".png").exists():
-                    unmarked.append(path)
+        self._check_masks()
+        items = []
+        for class_id, names in self.reading.images.items():
+            for place, name in enumerate(names):
                 kept_out = place % _EVERY == _EVERY - 1
                 if split == "val" or kept_out == (split == "base_val"):
-                    items.append((f"{class_name}/{path.name}", class_id))
-        if unmarked:
-            raise DataError(
-                f"{len(unmarked)} images have no mask, such as {unmarked[0]}: add "
-                f"{unmarked[0].stem}.png beside it, or remove the image"
-            )
+                    items.append((name, class_id))
         if not items:
             raise DataError(
                 f"--root {self.root}: no image found; a folder of classes holds "
                 "CLASS/IMAGE.jpg and CLASS/IMAGE.png"
             )
         return Lists(tuple(items), derived=True)
+
+    def _check_masks(self) -> None:
+        """Name images that no mask can be read of; leave them out with `skip_bad`."""
+        unmarked = [name for names in self.reading.unmarked.values() for name in names]
+        problems = [*self.reading.damaged.values()]
+        if unmarked:
+            problems.append(
+                f"{len(unmarked)} images have no mask, such as {self.root / unmarked[0]}: add "
+                f"{Path(unmarked[0]).stem}.png beside it, or remove the image"
+            )
+        for problem in problems:
+            if not self.skip_bad:
+                raise DataError(problem)
+            logger.warning("left out: %s", problem)
 
     def hsnet(
         self, lists: Lists, classes: Sequence[int], shots: int, episodes: int | None
@@ -83,8 +144,8 @@ class Folder:
         raise UsageError("a folder of your own has no published episodes; use sampling seeded")
 
     def mask_source(self, split: str) -> str:
-        """The masks are the user's."""
-        return "published"
+        """The masks are the user's; values that mean something else than usual are named."""
+        return "published" if self._labels.is_default else f"published, {self._labels}"
 
     def make_masks(self, names: Sequence[str]) -> None:
         """Nothing to make: the masks are part of the data set."""
@@ -99,31 +160,75 @@ class Folder:
         Raises:
             DataError: one of them is missing or cannot be used, or they differ in size.
         """
-        path = self.root / name
+        mask = self.reading.masks.get(name)
+        if mask is None:
+            raise DataError(f"{self.root / name}: has no mask; add one, or remove the image")
         try:
-            image = read_image(path)
-            mask = read_mask(path.with_suffix(".png"), image.shape[:2])
+            image = read_image(self.root / name)
+            if self.reading.layout == "labels":
+                return self._labelled(name, self.root / mask, image, class_id, query)
+            return Sample(image, self._mask(self.root / mask, image.shape[:2]), name, class_id)
         except UsageError as error:
             raise DataError(str(error)) from error
-        return Sample(image, mask, name, class_id)
+
+    def _mask(self, path: Path, size: tuple[int, int]) -> Mask:
+        try:
+            return read_mask(path, size)
+        except DataError as error:
+            if several_classes(path):
+                raise DataError(
+                    f"{error}; label maps of several classes are read by --layout labels"
+                ) from error
+            raise
+
+    def _labelled(self, name: str, path: Path, image: Image, class_id: int, query: bool) -> Sample:
+        labels = read_label_map(path, image.shape[:2])
+        mask: Mask = labels == class_id
+        if not mask.any():
+            raise DataError(f"{path}: no pixel has the value {class_id}; was it changed just now?")
+        undecided = self._labels.ignore
+        ignore: Mask | None = None
+        if query and undecided is not None:
+            ignore = labels == undecided
+        return Sample(image, mask, name, class_id, ignore)
 
     def unprepared(self) -> str | None:
         """Nothing takes long."""
         return None
 
     def parts(self) -> list[Part]:
-        """A folder of classes needs images."""
+        """A folder needs images of a class."""
         found = bool(self.class_names)
         return [
             Part("CLASS/IMAGE.jpg and .png", "your own images", True, found, "a folder is a class")
         ]
 
+    def described(self) -> dict[str, Any]:
+        """Layout, images by class, and what is left out, with reasons."""
+        reading = self.reading
+        classes = {
+            name: len(reading.images.get(class_id, ()))
+            for class_id, name in self.class_names.items()
+        }
+        values = {"values": str(self._labels)} if reading.layout == "labels" else {}
+        return {
+            "layout": reading.layout,
+            **values,
+            "images by class": classes,
+            "left out": dict(sorted(reading.left_out.items())),
+        }
+
     def pairs(self) -> Iterator[tuple[str, Callable[[], object]]]:
-        """Every image."""
-        for class_id, class_name in self.class_names.items():
-            for path in _images(self.root / class_name):
-                name = f"{class_name}/{path.name}"
-                yield name, _Check(self, name, class_id)
+        """Every image, once."""
+        reading = self.reading
+        classes: dict[str, int] = {}
+        for images in (reading.images, reading.unmarked):
+            for class_id, names in images.items():
+                for name in names:
+                    classes.setdefault(name, class_id)
+        classes.update(dict.fromkeys(reading.damaged, -1))
+        for name in sorted(classes):
+            yield name, _Check(self, name, classes[name])
 
 
 @dataclass(frozen=True)
@@ -133,12 +238,7 @@ class _Check:
     class_id: int
 
     def __call__(self) -> object:
+        reason = self.source.reading.damaged.get(self.name)
+        if reason is not None:
+            raise DataError(reason)
         return self.source.read(self.name, self.class_id, query=True)
-
-
-def _is_class(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
-
-
-def _images(folder: Path) -> list[Path]:
-    return [path for path in list_images(folder) if path.suffix.lower() != ".png"]

@@ -7,9 +7,11 @@ strangers: a pickle may name nothing that is executable, and a name may not leav
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,11 +19,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fsdino.errors import DataError, FsdinoError, UsageError
-from fsdino.files import atomic_write
+from fsdino.files import atomic_write, read_bytes
 
 # In a folder of lists: they were derived from annotations, and are not the published ones.
 DERIVED_FILE = "derived.json"
 DERIVED_FORMAT = "fsdino-lists-1"  # part of the cache's keys: another rule is another number
+
+_MOST_BYTES = 2**27  # of a list; the longest published one has 12 million
 
 Item = tuple[str, int]  # an image's name, "/"-separated and relative to the root, and its class
 
@@ -51,7 +55,8 @@ class Lists:
         """SHA-256 over the items in order, hexadecimal; line ends and file formats do not count."""
         digest = hashlib.sha256()
         for name, class_id in self.items:
-            digest.update(json.dumps([name, class_id], ensure_ascii=False).encode() + b"\n")
+            line = json.dumps([name, class_id], ensure_ascii=False)
+            digest.update(line.encode("utf-8", "surrogateescape") + b"\n")  # of any bytes
         return digest.hexdigest()
 
     def without(self, other: Lists) -> Lists:
@@ -120,7 +125,7 @@ def read_pairs(file: Path, classes: Sequence[int]) -> list[tuple[str, int]]:
         DataError: another kind of line, another class, or a name that leaves the root.
     """
     pairs = []
-    for number, line in enumerate(_lines(file), 1):
+    for number, line in enumerate(read_lines(file), 1):
         name, separator, class_id = line.rpartition("__")
         if not separator or not class_id.isdecimal():
             raise DataError(
@@ -148,7 +153,7 @@ def read_names(file: Path) -> list[str]:
         UsageError: there is no such file.
         DataError: it is no text or empty, or a name leaves the root.
     """
-    return [safe_name(line, str(file)) for line in _lines(file)]
+    return [safe_name(line, str(file)) for line in read_lines(file)]
 
 
 def write_names(file: Path, names: Iterable[str]) -> None:
@@ -216,16 +221,31 @@ class _Unpickler(pickle.Unpickler):
         )
 
 
-def _lines(file: Path) -> list[str]:
+def read_lines(file: Path) -> list[str]:
+    """Read a list's lines, without empty ones and the space around others.
+
+    Names of files need not be UTF-8: other bytes become what `os.fsdecode` makes of them. A byte
+    order mark and the line ends of other systems do not count.
+
+    Raises:
+        UsageError: there is no such file.
+        DataError: it is not a text, too large, or empty.
+    """
+    remedy = "replace the list"
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        content = read_bytes(file, _MOST_BYTES)
     except FileNotFoundError as error:
         raise _missing(file) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as text ({error}); replace the list") from error
-    found = [line.strip() for line in lines if line.strip()]
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}); {remedy}") from error
+    except ValueError as error:
+        raise DataError(f"{file}: cannot be read as text ({error}); {remedy}") from error
+    if b"\0" in content:
+        raise DataError(f"{file}: cannot be read as text (it holds NUL); {remedy}")
+    text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+    found = [line.strip() for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
     if not found:
-        raise DataError(f"{file}: the list is empty; replace it")
+        raise DataError(f"{file}: the list is empty; {remedy}")
     return found
 
 

@@ -1,0 +1,450 @@
+"""How the files of a user's own folder belong together: which is an image, which is its mask.
+
+Nothing is decoded here but where masks have to tell one class from several (`fsdino.data.labels`).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fsdino.data import labels
+from fsdino.data.labels import Labelling
+from fsdino.errors import DataError, UsageError
+from fsdino.images import list_images
+
+LAYOUTS = ("auto", "class-folders", "pairs", "labels")
+CLASSES_FILE = "classes.txt"
+
+_IMAGE_FOLDERS = frozenset(
+    {"image", "images", "img", "imgs", "jpegimages", "photo", "photos", "picture", "pictures"}
+)
+_MASK_FOLDERS = frozenset(
+    {"annotation", "annotations", "ground_truth", "groundtruth", "gt", "label", "labels", "mask"}
+    | {"masks", "segmentation", "segmentations", "segmentationclass", "segmentationclassaug"}
+)
+# Parts of one data set rather than classes.
+_SPLIT_FOLDERS = frozenset({"dev", "test", "train", "training", "val", "valid", "validation"})
+_MASK_ENDS = ("_mask", "-mask")
+_DEEPEST = 8  # folders below the root that are looked into
+_SHOWN = 3  # examples in an error
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images and masks that belong together.
+
+    Attributes:
+        masks: the mask of each image, in the order of the images' names.
+        unmarked: images without a mask.
+        left_out: reasons by file or folder that is neither.
+    """
+
+    masks: Mapping[Path, Path]
+    unmarked: Sequence[Path] = ()
+    left_out: Mapping[Path, str] = field(default_factory=dict)
+
+    @property
+    def images(self) -> list[Path]:
+        """All images, with and without a mask, in the order of their names."""
+        return sorted([*self.masks, *self.unmarked])
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a folder is read. Names are "/"-separated and relative to its root.
+
+    Attributes:
+        layout: one of `LAYOUTS`, but for "auto".
+        classes: a name for each class id.
+        images: the images of each class that have a mask, in the order that draws count in.
+        masks: the mask of each of them.
+        unmarked: images without a mask, by class; of label maps, under no class's id (-1).
+        left_out: reasons by the name of what is not read.
+        damaged: reasons by the name of images whose label map cannot be read.
+    """
+
+    layout: str
+    classes: Mapping[int, str]
+    images: Mapping[int, tuple[str, ...]]
+    masks: Mapping[str, str]
+    unmarked: Mapping[int, tuple[str, ...]]
+    left_out: Mapping[str, str]
+    damaged: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_layout(root: Path, layout: str, labelling: Labelling) -> Reading:
+    """Find classes, images and masks below `root`.
+
+    Args:
+        root: the folder.
+        layout: one of `LAYOUTS`.
+        labelling: what the values of label maps mean.
+
+    Raises:
+        UsageError: no such layout, or nothing that fits the one asked for.
+        DataError: what was found can be read in more than one way; says what it was.
+    """
+    if layout not in LAYOUTS:
+        raise UsageError(f"layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
+    if layout == "class-folders":
+        return _class_folders(root)
+    if layout == "auto":
+        return _choose(root, labelling)
+    pairs = _in_two_folders(root) or _beside(root) or _beside_below(root)
+    if not pairs.images:
+        raise DataError(
+            f"--root {root}: no image found; layout {layout} is images/NAME.jpg with masks/NAME.png"
+            ", or NAME.jpg beside NAME_mask.png"
+        )
+    return _one_class(root, pairs) if layout == "pairs" else _several(root, pairs, labelling)
+
+
+def _choose(root: Path, labelling: Labelling) -> Reading:
+    """Take the only layout that fits; class folders where none does, whose errors say more."""
+    folders = _find_class_folders(root)
+    apart, beside = _in_two_folders(root), _beside(root)
+    marked = [name for name, found in folders.items() if found.masks]
+    fits = {
+        f"class folders ({_examples(marked)})": marked,
+        "a folder of images and one of masks": apart is not None,
+        "images and masks beside each other": beside is not None,
+    }
+    found = [title for title, there in fits.items() if there]
+    if len(found) > 1:
+        raise DataError(
+            f"--root {root}: fits more than one layout, {' and '.join(found)}; move away what does "
+            "not belong to the data, or pass --layout"
+        )
+    pairs = apart or beside
+    if pairs is None:
+        return _class_folders(root)
+    named = labels.read_classes(root / CLASSES_FILE, labelling.background)
+    if len(named) > 1 or labels.is_label_maps(root, pairs.masks.values(), labelling):
+        return _several(root, pairs, labelling)
+    return _one_class(root, pairs)
+
+
+# --------------------------------------------------------------------------------- class folders
+
+
+def _class_folders(root: Path) -> Reading:
+    found = _find_class_folders(root)
+    kept = {name: pairs for name, pairs in found.items() if pairs.images}
+    left_out: dict[Path, str] = {}
+    for name, pairs in found.items():
+        left_out.update(pairs.left_out)
+        if name not in kept:
+            left_out[root / name] = "there is no image in this folder, it is no class"
+    left_out.update((path, "not in a class folder") for path in _files(root))
+    names = dict(enumerate(kept))
+    images = {
+        class_id: tuple(_name(root, path) for path in kept[name].masks)
+        for class_id, name in names.items()
+    }
+    unmarked = {
+        class_id: tuple(_name(root, path) for path in kept[name].unmarked)
+        for class_id, name in names.items()
+    }
+    masks = _names(root, kept.values())
+    return Reading("class-folders", names, images, masks, unmarked, _reasons(root, left_out))
+
+
+def _find_class_folders(root: Path) -> dict[str, Pairs]:
+    """Folders by class name: those of the root or, where none has images, those below them."""
+    tops = _folders(root)
+    found = {folder.name: _class_folder(folder) for folder in tops}
+    if any(side_by_side(folder).images for folder in tops):
+        return found
+    _refuse_splits(root, found)
+    if any(pairs.images for pairs in found.values()):
+        return found
+    nested = {
+        _name(root, folder): _class_folder(folder)
+        for top in tops
+        for folder in _all_below(top)
+        if folder.name.casefold() not in _IMAGE_FOLDERS | _MASK_FOLDERS
+    }
+    nested = {name: pairs for name, pairs in nested.items() if pairs.images}
+    _refuse_splits(root, nested)
+    return nested or found
+
+
+def _refuse_splits(root: Path, found: Mapping[str, Pairs]) -> None:
+    """Refuse train/ and val/ of one data set, which would be two classes for each that is there."""
+    tops = dict.fromkeys(name.partition("/")[0] for name, pairs in found.items() if pairs.images)
+    if tops and all(name.casefold() in _SPLIT_FOLDERS for name in tops):
+        raise DataError(
+            f"--root {root}: {_examples([*tops])} look like parts of one data set and not like "
+            f"classes; pass --root {root / next(iter(tops))}"
+        )
+
+
+def _class_folder(folder: Path) -> Pairs:
+    """A class: images with masks beside them, or in folders of images and of masks."""
+    pairs = side_by_side(folder)
+    inside = _folders(folder)
+    if not pairs.images and (apart := _in_two_folders(folder)) is not None:
+        return apart
+    left_out = dict(pairs.left_out)
+    if pairs.images:
+        left_out.update((path, "a folder inside a class folder") for path in inside)
+    return Pairs(pairs.masks, pairs.unmarked, left_out)
+
+
+# ----------------------------------------------------------------------------- images and masks
+
+
+def side_by_side(folder: Path) -> Pairs:
+    """Pair the images of one folder with the masks beside them.
+
+    The mask of NAME.jpg is NAME.png, or NAME_mask or NAME-mask with any image suffix; that of
+    NAME.png is NAME_mask or NAME-mask. Suffixes count in any case, and names as Unicode text, so
+    that composed and decomposed letters are the same.
+
+    Raises:
+        DataError: an image has more than one mask.
+    """
+    files = list_images(folder)
+    by_stem: dict[str, list[Path]] = {}
+    for path in files:
+        by_stem.setdefault(_text(path.stem), []).append(path)
+    found: dict[Path, list[Path]] = {}
+    masks: set[Path] = set()
+    for path in files:  # NAME.jpg and NAME.png, before names are looked into
+        if not _is_png(path):
+            found[path] = [other for other in by_stem[_text(path.stem)] if _is_png(other)]
+            masks.update(found[path])
+    for path in files:
+        base = _base(path)
+        if base is None or path in masks or found.get(path):
+            continue
+        for image in by_stem.get(base, ()):
+            if image not in masks:
+                found.setdefault(image, []).append(path)
+                masks.add(path)
+    images = {path: own for path, own in sorted(found.items()) if path not in masks}
+    _refuse_ambiguous(images)
+    left_out = {
+        path: "a PNG file without a partner: an image has a mask, a mask has an image"
+        for path in files
+        if path not in masks and path not in images
+    }
+    left_out.update((path, "not an image") for path in _files(folder) if path not in set(files))
+    return Pairs(
+        {path: own[0] for path, own in images.items() if own},
+        [path for path, own in images.items() if not own],
+        left_out,
+    )
+
+
+def _beside(root: Path) -> Pairs | None:
+    """Images and masks in the root itself; None where no image has a mask there."""
+    pairs = side_by_side(root)
+    if not pairs.masks:
+        return None
+    left_out = {**pairs.left_out, **{path: "a folder beside the images" for path in _folders(root)}}
+    left_out.pop(root / CLASSES_FILE, None)
+    return Pairs(pairs.masks, pairs.unmarked, left_out)
+
+
+def _beside_below(root: Path) -> Pairs:
+    """Images and masks beside each other in any folders below the root."""
+    parts = [side_by_side(folder) for folder in (root, *_all_below(root))]
+    left_out = {path: reason for part in parts for path, reason in part.left_out.items()}
+    left_out.pop(root / CLASSES_FILE, None)
+    return Pairs(
+        {image: mask for part in parts for image, mask in part.masks.items()},
+        [path for part in parts for path in part.unmarked],
+        left_out,
+    )
+
+
+def _in_two_folders(root: Path) -> Pairs | None:
+    """A folder of images and one of masks, of one structure; None where there are none.
+
+    Raises:
+        DataError: several such folders fit, or an image has several masks, or a mask images.
+    """
+    fitting = _two_folders(root)
+    if not fitting:
+        return None
+    if len(fitting) > 1:
+        found = ", ".join(f"{a.name}/ with {b.name}/" for a, b in fitting)
+        raise DataError(
+            f"--root {root}: images and masks fit in more than one way, {found}; move away what "
+            "does not belong to the data"
+        )
+    images, masks = (_by_key(folder) for folder in fitting[0])
+    for key, paths in images.items():
+        if len(paths) > 1 and key in masks:
+            raise DataError(
+                f"{masks[key][0]}: fits several images, {_examples(paths)}; keep one of them"
+            )
+    owners = {path: masks.get(key) or _ending(masks, key) for key, [path, *_] in images.items()}
+    _refuse_ambiguous(owners)
+    marked = {path: own[0] for path, own in sorted(owners.items()) if own}
+    taken = set(marked.values())
+    left_out = {
+        path: "a mask without an image"
+        for paths in masks.values()
+        for path in paths
+        if path not in taken
+    }
+    others = [path for path in _files(root) if path.name != CLASSES_FILE]
+    others += [path for path in _folders(root) if path not in fitting[0]]
+    left_out.update((path, "beside the images and masks") for path in others)
+    left_out.update((path, "not an image") for folder in fitting[0] for path in _strange(folder))
+    return Pairs(marked, sorted(path for path, own in owners.items() if not own), left_out)
+
+
+def _two_folders(root: Path) -> list[tuple[Path, Path]]:
+    """Folders of images and of masks, by name, that have a file of one name in common."""
+    inside = _folders(root)
+    images = [path for path in inside if path.name.casefold() in _IMAGE_FOLDERS]
+    masks = [path for path in inside if path.name.casefold() in _MASK_FOLDERS]
+    if not images or not masks:
+        return []
+    keys = {path: set(_by_key(path)) for path in (*images, *masks)}
+    return [
+        (image, mask)
+        for image in images
+        for mask in masks
+        if not keys[image].isdisjoint(keys[mask] | {_without_end(key) for key in keys[mask]})
+    ]
+
+
+def _by_key(folder: Path) -> dict[str, list[Path]]:
+    """The images below a folder by their names in it, without suffix."""
+    found: dict[str, list[Path]] = {}
+    for below in (folder, *_all_below(folder)):
+        for path in list_images(below):
+            found.setdefault(_text(_name(folder, path.with_suffix(""))), []).append(path)
+    return found
+
+
+def _ending(masks: Mapping[str, list[Path]], key: str) -> list[Path]:
+    return [path for end in _MASK_ENDS for path in masks.get(f"{key}{end}", ())]
+
+
+def _refuse_ambiguous(found: Mapping[Path, Sequence[Path]]) -> None:
+    for image, masks in found.items():
+        if len(masks) > 1:
+            raise DataError(f"{image}: has {len(masks)} masks, {_examples(masks)}; keep one")
+
+
+# --------------------------------------------------------------------------- what is in the pairs
+
+
+def _one_class(root: Path, pairs: Pairs) -> Reading:
+    """One class, all over."""
+    named = labels.read_classes(root / CLASSES_FILE, background=0)
+    if len(named) > 1:
+        raise DataError(
+            f"{root / CLASSES_FILE}: names {len(named)} classes, and layout pairs has one; pass "
+            "--layout labels, or remove the file"
+        )
+    name = next(iter(named.values()), root.resolve().name or "object")
+    images = {0: tuple(_name(root, path) for path in pairs.masks)}
+    unmarked = {0: tuple(_name(root, path) for path in pairs.unmarked)}
+    masks = _names(root, [pairs])
+    return Reading("pairs", {0: name}, images, masks, unmarked, _reasons(root, pairs.left_out))
+
+
+def _several(root: Path, pairs: Pairs, labelling: Labelling) -> Reading:
+    """The classes that label maps hold; an image has any number of them."""
+    file = root / CLASSES_FILE
+    named = labels.read_classes(file, labelling.background)
+    values, damaged = labels.read_values(pairs.masks.values())
+    images: dict[int, list[str]] = {}
+    left_out = _reasons(root, pairs.left_out)
+    for path, mask in pairs.masks.items():
+        present = labelling.classes(values.get(mask, ()))
+        labels.check_known(mask, present, named, file)
+        if mask in values and not present:
+            left_out[_name(root, path)] = "its label map holds no class"
+        for value in present:
+            images.setdefault(value, []).append(_name(root, path))
+    for value in sorted(named.keys() - images.keys() - {labelling.ignore}):
+        left_out[f"class {value} {named[value]}"] = "no label map holds it"
+    names = {value: named.get(value, str(value)) for value in sorted(images)}
+    return Reading(
+        "labels",
+        names,
+        {value: tuple(images[value]) for value in names},
+        _names(root, [pairs]),
+        {-1: tuple(_name(root, path) for path in pairs.unmarked)},
+        left_out,
+        {_name(root, path): damaged[mask] for path, mask in pairs.masks.items() if mask in damaged},
+    )
+
+
+# ------------------------------------------------------------------------------------------ names
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Visible folders in a folder, sorted."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _files(folder: Path) -> list[Path]:
+    """Visible entries of a folder that are not folders, sorted."""
+    return sorted(p for p in folder.iterdir() if not p.is_dir() and not p.name.startswith("."))
+
+
+def _strange(folder: Path) -> Iterator[Path]:
+    for below in (folder, *_all_below(folder)):
+        known = set(list_images(below))
+        yield from (path for path in _files(below) if path not in known)
+
+
+def _all_below(folder: Path, depth: int = _DEEPEST) -> Iterator[Path]:
+    """Visible folders below a folder, each before those in it; links may form circles."""
+    for path in _folders(folder) if depth else ():
+        yield path
+        yield from _all_below(path, depth - 1)
+
+
+def _is_png(path: Path) -> bool:
+    return path.suffix.lower() == ".png"
+
+
+def _text(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _without_end(stem: str) -> str:
+    for end in _MASK_ENDS:
+        if stem.lower().endswith(end):
+            return stem[: -len(end)]
+    return stem
+
+
+def _base(path: Path) -> str | None:
+    """The name of the image whose mask a file is by its own name."""
+    stem = _text(path.stem)
+    base = _without_end(stem)
+    return base if base not in ("", stem) else None
+
+
+def _name(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _names(root: Path, parts: Iterable[Pairs]) -> dict[str, str]:
+    return {
+        _name(root, image): _name(root, mask)
+        for pairs in parts
+        for image, mask in pairs.masks.items()
+    }
+
+
+def _reasons(root: Path, left_out: Mapping[Path, str]) -> dict[str, str]:
+    return {_name(root, path): reason for path, reason in left_out.items()}
+
+
+def _examples(found: Sequence[Path | str]) -> str:
+    names = [str(item) for item in found[:_SHOWN]]
+    return ", ".join(names) + (", …" if len(found) > _SHOWN else "")

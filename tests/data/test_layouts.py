@@ -1,0 +1,460 @@
+"""How a folder of one's own is read: which files belong together, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_sets import VOC_COLOURS, picture, save_jpeg, save_labels
+from fsdino.data.catalog import open_episodes
+from fsdino.data.episodes import episode_hash
+from fsdino.data.folder import Folder
+from fsdino.data.layouts import Reading
+from fsdino.errors import DataError, FsdinoError, UsageError
+
+HALF = np.zeros((30, 40), np.uint8)
+HALF[:, :20] = 255
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FSDINO_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def photo(path: Path, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture(seed, 30, 40)).save(path)
+
+
+def mask(path: Path, values: np.ndarray = HALF) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+
+
+def label_map(*values: int) -> np.ndarray:
+    """uint8 [30, 40] in equal columns."""
+    return np.repeat(np.array(values, np.uint8)[None], 30, 0).repeat(40 // len(values), 1)
+
+
+def reading(root: Path, **settings: str) -> Reading:
+    return Folder(root, **settings).reading  # type: ignore[arg-type]
+
+
+def read(source: Folder, name: str, class_id: int) -> np.ndarray:
+    return source.read(name, class_id, query=True).mask
+
+
+# ------------------------------------------------------------------------------- class folders
+
+
+@pytest.mark.parametrize(
+    ("image", "masked"),
+    [
+        ("IMG_1.JPG", "IMG_1.PNG"),
+        ("a.jpg", "a.PNG"),
+        ("a.png", "a_mask.png"),
+        ("a.jpg", "a_mask.png"),
+        ("a.jpg", "a-mask.jpg"),
+        ("a.JPEG", "a_MASK.TIF"),
+        ("a.webp", "a_mask.bmp"),
+        ("my cup 1.jpg", "my cup 1.png"),
+        (unicodedata.normalize("NFC", "é.jpg"), unicodedata.normalize("NFD", "é.png")),
+        (os.fsdecode(b"caf\xe9.jpg"), os.fsdecode(b"caf\xe9.png")),
+        ("a.b.jpg", "a.b_mask.png"),
+    ],
+)
+def test_a_mask_is_found_by_its_name(image: str, masked: str, tmp_path: Path) -> None:
+    """Cameras write .JPG, Windows .PNG, macOS decomposed letters, tools NAME_mask."""
+    photo(tmp_path / "cup" / image)
+    mask(tmp_path / "cup" / masked)
+    found = reading(tmp_path)
+    assert found.layout == "class-folders" and dict(found.classes) == {0: "cup"}
+    assert found.masks == {f"cup/{image}": f"cup/{masked}"}
+    assert found.images == {0: (f"cup/{image}",)} and not found.unmarked[0]
+    assert np.array_equal(read(Folder(tmp_path), f"cup/{image}", 0), HALF > 0)
+
+
+def test_names_that_are_not_utf_8_are_drawn_from(tmp_path: Path) -> None:
+    """Archives of other systems unpack to such names; hashes are over their bytes."""
+    for i in range(2):
+        folder = tmp_path / os.fsdecode(b"caf\xe9")
+        photo(folder / os.fsdecode(b"\xfc%d.jpg" % i), i)
+        mask(folder / os.fsdecode(b"\xfc%d.png" % i))
+    episodes = open_episodes("folder", root=tmp_path, episodes=3)
+    assert episodes[0].class_name == os.fsdecode(b"caf\xe9")
+    assert len(episode_hash(episodes)) == len(episodes.provenance.lists_hash) == 64
+
+
+def test_what_was_read_before_is_read_alike(tmp_path: Path) -> None:
+    """An update must not change which episodes a folder's numbers were measured on.
+
+    The hash was recorded with the version before layouts.
+    """
+    for name, count in (("dog", 4), ("cat", 3)):
+        for i in range(count):
+            save_jpeg(tmp_path / name / f"{i}.jpg", i, 30, 40)
+            mask(tmp_path / name / f"{i}.png")
+    photo(tmp_path / "dog" / "x_mask.bmp")  # an image of that name, with a mask of its own
+    mask(tmp_path / "dog" / "x_mask.png")
+    mask(tmp_path / "dog" / "orphan.png")
+    photo(tmp_path / "dog" / "old" / "1.jpg")
+    photo(tmp_path / "backup" / "dog" / "1.jpg")
+    photo(tmp_path / "overview.jpg")
+    episodes = open_episodes("folder", root=tmp_path, episodes=40, shots=2, seed=3)
+    assert episode_hash(episodes) == RECORDED_EPISODES
+    assert episodes.provenance.lists_hash == RECORDED_LISTS
+
+
+RECORDED_EPISODES = "87c109eb3d33dc6a1e11d9ff6411571b815fad5a0d7562a4ff0c1d1c86b27543"
+RECORDED_LISTS = "4067f8646b61fa8541fa806b56de97ce657940d6fb8c5e95215f0106b831237d"
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    """Silence about a file is a lie about the data."""
+    for i in range(2):
+        photo(tmp_path / "cup" / f"{i}.jpg")
+        mask(tmp_path / "cup" / f"{i}.png")
+    mask(tmp_path / "cup" / "orphan.png")
+    (tmp_path / "cup" / "Thumbs.db").write_bytes(b"\xd0\xcf")
+    (tmp_path / "cup" / "._0.jpg").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "cup" / ".fsdino-0123.png").write_bytes(b"")
+    (tmp_path / "cup" / "notes.txt").write_text("x")
+    photo(tmp_path / "cup" / "old" / "1.jpg")
+    (tmp_path / "empty").mkdir()
+    photo(tmp_path / "overview.jpg")
+    found = reading(tmp_path)
+    assert dict(found.classes) == {0: "cup"} and found.images[0] == ("cup/0.jpg", "cup/1.jpg")
+    assert set(found.left_out) == {
+        "cup/orphan.png", "cup/Thumbs.db", "cup/notes.txt", "cup/old", "empty", "overview.jpg",
+    }  # fmt: skip
+
+
+def test_nested_class_folders(tmp_path: Path) -> None:
+    """Where no folder of the root has images, those below it are the classes."""
+    for name in ("animals/dog", "animals/cat", "tools/saws/hacksaw"):
+        photo(tmp_path / name / "a.jpg")
+        mask(tmp_path / name / "a.png")
+    found = reading(tmp_path)
+    assert list(found.classes.values()) == ["animals/cat", "animals/dog", "tools/saws/hacksaw"]
+    assert found.images[2] == ("tools/saws/hacksaw/a.jpg",)
+
+
+def test_images_and_masks_in_folders_of_a_class(tmp_path: Path) -> None:
+    """Some tools export a folder of images and one of masks for each class."""
+    for name in ("cat", "dog"):
+        photo(tmp_path / name / "images" / "a.png")
+        mask(tmp_path / name / "masks" / "a.png")
+    found = reading(tmp_path)
+    assert found.layout == "class-folders" and list(found.classes.values()) == ["cat", "dog"]
+    assert found.masks["dog/images/a.png"] == "dog/masks/a.png"
+
+
+def test_a_label_map_in_a_class_folder_hints_at_the_layout(tmp_path: Path) -> None:
+    """A mask has one class here."""
+    photo(tmp_path / "street" / "a.jpg")
+    save_labels(tmp_path / "street" / "a.png", label_map(0, 1, 2, 7), VOC_COLOURS)
+    with pytest.raises(DataError, match=r"street.a\.png.*--layout labels"):
+        Folder(tmp_path).read("street/a.jpg", 0, query=True)
+
+
+# ----------------------------------------------------------------------------------- one class
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("images", "masks"),
+        ("imgs", "labels"),
+        ("Images", "Annotations"),
+        ("JPEGImages", "SegmentationClass"),
+        ("img", "gt"),
+    ],
+)
+@pytest.mark.parametrize("names", [("a.jpg", "a.png"), ("a.png", "a.png"), ("a.jpg", "a_mask.gif")])
+def test_a_folder_of_images_and_one_of_masks(
+    images: str, masks: str, names: tuple[str, str], tmp_path: Path
+) -> None:
+    """The most frequent layout of all: one class."""
+    root = tmp_path / "cups"
+    photo(root / images / names[0])
+    mask(root / masks / names[1])
+    mask(root / masks / "orphan.png")
+    (root / "README.md").write_text("x")
+    found = reading(root)
+    assert found.layout == "pairs" and dict(found.classes) == {0: "cups"}
+    assert found.masks == {f"{images}/{names[0]}": f"{masks}/{names[1]}"}
+    assert set(found.left_out) == {f"{masks}/orphan.png", "README.md"}
+    assert reading(root, layout="pairs").masks == found.masks
+    source = Folder(root)
+    assert np.array_equal(read(source, f"{images}/{names[0]}", 0), HALF > 0)
+
+
+def test_jpeg_masks_and_subfolders(tmp_path: Path) -> None:
+    """JPEG leaves gray around edges; parts of a data set lie in folders of one structure."""
+    for i, part in enumerate(("train", "val")):
+        photo(tmp_path / "images" / part / "a.jpg", i)
+        mask(tmp_path / "masks" / part / "a.jpg", np.kron(HALF, np.ones((8, 1), np.uint8))[:30])
+    (tmp_path / "classes.txt").write_text("1 cup\n")
+    found = reading(tmp_path)
+    assert found.layout == "pairs" and dict(found.classes) == {0: "cup"}
+    assert found.images[0] == ("images/train/a.jpg", "images/val/a.jpg")
+    assert read(Folder(tmp_path), "images/val/a.jpg", 0).mean() == 0.5
+
+
+@pytest.mark.parametrize("end", [".png", "_mask.png", "-mask.jpg"])
+def test_images_beside_their_masks_in_the_root(end: str, tmp_path: Path) -> None:
+    """A single class needs no folder of its own."""
+    for i in range(3):
+        photo(tmp_path / f"{i}.jpg", i)
+        mask(tmp_path / f"{i}{end}")
+    found = reading(tmp_path)
+    assert found.layout == "pairs" and found.images[0] == ("0.jpg", "1.jpg", "2.jpg")
+    episodes = open_episodes("folder", root=tmp_path, episodes=5)
+    assert episodes[0].query.mask.mean() == pytest.approx(0.5, abs=0.03)
+
+
+# --------------------------------------------------------------------------------- label maps
+
+
+def labelled(root: Path, *maps: np.ndarray, palette: bool = False) -> Path:
+    for i, values in enumerate(maps):
+        photo(root / "images" / f"{i}.jpg", i)
+        save_labels(root / "labels" / f"{i}.png", values, VOC_COLOURS if palette else None)
+    return root
+
+
+@pytest.mark.parametrize("palette", [False, True])
+def test_label_maps_hold_several_classes(palette: bool, tmp_path: Path) -> None:
+    """An image is one of each class in it; 255 is left out of a query's score."""
+    maps = label_map(0, 3, 7, 255), label_map(0, 3), label_map(7, 0), label_map(0, 0)
+    root = labelled(tmp_path, *maps, palette=palette)
+    (root / "classes.txt").write_text("0 background\n3 cup of tea\n7 saucer\n9 spoon\n255 void\n")
+    source = Folder(root)
+    found = source.reading
+    assert found.layout == "labels" and dict(found.classes) == {3: "cup of tea", 7: "saucer"}
+    assert found.images == {
+        3: ("images/0.jpg", "images/1.jpg"), 7: ("images/0.jpg", "images/2.jpg"),
+    }  # fmt: skip
+    assert found.left_out == {
+        "images/3.jpg": "its label map holds no class",
+        "class 9 spoon": "no label map holds it",
+    }
+    query = source.read("images/0.jpg", 7, query=True)
+    assert np.array_equal(query.mask, maps[0] == 7)
+    assert query.ignore is not None and np.array_equal(query.ignore, maps[0] == 255)
+    assert source.read("images/0.jpg", 7, query=False).ignore is None
+    episodes = open_episodes("folder", root=root, episodes=6)
+    assert {episodes[i].class_name for i in range(6)} == {"cup of tea", "saucer"}
+    assert episodes.provenance.mask_source == "published"
+
+
+def test_other_values_can_be_ignored_and_0_can_be_a_class(tmp_path: Path) -> None:
+    """Not everybody counts from a background, or writes 255 around objects."""
+    root = labelled(tmp_path, label_map(0, 1, 2, 255), label_map(1, 0))
+    source = Folder(root, "labels", "2", "none")
+    assert dict(source.reading.classes) == {0: "0", 1: "1", 255: "255"}
+    sample = source.read("images/0.jpg", 255, query=True)
+    assert sample.ignore is not None and sample.ignore.mean() == 0.25
+    assert source.mask_source("val") == "published, ignore 2, background none"
+    assert list(Folder(root, "labels", "none").reading.classes) == [1, 2, 255]
+    no_border = Folder(root, "labels", "none").read("images/0.jpg", 1, query=True)
+    assert no_border.ignore is None
+
+
+@pytest.mark.parametrize(
+    ("content", "background", "names"),
+    [
+        ("1 cup\n2 saucer\n", None, {1: "cup", 2: "saucer"}),
+        ("\ufeff1: cup\r\n\r\n2: a saucer\r\n", None, {1: "cup", 2: "a saucer"}),
+        ("cup\nsaucer\n", None, {1: "cup", 2: "saucer"}),
+        ("background\ncup\nsaucer\n", None, {1: "cup", 2: "saucer"}),
+        ("_background_\ncup\nsaucer\n", None, {1: "cup", 2: "saucer"}),
+        ("table\ncup\nsaucer\n", "none", {0: "table", 1: "cup", 2: "saucer"}),
+    ],
+)
+def test_class_names_with_and_without_values(
+    content: str, background: str | None, names: dict[int, str], tmp_path: Path
+) -> None:
+    """Both kinds of classes.txt are found in the wild."""
+    root = labelled(tmp_path, label_map(0, 1, 2, 2))
+    (root / "classes.txt").write_text(content, encoding="utf-8")
+    found = Folder(root, "labels", background=background).reading
+    assert dict(found.classes) == names
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("1 cup\n", r"labels.0\.png: the value 2 is not in .*classes\.txt; add a line"),
+        ("1 cup\nsaucer\n", "'saucer' is not ID NAME like '1 cup'"),
+        ("1 cup\n1 saucer\n", "1 saucer is there twice"),
+        ("1 cup\n2 cup\n", "2 cup is there twice"),
+        ("1 cup\n256 saucer\n", "256 is not a value from 0 to 255"),
+        ("", "is empty"),
+        ("1 cup\0\n", "holds NUL"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(content: str, words: str, tmp_path: Path) -> None:
+    """A wrong name is a wrong class."""
+    root = labelled(tmp_path, label_map(0, 1, 2, 2))
+    (root / "classes.txt").write_text(content)
+    with pytest.raises(DataError, match=words):
+        Folder(root, "labels").reading  # noqa: B018
+
+
+def test_label_maps_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    """Their images would be missing in each class; with skip_bad they are, and that is said."""
+    root = labelled(tmp_path, *[label_map(0, 1, 2, 2)] * 4)
+    damaged = root / "labels" / "1.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    with pytest.raises(DataError, match=r"labels.1\.png"):
+        open_episodes("folder", root=root)
+    episodes = open_episodes("folder", root=root, skip_bad=True, episodes=20)
+    names = {name for i in range(20) for name in episodes.key(i).names}
+    assert names == {"images/0.jpg", "images/2.jpg", "images/3.jpg"}
+
+
+def test_a_lossy_label_map_is_refused(tmp_path: Path) -> None:
+    """JPEG turns the values at every edge into other classes."""
+    photo(tmp_path / "images" / "a.jpg")
+    mask(tmp_path / "labels" / "a.jpg", label_map(0, 20, 40, 60))
+    with pytest.raises(DataError, match=r"labels.a\.jpg: JPEG changes the values"):
+        Folder(tmp_path, "labels").lists(None, "val")
+
+
+def test_which_classes_are_where_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All label maps have to be read for it; a changed one is read again."""
+    root = labelled(tmp_path, label_map(0, 1, 2, 2), label_map(0, 1))
+    first = Folder(root).reading
+    monkeypatch.setattr("fsdino.data.labels._values", None)
+    assert Folder(root).reading == first
+    monkeypatch.undo()
+    save_labels(root / "labels" / "1.png", label_map(0, 5))
+    os.utime(root / "labels" / "1.png", ns=(1, 1))
+    assert list(Folder(root, "labels").reading.classes) == [1, 2, 5]
+
+
+# ---------------------------------------------------------------------------------- ambiguous
+
+
+def test_two_masks_of_an_image_are_refused(tmp_path: Path) -> None:
+    """Whichever is taken, somebody meant the other one."""
+    photo(tmp_path / "cup" / "a.jpg")
+    mask(tmp_path / "cup" / "a.png")
+    mask(tmp_path / "cup" / "a_mask.png")
+    with pytest.raises(DataError, match=r"a\.jpg: has 2 masks, .*a\.png, .*a_mask\.png; keep one"):
+        reading(tmp_path)
+    for name in ("a_mask.png", "a-mask.png"):
+        mask(tmp_path / "two" / "masks" / name)
+    photo(tmp_path / "two" / "images" / "a.jpg")
+    with pytest.raises(DataError, match=r"a\.jpg: has 2 masks"):
+        reading(tmp_path / "two")
+
+
+def test_two_images_of_a_mask_are_refused(tmp_path: Path) -> None:
+    """The mask is of one of them."""
+    photo(tmp_path / "images" / "a.jpg")
+    photo(tmp_path / "images" / "a.png")
+    mask(tmp_path / "masks" / "a.png")
+    with pytest.raises(DataError, match=r"masks.a\.png: fits several images"):
+        reading(tmp_path)
+
+
+def test_folders_that_fit_two_layouts_are_refused(tmp_path: Path) -> None:
+    """What was found is listed, and --layout decides."""
+    photo(tmp_path / "cup" / "a.jpg")
+    mask(tmp_path / "cup" / "a.png")
+    photo(tmp_path / "images" / "b.jpg")
+    mask(tmp_path / "masks" / "b.png")
+    with pytest.raises(
+        DataError, match=r"class folders \(cup\) and a folder of images.*pass --layout"
+    ):
+        reading(tmp_path)
+    assert reading(tmp_path, layout="pairs").images == {0: ("images/b.jpg",)}
+    assert reading(tmp_path, layout="class-folders").images[0] == ("cup/a.jpg",)
+    mask(tmp_path / "labels" / "b.png")
+    with pytest.raises(DataError, match="images/ with labels/, images/ with masks/"):
+        reading(tmp_path)
+
+
+def test_masks_that_mean_one_class_or_two_are_refused(tmp_path: Path) -> None:
+    """1 in one file and 255 in another: one class written in two ways, or class 1 and ignored."""
+    root = labelled(tmp_path, label_map(0, 1), label_map(0, 255))
+    with pytest.raises(DataError, match=r"the values 1 \(.*\) and 255 \(.*--layout pairs or --lay"):
+        reading(root)
+    assert reading(root, layout="pairs").images == {0: ("images/0.jpg", "images/1.jpg")}
+    assert reading(root, layout="labels").images == {1: ("images/0.jpg",)}
+
+
+def test_parts_of_a_data_set_are_not_classes(tmp_path: Path) -> None:
+    """train/ and val/ with images and masks in each would be classes of that name."""
+    for part in ("train", "val"):
+        photo(tmp_path / part / "images" / "a.jpg")
+        mask(tmp_path / part / "masks" / "a.png")
+    with pytest.raises(DataError, match=r"train, val look like parts.*--root .*train"):
+        reading(tmp_path)
+    for part in ("train", "val"):
+        photo(tmp_path / "nested" / part / "dog" / "a.jpg")
+        mask(tmp_path / "nested" / part / "dog" / "a.png")
+    with pytest.raises(DataError, match="look like parts"):
+        reading(tmp_path / "nested")
+
+
+@pytest.mark.parametrize("layout", ["auto", "pairs", "labels", "class-folders"])
+def test_images_without_a_mask_are_named_or_left_out(layout: str, tmp_path: Path) -> None:
+    """An image that nobody marked must not vanish."""
+    for i in range(3):
+        folder = "cup" if layout == "class-folders" else "images"
+        photo(tmp_path / folder / f"{i}.jpg", i)
+        if i:
+            mask(tmp_path / (folder if folder == "cup" else "masks") / f"{i}.png", label_map(0, 1))
+    options = {"root": tmp_path, "layout": layout, "episodes": 9}
+    with pytest.raises(DataError, match=r"1 images have no mask, such as .*0\.jpg"):
+        open_episodes("folder", **options)  # type: ignore[arg-type]
+    episodes = open_episodes("folder", skip_bad=True, **options)  # type: ignore[arg-type]
+    assert not any("0.jpg" in name for i in range(9) for name in episodes.key(i).names)
+
+
+def test_special_files_are_not_opened(tmp_path: Path) -> None:
+    """A pipe named like an image would be waited for without end."""
+    for i in range(2):
+        photo(tmp_path / "cup" / f"{i}.jpg", i)
+        mask(tmp_path / "cup" / f"{i}.png")
+    os.mkfifo(tmp_path / "cup" / "2.jpg")
+    (tmp_path / "cup" / "3.jpg").symlink_to("/dev/zero")
+    found = reading(tmp_path)
+    assert found.images[0] == ("cup/0.jpg", "cup/1.jpg")
+    assert {"cup/2.jpg", "cup/3.jpg"} <= set(found.left_out)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"layout": "folders"}, "layout 'folders': choose one of auto, class-folders"),
+        ({"ignore": "x"}, "ignore 'x': choose a value from 0 to 255"),
+        ({"ignore": "256"}, "ignore 256: choose a value"),
+        ({"ignore": "-1"}, "ignore '-1': choose a value"),
+        ({"ignore": "0"}, "ignore 0: this is the background"),
+        ({"background": "1"}, "background 1: choose 0 or none"),
+        ({"ignore": "255"}, "--ignore and --background are for label maps.*class-folders"),
+    ],
+)
+def test_settings_that_cannot_be_meant(
+    settings: dict[str, str], words: str, tmp_path: Path
+) -> None:
+    """No option is without effect."""
+    photo(tmp_path / "cup" / "a.jpg")
+    mask(tmp_path / "cup" / "a.png")
+    with pytest.raises(UsageError, match=words):
+        open_episodes("folder", root=tmp_path, **settings)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="for a folder of your own"):
+        open_episodes("pascal5i", root=tmp_path, **settings)  # type: ignore[arg-type]
+    with pytest.raises(FsdinoError, match="for a folder of your own"):
+        open_episodes("procedural", **settings)  # type: ignore[arg-type]
