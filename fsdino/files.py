@@ -446,7 +446,7 @@ class Lock:
 
     The lock is the operating system's: it ends with the process that holds it, however that ends,
     and children do not inherit it. A record beside it says who holds it. Where the file system has
-    no locks, there is none.
+    no locks, there is none. Both files go when the lock is released.
 
     Args:
         path: of the lock's own file; `PATH.json` is the record.
@@ -460,7 +460,8 @@ class Lock:
     """
 
     def __init__(self, path: Path, subject: str, remedy: str, *, wait: bool = False) -> None:
-        self._record = path.with_name(f"{path.name}.json")
+        self._path, self._record = path, path.with_name(f"{path.name}.json")
+        self._owner = os.getpid()
         self._lock = FileLock(path, timeout=0, thread_local=False, mode=0o666)
         try:
             self._acquire(subject, remedy, wait)
@@ -497,9 +498,11 @@ class Lock:
 
     def release(self) -> None:
         """Let others have it; once is enough."""
-        if self._lock.is_locked:
-            with contextlib.suppress(OSError):
-                self._record.unlink()
+        if self._lock.is_locked and self._owner == os.getpid():
+            # Whoever waits for a file that is gone takes the new one in its place: filelock looks.
+            for file in (self._record, self._path):
+                with contextlib.suppress(OSError):
+                    file.unlink()
             self._lock.release()
 
     def __enter__(self) -> Lock:
@@ -507,6 +510,10 @@ class Lock:
 
     def __exit__(self, *reason: object) -> None:
         self.release()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_lock"):
+            self.release()
 
 
 def _myself() -> dict[str, Any]:

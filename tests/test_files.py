@@ -464,6 +464,38 @@ def test_a_lock_holds_against_its_own_process(tmp_path: Path) -> None:
     files.Lock(path, "runs/a", "pass another --out").release()
 
 
+def test_a_released_lock_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Neither by `release` nor by the end of the object; and the next one is a lock again."""
+    path = tmp_path / "run.lock"
+    for _ in range(2):
+        lock = files.Lock(path, "runs/a", "pass another --out")
+        assert path.is_file()
+        lock.release()
+        assert list(tmp_path.iterdir()) == []
+    lock = files.Lock(path, "runs/a", "pass another --out")
+    del lock
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_holds_until_its_file_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Removed after the release, it might be the file that another has locked by then."""
+    path, refused, unlink = tmp_path / "run.lock", [], Path.unlink
+    lock = files.Lock(path, "runs/a", "pass another --out")
+
+    def spying(self: Path, missing_ok: bool = False) -> None:
+        if self == path:
+            with pytest.raises(UsageError, match="in use"):
+                files.Lock(path, "runs/a", "pass another --out")
+            refused.append(self)
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", spying)
+    lock.release()
+    assert refused == [path]
+
+
 def test_an_old_record_is_not_believed(tmp_path: Path) -> None:
     """What a killed holder left names nobody while a new one has not written its own."""
     path = tmp_path / "run.lock"
