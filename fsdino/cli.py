@@ -48,6 +48,7 @@ logger = logging.getLogger("fsdino.cli")
 
 DEFAULT_MODEL = "fsdino-tiny"
 _VIDEOS = "davis17"
+_INTERRUPTED = 130  # exit code
 RECIPES = Path(__file__).resolve().parent / "recipes"
 
 Json = Annotated[bool, tyro.conf.arg(name="json", help_behavior_hint="")]
@@ -949,11 +950,17 @@ class _Command(Protocol):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 for a failure, 2 for a usage error."""
+    """Run one command; returns the exit code.
+
+    0, 1 for a failure, 2 for a usage error, 130 for an interruption (128 + SIGINT, as shells say).
+    """
     try:
         code = _main(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
         return code
+    except KeyboardInterrupt:  # outside of a command's own work
+        print(f"fsdino: {_one_line(KeyboardInterrupt())}", file=sys.stderr)
+        return _INTERRUPTED
     except BrokenPipeError:  # whoever read our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -984,6 +991,8 @@ def _main(given: list[str]) -> int:
             if debug:
                 traceback.print_exc()
             print(f"fsdino: {_one_line(error)}", file=sys.stderr)
+            if isinstance(error, KeyboardInterrupt):
+                return _INTERRUPTED
             return error.exit_code if isinstance(error, FsdinoError) else 1
 
 

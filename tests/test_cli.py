@@ -371,7 +371,7 @@ def test_ctrl_c_keeps_what_is_done(workplace, capsys):
         text=True,
         check=False,
     )
-    assert finished.returncode == 1, finished.stderr
+    assert finished.returncode == 130, finished.stderr
     last = finished.stderr.splitlines()[-1]
     assert last == (
         "fsdino: interrupted: 8 of 10 queries are done and kept in out; "
@@ -543,7 +543,7 @@ def test_interrupted_training_says_how_to_go_on(recipe, capsys, monkeypatch):
 
     monkeypatch.setattr(meta.Trainer, "_step", interrupted)
     arguments = ["train", recipe, "--out", "run", "--steps", "4", "--checkpoint-every", "2"]
-    assert cli.main(arguments) == 1
+    assert cli.main(arguments) == 130
     assert error_line(capsys) == (
         "fsdino: interrupted: step 2 is kept in run; the same command with --resume goes on"
     )
@@ -604,7 +604,7 @@ def test_ctrl_c_writes_a_checkpoint_and_says_so(recipe, capsys, monkeypatch):
 
     monkeypatch.setattr(meta.Trainer, "_step", interrupted)
     arguments = ["train", recipe, "--out", "run", "--steps", "4"]
-    assert cli.main(arguments) == 1
+    assert cli.main(arguments) == 130
     lines = capsys.readouterr().err.splitlines()
     assert "fsdino: stopping after this step; Ctrl-C again stops at once" in lines
     assert lines[-1] == (
@@ -643,7 +643,7 @@ def test_a_sigterm_to_all_processes_writes_a_checkpoint(recipe, workplace):
     assert done.stderr.splitlines()[-1] == (
         "fsdino: interrupted: step 2 is kept in run; the same command with --resume goes on"
     )
-    assert done.returncode == 1
+    assert done.returncode == 130
 
 
 TINY_RUNS = ("fsdino-tiny-base", "fsdino-tiny-invented", "fsdino-tiny")
@@ -739,7 +739,7 @@ def test_interrupted_distillation_says_how_to_go_on(capsys, monkeypatch):
     arguments = distill("--checkpoint-every", "1", "--no-cache")
     with monkeypatch.context() as patch:
         patch.setattr(module.Distillation, "_step", interrupted)
-        assert cli.main(arguments) == 1
+        assert cli.main(arguments) == 130
     assert error_line(capsys) == (
         "fsdino: interrupted: step 3 is kept in out; the same command with --resume goes on"
     )
@@ -1021,8 +1021,19 @@ def test_demo_is_interrupted_in_one_line(capsys, monkeypatch):
 
     monkeypatch.setattr(build, "run_if_possible", lambda: None)
     monkeypatch.setattr(demo, "_answer", interrupted)
-    assert cli.main(["demo", "--out", "demo", "--model", "model"]) == 1
+    assert cli.main(["demo", "--out", "demo", "--model", "model"]) == 130
     assert error_line(capsys).startswith("fsdino: interrupted: ")
+
+
+def test_an_interruption_while_the_command_is_read(capsys, monkeypatch):
+    """Ctrl-C before there is any work is one line, too."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.tyro, "cli", interrupted)
+    assert cli.main(["info"]) == 130
+    assert error_line(capsys) == "fsdino: interrupted: the same command starts again"
 
 
 @pytest.mark.parametrize(
