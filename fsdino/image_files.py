@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from fsdino import files
+from fsdino import files, tiff
 from fsdino.errors import UsageError
 
 # Files that count as images by their name alone. Others are looked into: see `scan_folder`.
@@ -65,6 +65,7 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"\xff\x0a", _NO_JXL),
     (b"\x00\x00\x00\x0cJXL ", _NO_JXL),
 )
+_TIFF = "a TIFF file with pixels of a kind that cannot be read"
 _HEAD = 512  # bytes that the reason is found from
 
 
@@ -161,10 +162,11 @@ def why_not_image(path: Path) -> str | None:
         return f"cannot be read: {error.strerror}"
     with file:
         try:
-            open_image(file)
+            if not (tiff.is_tiff(file.read(4)) and tiff.layout(file)):
+                open_image(file)
         except Image.DecompressionBombError:
             return None  # reading it says so
-        except UnidentifiedImageError as error:
+        except (UnidentifiedImageError, tiff.TiffError) as error:
             return str(error)
         except Exception:  # a damaged header
             return "not an image"
@@ -178,6 +180,7 @@ def open_image(file: BinaryIO) -> Image.Image:
         UnidentifiedImageError: no such format; the message is the reason, in a few words.
         Exception: nearly any, where the header is damaged.
     """
+    file.seek(0)
     with warnings.catch_warnings():
         # Pillow warns from half its limit on; up to the limit an image is fine. And it warns of
         # formats whose decoders are missing, which the reason says.
@@ -195,6 +198,22 @@ def open_image(file: BinaryIO) -> Image.Image:
                 return Image.open(file, formats=formats)
             except UnidentifiedImageError as error:
                 raise UnidentifiedImageError(_reason(head)) from error
+
+
+def check_pixels(size: tuple[int, int]) -> None:
+    """Refuse what Pillow refuses: images of more than twice `PIL.Image.MAX_IMAGE_PIXELS`.
+
+    Args:
+        size: (H, W).
+
+    Raises:
+        DecompressionBombError: worded like Pillow's.
+    """
+    most, pixels = Image.MAX_IMAGE_PIXELS, size[0] * size[1]
+    if most is not None and pixels > 2 * most:
+        raise Image.DecompressionBombError(
+            f"Image size ({pixels} pixels) exceeds limit of {2 * most} pixels"
+        )
 
 
 def _register_heic() -> None:
@@ -217,6 +236,8 @@ def _reason(head: bytes) -> str:
         return _NO_HEIC if brand in _HEIC_BRANDS else "a video"
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "a video"
+    if tiff.is_tiff(head):
+        return _TIFF
     for start, reason in _STARTS:
         if head.startswith(start):
             return reason

@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from fsdino import files
+from fsdino import files, tiff
 from fsdino.errors import DataError, FsdinoError, UsageError
 from fsdino.image_files import (
     IMAGE_SUFFIXES,
     MOST_BYTES,
     Listing,
+    check_pixels,
     list_images,
     open_image,
     printable,
@@ -204,10 +205,12 @@ def _open_file(path: str, label: str) -> BinaryIO:
 def _decode(source: BinaryIO | Image.Image, label: str, *, upright: bool = True) -> Image.Image:
     """Read all pixels and turn them upright; whatever a decoder raises is worded."""
     try:
-        image = source if isinstance(source, Image.Image) else open_image(source)
+        image = source if isinstance(source, Image.Image) else _open_image(source, label)
         if 0 in image.size:
             raise DataError(f"{label}: has no pixels ({image.width} × {image.height})")
         image.load()
+        if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits in some releases
+            image = Image.fromarray(_sixteen_bit(np.asarray(image), label))
         image = _upright(image, label) if upright else image
         # Gray with premultiplied alpha is the one mode that Pillow turns into few others.
         return image.convert("LA") if image.mode == "La" else image
@@ -223,6 +226,8 @@ def _decode(source: BinaryIO | Image.Image, label: str, *, upright: bool = True)
         raise DataError(
             f"{label}: no image in a format that can be read: {error}; convert it to JPEG or PNG"
         ) from error
+    except tiff.TiffError as error:
+        raise DataError(f"{label}: {error}") from error
     except MemoryError as error:
         raise DataError(f"{label}: does not fit into memory; make it smaller") from error
     except Exception as error:  # decoders meet damaged files with nearly every type
@@ -230,6 +235,27 @@ def _decode(source: BinaryIO | Image.Image, label: str, *, upright: bool = True)
         raise DataError(
             f"{label}: corrupt or truncated ({detail}); copy or export it again"
         ) from error
+
+
+def _open_image(file: BinaryIO, label: str) -> Image.Image:
+    """Open a file; TIFF samples that Pillow does not read right are read at once."""
+    layout = tiff.layout(file) if tiff.is_tiff(file.read(4)) else None
+    if layout is None:
+        return open_image(file)
+    check_pixels(layout.allocated)
+    array = tiff.read(file, layout)
+    if array.ndim == 3:
+        array = _eight_bit(array, label)
+    elif array.dtype.kind == "f":
+        array = array.astype(np.float32)
+    elif array.dtype != np.uint16:
+        low, high = int(array.min()), int(array.max())
+        if max(-low, high) >= 2**31:
+            raise DataError(f"{label}: values from {low} to {high}; scale them to 0..65535")
+        array = array.astype(np.int32)
+    image = Image.fromarray(array)
+    image.getexif()[_EXIF_ORIENTATION] = layout.orientation
+    return image
 
 
 def _upright(image: Image.Image, label: str) -> Image.Image:
@@ -264,9 +290,7 @@ def _channels_last(array: AnyArray, label: str, *, channels_first: bool) -> AnyA
 
 def _rgb(image: Image.Image, label: str) -> Pixels:
     """A decoded PIL image of any mode as uint8 [H, W, 3]."""
-    if image.mode.startswith("I"):  # I;16 and its byte orders, and I, as which some 16 bits come
-        return _rgb_of_array(_sixteen_bit(np.asarray(image), label), label)
-    if image.mode == "F":
+    if image.mode == "F" or image.mode.startswith("I"):  # I;16 has several byte orders
         return _rgb_of_array(np.asarray(image), label)
     if image.mode != "RGB" or image.has_transparency_data:
         image = _over_white(image) if image.has_transparency_data else image.convert("RGB")
@@ -314,7 +338,7 @@ def _eight_bit(array: AnyArray, label: str) -> Pixels:
             raise DataError(f"{label}: float values from {low:g} to {high:g}; scale them to [0, 1]")
         scaled: Pixels = np.rint(np.clip(array, 0, 1).astype(np.float32) * 255).astype(np.uint8)
         return scaled
-    if array.dtype != np.uint16:
+    if array.dtype.newbyteorder("=") != np.uint16:
         values = _sixteen_bit(array, label)
         if values.max() <= 255:
             return values.astype(np.uint8)
