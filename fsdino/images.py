@@ -92,6 +92,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Where and of which orientation a warning was given, once a process.
+_warned: set[tuple[str, int]] = set()
+
 # Of a mask with gray edges, this share must lie this near to black or white (of 255).
 _CLEAR_SHARE, _CLEAR_RANGE = 0.98, 32
 # Float images may leave [0, 1] by what resampling and rounding add.
@@ -254,19 +257,31 @@ def _open_image(file: BinaryIO, label: str) -> Image.Image:
             raise DataError(f"{label}: values from {low} to {high}; scale them to 0..65535")
         array = array.astype(np.int32)
     image = Image.fromarray(array)
-    image.getexif()[_EXIF_ORIENTATION] = layout.orientation
+    if layout.orientation is not None:
+        image.getexif()[_EXIF_ORIENTATION] = layout.orientation
     return image
 
 
 def _upright(image: Image.Image, label: str) -> Image.Image:
     """Apply the EXIF orientation; damaged EXIF data does not cost the picture."""
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        orientation = _orientation(image)
     except Exception as error:
         logger.warning("%s: the EXIF data cannot be read and are ignored (%s)", label, error)
         return image
-    method = _UPRIGHT.get(orientation)
+    method = None if orientation is None else _UPRIGHT.get(orientation)
     return image if method is None else image.transpose(method)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation; None where there is none.
+
+    Raises:
+        Exception: nearly any, where the EXIF data are damaged.
+    """
+    # The class's own: that of PNG images reads all pixels first, in case EXIF data follow them.
+    value = Image.Image.getexif(image).get(_EXIF_ORIENTATION)
+    return value if isinstance(value, int) and 1 <= value <= 8 else None
 
 
 def _channels_last(array: AnyArray, label: str, *, channels_first: bool) -> AnyArray:
@@ -351,6 +366,7 @@ def read_mask(
     size: tuple[int, int] | None = None,
     name: str = "mask",
     *,
+    image: ImageLike | None = None,
     allow_empty: bool = False,
 ) -> Flags:
     """A mask of two values as bool, upright like its image.
@@ -370,6 +386,9 @@ def read_mask(
         mask: as in `read_image`; colour arrays and tensors must be uint8.
         size: (H, W) of the image, as `read_image` returns it, that the mask belongs to.
         name: what an error calls it; a file's path is added.
+        image: what `read_image` was given for the image. Where its EXIF orientation turns it and
+            keeps its size, and the mask has no EXIF orientation of its own, nothing says which way
+            up the mask is: it is taken as upright, and the log has a warning, once a folder.
         allow_empty: whether no foreground at all is an answer (of a frame that the object has
             left, say) rather than an error.
 
@@ -381,6 +400,7 @@ def read_mask(
         DataError: as in `read_image`, and an empty mask or unexpected values.
     """
     label = _label(mask, name)
+    turned = _turned(mask, image)
     source = _source(mask, label)
     if isinstance(source, Image.Image):
         _check_size((source.height, source.width), size, label)
@@ -389,9 +409,59 @@ def read_mask(
         _check_size((source.shape[0], source.shape[1]), size, label)
         values = _values_of_array(source, label)
     foreground = _foreground(values, label)
+    if turned is not None:
+        _warn_of_orientation(mask, foreground, turned, label)
     if not allow_empty and not foreground.any():
         raise DataError(f"{label} has no foreground: paint the object in white (255) on black (0)")
     return foreground
+
+
+def _turned(mask: MaskLike, image: ImageLike | None) -> int | None:
+    """The EXIF orientation that turns an image and says nothing of its mask; None if there is none.
+
+    Asked before the mask is decoded: what Pillow turns by itself loses its orientation.
+    """
+    turned = None if image is None else _stated_orientation(image)
+    if turned not in _UPRIGHT or _stated_orientation(mask) is not None:
+        return None
+    return turned
+
+
+def _stated_orientation(source: ImageLike) -> int | None:
+    """The EXIF orientation that a file or PIL image states; None where it states none."""
+    try:
+        if isinstance(source, Image.Image):
+            return _orientation(source)
+        if isinstance(source, str | os.PathLike):
+            with files.open_regular(source) as file:
+                layout = tiff.layout(file) if tiff.is_tiff(file.read(4)) else None
+                if layout is not None:
+                    return layout.orientation
+                with open_image(file) as image:
+                    return _orientation(image)
+    except Exception:  # whatever a damaged file meets: reading it has said, or says, so
+        return None
+    return None
+
+
+def _warn_of_orientation(mask: MaskLike, flags: Flags, orientation: int, label: str) -> None:
+    """Say that nothing decides which way up a mask is, where that changes it; once a folder."""
+    plain = Image.fromarray(flags).transpose(_UPRIGHT[orientation])
+    if flags.shape != (plain.height, plain.width) or np.array_equal(flags, np.asarray(plain)):
+        return
+    place = ""
+    if isinstance(mask, str | os.PathLike):
+        place = os.path.dirname(os.path.abspath(os.fsdecode(mask)))
+    if (place, orientation) in _warned:
+        return
+    _warned.add((place, orientation))
+    logger.warning(
+        "%s: the EXIF orientation of its photograph is %d, which keeps the size, and the mask has "
+        "none: it is taken as painted on the photograph as displayed. If it was painted on the "
+        "stored pixels, write orientation %d into the mask's file (or save the photograph upright, "
+        "or pass both as arrays); orientation 1 there says that it is upright",
+        label, orientation, orientation,
+    )  # fmt: skip
 
 
 def _check_size(found: tuple[int, int], wanted: tuple[int, int] | None, label: str) -> None:
@@ -399,7 +469,10 @@ def _check_size(found: tuple[int, int], wanted: tuple[int, int] | None, label: s
         return
     hint = "paint it on the image itself, at full size"
     if found == tuple(wanted)[::-1]:
-        hint = "one of them is turned: paint it on the image as it is displayed"
+        hint = (
+            "one of them is turned: paint it on the image as it is displayed, or write the image's "
+            "EXIF orientation into the mask's file"
+        )
     raise UsageError(
         f"{label}: {found[1]} × {found[0]} pixels, but its image has {wanted[1]} × {wanted[0]}; "
         f"{hint}"

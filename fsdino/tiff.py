@@ -74,9 +74,9 @@ class Layout:
         return height, -(-width // max(block, 1)) * block
 
     @property
-    def orientation(self) -> int:
-        """The number that EXIF uses, too; 1 for upright."""
-        return self.tags.get(_ORIENTATION, (1,))[0]
+    def orientation(self) -> int | None:
+        """The number that EXIF uses, too; 1 for upright, None where nothing is said."""
+        return self.tags.get(_ORIENTATION, (None,))[0]
 
     def one(self, tag: int, default: int) -> int:
         """A tag's first value."""

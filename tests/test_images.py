@@ -704,6 +704,69 @@ def test_masks_of_turned_photographs(tmp_path: Path) -> None:
     one_line(error, "raw.png", "one of them is turned")
 
 
+def turned_pair(folder: Path, orientation: int, side: tuple[int, int]) -> tuple[Path, Path, Array]:
+    """A photograph with an EXIF orientation, a mask painted on its stored pixels, and that mask."""
+    flags = disc(*side)
+    photo = saved(
+        Image.fromarray(picture(*side)), folder / "p.jpg", exif=with_orientation(orientation)
+    )
+    return photo, saved(Image.fromarray(flags), folder / "m.png"), flags
+
+
+@pytest.mark.parametrize(
+    "orientation, side",
+    [(2, (30, 40)), (3, (30, 40)), (4, (30, 40))]
+    + [(orientation, (32, 32)) for orientation in range(2, 9)],
+)
+def test_a_mask_that_may_be_turned_is_warned_of(
+    tmp_path: Path, orientation: int, side: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where turning keeps the size, nothing decides which way up a mask is: said once a folder,
+    with the three ways to say it, each of which is silent and right."""
+    photo, mask, flags = turned_pair(tmp_path, orientation, side)
+    pixels = read_image(photo)
+    size = (pixels.shape[0], pixels.shape[1])
+    upright = UPRIGHT[orientation](flags)
+    for _ in range(2):
+        assert np.array_equal(read_mask(mask, size, image=photo), flags)
+    assert len(caplog.records) == 1
+    for part in ("m.png", f"orientation of its photograph is {orientation}", "as displayed"):
+        assert part in caplog.text
+    caplog.clear()
+    # The mask's own orientation decides, 1 included; and arrays are what they are.
+    other = Image.fromarray(flags)
+    own = saved(other, tmp_path / "own.png", exif=with_orientation(orientation))
+    assert np.array_equal(read_mask(own, size, image=photo), upright)
+    plain = saved(other, tmp_path / "plain.tif", exif=with_orientation(1))
+    assert np.array_equal(read_mask(plain, size, image=photo), flags)
+    assert np.array_equal(read_mask(flags, size, image=pixels), flags)
+    assert not caplog.records
+    # A mask without a file has the same question.
+    images._warned.clear()
+    with Image.open(photo) as opened:
+        assert np.array_equal(read_mask(flags, size, image=opened), flags)
+    assert "which keeps the size" in caplog.text
+
+
+def test_masks_that_are_not_in_doubt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Upright photographs, damaged EXIF data, and masks that turning leaves as they are."""
+    photo, mask, flags = turned_pair(tmp_path, 1, (30, 40))
+    assert np.array_equal(read_mask(mask, (30, 40), image=photo), flags)
+    photo, mask, flags = turned_pair(tmp_path, 6, (30, 40))
+    assert read_mask(UPRIGHT[6](flags).copy(), (40, 30), image=photo).any()
+    with pytest.raises(UsageError, match="write the image's EXIF orientation into the mask's file"):
+        read_mask(mask, (40, 30), image=photo)
+    photo, mask, _ = turned_pair(tmp_path, 3, (30, 40))
+    even = np.zeros((30, 40), bool)
+    even[10:20, 10:30] = True
+    assert np.array_equal(read_mask(even, (30, 40), image=photo), even)
+    (tmp_path / "bad.png").write_bytes(
+        png(40, 30, 8, 2, [bytes(120)] * 30, (b"eXIf", b"no TIFF header"))
+    )
+    assert read_mask(mask, (30, 40), image=tmp_path / "bad.png").any()
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("size", [(14, 28), (56, 56), (97, 131), (200, 150), (60, 80)])
 def test_to_tensor_resamples_like_pillow(size: tuple[int, int]) -> None:
     """Bilinear with antialiasing as Pillow defines it, without its rounding to 8 bits."""

@@ -167,13 +167,14 @@ class Folder:
             image = read_image(self.root / name)
             if self.reading.layout == "labels":
                 return self._labelled(name, self.root / mask, image, class_id, query)
-            return Sample(image, self._mask(self.root / mask, image.shape[:2]), name, class_id)
+            flags = self._mask(self.root / mask, self.root / name, image.shape[:2])
+            return Sample(image, flags, name, class_id)
         except UsageError as error:
             raise DataError(str(error)) from error
 
-    def _mask(self, path: Path, size: tuple[int, int]) -> Mask:
+    def _mask(self, path: Path, image: Path, size: tuple[int, int]) -> Mask:
         try:
-            return read_mask(path, size)
+            return read_mask(path, size, image=image)
         except DataError as error:
             if several_classes(path):
                 raise DataError(

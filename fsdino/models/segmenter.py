@@ -233,7 +233,10 @@ class Segmenter(nn.Module):
             )
         arrays = [pixels.read_image(x, _name("image", k)) for k, x in enumerate(image_list)]
         sizes = [(array.shape[0], array.shape[1]) for array in arrays]
-        flags = [pixels.read_mask(x, sizes[k], _name("mask", k)) for k, x in enumerate(mask_list)]
+        flags = [
+            pixels.read_mask(x, sizes[k], _name("mask", k), image=image_list[k])
+            for k, x in enumerate(mask_list)
+        ]
         features = self.encode_list([self._prepare(array) for array in arrays])
         return self._support(features, flags)
 
@@ -247,7 +250,10 @@ class Segmenter(nn.Module):
         """
         array = pixels.read_image(image, "image")
         size = (array.shape[0], array.shape[1])
-        flags = {n: pixels.read_mask(mask, size, f"mask {n}") for n, mask in masks.items()}
+        flags = {
+            name: pixels.read_mask(mask, size, f"mask {name}", image=image)
+            for name, mask in masks.items()
+        }
         features = self.encode_list([self._prepare(array)])
         return {name: self._support(features, [flag]) for name, flag in flags.items()}
 

@@ -61,6 +61,16 @@ def test_a_turned_photograph_keeps_its_mask(photos: Path) -> None:
     assert Folder(photos).read("dog/0.jpg", 1, query=True).image.shape == (30, 40, 3)
 
 
+def test_a_photograph_turned_by_180_degrees(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing decides which way up its mask is: a warning, once a folder."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for name in ("dog/0.jpg", "dog/1.jpg"):
+        Image.fromarray(picture(0, 30, 40)).save(photos / name, exif=exif)
+        Folder(photos).read(name, 1, query=True)
+    assert caplog.text.count("orientation of its photograph is 3") == 1
+
+
 def test_what_is_missing_or_bad_is_named(photos: Path, tmp_path: Path) -> None:
     """One's own data have one's own mistakes."""
     source = Folder(photos)

@@ -124,6 +124,22 @@ def test_kinds_of_images_and_masks(model: FSDINO, kind: str, tmp_path: Path) -> 
     torch.testing.assert_close(model.encode_support(*given).foreground, expected.foreground)
 
 
+def test_a_mask_of_a_turned_photograph_is_warned_of(
+    model: FSDINO, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Turned by 180 degrees, a photograph keeps its size: which way up is its mask?"""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(picture(30, 40)).save(tmp_path / "image.jpg", exif=exif)
+    Image.fromarray(box_mask(30, 40)).save(tmp_path / "mask.png")
+    model.encode_support(tmp_path / "image.jpg", tmp_path / "mask.png")
+    assert caplog.text.count("orientation of its photograph is 3") == 1
+    other = tmp_path / "other.png"
+    Image.fromarray(box_mask(30, 40)).save(other, exif=Image.Exif())
+    model.encode_objects(np.asarray(Image.open(tmp_path / "image.jpg")), {"box": other})
+    assert caplog.text.count("orientation of its photograph") == 1
+
+
 def test_no_support_and_unequal_numbers_are_usage_errors(model: FSDINO) -> None:
     """Each with what to do."""
     with pytest.raises(UsageError, match="no support"):
