@@ -93,7 +93,7 @@ class ModelPredictor:
                 batch.support_masks[:, chosen.start : chosen.stop].flatten(0, 1),
                 len(chosen),
             )
-            votes.append(self.model.decode(query, support).float())
+            votes.append(self.model.finite_logits(query, support).float())
         return torch.cat(votes, 1)
 
     def _encode(self, questions: Questions, batch: Batch) -> dict[str, Features]:

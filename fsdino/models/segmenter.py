@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fsdino import images as pixels
-from fsdino.errors import UsageError
+from fsdino.errors import DataError, UsageError
 from fsdino.images import ImageLike, MaskLike
 from fsdino.models import tiling
 from fsdino.models.checkpoints import write_folder
@@ -31,6 +31,7 @@ from fsdino.models.supports import Shot, Support, SupportFeatures, token_mask
 
 _BATCH = 8  # queries that share an encoder pass
 _MOST_TILES = 2500
+_BAND = 2**22  # pixels whose labels are found at once
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,22 @@ class Segmentation:
 
         The class of the highest probability, where that passes the threshold.
         """
-        return np.where(self.mask, self.probabilities.argmax(0) + 1, 0)
+        return self.compact_labels().astype(np.int64)
+
+    def compact_labels(self) -> npt.NDArray[np.integer[Any]]:
+        """`labels` in the smallest unsigned type, which large images need: [H, W]."""
+        kind = np.min_scalar_type(len(self.names))
+        labels = np.zeros(self.probabilities.shape[1:], kind)
+        step = max(_BAND // max(labels.shape[1], 1), 1)
+        for top in range(0, len(labels), step):
+            band = self.probabilities[:, top : top + step]
+            found = band.argmax(0).astype(kind) + kind.type(1)
+            np.copyto(labels[top : top + step], found, where=band.max(0) >= self.threshold)
+        return labels
 
     def overlay(self) -> Image.Image:
         """The query with the classes drawn over it."""
-        return pixels.overlay(self.image, self.labels)
+        return pixels.overlay(self.image, self.compact_labels())
 
 
 class Segmenter(nn.Module):
@@ -102,10 +114,64 @@ class Segmenter(nn.Module):
         self.train_encoder = False
         self.provenance: Mapping[str, Any] | None = None
         self._fingerprint: tuple[int, str] | None = None
+        self._seen_finite: tuple[Any, ...] | None = None
 
     @abstractmethod
     def decode(self, query: Features, support: SupportFeatures) -> Tensor:
         """Mask logits [B, 1, h', w'] of B queries at a resolution of the model's choice."""
+
+    def finite_logits(
+        self, query: Features, support: SupportFeatures, name: str = "foreground"
+    ) -> Tensor:
+        """`decode`, for everything that makes masks of logits: NaN would become an empty mask.
+
+        Args:
+            query: B queries.
+            support: what they are asked for.
+            name: of the support, for the error.
+
+        Raises:
+            DataError: logits, or the model's weights, are not finite; names the cause.
+        """
+        self._check_weights()
+        logits = self.decode(query, support)
+        if logits.isfinite().all():
+            return logits
+        prototypes = [support.foreground, support.background]
+        shots = [tokens for shot in support.shots for tokens in (shot.correlation, shot.mask)]
+        if not all(tokens.isfinite().all() for tokens in (*prototypes, *shots)):
+            raise DataError(
+                f"support {name!r} holds NaN or infinity: encode it again with encode_support"
+            )
+        _check_features(query, "query")
+        raise DataError(
+            f"the model's output for support {name!r} is not finite in {query.last.dtype}: "
+            "use float32 or bfloat16, or other weights"
+        )
+
+    def _check_weights(self) -> None:
+        """Refuse weights that are not finite: some layers turn those into plausible numbers.
+
+        Looked at once, and again after they have changed.
+        """
+        found = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        version = sum(0 if t.is_inference() else t._version for t in found.values())
+        first = next(iter(found.values()))
+        state = (version, first.dtype, first.device, first.data_ptr())
+        if self._seen_finite == state:
+            return
+        bad = [
+            name
+            for name, tensor in found.items()
+            if tensor.is_floating_point() and not tensor.isfinite().all()
+        ]
+        if bad:
+            names = ", ".join(bad[:3]) + (", …" if len(bad) > 3 else "")
+            raise DataError(
+                f"the model's weights hold NaN or infinity ({names}): load them again, or train "
+                "from an earlier checkpoint"
+            )
+        self._seen_finite = state
 
     def set_trainable(
         self, *, encoder: bool = False, adapter: bool = False, decoder: bool = True
@@ -221,7 +287,7 @@ class Segmenter(nn.Module):
 
         Raises:
             UsageError: no image, another number of masks, a mask of another size.
-            DataError: an unreadable image, a mask without foreground.
+            DataError: an unreadable image, a mask without foreground, weights that are not finite.
         """
         image_list, mask_list = _as_list(images), _as_list(masks)
         if not image_list:
@@ -261,6 +327,9 @@ class Segmenter(nn.Module):
         self, features: Sequence[Features], flags: Sequence[npt.NDArray[np.bool_]]
     ) -> Support:
         """Encoded images, each with its mask bool [H, W]."""
+        self._check_weights()
+        for k, tokens in enumerate(features):
+            _check_features(tokens, f"support image {k + 1}")
         grids = [(f.last.shape[-2], f.last.shape[-1]) for f in features]
         covers = [
             token_mask(pixels.mask_to_tensor(m, grid).to(self.device)[None], grid)
@@ -322,7 +391,8 @@ class Segmenter(nn.Module):
         Raises:
             UsageError: no support, a support of another model, a threshold outside of (0, 1),
                 more tiles than can be meant.
-            DataError: an unreadable image.
+            DataError: an unreadable image, a support that is damaged or has other channels than
+                the model's, logits that are not finite.
         """
         named = support if isinstance(support, Mapping) else {"foreground": support}
         self._check_supports(named)
@@ -332,7 +402,9 @@ class Segmenter(nn.Module):
         queries = _as_list(query)
         arrays = [pixels.read_image(x, _name("query", k)) for k, x in enumerate(queries)]
         dtype = next(self.parameters()).dtype
-        supports = [s.to(self.device, dtype) for s in named.values()]
+        supports = {name: s.to(self.device, dtype) for name, s in named.items()}
+        for name, encoded in supports.items():
+            self._check_content(name, encoded)
         if tiles:
             maps = [self._probabilities_tiled(array, supports) for array in arrays]
         else:
@@ -346,22 +418,24 @@ class Segmenter(nn.Module):
         return results if isinstance(query, list | tuple) else results[0]
 
     def _probabilities(
-        self, arrays: Sequence[npt.NDArray[np.uint8]], supports: Sequence[Support]
+        self, arrays: Sequence[npt.NDArray[np.uint8]], supports: Mapping[str, Support]
     ) -> list[Tensor]:
         """One map [N, H, W] per image, at its own size."""
         maps = []
         for array, features in zip(
             arrays, self.encode_list([self._prepare(a) for a in arrays]), strict=True
         ):
-            logits = torch.cat([self.decode(features, s.features(1))[0] for s in supports])
+            logits = torch.cat(
+                [self.finite_logits(features, s.features(1), n)[0] for n, s in supports.items()]
+            )
             size = (array.shape[0], array.shape[1])
-            maps.append(pixels.resize_back(logits.float(), size).sigmoid())
+            maps.append(pixels.resize_back(logits.float(), size).sigmoid_())
         return maps
 
     def _probabilities_tiled(
-        self, array: npt.NDArray[np.uint8], supports: Sequence[Support]
+        self, array: npt.NDArray[np.uint8], supports: Mapping[str, Support]
     ) -> Tensor:
-        sizes = [size for s in supports for size in s.image_sizes]
+        sizes = [size for s in supports.values() for size in s.image_sizes]
         height, width = (int(np.median([size[i] for size in sizes])) for i in (0, 1))
         boxes = tiling.tile_boxes((array.shape[0], array.shape[1]), (height, width))
         if len(boxes) > _MOST_TILES:
@@ -397,6 +471,22 @@ class Segmenter(nn.Module):
                     "encode it again with encode_support"
                 )
 
+    def _check_content(self, name: str, support: Support) -> None:
+        """Refuse what damage or another program put into a support, before it becomes a mask."""
+        problem = support.problem()
+        if problem is None:
+            wanted = (len(self.encoder.correlation_layers), self.encoder.channels)
+            found = (support.correlation[0].shape[0], support.foreground.shape[1])
+            if wanted != found:
+                problem = (
+                    f"it has {found[0]} layers of {found[1]} channels, this model has {wanted[0]} "
+                    f"of {wanted[1]}"
+                )
+        if problem is not None:
+            raise DataError(
+                f"support {name!r} cannot be used: {problem}; encode it again with encode_support"
+            )
+
 
 def pool_supports(features: Features, masks: Tensor, shots: int) -> SupportFeatures:
     """Encoded supports of B episodes, as `Segmenter.decode` takes them.
@@ -415,6 +505,14 @@ def pool_supports(features: Features, masks: Tensor, shots: int) -> SupportFeatu
         masked_mean(features.last, 1 - covers).unflatten(0, by_shot).mean(1),
         [Shot(correlation[:, k], cover[:, k]) for k in range(shots)],
     )
+
+
+def _check_features(features: Features, what: str) -> None:
+    if not all(t.isfinite().all() for t in (features.shallow, features.last, features.correlation)):
+        raise DataError(
+            f"{what}: the encoder's output is not finite in {features.last.dtype}: use float32 or "
+            "bfloat16, or a model with other weights, mean and std"
+        )
 
 
 def _as_list(value: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:

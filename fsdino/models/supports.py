@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,9 +15,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fsdino.errors import CheckpointError, UsageError
-from fsdino.models.checkpoints import write_tensors
+from fsdino.models.checkpoints import first_line, tensors_sha256, write_tensors
 
-_FORMAT = "fsdino-support-1"
+_FORMAT = "fsdino-support-2"
+_UNHASHED = "fsdino-support-1"  # as versions before 0.2 wrote it
+_HASH = "sha256"
+_SIZE = re.compile(r"([1-9][0-9]{0,9})x([1-9][0-9]{0,9})", re.ASCII)
+_SLACK = 1e-3  # what rounding may add to a share of 1
 
 
 @dataclass(frozen=True)
@@ -89,8 +95,20 @@ class Support:
             ],
         )
 
+    def tensors(self) -> list[Tensor]:
+        """All tensors: prototypes, tokens and masks."""
+        return [self.foreground, self.background, *self.correlation, *self.masks]
+
+    def problem(self) -> str | None:
+        """Why no model can use it: parts that do not fit together, values that encode nothing.
+
+        Returns:
+            The reason, in a few words; None if there is none.
+        """
+        return _shape_problem(self) or _value_problem(self)
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file, whole or not at all.
+        """Write a safetensors file, whole or not at all, with a hash of its content.
 
         Raises:
             FsdinoError: the folder is missing, not writable or full.
@@ -104,39 +122,111 @@ class Support:
             "model_fingerprint": self.model_fingerprint,
             "image_sizes": " ".join(f"{height}x{width}" for height, width in self.image_sizes),
         }
-        write_tensors(path, tensors, metadata)
+        write_tensors(path, tensors, {**metadata, _HASH: _content_hash(tensors, metadata)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Support:
-        """Read what `save` wrote.
+        """Read what `save` wrote, and check it.
+
+        Files of earlier versions have no hash: only that their parts are plausible is checked.
 
         Raises:
             UsageError: there is no such file.
-            CheckpointError: the file is damaged or no support.
+            CheckpointError: the file is damaged, or not a support.
         """
         if not Path(path).is_file():
             raise UsageError(f"support {path}: no such file")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
+                if metadata.get("format") not in (_FORMAT, _UNHASHED):
                     raise CheckpointError(
-                        f"support {path} was not written by Support.save: encode the support again"
+                        f"support {path} was not written by Support.save, or by a newer version: "
+                        "encode the support again"
                     )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            sizes = [size.split("x") for size in metadata["image_sizes"].split()]
-            return cls(
-                tensors["foreground"],
-                tensors["background"],
-                tuple(tensors[f"correlation.{k}"] for k in range(len(sizes))),
-                tuple(tensors[f"masks.{k}"] for k in range(len(sizes))),
-                tuple((int(height), int(width)) for height, width in sizes),
-                metadata["model_fingerprint"],
-            )
-        except (SafetensorError, KeyError, ValueError) as error:
+            return _from_content(tensors, metadata)
+        # What safetensors raises for a file that it cannot read or parse, or that does not fit.
+        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"support {path} is damaged ({error}): encode the support again"
+                f"support {path} is damaged ({first_line(error)}): encode the support again"
             ) from error
+
+
+def _from_content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Support:
+    """The support that a file holds.
+
+    Raises:
+        KeyError, ValueError: its content is not what was written.
+    """
+    if metadata["format"] == _FORMAT:
+        rest = {key: value for key, value in metadata.items() if key != _HASH}
+        if metadata[_HASH] != _content_hash(tensors, rest):
+            raise ValueError("its content is not what was written")
+    sizes = [_SIZE.fullmatch(size) for size in metadata["image_sizes"].split()]
+    shots = range(len(sizes))
+    names = {"foreground", "background"}
+    names |= {f"{part}.{k}" for part in ("correlation", "masks") for k in shots}
+    if names != tensors.keys():
+        different = ", ".join(sorted(names ^ tensors.keys())[:5])
+        raise ValueError(f"tensors are missing or too many: {different}")
+    support = Support(
+        tensors["foreground"],
+        tensors["background"],
+        tuple(tensors[f"correlation.{k}"] for k in shots),
+        tuple(tensors[f"masks.{k}"] for k in shots),
+        tuple((int(size[1]), int(size[2])) if size else (0, 0) for size in sizes),
+        metadata["model_fingerprint"],
+    )
+    problem = support.problem()
+    if problem is not None:
+        raise ValueError(problem)
+    return support
+
+
+def _content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    return tensors_sha256(tensors, json.dumps(dict(metadata), sort_keys=True))
+
+
+def _shape_problem(support: Support) -> str | None:
+    shots = len(support.masks)
+    if shots == 0:
+        return "it has no shots"
+    if not all(isinstance(t, Tensor) and t.is_floating_point() for t in support.tensors()):
+        return "its tensors are not all floating"
+    counts = {len(support.correlation), len(support.image_sizes), shots}
+    for name, pooled in (("foreground", support.foreground), ("background", support.background)):
+        if pooled.ndim != 2 or pooled.shape != support.foreground.shape or pooled.shape[1] == 0:
+            return f"{name} has the shape {list(pooled.shape)}"
+        counts.add(len(pooled))
+    if len(counts) > 1:
+        return "its parts have different numbers of shots"
+    if any(min(size) < 1 for size in support.image_sizes):
+        return "a size of its images is not one"
+    layers = support.correlation[0].shape[:1]
+    for k, (tokens, mask) in enumerate(zip(support.correlation, support.masks, strict=True)):
+        expected = (*layers, support.foreground.shape[1], *mask.shape)
+        if mask.ndim != 2 or tokens.ndim != 4 or tokens.shape != expected or tokens.numel() == 0:
+            return (
+                f"shot {k + 1} has tokens {list(tokens.shape)} and a mask {list(mask.shape)}, "
+                f"which do not fit {support.foreground.shape[1]} channels"
+            )
+    return None
+
+
+def _value_problem(support: Support) -> str | None:
+    if not _all_finite(support.tensors()):
+        return "it holds NaN or infinity"
+    low = torch.stack([mask.amin() for mask in support.masks]).min()
+    high = torch.stack([mask.amax() for mask in support.masks])
+    if low < -_SLACK or high.max() > 1 + _SLACK:
+        return "a mask leaves [0, 1]"
+    return "a mask is empty" if high.min() <= 0 else None
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    """One question for all: on a GPU, each answer would be waited for."""
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
 def token_mask(mask: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fsdino.errors import DataError, UsageError
+from fsdino.models import segmenter
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmentation
 from fsdino.models.supports import Support
@@ -522,3 +524,131 @@ def test_tiles_without_end_are_refused(model: FSDINO) -> None:
     support = model.encode_support(picture(4, 4), box_mask(4, 4))
     with pytest.raises(UsageError, match=r"cuts a query of 300 x 300 into \d+ tiles"):
         model.segment(picture(300, 300), support, tiles=True)
+
+
+def poison(model: FSDINO, name: str, value: float) -> None:
+    """One value among the weights or buffers of a part."""
+    with torch.no_grad():
+        model.state_dict(keep_vars=True)[name].view(-1)[0] = value
+
+
+WEIGHTS = (
+    "encoder.vit.blocks.1.mlp.fc1.bias",
+    "encoder.vit.norm.weight",
+    "prior.blocks.0.norm.bias",
+)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_that_are_not_finite_are_named(name: str, value: float) -> None:
+    """Not an empty mask; before and after a support was encoded, in every way to ask."""
+    model = tiny_model()
+    support = model.encode_support([picture(40, 60)], [box_mask(40, 60)])
+    poison(model, name, value)
+    damaged = replace(support, model_fingerprint=model.fingerprint())
+    words = rf"weights hold NaN or infinity \({name}\)"
+    with pytest.raises(DataError, match=words):
+        model.encode_support([picture(40, 60)], [box_mask(40, 60)])
+    with pytest.raises(DataError, match=words):
+        model.encode_objects(picture(40, 60), {"a": box_mask(40, 60)})
+    for supports in (damaged, {"a": damaged, "b": damaged}):
+        for tiles in (False, True):
+            with pytest.raises(DataError, match=words):
+                model.segment(picture(90, 130), supports, tiles=tiles)
+
+
+def test_images_that_a_model_cannot_normalise_are_named() -> None:
+    """A standard deviation of 0 gives infinite pixels: no support, and no mask."""
+    model = tiny_model()
+    support = model.encode_support([picture(40, 60)], [box_mask(40, 60)])
+    model.encoder.std.zero_()
+    with pytest.raises(DataError, match="support image 1: the encoder's output is not finite"):
+        model.encode_support([picture(40, 60)], [box_mask(40, 60)])
+    with pytest.raises(DataError, match="query: the encoder's output is not finite"):
+        model.segment(picture(40, 60), replace(support, model_fingerprint=model.fingerprint()))
+
+
+def damage(support: Support, part: str, change: Any) -> Support:
+    value = getattr(support, part)
+    if isinstance(value, tuple):
+        return replace(support, **{part: (change(value[0].clone()), *value[1:])})
+    return replace(support, **{part: change(value.clone())})
+
+
+def with_nan(tensor: torch.Tensor) -> torch.Tensor:
+    tensor.view(-1)[0] = torch.nan
+    return tensor
+
+
+@pytest.mark.parametrize("variant", ["full", "training_free"])
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("foreground", with_nan, "NaN or infinity"),
+        ("background", with_nan, "NaN or infinity"),
+        ("correlation", with_nan, "NaN or infinity"),
+        ("masks", with_nan, "NaN or infinity"),
+        ("masks", lambda t: t / 0, "NaN or infinity"),
+        ("masks", torch.zeros_like, "a mask is empty"),
+        ("masks", lambda t: 2 * t, r"a mask leaves \[0, 1\]"),
+        ("masks", lambda t: t[:0], "do not fit"),
+        ("masks", lambda t: t[0], "do not fit"),
+        ("correlation", lambda t: t[:, :, :3], "do not fit"),
+        ("correlation", lambda t: t[:1], "1 layers of 24 channels, this model has 2 of 24"),
+        ("correlation", lambda t: t[:, :5], "do not fit"),
+        ("foreground", lambda t: t[:, :5], "background has the shape"),
+        ("foreground", lambda t: t[:0], "background has the shape"),
+        ("foreground", lambda t: t.int(), "not all floating"),
+    ],
+)
+def test_a_damaged_support_is_named(part: str, change: Any, words: str, variant: str) -> None:
+    """By its name, whatever reads it: NaN in a mask, for one, counted as background."""
+    model = tiny_model(variant=variant)
+    support = model.encode_support([picture(40, 60)], [box_mask(40, 60)])
+    supports = {"good": support, "bad": damage(support, part, change)}
+    for tiles in (False, True):
+        with pytest.raises(DataError, match=rf"support 'bad' cannot be used: .*{words}"):
+            model.segment(picture(90, 130), supports, tiles=tiles)
+
+
+def test_a_support_without_shots_is_named(model: FSDINO, support: Support) -> None:
+    """And one whose parts disagree about their number."""
+    empty = replace(support, correlation=(), masks=(), image_sizes=())
+    with pytest.raises(DataError, match="'foreground' cannot be used: it has no shots"):
+        model.segment(picture(40, 60), empty)
+    uneven = replace(support, image_sizes=support.image_sizes * 2)
+    with pytest.raises(DataError, match="different numbers of shots"):
+        model.segment(picture(40, 60), uneven)
+
+
+def test_logits_that_are_not_finite_name_the_support(model: FSDINO, support: Support) -> None:
+    """Below `segment`, too, where evaluation asks; finite ones are those of `decode`."""
+    query = model.encode_list([model._prepare(picture(50, 50))])[0]
+    features = support.features(1)
+    assert torch.equal(model.finite_logits(query, features), model.decode(query, features))
+    broken = damage(support, "correlation", with_nan).features(1)
+    with pytest.raises(DataError, match="support 'cat' holds NaN or infinity"):
+        model.finite_logits(query, broken, "cat")
+
+
+def test_overflow_is_neither_support_nor_weights(
+    model: FSDINO, support: Support, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A query for which half precision overflows says which type it was."""
+    monkeypatch.setattr(FSDINO, "decode", lambda *_: torch.full((1, 1, 5, 5), torch.inf))
+    with pytest.raises(DataError, match=r"output for support 'foreground' .* torch\.float32"):
+        model.segment(picture(50, 50), support)
+
+
+@pytest.mark.parametrize("names", [1, 3, 300])
+def test_compact_labels(names: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as over all pixels at once, band by band, in as few bytes as the labels need."""
+    monkeypatch.setattr(segmenter, "_BAND", 20)
+    random = np.random.default_rng(0)
+    maps = random.random((names, 7, 9), dtype=np.float32)
+    result = Segmentation(picture(7, 9), maps, tuple(map(str, range(names))), 0.7)
+    expected = np.where(maps.max(0) >= 0.7, maps.argmax(0) + 1, 0)
+    assert np.array_equal(result.labels, expected)
+    assert np.array_equal(result.compact_labels(), expected)
+    assert result.compact_labels().itemsize == (1 if names < 256 else 2)

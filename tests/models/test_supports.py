@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import fsdino
 from fsdino.errors import CheckpointError, FsdinoError, UsageError
@@ -173,38 +175,135 @@ def test_load_refuses_a_truncated_file(share: float, tmp_path: Path) -> None:
         Support.load(path)
 
 
+def content(support: Support) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a file of the first format, which had no hash."""
+    tensors = {"foreground": support.foreground, "background": support.background}
+    for k in range(support.shots):
+        tensors[f"correlation.{k}"] = support.correlation[k]
+        tensors[f"masks.{k}"] = support.masks[k]
+    metadata = {
+        "format": "fsdino-support-1",
+        "image_sizes": " ".join(f"{h}x{w}" for h, w in support.image_sizes),
+        "model_fingerprint": support.model_fingerprint,
+    }
+    return tensors, metadata
+
+
+def test_files_of_the_first_format_still_load(tmp_path: Path) -> None:
+    """Without a hash; saving writes the second."""
+    support = hand_made()
+    tensors, metadata = content(support)
+    save_file(tensors, tmp_path / "old.safetensors", metadata=metadata)
+    assert_equal(Support.load(tmp_path / "old.safetensors"), support)
+    support.save(tmp_path / "new.safetensors")
+    with safe_open(tmp_path / "new.safetensors", framework="pt") as file:
+        assert file.metadata()["format"] == "fsdino-support-2"
+
+
 @pytest.mark.parametrize(
-    ("metadata", "missing"),
+    "change",
     [
-        ({"image_sizes": "10x20 11x21 12x22"}, None),  # one more than there are shots
-        ({"image_sizes": "10x20 wide"}, None),
-        ({"image_sizes": "10x20 11x21x3"}, None),
-        ({"image_sizes": None}, None),
-        ({"model_fingerprint": None}, None),
-        ({}, "foreground"),
-        ({}, "masks.1"),
+        lambda t, m: t["correlation.1"].view(-1)[3].add_(1e-3),
+        lambda t, m: t["masks.0"].fill_(0.5),
+        lambda t, m: t.update({"masks.0": t["masks.0"].double()}),
+        lambda t, m: m.update(image_sizes="10x20 11x22"),
+        lambda t, m: m.update(model_fingerprint="1123456789abcdef"),
+        lambda t, m: m.update(sha256="0" * 64),
+        lambda t, m: m.pop("sha256"),
+        lambda t, m: m.update(more="1"),
     ],
 )
-def test_load_refuses_an_inconsistent_file(
-    metadata: dict[str, str | None], missing: str | None, tmp_path: Path
-) -> None:
+def test_the_hash_covers_tensors_and_metadata(change: Any, tmp_path: Path) -> None:
+    """Plausible values that nobody wrote are damage as well."""
+    path = tmp_path / "cat.safetensors"
+    hand_made().save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata())
+    tensors = load_file(path)
+    change(tensors, metadata)
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(CheckpointError, match=r"cat\.safetensors is damaged .*encode"):
+        Support.load(path)
+
+
+def test_every_flipped_bit_of_the_tensors_is_found(tmp_path: Path) -> None:
+    """One in each byte of the file's tail, which holds nothing but numbers."""
+    path = tmp_path / "cat.safetensors"
+    hand_made().save(path)
+    whole = path.read_bytes()
+    size = sum(t.numel() * t.element_size() for t in hand_made().tensors())
+    for place in range(len(whole) - size, len(whole), 7):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        with pytest.raises(CheckpointError, match="not what was written"):
+            Support.load(path)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"image_sizes": "10x20 11x21 12x22"},  # one more than there are shots
+        {"image_sizes": "10x20"},
+        {"image_sizes": ""},
+        {"image_sizes": "10x20 wide"},
+        {"image_sizes": "10x20 11x21x3"},
+        {"image_sizes": "10x20 0x21"},
+        {"image_sizes": "10x20 -3x21"},
+        {"image_sizes": "10x20 11x99999999999999999999"},
+        {"image_sizes": "10x20 11x\u0662"},
+        {"image_sizes": None},
+        {"model_fingerprint": None},
+    ],
+)
+def test_load_refuses_inconsistent_metadata(metadata: Any, tmp_path: Path) -> None:
     """A file of the right format whose parts do not fit together is damaged."""
-    support = hand_made()
-    tensors = {"foreground": support.foreground, "background": support.background}
-    for k in range(2):
-        tensors[f"correlation.{k}"], tensors[f"masks.{k}"] = (
-            support.correlation[k],
-            support.masks[k],
-        )
-    tensors.pop(missing, None)
-    values = {
-        "format": "fsdino-support-1",
-        "image_sizes": "10x20 11x21",
-        "model_fingerprint": "0123456789abcdef",
-        **metadata,
-    }
-    present = {key: value for key, value in values.items() if value is not None}
+    tensors, whole = content(hand_made())
+    present = {key: value for key, value in {**whole, **metadata}.items() if value is not None}
     save_file(tensors, tmp_path / "cat.safetensors", metadata=present)
+    with pytest.raises(CheckpointError, match="damaged"):
+        Support.load(tmp_path / "cat.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("foreground", None),
+        ("masks.1", None),
+        ("foreground", lambda t: t[:1]),
+        ("foreground", lambda t: t.flatten()),
+        ("background", lambda t: t * torch.nan),
+        ("background", lambda t: t.long()),
+        ("correlation.0", lambda t: t[:, :, :1]),
+        ("correlation.0", lambda t: t[:, :2]),
+        ("correlation.0", lambda t: t[:1]),
+        ("correlation.1", lambda t: t[None]),
+        ("correlation.1", lambda t: t / 0),
+        ("masks.0", lambda t: t[:0]),
+        ("masks.0", lambda t: t * 0),
+        ("masks.0", lambda t: t - 1),
+        ("masks.1", lambda t: t * 300),
+        ("masks.1", lambda t: t > 0.5),
+        ("masks.2", lambda t: torch.ones(2, 2)),
+    ],
+)
+def test_load_refuses_impossible_tensors(name: str, change: Any, tmp_path: Path) -> None:
+    """Of the first format, too, which has no hash: it names the file."""
+    tensors, metadata = content(hand_made())
+    value = tensors.pop(name, None)
+    if change is not None:
+        tensors[name] = change(value).contiguous()
+    save_file(tensors, tmp_path / "cat.safetensors", metadata=metadata)
+    with pytest.raises(CheckpointError, match=r"cat\.safetensors is damaged"):
+        Support.load(tmp_path / "cat.safetensors")
+
+
+def test_empty_tensors_are_refused(tmp_path: Path) -> None:
+    """All of them empty fit together, and show nothing."""
+    support = hand_made()
+    tensors, metadata = content(support)
+    empty = {name: t[..., :0].contiguous() for name, t in tensors.items()}
+    save_file(empty, tmp_path / "cat.safetensors", metadata=metadata)
     with pytest.raises(CheckpointError, match="damaged"):
         Support.load(tmp_path / "cat.safetensors")
 
