@@ -6,14 +6,14 @@ Nothing is decoded here but where masks have to tell one class from several (`fs
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fsdino.data import labels
 from fsdino.data.labels import Labelling
 from fsdino.errors import DataError, UsageError
-from fsdino.images import list_images
+from fsdino.image_files import printable, scan_folder
 
 LAYOUTS = ("auto", "class-folders", "pairs", "labels")
 CLASSES_FILE = "classes.txt"
@@ -28,7 +28,6 @@ _MASK_FOLDERS = frozenset(
 # Parts of one data set rather than classes.
 _SPLIT_FOLDERS = frozenset({"dev", "test", "train", "training", "val", "valid", "validation"})
 _MASK_ENDS = ("_mask", "-mask")
-_DEEPEST = 8  # folders below the root that are looked into
 _SHOWN = 3  # examples in an error
 
 
@@ -137,7 +136,7 @@ def _class_folders(root: Path) -> Reading:
     for name, pairs in found.items():
         left_out.update(pairs.left_out)
         if name not in kept:
-            left_out[root / name] = "there is no image in this folder, it is no class"
+            left_out[root / name] = "there is no image in this folder itself, it is not a class"
     left_out.update((path, "not in a class folder") for path in _files(root))
     names = dict(enumerate(kept))
     images = {
@@ -163,8 +162,7 @@ def _find_class_folders(root: Path) -> dict[str, Pairs]:
         return found
     nested = {
         _name(root, folder): _class_folder(folder)
-        for top in tops
-        for folder in _all_below(top)
+        for folder in _all_below(root)
         if folder.name.casefold() not in _IMAGE_FOLDERS | _MASK_FOLDERS
     }
     nested = {name: pairs for name, pairs in nested.items() if pairs.images}
@@ -207,7 +205,8 @@ def side_by_side(folder: Path) -> Pairs:
     Raises:
         DataError: an image has more than one mask.
     """
-    files = list_images(folder)
+    listing = scan_folder(folder)
+    files = listing.images
     by_stem: dict[str, list[Path]] = {}
     for path in files:
         by_stem.setdefault(_text(path.stem), []).append(path)
@@ -232,7 +231,7 @@ def side_by_side(folder: Path) -> Pairs:
         for path in files
         if path not in masks and path not in images
     }
-    left_out.update((path, "not an image") for path in _files(folder) if path not in set(files))
+    left_out.update((folder / name, reason) for name, reason in listing.left_out.items())
     return Pairs(
         {path: own[0] for path, own in images.items() if own},
         [path for path, own in images.items() if not own],
@@ -255,8 +254,9 @@ def _beside_below(root: Path) -> Pairs:
     parts = [side_by_side(folder) for folder in (root, *_all_below(root))]
     left_out = {path: reason for part in parts for path, reason in part.left_out.items()}
     left_out.pop(root / CLASSES_FILE, None)
+    masks = {image: mask for part in parts for image, mask in part.masks.items()}
     return Pairs(
-        {image: mask for part in parts for image, mask in part.masks.items()},
+        dict(sorted(masks.items())),
         [path for part in parts for path in part.unmarked],
         left_out,
     )
@@ -296,7 +296,9 @@ def _in_two_folders(root: Path) -> Pairs | None:
     others = [path for path in _files(root) if path.name != CLASSES_FILE]
     others += [path for path in _folders(root) if path not in fitting[0]]
     left_out.update((path, "beside the images and masks") for path in others)
-    left_out.update((path, "not an image") for folder in fitting[0] for path in _strange(folder))
+    for folder in fitting[0]:
+        strange = scan_folder(folder, recursive=True).left_out
+        left_out.update((folder / name, reason) for name, reason in strange.items())
     return Pairs(marked, sorted(path for path, own in owners.items() if not own), left_out)
 
 
@@ -319,9 +321,8 @@ def _two_folders(root: Path) -> list[tuple[Path, Path]]:
 def _by_key(folder: Path) -> dict[str, list[Path]]:
     """The images below a folder by their names in it, without suffix."""
     found: dict[str, list[Path]] = {}
-    for below in (folder, *_all_below(folder)):
-        for path in list_images(below):
-            found.setdefault(_text(_name(folder, path.with_suffix(""))), []).append(path)
+    for path in scan_folder(folder, recursive=True).images:
+        found.setdefault(_text(_name(folder, path.with_suffix(""))), []).append(path)
     return found
 
 
@@ -384,27 +385,36 @@ def _several(root: Path, pairs: Pairs, labelling: Labelling) -> Reading:
 # ------------------------------------------------------------------------------------------ names
 
 
+def _entries(folder: Path) -> list[Path]:
+    """Visible entries of a folder, sorted."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise UsageError(
+            f"{printable(str(folder))}: cannot be read ({error.strerror}); check its permissions"
+        ) from error
+
+
 def _folders(folder: Path) -> list[Path]:
-    """Visible folders in a folder, sorted."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return [path for path in _entries(folder) if path.is_dir()]
 
 
 def _files(folder: Path) -> list[Path]:
-    """Visible entries of a folder that are not folders, sorted."""
-    return sorted(p for p in folder.iterdir() if not p.is_dir() and not p.name.startswith("."))
+    return [path for path in _entries(folder) if not path.is_dir()]
 
 
-def _strange(folder: Path) -> Iterator[Path]:
-    for below in (folder, *_all_below(folder)):
-        known = set(list_images(below))
-        yield from (path for path in _files(below) if path not in known)
-
-
-def _all_below(folder: Path, depth: int = _DEEPEST) -> Iterator[Path]:
-    """Visible folders below a folder, each before those in it; links may form circles."""
-    for path in _folders(folder) if depth else ():
-        yield path
-        yield from _all_below(path, depth - 1)
+def _all_below(folder: Path) -> list[Path]:
+    """All visible folders below a folder, each before those in it, once."""
+    found: list[Path] = []
+    seen = {folder.resolve()}
+    waiting = _folders(folder)[::-1]
+    while waiting:
+        path = waiting.pop()
+        if path.resolve() not in seen:
+            seen.add(path.resolve())
+            found.append(path)
+            waiting += _folders(path)[::-1]
+    return found
 
 
 def _is_png(path: Path) -> bool:
@@ -446,5 +456,5 @@ def _reasons(root: Path, left_out: Mapping[Path, str]) -> dict[str, str]:
 
 
 def _examples(found: Sequence[Path | str]) -> str:
-    names = [str(item) for item in found[:_SHOWN]]
+    names = [printable(str(item)) for item in found[:_SHOWN]]
     return ", ".join(names) + (", …" if len(found) > _SHOWN else "")
