@@ -11,21 +11,25 @@ import codecs
 import hashlib
 import json
 import pickle
+import pickletools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
-from fsdino.errors import DataError, FsdinoError, UsageError
-from fsdino.files import atomic_write, read_bytes
+from fsdino import files
+from fsdino.errors import DataError, UsageError
+from fsdino.files import read_bytes, write_bytes, write_json
 
 # In a folder of lists: they were derived from annotations, and are not the published ones.
 DERIVED_FILE = "derived.json"
 DERIVED_FORMAT = "fsdino-lists-1"  # part of the cache's keys: another rule is another number
 
-_MOST_BYTES = 2**27  # of a list; the longest published one has 12 million
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_MOST_NAME = 255  # bytes between two "/"
+_MOST_BYTES = 2**26  # of a list; COCO's have some hundred thousand names
 
 Item = tuple[str, int]  # an image's name, "/"-separated and relative to the root, and its class
 
@@ -73,14 +77,32 @@ def safe_name(name: str, source: str, depth: int = 1) -> str:
         DataError: an absolute path, "..", what only some systems take for a separator, or another
             depth.
     """
-    path = PurePosixPath(name)
-    broken = any(character in name for character in "\\:\0") or not path.parts
-    if broken or path.is_absolute() or ".." in path.parts:
-        raise DataError(f"{source}: {name!r} leaves the data set's folder; fix or replace the list")
-    if len(path.parts) != depth or str(path) != name:
+    if not _is_file_name(name):
+        raise DataError(
+            f"{source}: {_shown(name)} cannot be the name of a file; fix or replace the list"
+        )
+    parts = name.split("/")
+    if name in ("", ".") or parts[0] == "" or ".." in parts or "\\" in name or ":" in name:
+        raise DataError(
+            f"{source}: {_shown(name)} leaves the data set's folder; fix or replace the list"
+        )
+    if len(parts) != depth or "" in parts or "." in parts:
         expected = "/".join(["FOLDER"] * (depth - 1) + ["NAME"])
-        raise DataError(f"{source}: {name!r} is not like {expected}; fix or replace the list")
+        raise DataError(f"{source}: {_shown(name)} is not like {expected}; fix or replace the list")
     return name
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a file can have this name: no control characters, and not too long for any system."""
+    try:
+        parts = name.encode("utf-8", "surrogateescape").split(b"/")
+    except UnicodeEncodeError:
+        return False
+    return max(map(len, parts)) <= _MOST_NAME and _CONTROL.search(name) is None
+
+
+def _shown(text: str, most: int = 80) -> str:
+    return repr(text) if len(text) <= most else f"{text[:most]!r}…"
 
 
 def is_derived(folder: Path) -> bool:
@@ -94,8 +116,7 @@ def mark_derived(folder: Path, **facts: Any) -> None:
     Raises:
         FsdinoError: it cannot be written.
     """
-    with atomic_write(folder / DERIVED_FILE) as temporary:
-        temporary.write_text(json.dumps({"format": DERIVED_FORMAT, **facts}, indent=2) + "\n")
+    write_json(folder / DERIVED_FILE, {"format": DERIVED_FORMAT, **facts})
 
 
 def make_folder(folder: Path) -> None:
@@ -104,13 +125,11 @@ def make_folder(folder: Path) -> None:
     Raises:
         FsdinoError: it cannot be created.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FsdinoError(
-            f"cannot create {folder}: {error.strerror}; pass another --out to `fsdino data "
-            "prepare`, or set FSDINO_CACHE to a folder that can be written"
-        ) from error
+    files.make_folder(
+        folder,
+        "pass another --out to `fsdino data prepare`, or set FSDINO_CACHE to a folder that can be "
+        "written",
+    )
 
 
 def read_pairs(file: Path, classes: Sequence[int]) -> list[tuple[str, int]]:
@@ -127,9 +146,9 @@ def read_pairs(file: Path, classes: Sequence[int]) -> list[tuple[str, int]]:
     pairs = []
     for number, line in enumerate(read_lines(file), 1):
         name, separator, class_id = line.rpartition("__")
-        if not separator or not class_id.isdecimal():
+        if not separator or not re.fullmatch("[0-9]{1,9}", class_id):
             raise DataError(
-                f"{file}, line {number}: {line!r} is not IMAGE__CLASS; replace the list"
+                f"{file}, line {number}: {_shown(line)} is not IMAGE__CLASS; replace the list"
             )
         if int(class_id) not in classes:
             raise DataError(
@@ -142,8 +161,7 @@ def read_pairs(file: Path, classes: Sequence[int]) -> list[tuple[str, int]]:
 
 def write_pairs(file: Path, pairs: Iterable[tuple[str, int]]) -> None:
     """Write what `read_pairs` reads."""
-    with atomic_write(file) as temporary:
-        temporary.write_text("".join(f"{name}__{class_id:02d}\n" for name, class_id in pairs))
+    _write_lines(file, (f"{name}__{class_id:02d}" for name, class_id in pairs))
 
 
 def read_names(file: Path) -> list[str]:
@@ -158,8 +176,12 @@ def read_names(file: Path) -> list[str]:
 
 def write_names(file: Path, names: Iterable[str]) -> None:
     """Write what `read_names` reads."""
-    with atomic_write(file) as temporary:
-        temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    _write_lines(file, names)
+
+
+def _write_lines(file: Path, lines: Iterable[str]) -> None:
+    text = "".join(f"{line}\n" for line in lines)
+    write_bytes(file, text.encode("utf-8", "surrogateescape"))  # as `read_lines` reads it
 
 
 def read_class_pickle(file: Path, classes: Sequence[int], number: int = 80) -> dict[int, list[str]]:
@@ -177,14 +199,13 @@ def read_class_pickle(file: Path, classes: Sequence[int], number: int = 80) -> d
     """
     remedy = "replace it by the published list"
     try:
-        with file.open("rb") as stream:
-            found = _Unpickler(stream, file).load()
+        found = _unpickle(read_bytes(file, _MOST_BYTES), file)
     except FileNotFoundError as error:
         raise _missing(file) from error
     except DataError:
         raise
     except Exception as error:  # a damaged pickle raises nearly every type
-        detail = " ".join(str(error).split()) or type(error).__name__
+        detail = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{file}: damaged ({detail}); {remedy}") from error
     if type(found) is not dict or any(type(key) is not int for key in found):
         raise DataError(f"{file}: not a dict of class numbers; {remedy}")
@@ -204,21 +225,93 @@ def read_class_pickle(file: Path, classes: Sequence[int], number: int = 80) -> d
 def write_class_pickle(file: Path, names: Mapping[int, Sequence[str]], number: int = 80) -> None:
     """Write what `read_class_pickle` reads, with an empty list for classes that have no images."""
     whole = {class_id: list(names.get(class_id, ())) for class_id in range(number)}
-    with atomic_write(file) as temporary:
-        temporary.write_bytes(pickle.dumps(whole, protocol=2))
+    write_bytes(file, pickle.dumps(whole, protocol=2))
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream: Any, file: Path) -> None:
-        super().__init__(stream)
-        self._file = file
+# What pickles of dict, list, str and int consist of, by what the opcodes do.
+_PUSHED = frozenset(
+    {"BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4"}
+    | {"UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
+    | {"STRING", "SHORT_BINSTRING", "BINSTRING"}
+)
+_STORED = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
+_FETCHED = frozenset({"GET", "BINGET", "LONG_BINGET"})
+_MARK = object()
 
-    def find_class(self, module: str, name: str) -> Any:
-        """Refuse every global: plain containers, strings and integers need none."""
-        raise DataError(
-            f"{self._file}: names {module}.{name}, which could run code, and is not read; a split "
-            "list holds nothing but dict, list, str and int"
-        )
+
+def _unpickle(content: bytes, file: Path) -> Any:
+    """What a pickled dict of int -> list of str holds, read opcode by opcode.
+
+    Python's own unpickler recurses in C on nested keys, until the process crashes, and makes any
+    object. Here nothing can be nested deeper than the lists are, and nothing is called.
+
+    Raises:
+        DataError: it names a global, which could run code.
+        Exception: any, where it is damaged or holds something else.
+    """
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
+    for opcode, value, _ in pickletools.genops(content):
+        name = opcode.name
+        if name in _PUSHED:
+            stack.append(value)
+        elif name == "MARK":
+            stack.append(_MARK)
+        elif name in ("EMPTY_DICT", "EMPTY_LIST"):
+            stack.append({} if name == "EMPTY_DICT" else [])
+        elif name in ("DICT", "LIST"):
+            items = _above_mark(stack)
+            stack.append({} if name == "DICT" else [])
+            _put_into(stack[-1], items)
+        elif name in ("SETITEMS", "APPENDS"):
+            items = _above_mark(stack)
+            _put_into(stack[-1], items)
+        elif name in ("SETITEM", "APPEND"):
+            items = [stack.pop() for _ in range(2 if name == "SETITEM" else 1)]
+            _put_into(stack[-1], items[::-1])
+        elif name in _STORED or name == "MEMOIZE":
+            memo[len(memo) if value is None else value] = stack[-1]
+        elif name in _FETCHED:
+            stack.append(memo[cast(int, value)])
+        elif name == "STOP":
+            (found,) = stack
+            return found
+        elif name in ("GLOBAL", "STACK_GLOBAL", "INST"):
+            words = value.split(" ", 1) if value else stack[-2:]
+            raise DataError(
+                f"{file}: names {'.'.join(map(str, words))[:200]}, which could run code, and is "
+                "not read; a split list holds nothing but dict, list, str and int"
+            )
+        elif name not in ("PROTO", "FRAME"):
+            raise ValueError(f"{name}, but it holds nothing but dict, list, str and int")
+    raise ValueError("it has no end")
+
+
+def _above_mark(stack: list[Any]) -> list[Any]:
+    """Take what lies above the topmost mark, and the mark."""
+    place = len(stack) - 1
+    while stack[place] is not _MARK:
+        place -= 1
+        if place < 0:
+            raise ValueError("an opcode without its mark")
+    items = stack[place + 1 :]
+    del stack[place:]
+    return items
+
+
+def _put_into(target: Any, items: Sequence[Any]) -> None:
+    """Fill a list of names, or a dict of classes; nothing else is nested."""
+    if type(target) is list:
+        if any(type(item) is not str for item in items):
+            raise ValueError("a list of something else than names")
+        target += items
+    elif type(target) is dict:
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(key) is not int or type(value) is not list:
+                raise ValueError("a dict of something else than class numbers and lists of names")
+            target[key] = value
+    else:
+        raise ValueError("an opcode without its dict or list")
 
 
 def read_lines(file: Path) -> list[str]:

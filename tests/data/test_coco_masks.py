@@ -116,11 +116,164 @@ def test_damaged_annotations_are_named(tmp_path: Path) -> None:
         Annotations(file).labels(stem(1))
     with pytest.raises(DataError, match="knows no image COCO_val2014_000000000009"):
         Annotations(file).labels(stem(9))
-    file.write_text(file.read_text()[:-9])
-    with pytest.raises(DataError, match=r"instances_val2014\.json: damaged"):
-        Annotations(file)
+    whole = file.read_text()
+    for content in (whole[:-9], "[" * 200_000, "[]", "3", '{"images": [3]}', whole + "x", "\xff"):
+        file.write_text(content, encoding="latin-1")
+        with pytest.raises(DataError, match=r"instances_val2014\.json: damaged"):
+            Annotations(file)
     file.write_text('{"images": [], "annotations": [], "categories": [{"id": 1}]}')
     with pytest.raises(DataError, match="1 classes, COCO has 80"):
         Annotations(file)
     with pytest.raises(UsageError, match=r"no such file.*annotations_trainval2014"):
         Annotations(tmp_path / "nothing.json")
+
+
+SQUARE = [[0, 0, 9, 0, 9, 9, 0, 9]]
+PIXELS = HEIGHT * WIDTH
+HALVES = [PIXELS // 2, PIXELS - PIXELS // 2]
+
+
+def outline(size: object, counts: object) -> dict[str, object]:
+    return {"size": size, "counts": counts}
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "words"),
+    [
+        (outline([HEIGHT, WIDTH], [5, 4]), r"its runs have 9 pixels, its image 4,608"),
+        (outline([HEIGHT, WIDTH], []), "its runs have 0 pixels"),
+        (outline([HEIGHT, WIDTH], [*HALVES, 1]), "its runs have 4,609 pixels"),
+        (outline([HEIGHT, WIDTH], [PIXELS + 1, -1]), "a run of 4609 pixels"),
+        (outline([HEIGHT, WIDTH], [-1, PIXELS + 1]), "a run of -1 pixels"),
+        (outline([HEIGHT, WIDTH], [2.5, PIXELS - 2.5]), "a run of 2.5 pixels"),
+        (outline([HEIGHT, WIDTH], ["a"]), "a run of 'a' pixels"),
+        (outline([HEIGHT, WIDTH], [2**63, 1]), "a run of 9223372036854775808 pixels"),
+        (outline([HEIGHT, WIDTH], [int("9" * 50)]), r"a run of more than 10\^40 pixels"),
+        (outline([HEIGHT, WIDTH], [0] * (2 * PIXELS + 3)), "too long"),
+        (outline([HEIGHT, WIDTH], None), "counts is neither a list nor a text"),
+        (outline([HEIGHT, WIDTH], "01"), "its runs have 1 pixels"),
+        (outline([HEIGHT, WIDTH], "0" * 99), "its runs have 0 pixels"),
+        (outline([HEIGHT, WIDTH], "oooooooooooo"), "holds 'o' where run lengths do not"),
+        (outline([HEIGHT, WIDTH], "\u2028"), "where run lengths do not"),
+        (outline([HEIGHT, WIDTH], "?O"), "a run of -1 pixels"),
+        (outline([HEIGHT, WIDTH], "o"), "ends within a number"),
+        (outline([WIDTH, HEIGHT], HALVES), r"size .* is not \[64, 72\]"),
+        (outline([2**31, 2**31], [2**62]), r"is not \[64, 72\], that of its image"),
+        (outline([64.0, 72.0], HALVES), r"is not \[64, 72\]"),
+        (outline("6472", HALVES), r"is not \[64, 72\]"),
+        ({"counts": HALVES}, r"size None is not \[64, 72\]"),
+        ({}, "size None"),
+        (None, "the segmentation is not an object"),
+        ("rle", "the segmentation is not an object"),
+        ([[0, 0, 1e9, 0, 9, 9]], "x 1000000000.0 of a polygon is far outside an image of 72 × 64"),
+        ([[0, 0, 9, -1e9, 9, 9]], "y -1000000000.0 of a polygon is far outside"),
+        ([[0, 0, 9, 0, 9, 129]], "y 129 of a polygon is far outside"),
+        ([[0, 0, 9, 0, 9, float("nan")]], "y nan of a polygon"),
+        ([[0, 0, float("inf"), 0, 9, 9]], "x inf of a polygon"),
+        ([[0, 0, 10**400, 0, 9, 9]], r"x more than 10\^40 of a polygon"),
+        ([[0, 0, "9", 0, 9, 9]], "x '9' of a polygon"),
+        ([[0, 0, True, 0, 9, 9]], "x True of a polygon"),
+        ([[0, 0, 9, 0, 9, 9, 1]], "a polygon has 7 coordinates"),
+        ([0, 0, 9, 0, 9, 9], "a polygon is not a list"),
+        ([{"size": [1, 1], "counts": "x"}], "a polygon is not a list"),
+        ([[0, 0, 72, 64] * 30_000], "the edges of a polygon have .* pixels altogether"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_annotations_are_checked_before_they_are_drawn(
+    segmentation: object, words: str, tmp_path: Path
+) -> None:
+    """pycocotools fills what runs leave out from memory, and crashes on sizes and coordinates."""
+    file = write(tmp_path, {1: [(0, segmentation, 0.0)]})
+    annotations = Annotations(file)
+    for call in (annotations.labels, lambda name: annotations.check(name, (HEIGHT, WIDTH))):
+        with pytest.raises(
+            DataError,
+            match=rf"instances_val2014\.json: annotation 100 is damaged \(.*{words}.*get annot",
+        ):
+            call(stem(1))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_run_lengths_equal_pycocotools(seed: int) -> None:
+    """Text that pycocotools compressed, of noise, of objects, of nothing and of everything."""
+    from pycocotools import mask as api
+
+    rng = np.random.default_rng(seed)
+    mask = rng.random((37 + seed, 300)) < (0.5, 0.001, 0.0, 1.0)[seed % 4]
+    mask[5:20, 40 : 40 + 30 * seed] = True
+    encoded = api.encode(np.asfortranarray(mask.astype(np.uint8)))
+    segmentation = {"size": list(mask.shape), "counts": encoded["counts"].decode()}
+    counts = coco_masks.run_lengths(segmentation, mask.shape)
+    assert np.array_equal(coco_masks._fill(counts, mask.shape), mask)
+
+
+def test_points_a_little_outside_are_drawn(tmp_path: Path) -> None:
+    """COCO has outlines that leave the image by some pixels."""
+    labels = drawn(tmp_path, [(4, [[-3.5, -2, WIDTH + 8.25, -2, WIDTH + 8.25, 10, -3.5, 10]], 0.0)])
+    expected = np.zeros((HEIGHT, WIDTH), np.uint8)
+    expected[:10] = 5
+    assert np.array_equal(labels, expected)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("images", {"height": 2**31, "width": 2**31}, "too large for an image"),
+        ("images", {"height": 0}, "height 0 of image 1 is not a whole number from 1 on"),
+        ("images", {"height": -5}, "height -5 of image 1"),
+        ("images", {"height": 64.0}, "height 64.0 of image 1"),
+        ("images", {"height": True}, "height True of image 1"),
+        ("images", {"width": None}, "width None of image 1"),
+        ("images", {"id": "1"}, "id '1' of image '1'"),
+        ("images", {"file_name": 7}, "file_name of image 1 is not a text"),
+        ("annotations", {"image_id": 9}, "annotation 100 is damaged .image_id 9 is not that"),
+        ("annotations", {"image_id": "1"}, "annotation 100 is damaged .image_id '1' is not that"),
+        ("annotations", {"image_id": [1]}, "annotation 100 is damaged .image_id"),
+        ("annotations", {"category_id": 45}, "annotation 100 is damaged .category_id 45"),
+        ("annotations", {"category_id": {}}, "annotation 100 is damaged .category_id"),
+        ("annotations", {"iscrowd": 7}, "annotation 100 is damaged .iscrowd 7"),
+        ("categories", {"id": "1"}, "id '1' of a category"),
+        ("categories", {"id": 2}, "79 classes, COCO has 80"),
+    ],
+)
+def test_entries_are_checked_when_the_file_is_read(
+    part: str, change: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    """Ids that match nothing would leave masks empty, and sizes take all memory."""
+    data = instances({1: [(0, SQUARE, 0.0)]}, "val2014")
+    data[part][0].update(change)
+    file = tmp_path / "instances_val2014.json"
+    file.write_text(json.dumps(data))
+    with pytest.raises(DataError, match=rf"instances_val2014\.json: .*{words}.*; get "):
+        Annotations(file)
+
+
+@pytest.mark.parametrize("part", ["images", "annotations", "categories"])
+def test_a_missing_part_is_named(part: str, tmp_path: Path) -> None:
+    """Other files of COCO (captions, keypoints) look alike."""
+    data = instances({1: [(0, SQUARE, 0.0)]}, "val2014")
+    del data[part]
+    file = tmp_path / "instances_val2014.json"
+    file.write_text(json.dumps(data))
+    with pytest.raises(DataError, match=f'"{part}" is not a list'):
+        Annotations(file)
+
+
+def test_one_image_twice_is_refused(tmp_path: Path) -> None:
+    """Which entry's annotations are its own?"""
+    for change, words in (({}, "has the file name of image 1"), ({"file_name": "b.jpg"}, "one id")):
+        data = instances({1: [(0, SQUARE, 0.0)]}, "val2014")
+        data["images"].append({**data["images"][0], **change})
+        file = tmp_path / "instances_val2014.json"
+        file.write_text(json.dumps(data))
+        with pytest.raises(DataError, match=words):
+            Annotations(file)
+
+
+def test_an_image_of_another_size_than_its_entry_is_found(tmp_path: Path) -> None:
+    """Resized copies of COCO are around; their masks would be of another size."""
+    annotations = Annotations(write(tmp_path, {1: [(0, SQUARE, 0.0)]}))
+    annotations.check(stem(1), (HEIGHT, WIDTH))
+    with pytest.raises(DataError, match="is 72 × 64 there, and the image is 36 × 32"):
+        annotations.check(stem(1), (32, 36))

@@ -108,8 +108,13 @@ def test_lists_of_the_other_convention_are_refused(splits: Path) -> None:
         {0: ["val2014/sub/a.jpg"]},
         {0: ["val2014//a.jpg"]},
         {0: ["a.jpg"]},
+        {0: ["val2014/a\0.jpg"]},
+        {0: ["val2014/a\n.jpg"]},
+        {0: ["val2014/\ud800.jpg"]},
+        {0: ["val2014/" + "a" * 300]},
+        {2**70: []},
     ],
-    ids=repr,
+    ids=lambda payload: repr(payload)[:40],
 )
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_a_pickle_executes_nothing_and_holds_only_names(
@@ -132,6 +137,84 @@ def test_a_global_is_named(splits: Path) -> None:
         Coco(splits, splits).lists(0, "val")
 
 
+def nested(opening: bytes, closing: bytes, depth: int = 200_000) -> bytes:
+    return opening * depth + closing * depth + b"."
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        nested(b"]", b"a"),
+        nested(b"(", b"t"),
+        nested(b"(", b"l"),
+        b"}" + b"(" * 200_000 + b"t" * 200_000 + b"]s.",
+        b"}" + b")" + b"\x85" * 200_000 + b"]s.",
+        nested(b"}K\0", b"s"),
+        b"]q\0h\0a.",
+        b"}q\0K\0h\0s.",
+        b"(" * 1_000_000 + b".",
+        b"\x8d" + b"\xff" * 7 + b"\x7f" + b"a.",
+        b"X\xff\xff\xff\x7fa.",
+        b"\x8b\xff\xff\xff\x7f.",
+        b"I" + b"9" * 5000 + b"\n.",
+        b"h\0.",
+        b"r\xff\xff\xff\xff.",
+        b"a.",
+        b"e.",
+        b"K\1K\1s.",
+        b".",
+        b"}]}.",
+        b"P1\n.",
+        b"}(K\0K\0u.",
+        b"}(K\0u.",
+        b"](K\0e.",
+    ],
+    ids=lambda content: repr(content[:20]),
+)
+def test_a_hostile_pickle_is_one_error(content: bytes, splits: Path) -> None:
+    """Deep nesting ran Python's unpickler into the end of the C stack; sizes may be absurd."""
+    file = splits / "coco" / "val" / "fold0.pkl"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"fold0\.pkl: .*; replace it by the published list"):
+        Coco(splits, splits).lists(0, "val")
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_any_protocol_is_read(protocol: int, splits: Path) -> None:
+    """Names that several classes share are stored once, and fetched from a memo."""
+    shared = [f"val2014/{'ü' * n}.jpg" for n in (1, 2, 100)]
+    whole = {c: [*shared, f"val2014/{c}.jpg"] if c % 4 == 0 else [] for c in range(80)}
+    file = splits / "coco" / "val" / "fold0.pkl"
+    file.write_bytes(pickle.dumps(whole, protocol=protocol))
+    assert lists.read_class_pickle(file, range(0, 80, 4)) == whole
+
+
+@pytest.mark.parametrize("reader", ["pkl", "txt"])
+def test_special_and_huge_files_are_not_read(
+    reader: str, splits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe never ends and a device neither; a list has a few megabytes."""
+    file = splits / ("coco/val/fold0.pkl" if reader == "pkl" else "pascal/val/fold0.txt")
+    source = Coco(splits, splits) if reader == "pkl" else Pascal(splits, splits)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(DataError, match="not a regular file"):
+        source.lists(0, "val")
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match="not a regular file"):
+        source.lists(0, "val")
+    file.unlink()
+    with file.open("wb") as stream:
+        stream.truncate(2**40)
+    with pytest.raises(DataError, match="has 1,099,511,627,776 bytes"):
+        source.lists(0, "val")
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(DataError, match=r"fold0"):
+        source.lists(0, "val")
+
+
 @pytest.mark.parametrize("size", [0, 1, 100, -1])
 def test_a_damaged_pickle_is_one_error(size: int, splits: Path) -> None:
     """Downloads end early."""
@@ -151,6 +234,11 @@ def test_a_damaged_pickle_is_one_error(size: int, splits: Path) -> None:
         ("2007_000033__21", "class 21 is not of"),
         ("../../../secret__01", "leaves the data set's folder"),
         ("/etc/secret__01", "leaves the data set's folder"),
+        ("a" * 300 + "__01", "cannot be the name of a file"),
+        ("a\tb__01", "cannot be the name of a file"),
+        ("a\x1cb__01", "cannot be the name of a file"),
+        ("2007_000033__" + "1" * 5000, "is not IMAGE__CLASS"),
+        ("2007_000033__\uff11", "is not IMAGE__CLASS"),
         ("__01", "leaves the data set's folder"),
         ("sub/2007_000033__01", "is not like NAME"),
         ("./2007_000033__01", "is not like NAME"),
@@ -168,7 +256,7 @@ def test_line_ends_and_blank_lines_do_not_matter(splits: Path) -> None:
     """Lists that went through Windows, or an editor, are the same lists and have the same hash."""
     file = splits / "pascal" / "val" / "fold0.txt"
     before = Pascal(splits, splits).lists(0, "val")
-    file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
     after = Pascal(splits, splits).lists(0, "val")
     assert after.items == before.items and after.hash == before.hash
 
