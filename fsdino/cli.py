@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import itertools
 import json
 import logging
@@ -954,6 +955,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0, 1 for a failure, 2 for a usage error, 130 for an interruption (128 + SIGINT, as shells say).
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be of any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _main(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
@@ -1318,6 +1321,8 @@ def _plus_minus(half_width: float | None) -> str:
 
 
 def _print_check(found: Check) -> None:
+    from fsdino.image_files import printable
+
     shown = 20
     print(f"{found.dataset} in {found.root}")  # no table: addresses are there to be copied
     for part in found.parts:
@@ -1325,6 +1330,14 @@ def _print_check(found: Check) -> None:
         print(f"  {state:9}  {part.path}" + (f" ({part.note})" if part.note else ""))
         if not part.found:
             print(f"             get {part.archive}")
+    for title, value in found.reading.items():
+        if isinstance(value, Mapping):
+            lines = [f"{printable(name)}: {about}" for name, about in value.items()]
+            print(f"  {title}: {len(lines)}")
+            more = [f"    ... and {len(lines) - shown} more; --json names all"]
+            print("\n".join([f"    {line}" for line in lines[:shown]] + more[: len(lines) > shown]))
+        else:
+            print(f"  {title}: {value}")
     if found.folds:
         _print_table(
             ["fold", "split", "lists", "classes", "images", "not there"],
@@ -1343,10 +1356,13 @@ def _print_check(found: Check) -> None:
             counts = ", ".join(f"{name} {count}" for name, count in fold.classes.items())
             print(f"fold {fold.fold}: {counts}")
     for name, reason in list(found.bad.items())[:shown]:
-        print(f"{name}: {reason}")
+        print(f"{printable(name)}: {reason}")
     if len(found.bad) > shown:
         print(f"... and {len(found.bad) - shown} more; --json names all")
-    print(f"{found.read:,} images read with their masks, {len(found.bad):,} cannot be used")
+    masks = "with their masks"
+    if found.masked + len(found.bad) < found.read:
+        masks = f"({found.masked:,} of them with a mask)"
+    print(f"{found.read:,} images read {masks}, {len(found.bad):,} cannot be used")
 
 
 def _print_distillation(result: Mapping[str, Any]) -> None:

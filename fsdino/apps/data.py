@@ -1,10 +1,10 @@
-"""Look a data set over, and make once what evaluation and training need."""
+"""Check a data set, and make once what evaluation and training need."""
 
 from __future__ import annotations
 
-import json
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from fsdino.apps.progress import Progress
-from fsdino.data.catalog import open_source
+from fsdino.data.catalog import draw, open_source
 from fsdino.data.davis import Davis
-from fsdino.data.files import Part, Source
+from fsdino.data.files import Found, Part, Source
 from fsdino.data.lists import Lists
-from fsdino.errors import DataError, FsdinoError
-from fsdino.files import atomic_write
+from fsdino.errors import DataError, FsdinoError, UsageError
+from fsdino.files import write_json
+
+logger = logging.getLogger("fsdino.apps")
 
 INDEX_FILE = "index.json"
 _CHUNK = 512  # files handed to the readers at once
@@ -51,9 +53,11 @@ class Check:
         dataset, root: which one, where.
         parts: what it consists of.
         folds: what its lists hold.
-        read: how many images were read, with their masks.
+        reading: how it is read, by title: layout, where masks come from, what is left out.
+        read: how many images were read.
+        masked: of how many of them a mask was read, too.
         bad: reasons by image that cannot be used.
-        problems: what is wrong with the lists.
+        problems: what is wrong with lists and annotations.
         note: why there are no `folds`, where that is no fault.
     """
 
@@ -61,7 +65,9 @@ class Check:
     root: str
     parts: list[Part]
     folds: list[Fold]
+    reading: dict[str, Any]
     read: int
+    masked: int
     bad: dict[str, str]
     problems: list[str]
     note: str | None
@@ -125,15 +131,24 @@ def check(
         incomplete=True,
     )
     parts = source.parts()
-    whole = all(part.found or not part.needed for part in parts)
-    pairs = list(source.pairs()) if whole else []
-    bad = _read_all(pairs) if pairs else {}
-    note = None if isinstance(source, Davis) else source.unprepared()
+    reading, problems, note = {}, list[str](), None
+    if not isinstance(source, Davis):
+        reading, problems, note = source.described(), source.problems(), source.unprepared()
+    try:
+        pairs = list(source.pairs())
+    except FsdinoError as error:  # a list of theirs
+        pairs = []
+        problems.append(str(error))
+    found, bad = _read_all(pairs) if pairs else ({}, {})
     folds: list[Fold] = []
-    problems: list[str] = []
     if pairs and note is None and not isinstance(source, Davis):
-        folds, problems = _count_all(source, {name for name, _ in pairs})
-    return Check(dataset, str(source.root), parts, folds, len(pairs), bad, problems, note)
+        folds, wrong = _count_all(source, dict.fromkeys(name for name, _ in pairs) | found)
+        problems += wrong
+    masked = sum(one.masked for one in found.values())
+    return Check(
+        dataset, str(source.root), parts, folds, reading, len(pairs), masked, bad,
+        list(dict.fromkeys(problems)), note,
+    )  # fmt: skip
 
 
 def prepare(dataset: str, root: Path, out: Path | None = None) -> dict[str, Path]:
@@ -163,15 +178,18 @@ def prepare(dataset: str, root: Path, out: Path | None = None) -> dict[str, Path
         "made": {title: str(path) for title, path in made.items()},
         "folds": list(_index(derived)),
     }
-    with atomic_write(folder / INDEX_FILE) as temporary:
-        temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / INDEX_FILE, index)
     return {**made, "index": folder / INDEX_FILE}
 
 
 def _index(source: Source) -> Iterator[dict[str, Any]]:
     for fold in range(source.folds) if source.folds else (None,):
         for split in ("val", "train"):
-            lists = source.lists(fold, split)
+            try:
+                lists = source.lists(fold, split)
+            except UsageError as error:  # images of one of COCO's years are not there
+                logger.info("not in the index: %s", error)
+                continue
             counts = {source.class_names[c]: n for c, n in _counts(lists).items()}
             yield {"fold": fold, "split": split, "lists_hash": lists.hash, "classes": counts}
 
@@ -180,52 +198,82 @@ def _counts(lists: Lists) -> dict[int, int]:
     return {class_id: len(names) for class_id, names in lists.by_class.items()}
 
 
-def _count_all(source: Source, present: set[str]) -> tuple[list[Fold], list[str]]:
+def _count_all(source: Source, present: Mapping[str, Found | None]) -> tuple[list[Fold], list[str]]:
     """What the lists of all folds hold, and what is wrong with lists."""
     folds: list[Fold] = []
-    problems: dict[str, None] = {}
+    problems: list[str] = []
     for fold in range(source.folds) if source.folds else (None,):
         for split in ("val", "train"):
             try:
-                folds.append(_count(source, fold, split, present))
+                lists = source.lists(fold, split)
             except FsdinoError as error:
                 if split == "val" or isinstance(error, DataError):  # who evaluates need not train
-                    problems[str(error)] = None
-    return folds, list(problems)
+                    problems.append(str(error))
+                continue
+            folds.append(_count(source, fold, split, lists, present))
+            if split == "val":
+                title = "" if fold is None else f"fold {fold}: "
+                problems += [f"{title}{why}" for why in _refused(source, fold, lists, present)]
+    return folds, problems
 
 
-def _count(source: Source, fold: int | None, split: str, present: set[str]) -> Fold:
-    lists = source.lists(fold, split)
+def _count(
+    source: Source, fold: int | None, split: str, lists: Lists, present: Mapping[str, object]
+) -> Fold:
     counts = _counts(lists)
     classes = {
         source.class_names[class_id]: counts.get(class_id, 0)
         for class_id in source.classes(fold, split)
     }
-    missing = len({name for name, _ in lists.items} - present)
+    missing = len({name for name, _ in lists.items} - present.keys())
     return Fold(fold, split, lists.derived, classes, missing)
 
 
-def _read_all(pairs: Sequence[tuple[str, Callable[[], object]]]) -> dict[str, str]:
-    """Read everything; reasons by the name of what cannot be used."""
-    bad = {}
+def _refused(
+    source: Source, fold: int | None, lists: Lists, present: Mapping[str, Found | None]
+) -> Iterator[str]:
+    """Why evaluation would refuse the lists of novel classes."""
+    try:
+        draw(source, source.classes(fold, "val"), lists, "val")
+    except FsdinoError as error:
+        yield str(error)
+    lacking = []
+    for name, class_id in lists.items:
+        found = present.get(name)
+        if found is not None and found.classes is not None and class_id not in found.classes:
+            lacking.append((name, class_id))
+    if lacking:
+        name, class_id = lacking[0]
+        yield (
+            f"{len(lacking)} listed images have no pixel of their class, such as {name} of class "
+            f"{class_id}; get masks and lists that belong together"
+        )
+
+
+def _read_all(
+    pairs: Sequence[tuple[str, Callable[[], Found]]],
+) -> tuple[dict[str, Found], dict[str, str]]:
+    """Read everything; what was found by name, and reasons by the name of what cannot be used."""
+    found, bad = {}, {}
     waiting = iter(pairs)
     readers = min(_READERS, os.cpu_count() or 1)
     with Progress("check", len(pairs)) as progress, ThreadPoolExecutor(readers) as pool:
         while chunk := list(islice(waiting, _CHUNK)):
-            for name, reason in pool.map(_reason, chunk):
-                if reason is not None:
-                    bad[name] = reason
+            for name, one in pool.map(_read, chunk):
+                if isinstance(one, str):
+                    bad[name] = one
+                else:
+                    found[name] = one
                 progress.advance(note=f"{len(bad)} bad" if bad else "")
-    return bad
+    return found, bad
 
 
-def _reason(pair: tuple[str, Callable[[], object]]) -> tuple[str, str | None]:
+def _read(pair: tuple[str, Callable[[], Found]]) -> tuple[str, Found | str]:
     name, read = pair
     try:
-        read()
+        return name, read()
     except FsdinoError as error:
         return name, str(error)
-    return name, None
 
 
 class _Stages:

@@ -16,7 +16,7 @@ from fsdino.data.fss1000 import Fss1000
 from fsdino.data.lists import Lists
 from fsdino.data.pascal import Pascal
 from fsdino.data.procedural import ProceduralEpisodes, Split
-from fsdino.data.sampling import HSNET_SEED, SPLITS, Seeded, check_numbers
+from fsdino.data.sampling import HSNET_SEED, SPLITS, Seeded, check_numbers, check_pools
 from fsdino.errors import DataError, UsageError
 
 EPISODES = 1000
@@ -148,12 +148,7 @@ def open_episodes(
         )
     fold = fold if source.folds else None
     classes, lists = source.classes(fold, split), source.lists(fold, split)
-    keys: Sequence[EpisodeKey]
-    if drawn == "hsnet":
-        keys = source.hsnet(lists, classes, shots, episodes)
-    else:
-        pools = {class_id: lists.by_class.get(class_id, ()) for class_id in classes}
-        keys = Seeded(pools, split, shots, seed, episodes or EPISODES)
+    keys = draw(source, classes, lists, split, shots, seed, episodes, drawn)
     _make_ready(source, keys, lists, split, skip_bad)
     provenance = Provenance(
         dataset=dataset,
@@ -165,6 +160,30 @@ def open_episodes(
         mask_source=source.mask_source(split),
     )
     return FileEpisodes(source, keys, classes, fold, shots, seed, provenance)
+
+
+def draw(
+    source: Source,
+    classes: Sequence[int],
+    lists: Lists,
+    split: str,
+    shots: int = 1,
+    seed: int = 0,
+    episodes: int | None = None,
+    sampling: str | None = None,
+) -> Sequence[EpisodeKey]:
+    """Draw the episodes of a split's lists; arguments as of `open_episodes`.
+
+    Raises:
+        DataError: a class has too few images; names it.
+    """
+    check_pools(lists.by_class, classes, source.class_names, source.dataset)
+    if sampling is None:
+        sampling = "seeded" if source.dataset in _WITHOUT_DRAWS else "hsnet"
+    if sampling == "hsnet":
+        return source.hsnet(lists, classes, shots, episodes)
+    pools = {class_id: lists.by_class.get(class_id, ()) for class_id in classes}
+    return Seeded(pools, split, shots, seed, episodes or EPISODES)
 
 
 def _refuse_folder_settings(

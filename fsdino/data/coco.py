@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fsdino.data import lists as split_lists
 from fsdino.data import sampling
-from fsdino.data.coco_masks import RASTERISED_FILE, rasterise
+from fsdino.data.coco_masks import RASTERISED_FILE, Annotations, rasterise
 from fsdino.data.episodes import EpisodeKey, Image, Sample
 from fsdino.data.files import (
     MIN_PIXELS,
+    Found,
     Part,
     Places,
     Report,
+    any_visible,
     content_key,
     file_key,
     labelled,
@@ -27,9 +32,10 @@ from fsdino.data.files import (
     prepared,
     read_labels,
     read_rgb,
+    visible,
 )
 from fsdino.data.lists import Lists
-from fsdino.errors import DataError, UsageError
+from fsdino.errors import DataError, FsdinoError, UsageError
 
 logger = logging.getLogger("fsdino.data")
 
@@ -73,6 +79,9 @@ class Coco:
     root: Path
     splits: Path | None = None
     _mask_folders: dict[str, tuple[Path, bool]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _parsed: dict[str, Annotations | FsdinoError] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -191,29 +200,49 @@ class Coco:
                 )
 
     def prepare(self, folder: Path | None, report: Report) -> dict[str, Path]:
-        """Rasterise all masks, and derive lists from the masks."""
-        years = [year for year in YEARS if self._can_mask(year)]
+        """Rasterise all masks, and derive lists from the masks, of the years that are there.
+
+        Raises:
+            UsageError: neither year has images and masks or annotations.
+        """
+        lacking = {year: reason for year in YEARS if (reason := self._lacks(year)) is not None}
+        years = [year for year in YEARS if year not in lacking]
+        if not years:
+            raise UsageError(f"--root {self.root}: {'; '.join(lacking.values())}")
+        for year, reason in lacking.items():
+            use = "train on" if year == "train2014" else "evaluate on"
+            logger.warning("%s: no masks and no lists to %s are made", reason, use)
         target = self if folder is None else Coco(self.root, folder)
         made = {}
         for year in years:
             if folder is not None and not self._came_with_data(year):
                 split_lists.make_folder(folder / "annotations" / year)
             made[f"masks of {year}"] = target._rasterise_all(year, report)
-        if not years:
-            return made
         lists = folder or self._lists_folder()
         for year in years:
             if not _list_file(lists, _PART[year], FOLDS - 1).exists():
                 target.derive(lists, year, report)
         return {**made, "lists": lists}
 
+    def _lacks(self, year: str) -> str | None:
+        """What is missing of a year, and where to get it; None if nothing is."""
+        if not any_visible(self.root / year, ".jpg"):
+            return f"{year}/ has no images, get {ARCHIVES[year]}"
+        if not self._can_mask(year):
+            return f"annotations/instances_{year}.json is missing, get {ANNOTATIONS}"
+        return None
+
     def _rasterise_all(self, year: str, report: Report) -> Path:
         """Rasterise every image of a year that has no mask; returns the folder of masks."""
         folder = self._masks(year)[0]
         if not self._came_with_data(year):
-            stems = sorted(path.stem for path in (self.root / year).glob(f"COCO_{year}_*.jpg"))
-            rasterise(self._instances(year), stems, folder, report)
+            rasterise(self._instances(year), self._stems(year), folder, report)
         return folder
+
+    def _stems(self, year: str) -> list[str]:
+        """Names of a year's images, sorted, without suffix."""
+        names = (path.stem for path in visible(self.root / year, ".jpg"))
+        return [name for name in names if name.startswith(f"COCO_{year}_")]
 
     def read(self, name: str, class_id: int, *, query: bool) -> Sample:
         """Read an image and the mask of one class; COCO ignores no pixel."""
@@ -234,9 +263,9 @@ class Coco:
 
     def unprepared(self) -> str | None:
         """Lists are derived from masks, which may have to be rasterised first."""
-        parts = [_PART[year] for year in YEARS if self._can_mask(year)]
+        parts = [_PART[year] for year in YEARS if self._lacks(year) is None]
         files = [_list_file(self._lists_folder(), part, FOLDS - 1) for part in parts]
-        if self.splits is not None or all(file.exists() for file in files):
+        if self.splits is not None or (files and all(file.exists() for file in files)):
             return None
         return "not counted: pass --splits, or derive lists by `fsdino data prepare coco20i` first"
 
@@ -259,16 +288,76 @@ class Coco:
             ]  # fmt: skip
         return parts
 
-    def pairs(self) -> Iterator[tuple[str, Callable[[], object]]]:
-        """Every image of both years, and its mask where that is there."""
+    def described(self) -> dict[str, Any]:
+        """Where each year's masks come from."""
+        stems = {year: self._stems(year) for year in YEARS}
+        return {f"masks of {y}": self._masks_there(y, own) for y, own in stems.items() if own}
+
+    def _masks_there(self, year: str, stems: Sequence[str]) -> str:
+        file = f"annotations/{self._instances(year).name}"
+        if not self._can_mask(year):
+            return f"none, and none can be made without {file}"
+        folder, published = self._masks(year)
+        there = len({path.stem for path in visible(folder, ".png")}.intersection(stems))
+        count = f"{there:,} of {len(stems):,} images"
+        if published:
+            return f"published, of {count}"
+        if there == len(stems):
+            return f"rasterised from {file}"
+        return f"rasterised of {count}; the others will be, from {file}"
+
+    def problems(self) -> list[str]:
+        """What is wrong with instances_*.json, and classes that have too few images in any case."""
+        found = []
         for year in YEARS:
-            folder = self.root / "annotations" / year
+            annotations = self._annotations(year)
+            if isinstance(annotations, FsdinoError):
+                found.append(str(annotations))
+        annotations = self._annotations("val2014")
+        if self.unprepared() is not None and isinstance(annotations, Annotations):
+            counts = Counter(
+                class_id
+                for stem in self._stems("val2014")
+                if stem in annotations.images
+                for class_id in annotations.classes(stem)
+            )
+            few = [
+                f"{CLASS_NAMES[c]} {counts[c]}" for c in range(len(CLASS_NAMES)) if counts[c] < 2
+            ]
+            if few:
+                found.append(
+                    f"val2014 has too few images of {', '.join(few[:6])}"
+                    f"{f' and {len(few) - 6} more classes' if len(few) > 6 else ''}: an episode "
+                    f"needs two of its class; get {ARCHIVES['val2014']}"
+                )
+        return found
+
+    def _annotations(self, year: str) -> Annotations | FsdinoError | None:
+        """A year's annotations or what is wrong with them; None where PNGs take their place."""
+        if _has_png(self.root / "annotations" / year) or not self._instances(year).is_file():
+            return None
+        if year not in self._parsed:
+            try:
+                self._parsed[year] = Annotations(self._instances(year))
+            except FsdinoError as error:
+                self._parsed[year] = error
+        return self._parsed[year]
+
+    def pairs(self) -> Iterator[tuple[str, Callable[[], Found]]]:
+        """Every image of both years with its mask, or with the annotations that it is made from."""
+        for year in YEARS:
+            folder, whole = (
+                self.root / "annotations" / year,
+                _has_png(self.root / "annotations" / year),
+            )
             with contextlib.suppress(UsageError):
                 folder = self._masks(year)[0]
-            masks = {path.stem for path in folder.glob("*.png")}
-            for stem in sorted(masks.union(path.stem for path in (self.root / year).glob("*.jpg"))):
-                mask = folder / f"{stem}.png" if stem in masks else None
-                yield f"{year}/{stem}.jpg", _Check(self, f"{year}/{stem}.jpg", mask)
+            masks = {path.stem for path in visible(folder, ".png")}
+            annotations = self._annotations(year)
+            known = annotations if isinstance(annotations, Annotations) else None
+            for stem in sorted(masks.union(self._stems(year))):
+                mask = folder / f"{stem}.png" if stem in masks or whole else None
+                yield f"{year}/{stem}.jpg", _Check(self, f"{year}/{stem}.jpg", mask, known)
 
     def _derived_lists(self, part: str) -> Path:
         """The folder of lists derived from this copy's masks, made where they are missing."""
@@ -289,9 +378,12 @@ class Coco:
         """Of what lists are derived from."""
         folder = self.root / "annotations" / year
         if _has_png(folder):
-            return file_key(sorted(folder.glob("*.png")))
+            return file_key(visible(folder, ".png"))
         file = self._instances(year)
-        return content_key(file) if file.is_file() else "none"
+        if not file.is_file():
+            return "none"
+        stems = "\n".join(self._stems(year))  # lists of a part of the images are of that part
+        return f"{content_key(file)}-{hashlib.sha256(os.fsencode(stems)).hexdigest()[:8]}"
 
     def derive(self, folder: Path, year: str, report: Report) -> None:
         """Write one year's lists in the published layout, derived from its masks.
@@ -304,7 +396,7 @@ class Coco:
             DataError: a mask cannot be used.
         """
         masks, names = self._masks(year)[0], dict[int, list[str]]()
-        stems = sorted(path.stem for path in (self.root / year).glob("*.jpg"))
+        stems = self._stems(year)
         for done, stem in enumerate(stems, 1):
             if (path := masks / f"{stem}.png").exists():
                 counts = np.bincount(self._labels(path).ravel(), minlength=len(CLASS_NAMES) + 1)
@@ -326,18 +418,21 @@ class _Check:
     source: Coco
     name: str
     mask: Path | None
+    annotations: Annotations | None
 
-    def __call__(self) -> object:
-        image = read_rgb(self.source.root / self.name)
-        return None if self.mask is None else self.source._labels(self.mask, image.shape[:2])
+    def __call__(self) -> Found:
+        size = read_rgb(self.source.root / self.name).shape[:2]
+        if self.mask is not None:
+            labels = self.source._labels(self.mask, size)
+            present = frozenset(value - 1 for value in np.unique(labels).tolist() if value)
+            return Found(classes=present)
+        if self.annotations is not None:
+            self.annotations.check(Path(self.name).stem, size)
+        return Found(masked=False)
 
 
 def _has_png(folder: Path) -> bool:
-    """Whether a folder, perhaps of 80,000 files, holds a PNG; the first one found will do."""
-    if not folder.is_dir():
-        return False
-    with os.scandir(folder) as entries:
-        return any(entry.name.endswith(".png") for entry in entries)
+    return any_visible(folder, ".png")
 
 
 def _year(split: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import abc
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,19 @@ from PIL import Image as Pillow
 
 from fsdino.data import lists as split_lists
 from fsdino.data.episodes import Image, Provenance
-from fsdino.data.files import Part, Places, Report, read_labels, read_rgb
+from fsdino.data.files import (
+    Found,
+    Part,
+    Places,
+    Report,
+    decode_data,
+    read_labels,
+    read_rgb,
+    visible,
+)
 from fsdino.data.lists import Lists
 from fsdino.errors import DataError, UsageError
-from fsdino.images import decode_file
+from fsdino.files import open_regular
 
 ARCHIVE = (
     "DAVIS-2017-trainval-480p.zip, "
@@ -75,7 +83,7 @@ class Sequence:
     @property
     def palette(self) -> bytes:
         """The colours of the first annotation, 3 bytes each; empty where it has none."""
-        palette = decode_file(self.annotations[0], "mask").getpalette()
+        palette = decode_data(self.annotations[0], "mask").getpalette()
         return bytes(palette or ())
 
 
@@ -119,8 +127,8 @@ class Davis:
         return tuple(map(self._sequence, self.names(split)))
 
     def _sequence(self, name: str) -> Sequence:
-        frames = _files(self.root / "JPEGImages" / "480p" / name, ".jpg")
-        annotations = _files(self.root / "Annotations" / "480p" / name, ".png")
+        frames = tuple(visible(self.root / "JPEGImages" / "480p" / name, ".jpg"))
+        annotations = tuple(visible(self.root / "Annotations" / "480p" / name, ".png"))
         if not frames:
             raise DataError(f"{self.root / 'JPEGImages/480p' / name}: no frame; get {ARCHIVE}")
         stems = {path.stem for path in annotations}
@@ -156,14 +164,14 @@ class Davis:
         """Nothing to make: DAVIS comes with masks and lists."""
         return {}
 
-    def pairs(self) -> abc.Iterator[tuple[str, abc.Callable[[], object]]]:
+    def pairs(self) -> abc.Iterator[tuple[str, abc.Callable[[], Found]]]:
         """Every frame of the listed sequences."""
         for split in SPLITS:
             if (self.root / "ImageSets" / "2017" / f"{split}.txt").is_file():
                 for name in self.names(split):
                     yield from self._frames(name)
 
-    def _frames(self, name: str) -> abc.Iterator[tuple[str, abc.Callable[[], object]]]:
+    def _frames(self, name: str) -> abc.Iterator[tuple[str, abc.Callable[[], Found]]]:
         try:
             sequence = self._sequence(name)
         except DataError:
@@ -178,8 +186,12 @@ class _Check:
     sequence: Sequence
     index: int
 
-    def __call__(self) -> object:
-        return self.sequence.frame(self.index), self.sequence.annotation(self.index)
+    def __call__(self) -> Found:
+        self.sequence.frame(self.index)
+        self.sequence.annotation(self.index)
+        if self.index == 0:
+            _ = self.sequence.objects  # the first frame is the support: it has to mark some
+        return Found()
 
 
 @dataclass(frozen=True)
@@ -187,21 +199,16 @@ class _Missing:
     source: Davis
     name: str
 
-    def __call__(self) -> object:
-        return self.source._sequence(self.name)
+    def __call__(self) -> Found:
+        self.source._sequence(self.name)  # says what is missing
+        return Found()
 
 
 def _size(path: Path) -> tuple[int, int]:
     """(H, W) of a frame, from the first bytes of its file."""
     try:
-        with Pillow.open(path, formats=("JPEG",)) as image:
+        with open_regular(path) as file, Pillow.open(file, formats=("JPEG",)) as image:
             return image.height, image.width
-    except OSError:
-        frame = decode_file(path, "frame")  # says what is wrong
+    except (OSError, ValueError):
+        frame = decode_data(path, "frame")  # says what is wrong
         return frame.height, frame.width
-
-
-def _files(folder: Path, suffix: str) -> tuple[Path, ...]:
-    if not folder.is_dir():
-        return ()
-    return tuple(sorted(Path(e.path) for e in os.scandir(folder) if e.name.endswith(suffix)))

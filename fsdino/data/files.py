@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image as Pillow
@@ -48,6 +48,19 @@ class Part:
     needed: bool
     found: bool
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What reading an image with its mask found.
+
+    Attributes:
+        masked: whether there is a mask.
+        classes: ids of the classes in it, where they were looked for.
+    """
+
+    masked: bool = True
+    classes: frozenset[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -145,9 +158,42 @@ class Source(Protocol):
         """What is needed, and whether it is there."""
         ...
 
-    def pairs(self) -> Iterator[tuple[str, Callable[[], object]]]:
-        """Every annotated image by name, and what reads and checks it."""
+    def pairs(self) -> Iterator[tuple[str, Callable[[], Found]]]:
+        """Every annotated image by name, and what reads and checks it, or raises DataError."""
         ...
+
+    def described(self) -> dict[str, Any]:
+        """How it is read, for people: plain data by title; empty where there is but one way."""
+        ...
+
+    def problems(self) -> list[str]:
+        """What is wrong with files that hold annotations of many images; reads them."""
+        ...
+
+
+def visible(folder: Path, suffix: str) -> list[Path]:
+    """The files of a folder with a suffix, sorted by name; none where there is no folder.
+
+    Hidden ones are no data: macOS, editors and killed writes leave them everywhere.
+    """
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if _is_visible(entry, suffix)]
+    return [folder / name for name in sorted(names)]
+
+
+def any_visible(folder: Path, suffix: str) -> bool:
+    """Whether `visible` finds a file; a folder of 80,000 is not read to its end."""
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        return any(_is_visible(entry, suffix) for entry in entries)
+
+
+def _is_visible(entry: os.DirEntry[str], suffix: str) -> bool:
+    name = entry.name
+    return name.endswith(suffix) and not name.startswith(".") and entry.is_file()
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fsdino.data.episodes import EpisodeKey, Image, Mask, Sample
-from fsdino.data.files import Part, Places, Report
+from fsdino.data.files import Found, Part, Places, Report
 from fsdino.data.labels import Labelling, read_label_map, several_classes
 from fsdino.data.layouts import Reading, read_layout
 from fsdino.data.lists import Lists
@@ -219,7 +219,11 @@ class Folder:
             "left out": dict(sorted(reading.left_out.items())),
         }
 
-    def pairs(self) -> Iterator[tuple[str, Callable[[], object]]]:
+    def problems(self) -> list[str]:
+        """There are no files of many annotations."""
+        return []
+
+    def pairs(self) -> Iterator[tuple[str, Callable[[], Found]]]:
         """Every image, once."""
         reading = self.reading
         classes: dict[str, int] = {}
@@ -238,8 +242,9 @@ class _Check:
     name: str
     class_id: int
 
-    def __call__(self) -> object:
+    def __call__(self) -> Found:
         reason = self.source.reading.damaged.get(self.name)
         if reason is not None:
             raise DataError(reason)
-        return self.source.read(self.name, self.class_id, query=True)
+        self.source.read(self.name, self.class_id, query=True)
+        return Found()

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from fsdino.data import lists as split_lists
 from fsdino.data import sampling
 from fsdino.data.episodes import EpisodeKey, Image, Sample
-from fsdino.data.files import Part, Places, Report, prepared, read_gray, read_rgb
+from fsdino.data.files import Found, Part, Places, Report, prepared, read_gray, read_rgb
 from fsdino.data.lists import Lists
 from fsdino.errors import DataError, UsageError
 
@@ -24,6 +25,7 @@ IMAGES = 10  # of each class
 # take the place of base classes' validation images.
 PARTS = {"train": "trn", "base_val": "val", "val": "test"}
 _SHARES = {"train": 520, "base_val": 240, "val": 240}
+_FEW = {1: [0, 0, 0, 1], 2: [0, 1, 1, 2], 3: [0, 1, 2, 3]}  # bounds of the splits
 _FOREGROUND = 128
 _PLACES = ("FSS-1000/data", "FSS-1000", "data", "fewshot_data/fewshot_data", "fewshot_data")
 ARCHIVE = "fewshot_data.zip, linked from https://github.com/HKUSTCV/FSS-1000"
@@ -55,10 +57,13 @@ class Fss1000:
     def names(self) -> Mapping[str, tuple[str, ...]]:
         """Sorted names of each split's classes."""
         if self.splits is not None:
-            folder = self.splits / "fss"
+            derived = split_lists.is_derived(
+                self.splits
+            )  # of three classes or less, some are empty
+            files = {split: self.splits / "fss" / f"{part}.txt" for split, part in PARTS.items()}
             return {
-                split: tuple(sorted(split_lists.read_names(folder / f"{part}.txt")))
-                for split, part in PARTS.items()
+                split: tuple(sorted(split_lists.read_names(file, allow_empty=derived)))
+                for split, file in files.items()
             }
         logger.info(
             "no --splits: dividing FSS-1000's classes anew, other than published numbers do"
@@ -66,16 +71,32 @@ class Fss1000:
         return self.derive()
 
     def derive(self) -> dict[str, tuple[str, ...]]:
-        """Divide the classes as 520 : 240 : 240, in the order of their names' SHA-256."""
-        found = {path.parent.name for path in self.root.glob("*/1.jpg")}
-        order = sorted(found, key=lambda name: hashlib.sha256(name.encode()).digest())
+        """Divide the classes as 520 : 240 : 240, in the order of their names' SHA-256.
+
+        Of fewer than four the test gets one first, then training, then validation.
+        """
+        order = sorted(
+            self._folders(),
+            key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest(),
+        )
         bounds, total = [0], 0
         for share in _SHARES.values():
             total += share
             bounds.append(round(len(order) * total / sum(_SHARES.values())))
+        bounds = _FEW.get(len(order), bounds)
         return {
             split: tuple(sorted(order[bounds[i] : bounds[i + 1]])) for i, split in enumerate(PARTS)
         }
+
+    def _folders(self) -> list[str]:
+        """Names of the folders that hold any of a class's images."""
+        numbers = range(1, IMAGES + 1)
+        return sorted(
+            folder.name
+            for folder in self.root.iterdir()
+            if not folder.name.startswith(".")
+            and any((folder / f"{number}.jpg").is_file() for number in numbers)
+        )
 
     @property
     def class_names(self) -> Mapping[int, str]:
@@ -167,17 +188,23 @@ class Fss1000:
 
     def parts(self) -> list[Part]:
         """What is needed, and whether it is there."""
-        found = len(list(self.root.glob("*/1.jpg")))
-        names = self.names if self.splits is not None else {}
-        whole = sum(map(len, names.values())) or sum(_SHARES.values())
-        note = f"{found} of {whole} folders of classes"
-        return [Part("CLASS/{1..10}.jpg and .png", ARCHIVE, True, found >= whole, note)]
+        found = len(self._folders())
+        note = f"{found} of {sum(_SHARES.values())} folders of classes"
+        return [Part("CLASS/{1..10}.jpg and .png", ARCHIVE, True, found > 0, note)]
 
-    def pairs(self) -> Iterator[tuple[str, Callable[[], object]]]:
+    def described(self) -> dict[str, Any]:
+        """There is but one way to read it."""
+        return {}
+
+    def problems(self) -> list[str]:
+        """There are no files of many annotations."""
+        return []
+
+    def pairs(self) -> Iterator[tuple[str, Callable[[], Found]]]:
         """Every image."""
-        for folder in sorted(path.parent for path in self.root.glob("*/1.jpg")):
+        for folder in self._folders():
             for number in range(1, IMAGES + 1):
-                name = f"{folder.name}/{number}.jpg"
+                name = f"{folder}/{number}.jpg"
                 yield name, _Check(self, name)
 
 
@@ -186,5 +213,6 @@ class _Check:
     source: Fss1000
     name: str
 
-    def __call__(self) -> object:
-        return self.source.read(self.name, 0, query=True)
+    def __call__(self) -> Found:
+        self.source.read(self.name, 0, query=True)
+        return Found()

@@ -164,14 +164,18 @@ def write_pairs(file: Path, pairs: Iterable[tuple[str, int]]) -> None:
     _write_lines(file, (f"{name}__{class_id:02d}" for name, class_id in pairs))
 
 
-def read_names(file: Path) -> list[str]:
+def read_names(file: Path, *, allow_empty: bool = False) -> list[str]:
     """Read one name a line.
+
+    Args:
+        file: the list.
+        allow_empty: whether there may be no name.
 
     Raises:
         UsageError: there is no such file.
         DataError: it is no text or empty, or a name leaves the root.
     """
-    return [safe_name(line, str(file)) for line in read_lines(file)]
+    return [safe_name(line, str(file)) for line in read_lines(file, allow_empty=allow_empty)]
 
 
 def write_names(file: Path, names: Iterable[str]) -> None:
@@ -314,7 +318,7 @@ def _put_into(target: Any, items: Sequence[Any]) -> None:
         raise ValueError("an opcode without its dict or list")
 
 
-def read_lines(file: Path) -> list[str]:
+def read_lines(file: Path, *, allow_empty: bool = False) -> list[str]:
     """Read a list's lines, without empty ones and the space around others.
 
     Names of files need not be UTF-8: other bytes become what `os.fsdecode` makes of them. A byte
@@ -337,7 +341,7 @@ def read_lines(file: Path) -> list[str]:
         raise DataError(f"{file}: cannot be read as text (it holds NUL); {remedy}")
     text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
     found = [line.strip() for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
-    if not found:
+    if not found and not allow_empty:
         raise DataError(f"{file}: the list is empty; {remedy}")
     return found
 

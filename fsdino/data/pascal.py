@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from fsdino.data import sampling
 from fsdino.data.episodes import EpisodeKey, Image, Sample
 from fsdino.data.files import (
     MIN_PIXELS,
+    Found,
     Part,
     Places,
     Report,
@@ -24,6 +25,7 @@ from fsdino.data.files import (
     prepared,
     read_labels,
     read_rgb,
+    visible,
 )
 from fsdino.data.lists import Lists
 from fsdino.errors import DataError, UsageError
@@ -192,7 +194,15 @@ class Pascal:
             Part("ImageSets/Segmentation/val.txt", VOC, derived, found[_VAL], "to derive lists"),
         ]  # fmt: skip
 
-    def pairs(self) -> Iterator[tuple[str, Callable[[], object]]]:
+    def described(self) -> dict[str, Any]:
+        """There is but one way to read it."""
+        return {}
+
+    def problems(self) -> list[str]:
+        """There are no files of many annotations."""
+        return []
+
+    def pairs(self) -> Iterator[tuple[str, Callable[[], Found]]]:
         """Every image with a mask."""
         for stem in sorted(_stems(self.root / "SegmentationClassAug", self.root / _OFFICIAL)):
             yield f"JPEGImages/{stem}.jpg", _Check(self, stem)
@@ -207,10 +217,9 @@ class Pascal:
 
     def _key(self) -> str:
         files = [
-            Path(entry.path)
+            path
             for name in ("SegmentationClassAug", _OFFICIAL)
-            if (self.root / name).is_dir()
-            for entry in sorted(os.scandir(self.root / name), key=lambda entry: entry.name)
+            for path in visible(self.root / name, ".png")
         ]
         return file_key([*files, *filter(Path.is_file, [self.root / _VAL])])
 
@@ -254,9 +263,10 @@ class _Check:
     source: Pascal
     stem: str
 
-    def __call__(self) -> object:
+    def __call__(self) -> Found:
         image = read_rgb(self.source.root / "JPEGImages" / f"{self.stem}.jpg")
-        return self.source._labels(self.source._mask(self.stem), image.shape[:2])
+        labels = self.source._labels(self.source._mask(self.stem), image.shape[:2])
+        return Found(classes=frozenset(np.unique(labels).tolist()))
 
 
 _OFFICIAL = "SegmentationClass"
@@ -273,4 +283,4 @@ def _list_file(folder: Path, part: str, fold: int) -> Path:
 
 
 def _stems(*folders: Path) -> set[str]:
-    return {path.stem for folder in folders for path in folder.glob("*.png")}
+    return {path.stem for folder in folders for path in visible(folder, ".png")}

@@ -132,8 +132,19 @@ class Seeded(Sequence[EpisodeKey]):
         return np.random.Generator(np.random.Philox(entropy))
 
 
-def check_pools(pools: Pools, classes: Iterable[int]) -> None:
+def check_pools(
+    pools: Pools,
+    classes: Iterable[int],
+    names: Mapping[int, str] | None = None,
+    dataset: str | None = None,
+) -> None:
     """Refuse what no episode can be drawn from.
+
+    Args:
+        pools: images by class.
+        classes: those that are drawn from.
+        names: of the classes, for the error.
+        dataset: name of the data set, for the remedy.
 
     Raises:
         DataError: no class, or a class with fewer than two images.
@@ -141,10 +152,15 @@ def check_pools(pools: Pools, classes: Iterable[int]) -> None:
     counts = {class_id: len(set(pools.get(class_id, ()))) for class_id in sorted(classes)}
     few = {class_id: count for class_id, count in counts.items() if count < 2}
     if few or not counts:
-        found = ", ".join(f"class {class_id} has {count}" for class_id, count in few.items())
+        found = [f"class {class_id} has {count}" for class_id, count in few.items()]
+        shown = ", ".join(found[:6]) + (f" and {len(found) - 6} more" if len(found) > 6 else "")
+        named = [f"{c} is {names[c]}" for c in [*few][:6] if names and names[c] != str(c)]
+        titles = f" ({', '.join(named)})" if named else ""
+        remedy = "check the split lists, and the root with `fsdino data check`"
+        if dataset == "folder":
+            remedy = "add images with masks, or remove the class"
         raise DataError(
-            f"{found or 'no class has any'} images, an episode needs two: check the split lists, "
-            "and the root with `fsdino data check`"
+            f"{shown or 'no class has any'} images, an episode needs two{titles}: {remedy}"
         )
 
 

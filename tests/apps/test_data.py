@@ -1,16 +1,20 @@
-"""Looking data sets over, and preparing them."""
+"""Checking data sets, and preparing them."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from data_sets import save_jpeg, save_labels, stacked, write_coco, write_davis, write_fss, write_voc
 from fsdino.apps import data
 from fsdino.data.catalog import open_episodes
-from fsdino.errors import UsageError
+from fsdino.data.episodes import episode_hash
+from fsdino.errors import DataError, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +129,213 @@ def test_coco_is_checked_without_mask_pngs(tmp_path: Path) -> None:
     assert found.read == 320 and list(found.bad) == ["val2014/COCO_val2014_000000000007.jpg"]
     assert len(found.folds) == 8 and found.note is None
     assert set(found.folds[0].classes.values()) == {4}
+
+
+def test_where_cocos_masks_come_from_is_said(tmp_path: Path) -> None:
+    """Images without masks were said to be read with them."""
+    write_coco(tmp_path)
+    found = data.check("coco20i", tmp_path)
+    assert (found.read, found.masked) == (320, 0)
+    assert found.reading == {
+        f"masks of {year}": "rasterised of 0 of 160 images; the others will be, from "
+        f"annotations/instances_{year}.json"
+        for year in ("train2014", "val2014")
+    }
+    data.prepare("coco20i", tmp_path)
+    found = data.check("coco20i", tmp_path)
+    assert found.passed and (found.read, found.masked) == (320, 320)
+    assert found.reading["masks of val2014"].startswith("rasterised from annotations/")
+    for image in (tmp_path / "val2014").iterdir():
+        labels = stacked([int(image.stem[-3:]) % 80 + 1])
+        save_labels(tmp_path / "annotations" / "val2014" / f"{image.stem}.png", labels)
+    found = data.check("coco20i", tmp_path)
+    assert found.reading["masks of val2014"] == "published, of 160 of 160 images"
+
+
+def test_cocos_annotations_are_checked(tmp_path: Path) -> None:
+    """Rasterising them fails after an hour, or worse."""
+    write_coco(tmp_path)
+    file = tmp_path / "annotations" / "instances_val2014.json"
+    whole = json.loads(file.read_text())
+    whole["annotations"][4]["segmentation"] = [[0, 0, 1e9, 0, 9, 9]]
+    file.write_text(json.dumps(whole))
+    found = data.check("coco20i", tmp_path)
+    assert not found.passed and len(found.bad) == 1
+    assert f"annotation {whole['annotations'][4]['id']} is damaged" in next(
+        iter(found.bad.values())
+    )
+    for content in ("[" * 200_000, file.read_text()[:-5], "{}"):
+        file.write_text(content)
+        found = data.check("coco20i", tmp_path)
+        assert not found.passed and "instances_val2014.json: damaged" in found.summary()
+        assert found.read == 320
+
+
+def test_what_evaluation_refuses_does_not_pass(tmp_path: Path) -> None:
+    """A class with a single image is refused: the check has to say so, before the evaluation."""
+    write_coco(tmp_path / "coco")
+    for number in (76, 78, 85, 156, 158):  # of the six that show an airplane
+        (tmp_path / "coco" / "val2014" / f"COCO_val2014_{number:012d}.jpg").unlink()
+    found = data.check("coco20i", tmp_path / "coco")
+    assert not found.passed and "val2014 has too few images of airplane 1: an" in found.summary()
+    made = data.prepare("coco20i", tmp_path / "coco")
+    found = data.check("coco20i", tmp_path / "coco")
+    with pytest.raises(DataError) as refused:
+        open_episodes("coco20i", root=tmp_path / "coco", fold=0)
+    assert f"fold 0: {refused.value}" in found.problems and made
+    for name, count in (("cup", 2), ("saucer", 1)):
+        for number in range(count):
+            save_jpeg(tmp_path / "mine" / name / f"{number}.jpg")
+            save_labels(tmp_path / "mine" / name / f"{number}.png", stacked([0, 255]))
+    found = data.check("folder", tmp_path / "mine")
+    assert not found.passed and "class 1 has 1 images, an episode needs two" in found.summary()
+    assert "(1 is saucer): add images" in found.summary()
+
+
+def test_a_mask_without_its_listed_class_does_not_pass(tmp_path: Path) -> None:
+    """Evaluation stops at such an image."""
+    write_voc(tmp_path, tmp_path / "splits")
+    file = tmp_path / "splits" / "pascal" / "val" / "fold0.txt"
+    name = file.read_text().splitlines()[0].partition("__")[0]
+    save_labels(tmp_path / "SegmentationClassAug" / f"{name}.png", stacked([20]))
+    found = data.check("pascal5i", tmp_path, tmp_path / "splits")
+    assert not found.passed and "2 listed images have no pixel of their class" in found.summary()
+    assert name in found.summary()
+
+
+@pytest.mark.parametrize("there", ["train2014", "val2014"])
+def test_one_year_of_coco_is_prepared(
+    there: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who evaluates needs no training images; what was left is said."""
+    other = "val2014" if there == "train2014" else "train2014"
+    write_coco(tmp_path)
+    shutil.rmtree(tmp_path / other)
+    made = data.prepare("coco20i", tmp_path)
+    assert set(made) == {f"masks of {there}", "lists", "index"}
+    assert f"{other}/ has no images, get {other}.zip" in caplog.text
+    index = json.loads(made["index"].read_text())
+    split = "val" if there == "val2014" else "train"
+    assert [fold["split"] for fold in index["folds"]] == [split] * 4
+    (tmp_path / "annotations" / f"instances_{other}.json").unlink()
+    assert set(data.prepare("coco20i", tmp_path)) == set(made)
+    shutil.rmtree(tmp_path / there)
+    with pytest.raises(UsageError, match=r"train2014/ has no images.*val2014/ has no images"):
+        data.prepare("coco20i", tmp_path)
+
+
+def test_lists_of_a_part_of_coco_are_not_those_of_the_whole(tmp_path: Path) -> None:
+    """Images that were unpacked later were missing in derived lists for ever."""
+    write_coco(tmp_path)
+    late = sorted((tmp_path / "val2014").iterdir())[:40]
+    for path in late:
+        path.rename(tmp_path / path.name)
+    data.prepare("coco20i", tmp_path)
+    for path in late:
+        (tmp_path / path.name).rename(path)
+    data.prepare("coco20i", tmp_path)
+    assert set(data.check("coco20i", tmp_path).folds[0].classes.values()) == {4}
+
+
+def test_hidden_leftovers_are_no_data(tmp_path: Path, cache: Path) -> None:
+    """macOS, editors and killed writes leave hidden files; none of them is a fault."""
+    write_coco(tmp_path / "coco")
+    write_voc(tmp_path / "voc", tmp_path / "splits")
+    write_davis(tmp_path / "davis")
+    write_fss(tmp_path / "fss", ["a", "b", "c", "d"])
+    save_jpeg(tmp_path / "mine" / "cup" / "1.jpg")
+    save_jpeg(tmp_path / "mine" / "cup" / "2.jpg")
+    for number in (1, 2):
+        save_labels(tmp_path / "mine" / "cup" / f"{number}.png", stacked([0, 255]))
+    data.prepare("coco20i", tmp_path / "coco")
+    for folder in [path for path in tmp_path.rglob("*") if path.is_dir()]:
+        for name in ("._x.jpg", "._x.png", ".fsdino-0123456789.png", ".DS_Store", "._1.jpg"):
+            (folder / name).write_bytes(b"\0\5\x16\7")
+        (folder / ".fsdino-0123").mkdir()
+        (folder / ".fsdino-0123" / "content.png").write_bytes(b"")
+    for dataset, name in (
+        ("coco20i", "coco"), ("davis17", "davis"), ("fss1000", "fss"), ("folder", "mine"),
+    ):  # fmt: skip
+        found = data.check(dataset, tmp_path / name)
+        assert found.passed and not found.bad, found.summary()
+        assert not any("/." in line or line.startswith(".") for line in found.reading)
+        data.prepare(dataset, tmp_path / name)
+    found = data.check("pascal5i", tmp_path / "voc", tmp_path / "splits")
+    assert found.passed and found.read == 72
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_few_classes_of_fss_are_read_and_tested_on(count: int, tmp_path: Path) -> None:
+    """A part of the data set is what people try first."""
+    names = [os.fsdecode(b"caf\xe9"), *"bcd"][:count]
+    write_fss(tmp_path, names)
+    found = data.check("fss1000", tmp_path)
+    assert found.passed and found.read == 10 * count
+    assert json.loads(json.dumps(found.to_dict()))["read"] == 10 * count
+    assert sum(found.folds[0].classes.values()) >= 10
+    made = data.prepare("fss1000", tmp_path, tmp_path / "lists")
+    for splits in (None, made["lists"]):
+        episodes = open_episodes("fss1000", root=tmp_path, splits=splits)
+        assert len(episodes) >= 10 and len(episode_hash(episodes)) == 64
+        assert episodes[0].query.mask.any()
+    if count > 1:
+        assert open_episodes("fss1000", split="train", sampling="seeded", root=tmp_path)[0]
+
+
+def test_a_class_of_fss_without_its_first_image_is_named(tmp_path: Path) -> None:
+    """Classes were found by 1.jpg, and those without it were passed over."""
+    write_fss(tmp_path, ["a", "b", "c", "d"])
+    (tmp_path / "c" / "1.jpg").unlink()
+    found = data.check("fss1000", tmp_path)
+    assert not found.passed and list(found.bad) == ["c/1.jpg"] and found.read == 40
+
+
+def test_a_first_frame_without_objects_does_not_pass(tmp_path: Path) -> None:
+    """It is the support of its video."""
+    write_davis(tmp_path)
+    first = sorted((tmp_path / "Annotations" / "480p" / "dogs").iterdir())[0]
+    with Image.open(first) as image:
+        size = image.size
+    Image.new("L", size).save(first)
+    found = data.check("davis17", tmp_path)
+    assert not found.passed and "no object is marked" in found.summary()
+
+
+def test_special_files_are_bad_and_do_not_stop_the_check(tmp_path: Path) -> None:
+    """A pipe is waited for without end, a device never ends."""
+    write_davis(tmp_path / "davis")
+    frame = sorted((tmp_path / "davis" / "JPEGImages" / "480p" / "dogs").iterdir())[1]
+    frame.unlink()
+    frame.symlink_to("/dev/zero")
+    write_voc(tmp_path / "voc", tmp_path / "splits")
+    image = tmp_path / "voc" / "JPEGImages" / "2007_000020.jpg"
+    image.unlink()
+    os.mkfifo(image)
+    assert not data.check("davis17", tmp_path / "davis").passed
+    found = data.check("pascal5i", tmp_path / "voc", tmp_path / "splits")
+    assert list(found.bad) == ["JPEGImages/2007_000020.jpg"]
+
+
+def test_how_a_folder_is_read_is_told(tmp_path: Path) -> None:
+    """Layout, images by class, and what is left out with the reason."""
+    for number in range(3):
+        save_jpeg(tmp_path / "images" / f"{number}.jpg", number)
+        save_labels(tmp_path / "labels" / f"{number}.png", stacked([0, 1, 2][: number + 1]))
+    (tmp_path / "classes.txt").write_text("1 cup\n2 saucer\n")
+    (tmp_path / "README").write_text("x")
+    found = data.check("folder", tmp_path, ignore="none")
+    assert found.reading == {
+        "layout": "labels",
+        "values": "ignore none, background 0",
+        "images by class": {"cup": 2, "saucer": 1},
+        "left out": {
+            "README": "beside the images and masks",
+            "images/0.jpg": "its label map holds no class",
+        },
+    }
+    assert not found.passed and "(2 is saucer)" in found.summary()
+    with pytest.raises(UsageError, match="layout: for a folder of your own"):
+        data.check("pascal5i", tmp_path, layout="labels")
 
 
 def test_coco_is_prepared_once_and_then_found(
