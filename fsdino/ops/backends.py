@@ -105,13 +105,19 @@ def select(op: str, tensor: torch.Tensor, requested: str = "auto") -> str:
     An explicit `requested` wins over `use_backend`, which wins over FSDINO_BACKEND.
 
     Raises:
+        TypeError: `requested` is not a string.
         UsageError: no backend has that name.
         BackendError: the backend asked for by name cannot run this call.
     """
+    if not isinstance(requested, str):
+        raise TypeError(f"{op}: backend must be a string, got {type(requested).__name__}")
     if requested == "auto":
         requested = _forced.get()
     if requested != "auto":
-        _find(requested).prepare(tensor.device)
+        backend = _find(requested)
+        if tensor.device.type == "meta":  # only shapes are asked for: nothing will run
+            return requested
+        backend.prepare(tensor.device)
         reason = why_not(requested, op, tensor.device, tensor.dtype)
         if reason is not None:
             raise BackendError(f"backend {requested!r} cannot run {op} here: {reason}")
@@ -138,8 +144,11 @@ def use_backend(name: str) -> Iterator[None]:
     Applies to the current thread or task; enter it outside of a compiled function.
 
     Raises:
+        TypeError: it is not a string.
         UsageError: no backend has that name.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"use_backend: name must be a string, got {type(name).__name__}")
     if name != "auto":
         _find(name)
     token = _forced.set(name)

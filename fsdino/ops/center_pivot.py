@@ -63,26 +63,24 @@ def center_pivot_conv4d(
         weight_query: [Co, Ci, kq, kq], over the query dims at each kept support position.
         weight_support: [Co, Ci, ks, ks], over the support dims, strided, at each query position.
         bias: [Co], the sum of the two biases of HSNet's layer.
-        support_stride: s, at least 1.
+        support_stride: s, at least 1; beyond the grid it keeps position 0 alone.
         backend: "auto", or the name of the backend that must run it.
 
     Returns:
         [B, Co, Hq, Wq, ceil(Hs / s), ceil(Ws / s)], of x's dtype.
 
     Raises:
-        TypeError: dtypes that differ or are not floating, a stride that is no integer.
+        TypeError: not a dense tensor, dtypes that differ or are not floating, a stride that is not
+            an integer.
         ValueError: shapes, kernels or devices that do not fit; the message names the argument.
         BackendError: `backend` was asked for by name and cannot run this call.
     """
-    x, weight_query, weight_support, bias = arguments.autocast(  # type: ignore[assignment]
-        x, weight_query, weight_support, bias
-    )
-    arguments.check_tensors(
+    x, weight_query, weight_support, bias = arguments.check_tensors(  # type: ignore[assignment]
         _CONV, x=x, weight_query=weight_query, weight_support=weight_support, bias=bias
     )
     arguments.check_volume(_CONV, x)
     arguments.check_weights(_CONV, x.shape[1], weight_query, weight_support, bias)
-    arguments.check_stride(_CONV, support_stride)
+    support_stride = arguments.check_stride(_CONV, support_stride)
     arguments.check_result(
         _CONV, "x and weight_query", _shape(x, weight_query.shape[0], support_stride)
     )
@@ -127,25 +125,27 @@ def center_pivot_block4d(
     Raises:
         TypeError, ValueError, BackendError: as `center_pivot_conv4d`.
     """
-    x, weight_query, weight_support, bias, norm_weight, norm_bias = arguments.autocast(  # type: ignore[assignment]
-        x, weight_query, weight_support, bias, norm_weight, norm_bias
+    tensors = arguments.check_tensors(
+        _BLOCK,
+        x=x,
+        weight_query=weight_query,
+        weight_support=weight_support,
+        bias=bias,
+        norm_weight=norm_weight,
+        norm_bias=norm_bias,
     )
-    tensors = (x, weight_query, weight_support, bias, norm_weight, norm_bias)
-    tensor_names = ("x", "weight_query", "weight_support", "bias", "norm_weight", "norm_bias")
-    arguments.check_tensors(_BLOCK, **dict(zip(tensor_names, tensors, strict=True)))
+    x, weight_query, weight_support, bias, norm_weight, norm_bias = tensors  # type: ignore[assignment]
     arguments.check_volume(_BLOCK, x)
     arguments.check_weights(_BLOCK, x.shape[1], weight_query, weight_support, bias)
     arguments.check_vector(_BLOCK, "norm_weight", norm_weight, weight_query.shape[0])
     arguments.check_vector(_BLOCK, "norm_bias", norm_bias, weight_query.shape[0])
-    arguments.check_stride(_BLOCK, support_stride)
+    support_stride = arguments.check_stride(_BLOCK, support_stride)
     arguments.check_result(
         _BLOCK, "x and weight_query", _shape(x, weight_query.shape[0], support_stride)
     )
-    arguments.check_eps(_BLOCK, "norm_eps", norm_eps)
-    if num_groups < 1 or weight_query.shape[0] % num_groups:
-        raise ValueError(
-            f"{_BLOCK}: num_groups must divide Co = {weight_query.shape[0]}, got {num_groups}"
-        )
+    norm_eps = arguments.check_eps(_BLOCK, "norm_eps", norm_eps, x.dtype)
+    arguments.check_groups(_BLOCK, num_groups, weight_query.shape[0])
+    arguments.check_flag(_BLOCK, "reduce_support", reduce_support)
     name = backends.select(_BLOCK, x, backend)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     y, *_ = torch.ops.fsdino.center_pivot_block4d(
@@ -159,6 +159,14 @@ def kept(size: int, stride: int) -> int:
     return (size + stride - 1) // stride
 
 
+def within(stride: int, support: Tensor) -> int:
+    """A stride that keeps what `stride` keeps of a grid [..., Hs, Ws], and is not beyond it.
+
+    No kernel then multiplies by a stride that nothing but position 0 is left of.
+    """
+    return min(stride, max(support.shape[-2:]))
+
+
 def _shape(x: Tensor, channels: int, stride: int) -> tuple[int, ...]:
     batch, _, hq, wq, hs, ws = x.shape
     return (batch, channels, hq, wq, kept(hs, stride), kept(ws, stride))
@@ -166,14 +174,15 @@ def _shape(x: Tensor, channels: int, stride: int) -> tuple[int, ...]:
 
 @torch.library.impl("fsdino::center_pivot_conv4d", "CompositeExplicitAutograd")
 def _conv_forward(x: Tensor, *args: Any) -> Tensor:
-    *rest, backend = args
-    return backends.run(backend, _CONV, x, *rest)
+    *tensors, support_stride, backend = args
+    return backends.run(backend, _CONV, x, *tensors, within(support_stride, x))
 
 
 @torch.library.impl("fsdino::center_pivot_conv4d_backward", "CompositeExplicitAutograd")
-def _conv_backward_kernel(grad: Tensor, *args: Any) -> Any:
-    *rest, backend = args
-    return backends.run(backend, _CONV + "_backward", grad, *rest)
+def _conv_backward_kernel(grad: Tensor, x: Tensor, *args: Any) -> Any:
+    *tensors, support_stride, needs, backend = args
+    stride = within(support_stride, x)
+    return backends.run(backend, _CONV + "_backward", grad, x, *tensors, stride, needs)
 
 
 @torch.library.register_fake("fsdino::center_pivot_conv4d")
@@ -218,14 +227,16 @@ def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 @torch.library.impl("fsdino::center_pivot_block4d", "CompositeExplicitAutograd")
 def _block_forward(x: Tensor, *args: Any) -> Any:
-    *rest, backend = args
-    return backends.run(backend, _BLOCK, x, *rest)
+    *rest, support_stride, reduce_support, save, backend = args
+    settings = (within(support_stride, x), reduce_support, save)
+    return backends.run(backend, _BLOCK, x, *rest, *settings)
 
 
 @torch.library.impl("fsdino::center_pivot_block4d_backward", "CompositeExplicitAutograd")
-def _block_backward_kernel(grad: Tensor, *args: Any) -> Any:
-    *rest, backend = args
-    return backends.run(backend, _BLOCK + "_backward", grad, *rest)
+def _block_backward_kernel(grad: Tensor, x: Tensor, *args: Any) -> Any:
+    *tensors, support_stride, reduce_support, needs, backend = args
+    settings = (within(support_stride, x), reduce_support, needs)
+    return backends.run(backend, _BLOCK + "_backward", grad, x, *tensors, *settings)
 
 
 @torch.library.register_fake("fsdino::center_pivot_block4d")

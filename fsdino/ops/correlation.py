@@ -53,14 +53,16 @@ def correlation4d(
         all of one dtype; inside `torch.autocast` they are cast as for a convolution.
 
     Raises:
-        TypeError: dtypes that differ or are not floating.
-        ValueError: shapes or devices that do not fit; the message names the argument.
+        TypeError: not a dense tensor, dtypes that differ or are not floating, eps not a number.
+        ValueError: shapes or devices that do not fit, eps out of range; the message names the
+            argument.
         BackendError: `backend` was asked for by name and cannot run this call.
     """
-    query, support, support_weight = arguments.autocast(query, support, support_weight)  # type: ignore[assignment]
-    arguments.check_tensors(_NAME, query=query, support=support, support_weight=support_weight)
+    query, support, support_weight = arguments.check_tensors(  # type: ignore[assignment]
+        _NAME, query=query, support=support, support_weight=support_weight
+    )
     arguments.check_features(_NAME, query, support, support_weight)
-    arguments.check_eps(_NAME, "eps", eps)
+    eps = arguments.check_eps(_NAME, "eps", eps, query.dtype)
     arguments.check_result(_NAME, "query and support", _shape(query, support))
     name = backends.select(_NAME, query, backend)
     return torch.ops.fsdino.correlation4d(query, support, support_weight, eps, name)  # type: ignore[no-any-return]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fsdino.ops import arguments, backends
-from fsdino.ops.center_pivot import kept
+from fsdino.ops.center_pivot import kept, within
 from fsdino.ops.correlation import asked_for, given
 
 _NAME = "correlation_center_pivot4d"
@@ -63,10 +63,7 @@ def correlation_center_pivot4d(
     Raises:
         TypeError, ValueError, BackendError: as `correlation4d` and `center_pivot_conv4d`.
     """
-    query, support, support_weight, weight_query, weight_support, bias = arguments.autocast(  # type: ignore[assignment]
-        query, support, support_weight, weight_query, weight_support, bias
-    )
-    arguments.check_tensors(
+    tensors = arguments.check_tensors(
         _NAME,
         query=query,
         support=support,
@@ -75,23 +72,16 @@ def correlation_center_pivot4d(
         weight_support=weight_support,
         bias=bias,
     )
+    query, support, support_weight, weight_query, weight_support, bias = tensors  # type: ignore[assignment]
     arguments.check_features(_NAME, query, support, support_weight)
     arguments.check_weights(_NAME, query.shape[1], weight_query, weight_support, bias)
-    arguments.check_stride(_NAME, support_stride)
-    arguments.check_eps(_NAME, "eps", eps)
+    support_stride = arguments.check_stride(_NAME, support_stride)
+    eps = arguments.check_eps(_NAME, "eps", eps, query.dtype)
     shape = _shape(query, support, weight_query.shape[0], support_stride)
     arguments.check_result(_NAME, "query, support and weight_query", shape)
     name = backends.select(_NAME, query, backend)
     return torch.ops.fsdino.correlation_center_pivot4d(  # type: ignore[no-any-return]
-        query,
-        support,
-        support_weight,
-        weight_query,
-        weight_support,
-        bias,
-        support_stride,
-        eps,
-        name,
+        *tensors, support_stride, eps, name
     )
 
 
@@ -101,15 +91,17 @@ def _shape(query: Tensor, support: Tensor, channels: int, stride: int) -> tuple[
 
 
 @torch.library.impl("fsdino::correlation_center_pivot4d", "CompositeExplicitAutograd")
-def _forward(query: Tensor, *args: Any) -> Tensor:
-    *rest, backend = args
-    return backends.run(backend, _NAME, query, *rest)
+def _forward(query: Tensor, support: Tensor, *args: Any) -> Tensor:
+    *tensors, support_stride, eps, backend = args
+    stride = within(support_stride, support)
+    return backends.run(backend, _NAME, query, support, *tensors, stride, eps)
 
 
 @torch.library.impl("fsdino::correlation_center_pivot4d_backward", "CompositeExplicitAutograd")
-def _backward_kernel(grad: Tensor, *args: Any) -> Any:
-    *rest, backend = args
-    return backends.run(backend, _NAME + "_backward", grad, *rest)
+def _backward_kernel(grad: Tensor, query: Tensor, support: Tensor, *args: Any) -> Any:
+    *tensors, support_stride, eps, needs, backend = args
+    settings = (within(support_stride, support), eps, needs)
+    return backends.run(backend, _NAME + "_backward", grad, query, support, *tensors, *settings)
 
 
 @torch.library.register_fake("fsdino::correlation_center_pivot4d")
