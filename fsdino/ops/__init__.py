@@ -2,6 +2,11 @@
 
 `fsdino/ops/reference.py` defines what each op means; `CONTRIBUTING.md` tells how to add an op or
 a backend.
+
+Gradients come from the backend that ran the call. Derivatives of higher order (`create_graph`),
+those in forward mode and all under `torch.func` are PyTorch's own, through the reference in plain
+PyTorch, on every backend. What `torch.compile` made has gradients alone: PyTorch raises an error
+where one of them is differentiated again.
 """
 
 from fsdino.ops.backends import use_backend

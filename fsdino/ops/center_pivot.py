@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsdino.ops import arguments, backends
-from fsdino.ops.correlation import asked_for, given
+from fsdino.ops import arguments, backends, derivatives, reference
+from fsdino.ops.correlation import asked_for
 
 _CONV = "center_pivot_conv4d"
 _BLOCK = "center_pivot_block4d"
@@ -212,17 +212,22 @@ def _conv_backward_fake(
     return asked_for(grad, inputs, needs)
 
 
-def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight_query, weight_support, _, ctx.support_stride, ctx.backend = inputs
-    ctx.save_for_backward(x, weight_query, weight_support)
+def _conv_gradients(
+    grad: Tensor, saved: Sequence[Any], settings: Sequence[Any], needs: list[bool], backend: str
+) -> Any:
+    *tensors, _ = saved  # the gradients do not depend on the bias
+    return torch.ops.fsdino.center_pivot_conv4d_backward(grad, *tensors, *settings, needs, backend)
 
 
-def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    needs = list(ctx.needs_input_grad[:4])
-    grads = torch.ops.fsdino.center_pivot_conv4d_backward(
-        grad, *ctx.saved_tensors, ctx.support_stride, needs, ctx.backend
-    )
-    return (*given(grads, needs), None, None)
+def _conv_formulation(
+    x: Tensor,
+    weight_query: Tensor,
+    weight_support: Tensor,
+    bias: Tensor | None,
+    support_stride: int,
+) -> Tensor:
+    stride = within(support_stride, x)
+    return reference.center_pivot_conv4d(x, weight_query, weight_support, bias, stride)
 
 
 @torch.library.impl("fsdino::center_pivot_block4d", "CompositeExplicitAutograd")
@@ -283,30 +288,23 @@ def _block_backward_fake(
     return asked_for(grad, inputs, needs)
 
 
-def _block_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight_query, weight_support, _, norm_weight, norm_bias = inputs[:6]
-    _, _, ctx.support_stride, ctx.reduce_support, save, ctx.backend = inputs[6:]
-    ctx.mark_non_differentiable(*output[1:])
-    if save:
-        ctx.save_for_backward(x, weight_query, weight_support, norm_weight, norm_bias, *output[1:])
-
-
-def _block_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    needs = list(ctx.needs_input_grad[:6])
-    if not ctx.saved_tensors:
-        raise RuntimeError(
-            "fsdino::center_pivot_block4d was called with save=False: nothing was kept for the "
-            "backward pass. Call fsdino.ops.center_pivot_block4d, which decides this itself."
-        )
-    grads = torch.ops.fsdino.center_pivot_block4d_backward(
-        grad, *ctx.saved_tensors, ctx.support_stride, ctx.reduce_support, needs, ctx.backend
+def _block_gradients(
+    grad: Tensor, saved: Sequence[Any], settings: Sequence[Any], needs: list[bool], backend: str
+) -> Any:
+    x, weight_query, weight_support, _, *rest = saved  # the statistics hold the bias
+    _, _, support_stride, reduce_support, _ = settings
+    return torch.ops.fsdino.center_pivot_block4d_backward(
+        grad, x, weight_query, weight_support, *rest, support_stride, reduce_support, needs, backend
     )
-    return (*given(grads, needs), *(None,) * 6)
 
 
-torch.library.register_autograd(
-    "fsdino::center_pivot_conv4d", _conv_backward, setup_context=_conv_setup
-)
-torch.library.register_autograd(
-    "fsdino::center_pivot_block4d", _block_backward, setup_context=_block_setup
+def _block_formulation(x: Tensor, *args: Any) -> Tensor:
+    *rest, support_stride, reduce_support, _ = args
+    settings = (within(support_stride, x), reduce_support, False)
+    return reference.center_pivot_block4d(*(x, *rest, *settings))[0]
+
+
+derivatives.register(derivatives.Derivatives(_CONV, 4, _conv_gradients, _conv_formulation))
+derivatives.register(
+    derivatives.Derivatives(_BLOCK, 6, _block_gradients, _block_formulation, statistics=3)
 )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsdino.ops import arguments, backends
+from fsdino.ops import arguments, backends, derivatives
 
 _NAME = "correlation4d"
 
@@ -121,22 +121,12 @@ def asked_for(
     )
 
 
-def given(grads: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
-    """What autograd expects: None in place of a gradient that nobody asked for."""
-    return [grad if need else None for grad, need in zip(grads, needs, strict=True)]
+def _gradients(
+    grad: Tensor, saved: Sequence[Any], settings: Sequence[Any], needs: list[bool], backend: str
+) -> Any:
+    return torch.ops.fsdino.correlation4d_backward(grad, *saved, *settings, needs, backend)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    query, support, support_weight, ctx.eps, ctx.backend = inputs
-    ctx.save_for_backward(query, support, support_weight)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    needs = list(ctx.needs_input_grad[:3])
-    grads = torch.ops.fsdino.correlation4d_backward(
-        grad, *ctx.saved_tensors, ctx.eps, needs, ctx.backend
-    )
-    return (*given(grads, needs), None, None)
-
-
-torch.library.register_autograd("fsdino::correlation4d", _backward, setup_context=_setup)
+derivatives.register(
+    derivatives.Derivatives(_NAME, 3, _gradients, formulation=derivatives.correlation4d)
+)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsdino.ops import arguments, backends
+from fsdino.ops import arguments, backends, derivatives
 from fsdino.ops.center_pivot import kept, within
-from fsdino.ops.correlation import asked_for, given
+from fsdino.ops.correlation import asked_for
 
 _NAME = "correlation_center_pivot4d"
 
@@ -138,19 +138,19 @@ def _backward_fake(
     return asked_for(grad, inputs, needs)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, _, ctx.support_stride, ctx.eps, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    needs = list(ctx.needs_input_grad[:6])
-    grads = torch.ops.fsdino.correlation_center_pivot4d_backward(
-        grad, *ctx.saved_tensors, ctx.support_stride, ctx.eps, needs, ctx.backend
+def _gradients(
+    grad: Tensor, saved: Sequence[Any], settings: Sequence[Any], needs: list[bool], backend: str
+) -> Any:
+    *tensors, _ = saved  # the gradients do not depend on the bias
+    return torch.ops.fsdino.correlation_center_pivot4d_backward(
+        grad, *tensors, *settings, needs, backend
     )
-    return (*given(grads, needs), None, None, None)
 
 
-torch.library.register_autograd(
-    "fsdino::correlation_center_pivot4d", _backward, setup_context=_setup
-)
+def _formulation(query: Tensor, support: Tensor, *args: Any) -> Tensor:
+    *tensors, support_stride, eps = args
+    settings = (within(support_stride, support), eps)
+    return derivatives.correlation_center_pivot4d(*(query, support, *tensors, *settings))
+
+
+derivatives.register(derivatives.Derivatives(_NAME, 6, _gradients, _formulation))

@@ -226,7 +226,7 @@ def test_a_stride_beyond_the_grid_keeps_position_0(op: str, stride: int, backend
 @pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
 @each_op
 def test_the_meta_device(op: str, autocast: bool, backend: str) -> None:
-    """Shapes and dtypes of results and gradients, on every backend."""
+    """Shapes and dtypes of results and of second derivatives, on every backend."""
     good = tensors(op)
     expected = call(op, good, backend="reference")
     leaves = {name: t.to("meta").requires_grad_() for name, t in good.items()}
@@ -235,9 +235,13 @@ def test_the_meta_device(op: str, autocast: bool, backend: str) -> None:
     assert (actual.device.type, actual.shape, actual.dtype) == (
         "meta", expected.shape, expected.dtype,
     )  # fmt: skip
-    first = torch.autograd.grad(actual.sum(), list(leaves.values()))
+    first = torch.autograd.grad(actual.sum(), list(leaves.values()), create_graph=True)
     for gradient, leaf in zip(first, leaves.values(), strict=True):
         assert (gradient.device.type, gradient.shape) == ("meta", leaf.shape)
+    first[1].square().sum().backward()
+    second = next(iter(leaves.values())).grad
+    assert second is not None
+    assert (second.device.type, second.shape) == ("meta", leaves[TENSORS[op][0]].shape)
 
 
 @each_op

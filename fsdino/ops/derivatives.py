@@ -1,0 +1,225 @@
+"""Derivatives of the four ops, and `torch.vmap` over them.
+
+A backend's kernels give the gradients that training asks for. Every other derivative, of second or
+higher order (`create_graph`), in forward mode, or under `torch.func`, is PyTorch's own, through the
+reference in plain PyTorch, whichever backend the call runs on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._library.autograd import Info, make_autograd_impl
+from torch.autograd import forward_ad
+
+from fsdino.ops import reference
+
+_library = torch.library.Library("fsdino", "FRAGMENT")
+
+# Of an op's inputs and settings: its result, by operations that PyTorch differentiates any number
+# of times.
+Formulation = Callable[..., Tensor]
+# (grad, what was saved, the op's settings, whose gradient is asked for, backend) -> gradients
+Gradients = Callable[[Tensor, Sequence[Any], Sequence[Any], list[bool], str], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """How one op is differentiated.
+
+    Attributes:
+        op: its name in the namespace `fsdino`.
+        inputs: how many tensors it takes, its first arguments.
+        gradients: one for each input, by the backend's kernels; anything for those not asked for.
+        formulation: of the inputs and the settings, its arguments between inputs and backend.
+        statistics: how many outputs follow the result. They are saved behind the inputs, where the
+            last setting says so, and have no derivatives.
+    """
+
+    op: str
+    inputs: int
+    gradients: Gradients
+    formulation: Formulation
+    statistics: int = 0
+
+    def setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep what the backward pass needs."""
+        *arguments, ctx.backend = inputs
+        tensors, ctx.settings = arguments[: self.inputs], arguments[self.inputs :]
+        statistics = output[1:] if self.statistics else ()
+        ctx.mark_non_differentiable(*statistics)
+        if not self.statistics or ctx.settings[-1]:
+            ctx.save_for_backward(*tensors, *statistics)
+
+    def backward(self, ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        """Gradients to all arguments of the op."""
+        saved = ctx.saved_tensors  # read once: activation checkpointing unpacks nothing twice
+        if not saved:
+            raise RuntimeError(
+                f"fsdino::{self.op} was called with save=False: nothing was kept for the "
+                f"backward pass. Call fsdino.ops.{self.op}, which decides this itself."
+            )
+        needs = list(ctx.needs_input_grad[: self.inputs])
+        if torch.is_grad_enabled() or _has_tangent(grad, *saved):
+            tensors = saved[: self.inputs]
+            grads: Sequence[Any] = self._differentiable(grad, tensors, ctx.settings, needs)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                grads = self.gradients(grad, saved, ctx.settings, needs, ctx.backend)
+        asked = (g if need else None for g, need in zip(grads, needs, strict=True))
+        return (*asked, *(None for _ in ctx.settings), None)
+
+    def _differentiable(
+        self,
+        grad: Tensor,
+        tensors: Sequence[Tensor | None],
+        settings: Sequence[Any],
+        needs: Sequence[bool],
+    ) -> list[Tensor | None]:
+        """Gradients that depend on `grad` and on the inputs as PyTorch records it."""
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # Of one tensor given twice, or of one input computed from another, each has its own.
+            own = [
+                t.view_as(t) if t is not None and need else t
+                for t, need in zip(tensors, needs, strict=True)
+            ]
+            result = self.formulate(*own, *settings)
+            asked = [t for t, need in zip(own, needs, strict=True) if t is not None and need]
+            found = torch.autograd.grad(result, asked, grad, create_graph=create_graph)
+        grads = iter(found)
+        return [next(grads) if need else None for need in needs]
+
+    def formulate(self, *arguments: Any) -> Tensor:
+        """The result by the formulation, rounded once, outside of autocast."""
+        tensors, settings = arguments[: self.inputs], arguments[self.inputs :]
+        first, device = tensors[0], tensors[0].device.type
+        wide = (t if t is None or t.dtype == torch.float64 else t.float() for t in tensors)
+        # The device meta has no autocast.
+        outside = nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+        with outside:
+            return self.formulation(*wide, *settings).to(first.dtype)
+
+
+def register(derivatives: Derivatives) -> None:
+    """Tell PyTorch how an op and its `_backward` are differentiated and mapped."""
+    op = getattr(torch.ops.fsdino, derivatives.op).default
+    by_kernels = make_autograd_impl(op, Info(derivatives.backward, derivatives.setup))
+
+    def differentiate(keyset: Any, *arguments: Any) -> Any:
+        if not _beyond_gradients(arguments):
+            return by_kernels(keyset, *arguments)
+        result = derivatives.formulate(*arguments[:-1])
+        if not derivatives.statistics:
+            return result
+        # For the gradient by kernels, which nobody will ask for.
+        return result, *(result.new_empty(0) for _ in range(derivatives.statistics))
+
+    _library.impl(derivatives.op, differentiate, "Autograd", with_keyset=True)
+    backward = getattr(torch.ops.fsdino, derivatives.op + "_backward").default
+
+    def differentiate_backward(keyset: Any, *arguments: Any) -> Any:
+        recorded = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
+        if recorded or _has_tangent(*arguments):
+            raise NotImplementedError(
+                f"fsdino::{derivatives.op}_backward has no derivatives: differentiate "
+                f"fsdino.ops.{derivatives.op} twice, with create_graph=True"
+            )
+        with torch._C._AutoDispatchBelowAutograd():
+            return backward.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+    _library.impl(
+        derivatives.op + "_backward", differentiate_backward, "Autograd", with_keyset=True
+    )
+    for overload in (op, backward):
+        torch.library.register_vmap(overload._name, _slice_by_slice(overload), lib=_library)
+
+
+def _beyond_gradients(arguments: Sequence[Any]) -> bool:
+    """Whether a call asks for derivatives that no backend's kernels have."""
+    return _has_tangent(*arguments) or (
+        torch._C._are_functorch_transforms_active()
+        and torch.is_grad_enabled()
+        and torch._C._any_requires_grad(*arguments)
+    )
+
+
+def _has_tangent(*arguments: Any) -> bool:
+    """Whether an argument is a dual tensor of forward-mode differentiation."""
+    # A compiled graph enters the level of its own torch.func.jvp without noting it there.
+    if forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active():
+        return False
+    tensors = (a for a in arguments if isinstance(a, Tensor))
+    return any(forward_ad.unpack_dual(t, level=0).tangent is not None for t in tensors)
+
+
+def _slice_by_slice(op: Callable[..., Any]) -> Callable[..., Any]:
+    """The rule of `torch.vmap`: a call for each slice, on the call's own backend."""
+
+    def rule(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[Any, Any]:
+        def slices(index: int) -> Iterator[Any]:
+            for argument, dim in zip(arguments, in_dims, strict=True):
+                if dim is None or not isinstance(argument, Tensor):
+                    yield argument
+                else:  # of nothing at all zeros, for the shape of the result
+                    yield argument.select(dim, index) if info.batch_size else argument.sum(dim)
+
+        results = [op(*slices(index)) for index in range(max(info.batch_size, 1))]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results)[: info.batch_size], 0
+        outputs = tuple(
+            torch.stack(parts)[: info.batch_size] for parts in zip(*results, strict=True)
+        )
+        return outputs, (0,) * len(outputs)
+
+    return rule
+
+
+def correlation4d(
+    query: Tensor, support: Tensor, support_weight: Tensor | None, eps: float
+) -> Tensor:
+    """`reference.correlation4d`, such that all of its derivatives hold.
+
+    PyTorch's derivative of the length is NaN from the second order on at a zero vector; here it is
+    0, as that of the first. The derivative to a weight of 0 is the correlation, but 0 where that
+    is not finite, and so is that of what a weight of 0 silences.
+    """
+    if support_weight is None:
+        cosine = _unit(query, eps).transpose(2, 3) @ _unit(support, eps)  # [B, L, N, M]
+        correlation = cosine.relu()
+    else:
+        silent = support_weight == 0  # [B, Hs, Ws]
+        support = support.masked_fill(silent[:, None, None] & ~support.isfinite(), 0)
+        cosine = _unit(query, eps).transpose(2, 3) @ _unit(support, eps)
+        silent = silent.flatten(1)[:, None, None] & ~cosine.isfinite()  # [B, L, N, M]
+        weight = support_weight.flatten(1)[:, None, None]  # [B, 1, 1, M]
+        correlation = cosine.masked_fill(silent, 0).relu() * weight
+    return correlation.reshape(*query.shape[:2], *query.shape[3:], *support.shape[3:])
+
+
+def _unit(tokens: Tensor, eps: float) -> Tensor:
+    """Tokens over their length plus eps: [B, L, C, h, w] -> [B, L, C, h*w]."""
+    flat = tokens.flatten(3)
+    zero = flat.detach().norm(dim=2, keepdim=True) == 0
+    length: Tensor = flat.masked_fill(zero, 1).norm(dim=2, keepdim=True)
+    return flat / (length.masked_fill(zero, 0) + eps)
+
+
+def correlation_center_pivot4d(
+    query: Tensor,
+    support: Tensor,
+    support_weight: Tensor | None,
+    weight_query: Tensor,
+    weight_support: Tensor,
+    bias: Tensor | None,
+    support_stride: int,
+    eps: float,
+) -> Tensor:
+    """`reference.correlation_center_pivot4d` of a correlation that has all derivatives."""
+    x = correlation4d(query, support, support_weight, eps)
+    return reference.center_pivot_conv4d(x, weight_query, weight_support, bias, support_stride)
