@@ -2,25 +2,61 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fsdino.errors import CheckpointError, FsdinoError, UsageError
-from fsdino.files import atomic_write
+from fsdino.files import (
+    atomic_write,
+    make_folder,
+    open_regular,
+    parse_json,
+    read_object,
+    write_json,
+)
 from fsdino.models.config import ModelConfig
+from fsdino.models.torch_files import NotTensorsError, TorchFile, View
+
+logger = logging.getLogger("fsdino.models")
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PROVENANCE_FILE = "provenance.json"
 StateDict = dict[str, Tensor]
+
+_SAID = "fsdino"  # in the metadata of the weights' file: JSON with a hash, and the identity
+_MOST = 2**20  # bytes of a JSON file beside the weights
+_MOST_HEADER = 2**24  # bytes of the names and shapes in a safetensors file
+_MOST_WRAPPERS = 4
+_WRAPPERS = (
+    *("model", "state_dict", "model_state_dict", "teacher", "student", "module", "backbone"),
+    *("net", "network", "model_ema", "ema", "ema_state_dict", "weights", "params"),
+)
+_PREFIXES = ("_orig_mod.", "module.", "model.", "backbone.", "teacher.", "student.")
+_HEADS = ("head", "dino_head", "ibot_head", "fc", "classifier", "projector", "prototypes")
+_FOUND = (
+    (
+        (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--"),
+        "a web page, not weights: download them again, by the address of the file itself",
+    ),
+    (
+        (b"version https://git-lfs",),
+        "a pointer of Git LFS, not weights: fetch them with git lfs pull",
+    ),
+    ((b"{", b"["), "JSON, not weights (an answer of the server?): download them again"),
+    ((b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc"), "packed: unpack them first"),
+    ((b"\x89hdf",), "an HDF5 file of another framework: pass PyTorch's or safetensors"),
+)
 
 
 def write_folder(
@@ -28,27 +64,32 @@ def write_folder(
     state: StateDict,
     folder: str | os.PathLike[str],
     provenance: Mapping[str, Any] | None = None,
+    identity: Mapping[str, str] | None = None,
 ) -> None:
     """Write config.json, model.safetensors and, if there is any, provenance.json.
 
-    Each is written whole or not at all.
+    Each is written whole or not at all. The weights' file has a hash of its tensors and of
+    `identity`, so that damage is found when it is read.
+
+    Args:
+        config, state, provenance: of the model.
+        folder: where to; created, with those above it.
+        identity: what the model's fingerprint is made of, by part; see `read_weights`.
 
     Raises:
         FsdinoError: the folder cannot be written.
     """
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FsdinoError(f"cannot create {folder}: {error.strerror}") from error
-    write_tensors(folder / WEIGHTS_FILE, state, {"format": "pt"})
-    with atomic_write(folder / CONFIG_FILE) as temporary:
-        Path(temporary).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    make_folder(folder, "choose another folder")
+    kept = dict(sorted((identity or {}).items()))
+    said = {"sha256": tensors_sha256(state, json.dumps(kept)), "identity": kept}
+    # One entry: safetensors writes several in an order of chance, and equal models as other bytes.
+    write_tensors(folder / WEIGHTS_FILE, state, {_SAID: json.dumps(said)})
+    write_json(folder / CONFIG_FILE, config.to_dict())
     if provenance is None:
         (folder / PROVENANCE_FILE).unlink(missing_ok=True)  # another model's
         return
-    with atomic_write(folder / PROVENANCE_FILE) as temporary:
-        Path(temporary).write_text(json.dumps(dict(provenance), indent=2) + "\n")
+    write_json(folder / PROVENANCE_FILE, dict(provenance))
 
 
 def read_provenance(folder: Path) -> dict[str, Any] | None:
@@ -60,7 +101,7 @@ def read_provenance(folder: Path) -> dict[str, Any] | None:
     file = folder / PROVENANCE_FILE
     if not file.is_file():
         return None
-    return _read_object(file)
+    return read_object(file, "remove it, or fetch the model again", CheckpointError, most=_MOST)
 
 
 def write_tensors(
@@ -86,78 +127,319 @@ def read_config(folder: Path) -> ModelConfig:
     """
     file = folder / CONFIG_FILE
     if not file.is_file():
-        raise CheckpointError(f"model {folder} has no {CONFIG_FILE}: it is incomplete or no model")
-    return ModelConfig.from_dict({**_read_object(file), "pretrained": False})
+        raise CheckpointError(
+            f"model {folder} has no {CONFIG_FILE}: it is incomplete, or not a model"
+        )
+    data = read_object(file, "fetch the model again", CheckpointError, most=_MOST)
+    try:
+        return ModelConfig.from_dict({**data, "pretrained": False})
+    except CheckpointError as error:
+        raise CheckpointError(f"model {folder}: {error}") from error
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors in a safetensors file; reads its header only.
+
+    Raises:
+        UsageError, CheckpointError: see `read_state_dict`.
+    """
+    with _open_safetensors(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in _names(file)}
+
+
+def read_weights(path: Path) -> tuple[StateDict, dict[str, str]]:
+    """Tensors of a file that `write_folder` wrote, and what it says of the model's identity.
+
+    A file without a hash, as other programs and earlier versions write it, is taken as it is.
+
+    Returns:
+        The tensors by name, and the identity by part: nothing where the file has no hash.
+
+    Raises:
+        UsageError: there is no such file.
+        CheckpointError: it is damaged.
+    """
+    with _open_safetensors(path) as file:
+        state = {name: file.get_tensor(name) for name in _names(file)}
+        metadata = dict(file.metadata() or {})
+    if _SAID not in metadata:
+        return state, {}
+    try:
+        said = parse_json(metadata[_SAID])
+        digest, identity = said["sha256"], {str(k): str(v) for k, v in said["identity"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _damaged(path, error) from error
+    # The identity is hashed together with the tensors: neither can be changed alone.
+    if tensors_sha256(state, json.dumps(dict(sorted(identity.items())))) != digest:
+        raise CheckpointError(
+            f"weights {path} are damaged (their content is not what was written): fetch or save "
+            "them again"
+        )
+    return state, identity
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     """Tensors of a `.safetensors` file or of a `.pth`, read without executing pickled code.
 
+    The content decides what kind of file it is. Weights that a training checkpoint wraps in a dict
+    (`model`, `teacher`, ...) or names with a prefix (`module.`, `backbone.`, ...) are unwrapped,
+    and the log says what was taken.
+
     Raises:
         UsageError: there is no such file.
-        CheckpointError: the file is damaged or holds something else than tensors.
+        CheckpointError: the file is damaged, holds something else than tensors, or several sets of
+            weights.
     """
     path = Path(path)
-    if path.is_dir():
-        raise UsageError(f"weights {path}: a file is needed, this is a folder")
-    if not path.is_file():
-        raise UsageError(f"weights {path}: no such file; download it and pass its path")
+    with _open(path) as file:
+        kind = _kind(file, path)
+        if kind == "torch":
+            return _read_torch(file, path)
+    with _open_safetensors(path) as tensors:
+        return unwrap({name: tensors.get_tensor(name) for name in _names(tensors)}, path)
+
+
+def _read_torch(file: BinaryIO, path: Path) -> StateDict:
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        source = TorchFile(file)
+        views = unwrap(source.content, path)
+        for view in views.values():
+            view.check()
+        return {name: source.tensor(view) for name, view in views.items()}
+    except NotTensorsError as error:
         raise CheckpointError(
-            f"weights {path} are damaged ({first_line(error)}): fetch them again"
+            f"weights {path} cannot be read safely: {first_line(error)}; pass a file of named "
+            "tensors, as torch.save(model.state_dict(), ...) writes it"
         ) from error
-    except Exception as error:  # pickle.UnpicklingError and whatever a foreign file provokes
-        raise CheckpointError(
-            f"weights {path} cannot be read safely: {first_line(error)}"
-        ) from error
-    if not isinstance(state, Mapping) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
-    ):
-        raise CheckpointError(f"weights {path} hold something else than named tensors")
-    return dict(state)
+    except (ValueError, OSError) as error:
+        raise _damaged(path, error) from error
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """What a safetensors file says of itself; nothing of files of another kind.
 
     Raises:
-        CheckpointError: the file is damaged.
+        UsageError, CheckpointError: see `read_state_dict`.
     """
-    if Path(path).suffix != ".safetensors":
-        return {}
+    with _open(Path(path)) as file:
+        if _kind(file, Path(path)) != "safetensors":
+            return {}
+    with _open_safetensors(Path(path)) as tensors:
+        return dict(tensors.metadata() or {})
+
+
+def _open(path: Path) -> BinaryIO:
     try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+        return open_regular(path)
+    except FileNotFoundError as error:
+        raise UsageError(f"weights {path}: no such file; download it and pass its path") from error
+    except IsADirectoryError as error:
+        raise UsageError(f"weights {path}: a file is needed, this is a folder") from error
+    except ValueError as error:
+        raise UsageError(f"weights {path}: {error}; pass a file of weights") from error
+    except OSError as error:
+        raise UsageError(f"weights {path}: {error.strerror}; pass another path") from error
+
+
+def _kind(file: BinaryIO, path: Path) -> str:
+    """ "torch" or "safetensors"; the file is then at its start again.
+
+    Raises:
+        CheckpointError: it is something else, which is named.
+    """
+    head = file.read(512)
+    file.seek(0)
+    # First: the length of a header may begin with the bytes of another format.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MOST_HEADER:
+        return "safetensors"
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        return "torch"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for starts, found in _FOUND:
+        if text.startswith(starts):
+            raise CheckpointError(f"weights {path} are {found}")
+    if not text:
+        raise CheckpointError(f"weights {path} are empty: download them again")
+    if head[257:262] == b"ustar":
+        raise CheckpointError(f"weights {path} are a tar archive: extract it and pass the weights")
+    raise CheckpointError(
+        f"weights {path} are damaged, or neither a safetensors file nor one of torch.save's: "
+        "download them again"
+    )
+
+
+@contextlib.contextmanager
+def _open_safetensors(path: Path) -> Iterator[Any]:
+    """The open file. Its header is bounded before the library parses it.
+
+    Raises:
+        UsageError, CheckpointError: see `read_state_dict`.
+    """
+    with _open(path) as file:
+        if _kind(file, path) != "safetensors":
+            raise CheckpointError(f"weights {path} are not a safetensors file: fetch them again")
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        if isinstance(error, FsdinoError):
+            raise
+        raise _damaged(path, error) from error
+
+
+def _names(file: Any) -> list[str]:
+    return list(file.keys())
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"weights {path} are damaged ({first_line(error)}): fetch them again")
+
+
+def unwrap(content: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The named tensors in what a file holds; the log says what was taken from what.
+
+    Args:
+        content: a mapping of tensors, or mappings of such.
+        path: of the file, for messages.
+
+    Raises:
+        CheckpointError: there are none, or several sets of them.
+    """
+    state, where = content, ""
+    for _ in range(_MOST_WRAPPERS):
+        if not isinstance(state, Mapping) or _is_state(state):
+            break
+        inner = {k: v for k, v in state.items() if isinstance(k, str) and _holds_weights(v)}
+        known = {k: v for k, v in inner.items() if k in _WRAPPERS}
+        chosen = known or inner
+        if len(chosen) > 1:
+            raise CheckpointError(
+                f"weights {path} hold several sets of weights ({_listed(chosen)}): save the one "
+                "that is meant, as torch.save(checkpoint[NAME], ...) does"
+            )
+        if not chosen:
+            break
+        ((name, state),) = chosen.items()
+        where += f"[{name}]"
+    if not isinstance(state, Mapping) or not _is_state(state):
         raise CheckpointError(
-            f"weights {path} are damaged ({first_line(error)}): fetch them again"
-        ) from error
+            f"weights {path} hold something else than named tensors ({_content(state)}): pass a "
+            "file of a state_dict"
+        )
+    if where:
+        logger.warning("weights %s: taken from %s of it", path, _clean(where))
+    return _without_prefix(dict(state), path)
+
+
+def _without_prefix(state: dict[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Drop what a wrapper put before every name; a backbone's heads are left out."""
+    for _ in range(_MOST_WRAPPERS):
+        found = [p for p in _PREFIXES if any(key.startswith(p) for key in state)]
+        prefix = next((p for p in found if all(key.startswith(p) for key in state)), None)
+        rest: list[str] = []
+        if prefix is None and "backbone." in found:
+            prefix = "backbone."
+            rest = [key for key in state if not key.startswith(prefix)]
+            if not all(key.split(".")[0] in _HEADS for key in rest):
+                raise CheckpointError(
+                    f"weights {path} hold a backbone and other parts ("
+                    f"{_listed({key.split('.')[0] for key in rest})}): save the part that is meant"
+                )
+        if prefix is None:
+            return state
+        left = f"; left out: {_listed({key.split('.')[0] for key in rest})}" if rest else ""
+        logger.warning("weights %s: taken without the prefix %r%s", path, prefix, left)
+        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return state
+
+
+def _is_state(value: Mapping[Any, Any]) -> bool:
+    return bool(value) and all(
+        isinstance(key, str) and isinstance(item, Tensor | View) for key, item in value.items()
+    )
+
+
+def _holds_weights(value: Any, depth: int = 0) -> bool:
+    """Whether it is named tensors, or wraps some."""
+    if not isinstance(value, Mapping) or depth == _MOST_WRAPPERS:
+        return False
+    return _is_state(value) or any(
+        key in _WRAPPERS and _holds_weights(item, depth + 1)
+        for key, item in value.items()
+        if isinstance(key, str)
+    )
+
+
+def _content(value: Any) -> str:
+    """What a file holds, in a few words."""
+    if isinstance(value, Mapping):
+        if not value:
+            return "nothing"
+        return _listed({f"{key}: {_kind_of(item)}" for key, item in list(value.items())[:20]})
+    return _kind_of(value)
+
+
+def _kind_of(value: Any) -> str:
+    return "tensor" if isinstance(value, Tensor | View) else type(value).__name__
 
 
 def load_exactly(module: nn.Module, state: StateDict, path: str | os.PathLike[str]) -> None:
     """Load a state dict whose names and shapes are exactly the module's.
 
     Raises:
-        CheckpointError: lists what is missing, unexpected or of another shape.
+        CheckpointError: lists what is missing, unexpected or of another shape; or names the first
+            tensor that is of another kind, or has NaN or infinite values.
     """
     own = module.state_dict()
-    problems = {
-        "missing": sorted(set(own) - set(state)),
-        "unexpected": sorted(set(state) - set(own)),
-        "of another shape": sorted(
-            f"{key} {list(state[key].shape)} instead of {list(own[key].shape)}"
-            for key in set(own) & set(state)
-            if own[key].shape != state[key].shape
-        ),
-    }
-    found = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys)
-    if found:
-        raise CheckpointError(f"weights {path} do not fit this model: {found}")
+    compare_shapes(
+        {name: tuple(tensor.shape) for name, tensor in own.items()},
+        {name: tuple(tensor.shape) for name, tensor in state.items()},
+        path,
+    )
+    for name, tensor in state.items():
+        if tensor.is_floating_point() != own[name].is_floating_point() or tensor.is_complex():
+            raise CheckpointError(
+                f"weights {path}: {_clean(name)} is {tensor.dtype}, this model's is "
+                f"{own[name].dtype}: pass weights in floating point"
+            )
+        if not is_finite(tensor.to(own[name].dtype)):
+            raise CheckpointError(
+                f"weights {path}: {_clean(name)} has NaN or infinite values: the file is damaged "
+                "or its training failed; fetch it again or take an earlier checkpoint"
+            )
     module.load_state_dict(state)
+
+
+def compare_shapes(
+    own: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    path: str | os.PathLike[str],
+) -> None:
+    """Compare a module's tensors with those of a file, by name and shape.
+
+    Raises:
+        CheckpointError: lists what is missing, unexpected or of another shape.
+    """
+    problems = {
+        "missing": set(own) - set(found),
+        "unexpected": set(found) - set(own),
+        "of another shape": {
+            f"{key} {list(found[key])} instead of {list(own[key])}"
+            for key in set(own) & set(found)
+            if own[key] != found[key]
+        },
+    }
+    told = "; ".join(f"{kind}: {_listed(keys)}" for kind, keys in problems.items() if keys)
+    if told:
+        raise CheckpointError(f"weights {path} do not fit this model: {told}")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = tensor.aminmax()  # NaN if any is; unlike isfinite, without a copy
+    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
@@ -176,15 +458,17 @@ def tensors_sha256(tensors: Mapping[str, Tensor], preamble: str = "") -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What a one-line message can quote of an error."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What a one-line message can quote of an error: a line without control characters."""
+    return _clean((str(error).splitlines() or [type(error).__name__])[0])
 
 
-def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged: {first_line(error)}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{file} is damaged: it holds no object")
-    return data
+def _clean(text: str) -> str:
+    shown = "".join(c if c.isprintable() else "?" for c in text[:200])
+    return shown if len(text) <= 200 else f"{shown}..."
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names in a message: the first hundred, and how many more."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - 100:,} more" if len(ordered) > 100 else ""
+    return ", ".join(_clean(name) for name in ordered[:100]) + more

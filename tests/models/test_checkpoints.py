@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from fsdino.models.checkpoints import (
     read_config,
     read_metadata,
     read_state_dict,
+    read_weights,
     weights_hash,
     write_folder,
     write_tensors,
@@ -94,7 +97,7 @@ def test_damaged_files(name: str, damage: str, tmp_path: Path) -> None:
     [
         [torch.zeros(1)],
         torch.zeros(1),
-        {"model": {"a": torch.zeros(1)}},
+        {"model": {"a": torch.zeros(1), "epoch": 3}},
         {"a": torch.zeros(1), "epoch": 3},
         {0: torch.zeros(1)},
         nn.Linear(1, 1),
@@ -108,6 +111,145 @@ def test_files_that_hold_something_else(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=r"weights\.pth"):
         read_state_dict(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"<!DOCTYPE html>\n<html><body>\x1b[31mQuota exceeded</body></html>", "a web page"),
+        (b"\xef\xbb\xbf\r\n  <HTML><head><title>403</title>", "a web page"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "git lfs pull"),
+        (b'{"error": "Invalid username or password."}', "JSON"),
+        (b"", "empty"),
+        (b"\n\n", "empty"),
+        (b"\x1f\x8b\x08\x00rest", "packed"),
+        (b"a" * 257 + b"ustar" + bytes(300), "a tar archive"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5"),
+        (b"Not Found", "neither a safetensors file nor one of torch.save's"),
+        (bytes(4096), "neither a safetensors file nor one of torch.save's"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_files_that_are_not_weights_are_named(
+    name: str, content: bytes, told: str, tmp_path: Path
+) -> None:
+    """What a download leaves when it goes wrong; never PyTorch's advice to run pickled code."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=name) as caught:
+        read_state_dict(tmp_path / name)
+    message = str(caught.value)
+    assert told in message and message.isprintable() and "weights_only" not in message
+
+
+@pytest.mark.parametrize("wrong", ["weights.pth", "weights.safetensors"])
+def test_the_content_decides_what_a_file_is(wrong: str, tmp_path: Path) -> None:
+    """A safetensors file named .pth, and the reverse."""
+    save = torch.save if wrong.endswith("safetensors") else save_file
+    save(STATE, tmp_path / wrong)
+    assert read_state_dict(tmp_path / wrong).keys() == STATE.keys()
+
+
+def test_headers_of_any_length_are_recognised(tmp_path: Path) -> None:
+    """The length comes first in a safetensors file: its bytes may look like another format's."""
+    for length in range(60, 200):
+        save_file({"a": torch.zeros(1)}, tmp_path / "weights", {"note": "x" * length})
+        assert read_state_dict(tmp_path / "weights").keys() == {"a"}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"a":{"dtype":"F32","shape":[1000000000,1000000000],"data_offsets":[0,4]}}',
+        b'{"a":{"dtype":"F32","shape":[1000000000],"data_offsets":[0,4000000000]}}',
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+        b'"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}',
+        b'{"a":{"dtype":"\x1b[31m","shape":[1],"data_offsets":[0,4]}}',
+    ],
+    ids=["deep", "overflow", "beyond the file", "shared", "negative", "escape code"],
+)
+def test_safetensors_headers_that_claim_too_much(header: bytes, tmp_path: Path) -> None:
+    """Damaged, in one line."""
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(CheckpointError, match="are damaged") as caught:
+        read_state_dict(path)
+    assert str(caught.value).isprintable()
+
+
+def test_special_files_are_not_waited_for(tmp_path: Path) -> None:
+    """A pipe that nobody writes, a device that never ends."""
+    os.mkfifo(tmp_path / "weights.pth")
+    for path in (tmp_path / "weights.pth", Path("/dev/zero")):
+        with pytest.raises(UsageError, match="not a regular file"):
+            read_state_dict(path)
+
+
+# ------------------------------------------------------------------------------ wrapped weights
+
+
+def prefixed(prefix: str) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in STATE.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"model": STATE, "epoch": 3}, "taken from [model]"),
+        ({"state_dict": STATE, "optimizer": {"state": {0: {"step": torch.ones(1)}}}}, "[state_"),
+        ({"teacher": prefixed("backbone.")}, "without the prefix 'backbone.'"),
+        ({"teacher": {**prefixed("backbone."), "dino_head.w": torch.zeros(1)}}, "out: dino_head"),
+        ({"state_dict": {"model": prefixed("module.")}}, "taken from [state_dict][model]"),
+        ({"odd": STATE}, "taken from [odd]"),
+        (prefixed("module."), "without the prefix 'module.'"),
+        (prefixed("_orig_mod."), "without the prefix '_orig_mod.'"),
+        (prefixed("module._orig_mod."), "without the prefix '_orig_mod.'"),
+        (prefixed("module.backbone."), "without the prefix 'backbone.'"),
+        ({"teacher": STATE, "loss": {"center": torch.zeros(2)}}, "taken from [teacher]"),
+    ],
+    ids=range(11),
+)
+def test_wrapped_weights_are_unwrapped_and_said(
+    content: Any, told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As DINO, timm, Lightning, DDP and torch.compile write them."""
+    torch.save(content, tmp_path / "weights.pth")
+    found = read_state_dict(tmp_path / "weights.pth")
+    assert found.keys() == STATE.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in STATE.items())
+    assert told in caplog.text
+
+
+def test_plain_weights_are_read_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Names that only look like a prefix stay."""
+    state = {"modular.a": torch.zeros(1), "model.b": torch.zeros(1), "c": torch.zeros(1)}
+    torch.save(state, tmp_path / "weights.pth")
+    assert read_state_dict(tmp_path / "weights.pth").keys() == state.keys()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"teacher": STATE, "student": STATE}, "several sets of weights (student, teacher)"),
+        ({"a": STATE, "b": STATE}, "several sets of weights (a, b)"),
+        ({**prefixed("backbone."), "decoder.w": torch.zeros(1)}, "other parts (decoder)"),
+        ({"model": {}, "epoch": 3}, "epoch: int, model: dict"),
+        ({}, "nothing"),
+    ],
+    ids=range(5),
+)
+def test_ambiguous_checkpoints_list_what_they_hold(content: Any, told: str, tmp_path: Path) -> None:
+    """Nothing is chosen by chance."""
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError) as caught:
+        read_state_dict(tmp_path / "weights.pth")
+    assert told in str(caught.value)
 
 
 def test_missing_files_and_folders_are_usage_errors(tmp_path: Path) -> None:
@@ -125,6 +267,7 @@ def test_reads_what_a_file_says_of_itself(tmp_path: Path) -> None:
     assert read_metadata(path) == {"encoder": "x"}
     save_file(STATE, path)
     assert read_metadata(path) == {}
+    torch.save(STATE, tmp_path / "weights.pth")
     assert read_metadata(tmp_path / "weights.pth") == {}
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(CheckpointError, match=r"weights\.safetensors are damaged"):
@@ -169,6 +312,42 @@ def test_load_exactly_lists_every_difference() -> None:
     assert all(torch.equal(before[name], t) for name, t in module.state_dict().items())
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_values_that_are_not_finite_are_refused(value: float, dtype: torch.dtype) -> None:
+    """By the name of the first such tensor; the module stays as it was."""
+    module = nn.Linear(3, 2)
+    before = module.weight.clone()
+    state = {"weight": torch.ones(2, 3, dtype=dtype), "bias": torch.zeros(2, dtype=dtype)}
+    state["bias"][1] = value
+    with pytest.raises(CheckpointError, match=r"some\.pth: bias has NaN or infinite values"):
+        load_exactly(module, state, "some.pth")
+    assert torch.equal(module.weight, before)
+
+
+def test_values_beyond_the_modules_type_are_refused() -> None:
+    """float64 holds numbers that float32 does not."""
+    state = {"weight": torch.full((2, 3), 1e300, dtype=torch.float64), "bias": torch.zeros(2)}
+    with pytest.raises(CheckpointError, match="weight has NaN or infinite values"):
+        load_exactly(nn.Linear(3, 2), state, "some.pth")
+
+
+def test_integers_are_not_taken_for_weights() -> None:
+    """As a quantised file has them; batch norm's counter stays an integer."""
+    state = {"weight": torch.ones(2, 3, dtype=torch.int8), "bias": torch.zeros(2)}
+    with pytest.raises(CheckpointError, match=r"weight is torch\.int8, this model's is"):
+        load_exactly(nn.Linear(3, 2), state, "some.pth")
+    load_exactly(nn.BatchNorm1d(2), nn.BatchNorm1d(2).state_dict(), "some.pth")
+
+
+def test_names_in_messages_are_printable_and_few() -> None:
+    """A foreign file may have ten thousand names, with escape codes in them."""
+    state = {f"layer{i}\n\x1b[31m": torch.zeros(1) for i in range(10_000)}
+    with pytest.raises(CheckpointError, match="and 9,900 more") as caught:
+        load_exactly(nn.Linear(1, 1), state, "some.pth")
+    assert str(caught.value).isprintable()
+
+
 def test_write_and_read_a_folder(tmp_path: Path) -> None:
     """config.json and model.safetensors, parents created, older files replaced."""
     folder = tmp_path / "runs" / "a"
@@ -178,6 +357,28 @@ def test_write_and_read_a_folder(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert read_config(folder) == config
     assert load_file(folder / "model.safetensors")["c"].shape == (2, 3)
+
+
+def test_equal_models_are_equal_files(tmp_path: Path) -> None:
+    """safetensors writes the entries of its metadata in an order of chance."""
+    script = (
+        "import sys, torch; from fsdino.models.checkpoints import write_folder\n"
+        "from fsdino.models.config import ModelConfig\n"
+        "identity = {'rest': '0', 'encoder': '1', 'a': '2', 'b': '3', 'c': '4'}\n"
+        "write_folder(ModelConfig(), {'a': torch.ones(3)}, sys.argv[1], None, identity)\n"
+    )
+    for name in ("first", "second"):  # the order is that of a process
+        subprocess.run([sys.executable, "-c", script, tmp_path / name], check=True, timeout=100)
+    first, second = (tmp_path / name / "model.safetensors" for name in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("said", ["{", "[]", "{}", '{"sha256": 3, "identity": {}}', "null"])
+def test_damaged_metadata_is_damage(said: str, tmp_path: Path) -> None:
+    """Whatever stands where the hash should be."""
+    save_file(STATE, tmp_path / "model.safetensors", {"fsdino": said})
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_weights(tmp_path / "model.safetensors")
 
 
 def test_a_saved_model_never_downloads_again(tmp_path: Path) -> None:
@@ -225,7 +426,9 @@ def test_writing_over_a_file_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "model").read_text() == "mine"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1, 2]", "null", "\ufffd\x00", '{"wings": 2}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[1, 2]", "null", "[" * 100_000, "\ufffd\x00", '{"wings": 2}']
+)
 def test_damaged_config(content: str, tmp_path: Path) -> None:
     """Named, and no traceback of the JSON reader."""
     (tmp_path / "config.json").write_text(content)
