@@ -3,26 +3,95 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import difflib
+import hashlib
+import json
+import math
+import numbers
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from fsdino.errors import CheckpointError, UsageError
 
 VARIANTS = ("full", "comp", "comp_frozen", "training_free", "hsnet")
 MATCHERS = ("correspondence", "prototype")
-_AT_LEAST_1 = (
-    "image_size",
-    "width",
-    "adapter_layer",
-    "adapter_width",
-    "adapter_heads",
-    "decoder_heads",
-    "decoder_mlp",
-    "prompt_hidden",
-    "prompt_tokens",
-    "correlation_stride",
+_ENCODER = re.compile(r"\w+(\.\w+)?", re.ASCII)  # no scheme and no path: timm would follow them
+
+# Whole numbers by their range. The bounds are far beyond any model and far below what could exhaust
+# memory or time before the weights' own shapes have been compared.
+_WHOLE = {
+    "image_size": (1, 2**14),
+    "adapter_layer": (1, 256),
+    "correlation_stride": (1, 256),
+    "width": (1, 2**13),
+    "adapter_width": (1, 2**13),
+    "adapter_heads": (1, 256),
+    "decoder_heads": (1, 256),
+    "decoder_mlp": (1, 2**16),
+    "prompt_hidden": (1, 2**16),
+    "prompt_tokens": (1, 1024),
+}
+_NUMBERS = {
+    "threshold": (0.0, 1.0),
+    "match_temperature": (1e-6, 1e6),
+    "match_bias": (-1e6, 1e6),
+}
+_SWITCHES = (
+    *("conv_stem", "pretrained", "keep_aspect", "cosine_prompt", "visual_prompt"),
+    *("correlation_prompt", "contrastive"),
 )
+_TUPLES = ("correlation_layers", "correlation_channels", "mean", "std")
+
+# What `encoder_args` may hold: what shapes a ViT, nothing that names a file or an address.
+_ARG_WHOLE = {
+    "img_size": (1, 2**14),
+    "patch_size": (1, 256),
+    "embed_dim": (1, 2**14),
+    "depth": (1, 128),
+    "num_heads": (1, 256),
+    "reg_tokens": (0, 256),
+    "num_reg_tokens": (0, 256),
+    "swiglu_align_to": (0, 2**12),
+}
+_ARG_PAIRS = ("img_size", "patch_size")
+_ARG_NUMBERS = {
+    "mlp_ratio": (0.01, 64.0),
+    "init_values": (-1e6, 1e6),
+    "rope_temperature": (1e-6, 1e9),
+    **dict.fromkeys(
+        ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate",
+         "drop_path_rate"),
+        (0.0, 1.0),
+    ),
+}  # fmt: skip
+_ARG_SWITCHES = (
+    *(
+        "class_token",
+        "no_embed_class",
+        "pre_norm",
+        "final_norm",
+        "fc_norm",
+        "qkv_bias",
+        "qkv_fused",
+    ),
+    *("qk_norm", "proj_bias", "scale_attn_norm", "scale_mlp_norm", "scale_mlp", "scale_attn_inner"),
+    *("swiglu_mlp", "attn_only_layer_scale", "use_abs_pos_emb", "use_rot_pos_emb", "use_post_norm"),
+    *("use_fc_norm", "use_pre_transformer_norm", "use_post_transformer_norm", "rope_rotate_half"),
+)
+_ARG_CHOICES = {
+    "global_pool": ("", "avg", "avgmax", "max", "token", "map", "prr"),
+    "pos_embed": ("", "none", "learn"),
+    "weight_init": ("", "skip", "reset", "jax", "jax_nlhb", "moco"),
+    "attn_type": ("eva", "rope"),
+    "rope_type": ("cat", "mixed", "dinov3"),
+    "rope_grid_indexing": ("ij", "xy"),
+}
+_ARG_LAYERS = ("norm_layer", "act_layer", "embed_norm_layer")  # by timm's names for them, too
+_ARG_CLASSES = (*_ARG_LAYERS, "block_fn", "mlp_layer", "attn_layer")
+_ARGS = (*_ARG_WHOLE, *_ARG_NUMBERS, *_ARG_SWITCHES, *_ARG_CHOICES, *_ARG_CLASSES)
 
 
 @dataclass(frozen=True)
@@ -97,19 +166,11 @@ class ModelConfig:
     match_bias: float = 0.0
 
     def __post_init__(self) -> None:
-        _choice("variant", self.variant, VARIANTS)
-        _choice("matcher", self.matcher, MATCHERS)
-        for name in ("correlation_channels", "correlation_layers", "mean", "std"):
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, tuple(value))
+        self._check_names()
+        self._check_types()
         self._check_sizes()
         if not 0 < self.threshold < 1:
             raise UsageError(f"threshold must lie between 0 and 1, got {self.threshold}")
-        if self.match_temperature <= 0:
-            raise UsageError(
-                f"match_temperature must be greater than 0, got {self.match_temperature}"
-            )
         if self.variant not in {"training_free", "hsnet"} and not (
             self.cosine_prompt or self.uses_correlation
         ):
@@ -117,10 +178,48 @@ class ModelConfig:
                 "cosine_prompt and correlation_prompt are both off: the decoder needs one of them"
             )
 
+    def _check_names(self) -> None:
+        _choice("variant", self.variant, VARIANTS)
+        _choice("matcher", self.matcher, MATCHERS)
+        if not isinstance(self.encoder, str) or not _ENCODER.fullmatch(self.encoder):
+            raise UsageError(
+                f"encoder must be the name of a timm model, such as "
+                f"vit_base_patch14_dinov2.lvd142m, got {_shown(self.encoder)}"
+            )
+
+    def _check_types(self) -> None:
+        """Check each field by itself; what stands for the same number becomes the same value."""
+        checked: dict[str, Any] = {"encoder_args": _checked_args(self.encoder_args)}
+        for name, (least, most) in _WHOLE.items():
+            checked[name] = _whole(name, getattr(self, name), least, most)
+        for name, (low, high) in _NUMBERS.items():
+            checked[name] = _number(name, getattr(self, name), low, high)
+        for name in _SWITCHES:
+            if not (name == "correlation_prompt" and self.correlation_prompt is None):
+                checked[name] = _switch(name, getattr(self, name))
+        for name in _TUPLES:
+            value = getattr(self, name)
+            if value is not None or name == "correlation_channels":
+                checked[name] = self._checked_tuple(name, value)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def _checked_tuple(self, name: str, value: object) -> tuple[float, ...]:
+        if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+            raise UsageError(f"{name} must be a list of numbers, got {_shown(value)}")
+        items = tuple(value)
+        if name in ("mean", "std"):
+            if len(items) != 3:
+                raise UsageError(f"{name} must have 3 values (RGB), got {len(items)}")
+            # A spread near 0 would divide by it: images without a finite pixel.
+            low, high = (1e-4, 1e4) if name == "std" else (-1e4, 1e4)
+            return tuple(_number(name, item, low, high) for item in items)
+        if not 1 <= len(items) <= 256:
+            raise UsageError(f"{name} must have 1 to 256 values, got {len(items) or 'none'}")
+        least, most = (4, 4096) if name == "correlation_channels" else (0, 256)
+        return tuple(_whole(name, item, least, most) for item in items)
+
     def _check_sizes(self) -> None:
-        for name in _AT_LEAST_1:
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.width % 8 or self.width % (2 * self.decoder_heads):
             raise UsageError(
                 f"width must be a multiple of 8 and of twice the decoder_heads "
@@ -132,15 +231,11 @@ class ModelConfig:
                 f"got {self.adapter_width}"
             )
         channels = self.correlation_channels
-        if not channels or any(c < 1 or c % 4 for c in channels):
+        if any(c % 4 for c in channels):
             raise UsageError(
                 f"correlation_channels must be multiples of 4 (GroupNorm has 4 groups), got "
-                f"{', '.join(map(str, channels)) or 'none'}"
+                f"{', '.join(map(str, channels))}"
             )
-        for name in ("mean", "std"):
-            value = getattr(self, name)
-            if value is not None and len(value) != 3:
-                raise UsageError(f"{name} must have 3 values (RGB), got {len(value)}")
 
     @property
     def uses_correlation(self) -> bool:
@@ -161,25 +256,112 @@ class ModelConfig:
         Raises:
             CheckpointError: fields that no version of fsdino up to this one has written.
         """
+        if not isinstance(data, Mapping):
+            raise CheckpointError(
+                f"config.json is not a usable model configuration: {_shown(data)} is not a mapping"
+            )
         known = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(set(data) - known)
+        unknown = sorted(str(name) for name in set(data) - known)
         if unknown:
             raise CheckpointError(
-                f"config.json has unknown fields {', '.join(unknown)}: it was written by a newer "
+                f"config.json has unknown fields {_shown(unknown)}: it was written by a newer "
                 "fsdino (pip install --upgrade fsdino) or by another program"
             )
         try:
-            if not isinstance(data.get("encoder", ""), str):
-                raise TypeError("encoder is no name")
-            if not isinstance(data.get("encoder_args", {}), Mapping):
-                raise TypeError("encoder_args is no mapping")
             return cls(**data)
-        except (TypeError, UsageError) as error:
+        except UsageError as error:
             raise CheckpointError(
                 f"config.json is not a usable model configuration: {error}"
             ) from error
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what differs from the defaults, in hexadecimal digits.
 
-def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UsageError(f"unknown {name} {value!r}: choose from {', '.join(choices)}")
+        A field that a later version adds changes nothing as long as it has its default; nor does
+        `pretrained`, which says where weights began.
+        """
+        default = ModelConfig().to_dict()
+        changed = {k: v for k, v in self.to_dict().items() if v != default[k] and k != "pretrained"}
+        text = json.dumps(changed, sort_keys=True, default=lambda kind: kind.__qualname__)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _checked_args(arguments: object) -> dict[str, Any]:
+    """`encoder_args` as plain data, each of a type and in a range that timm can mean."""
+    if not isinstance(arguments, Mapping):
+        raise UsageError(f"encoder_args must be a mapping, got {_shown(arguments)}")
+    return {name: _checked_arg(name, value) for name, value in arguments.items()}
+
+
+def _checked_arg(key: object, value: object) -> Any:
+    if key not in _ARGS:
+        near = difflib.get_close_matches(str(key)[:64], _ARGS, n=3)
+        raise UsageError(
+            f"encoder_args must not have {_shown(key)}, only what shapes a ViT: "
+            + (f"did you mean {', '.join(near)}?" if near else "depth, embed_dim and the like")
+        )
+    name, label = str(key), f"{key} in encoder_args"
+    if value is None:
+        return None
+    if name in _ARG_WHOLE:
+        least, most = _ARG_WHOLE[name]
+        if name in _ARG_PAIRS and isinstance(value, list | tuple) and len(value) == 2:
+            return tuple(_whole(label, item, least, most) for item in value)
+        return _whole(label, value, least, most)
+    if name in _ARG_NUMBERS:
+        return _number(label, value, *_ARG_NUMBERS[name])
+    if name in _ARG_SWITCHES:
+        return _switch(label, value)
+    if name in _ARG_CHOICES:
+        _choice(label, value, _ARG_CHOICES[name])
+    elif name in _ARG_LAYERS and isinstance(value, str) and value.isidentifier():
+        pass
+    elif not isinstance(value, type):
+        raise UsageError(f"{label} must be a class, got {_shown(value)}")
+    return value
+
+
+def _whole(name: str, value: object, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise UsageError(f"{name} must be a whole number, got {_shown(value)}")
+    number = int(value)
+    if number < least:
+        raise UsageError(f"{name} must be at least {least}, got {_shown(value)}")
+    if number > most:
+        raise UsageError(f"{name} must be at most {most}, got {_shown(value)}")
+    return number
+
+
+def _number(name: str, value: object, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise UsageError(f"{name} must be a number, got {_shown(value)}")
+    try:
+        number = float(value)
+    except OverflowError:  # whole numbers have no limit
+        number = math.inf
+    if not low <= number <= high:  # NaN is not, either
+        raise UsageError(f"{name} must lie between {low:g} and {high:g}, got {_shown(value)}")
+    return number
+
+
+def _switch(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} must be true or false, got {_shown(value)}")
+    return value
+
+
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        named = ", ".join(choice or "''" for choice in choices)
+        raise UsageError(f"unknown {name} {_shown(value)}: choose from {named}")
+
+
+def _shown(value: object) -> str:
+    """A value of any origin in a message: short, on one line."""
+    try:
+        text = ", ".join(value) if isinstance(value, list) else repr(value)
+    except (RecursionError, ValueError, TypeError):  # nested; thousands of digits
+        text = f"a {type(value).__name__}"
+    text = "".join(c if c.isprintable() else "?" for c in text[:100])
+    return text if len(text) <= 80 else f"{text[:77]}..."
