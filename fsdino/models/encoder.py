@@ -12,12 +12,15 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
+from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from fsdino.errors import UsageError
 from fsdino.models import attention
+from fsdino.models.checkpoints import first_line
 from fsdino.models.config import ModelConfig
+from fsdino.models.identity import Identified
 
 logger = logging.getLogger("fsdino.models")
 
@@ -54,7 +57,7 @@ class Features:
         return Features(change(self.shallow), change(self.last), change(self.correlation))
 
 
-class Encoder(nn.Module):
+class Encoder(Identified):
     """A timm ViT that returns patch tokens of the blocks the segmenter reads, in one pass.
 
     Plain DINOv2 models resample their position embeddings as Meta's own code does (scale factors
@@ -66,7 +69,8 @@ class Encoder(nn.Module):
             `adapter_layer` and `correlation_layers` are read.
 
     Raises:
-        UsageError: timm knows no such model, or it is no ViT; a layer outside of its depth.
+        UsageError: timm has no such model, or it is not a ViT; a layer outside of its depth; its
+            weights cannot be downloaded.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -97,6 +101,13 @@ class Encoder(nn.Module):
             and isinstance(self.vit, VisionTransformer)
             and not self.vit.no_embed_class
         )
+
+    def train(self, mode: bool = True) -> Encoder:
+        """As in PyTorch; the weights are named again, see `Identified`."""
+        if mode != self.training:
+            self.forget_identity()
+        super().train(mode)
+        return self
 
     def forward(self, images: Tensor) -> Features:
         """Encode images of one size.
@@ -257,33 +268,56 @@ class ConvStem(PatchEmbed):
 
 
 def _create(config: ModelConfig) -> Any:
-    vit: Any
+    _check_name(config.encoder)
     arguments = dict(config.encoder_args)
-    if "checkpoint_path" in arguments:  # timm would read it wherever the configuration is loaded
-        raise UsageError("encoder_args must not name a checkpoint_path: load weights afterwards")
     if config.conv_stem:
         arguments["embed_layer"] = ConvStem
     try:
-        vit = timm.create_model(
+        vit: Any = timm.create_model(
             config.encoder,
             pretrained=config.pretrained,
             num_classes=0,
             dynamic_img_size=True,
             **arguments,
         )
-    except (RuntimeError, TypeError, AssertionError) as error:
-        if timm.is_model(config.encoder):
+    except UsageError:
+        raise
+    except Exception as error:  # timm and its layers check arguments in many ways
+        reason = f"({type(error).__name__}: {first_line(error)})"
+        if config.pretrained:
             raise UsageError(
-                f"timm cannot create encoder {config.encoder!r} with encoder_args "
-                f"{arguments}: {error}"
+                f"encoder {config.encoder!r} cannot be had with its weights {reason}: download "
+                "them, set pretrained to false and load the file"
             ) from error
-        near = difflib.get_close_matches(config.encoder, timm.list_models("*vit*"), n=3)
         raise UsageError(
-            f"unknown encoder {config.encoder!r}: timm has no such model"
-            + (f"; did you mean {', '.join(near)}?" if near else "")
+            f"timm cannot create encoder {config.encoder!r} with encoder_args "
+            f"{dict(config.encoder_args)} {reason}: change them"
         ) from error
     if not hasattr(vit, "blocks") or not hasattr(vit, "patch_embed"):
-        raise UsageError(f"encoder {config.encoder!r} is no vision transformer: choose a timm ViT")
+        raise UsageError(
+            f"encoder {config.encoder!r} is not a vision transformer: choose a timm ViT"
+        )
     if config.pretrained:
         logger.info("encoder %s: weights of %s", config.encoder, vit.pretrained_cfg.get("license"))
     return vit
+
+
+def _check_name(name: str) -> None:
+    """Check that timm has a model of that name, and of that tag if one is given.
+
+    timm itself would take a name with a scheme as an address to download from, or as a folder.
+    """
+    try:
+        if timm.is_model(name):
+            get_pretrained_cfg(name)  # raises for a tag that is not registered
+            return
+    except RuntimeError as error:
+        raise UsageError(
+            f"unknown encoder {name!r}: {first_line(error)} choose "
+            f"{', '.join(sorted(get_arch_pretrained_cfgs(name))) or 'a name without a tag'}"
+        ) from error
+    near = difflib.get_close_matches(name[:64], timm.list_models("*vit*"), n=3)
+    raise UsageError(
+        f"unknown encoder {name!r}: timm has no such model; "
+        + (f"did you mean {', '.join(near)}?" if near else "timm.list_models('*vit*') lists them")
+    )

@@ -36,7 +36,8 @@ class HSNet(Segmenter):
     def __init__(self, config: ModelConfig, encoder: Encoder | None = None) -> None:
         super().__init__(config, encoder)
         layers = len(self.encoder.correlation_layers)
-        self.levels = [part.tolist() for part in torch.arange(layers).chunk(min(LEVELS, layers))]
+        size = -(-layers // min(LEVELS, layers))
+        self.levels = [list(range(layers))[i : i + size] for i in range(0, layers, size)]
         channels, width = config.correlation_channels, config.correlation_channels[-1]
         self.squeeze = nn.ModuleList(
             _squeeze((len(level), *channels), config.correlation_stride) for level in self.levels

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tempfile
 from abc import abstractmethod
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import HfApi
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from fsdino import images as pixels
 from fsdino.errors import DataError, UsageError
@@ -27,6 +26,7 @@ from fsdino.models.checkpoints import write_folder
 from fsdino.models.config import ModelConfig
 from fsdino.models.encoder import Encoder, Features
 from fsdino.models.hypercorrelation import masked_mean
+from fsdino.models.identity import Identified, plain_names
 from fsdino.models.supports import Shot, Support, SupportFeatures, token_mask
 
 _BATCH = 8  # queries that share an encoder pass
@@ -84,7 +84,7 @@ class Segmentation:
         return pixels.overlay(self.image, self.compact_labels())
 
 
-class Segmenter(nn.Module):
+class Segmenter(Identified):
     """A model that segments what a support shows: one encoder, and what reads its tokens.
 
     FSDINO and its baselines are Segmenters.
@@ -113,7 +113,6 @@ class Segmenter(nn.Module):
             )
         self.train_encoder = False
         self.provenance: Mapping[str, Any] | None = None
-        self._fingerprint: tuple[int, str] | None = None
         self._seen_finite: tuple[Any, ...] | None = None
 
     @abstractmethod
@@ -190,12 +189,13 @@ class Segmenter(nn.Module):
     def train(self, mode: bool = True) -> Segmenter:
         """As in PyTorch; a frozen encoder stays in eval mode.
 
-        Training changes the model, so its fingerprint is taken anew.
+        Training changes the model, so its fingerprint is taken again.
         """
         if mode != self.training:
-            self._fingerprint = None
-        super().train(mode)
-        self.encoder.train(mode and self.train_encoder)
+            self.forget_identity()
+        self.training = mode
+        for name, part in self.named_children():
+            part.train(mode and (self.train_encoder or name != "encoder"))
         return self
 
     @property
@@ -206,10 +206,14 @@ class Segmenter(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json, model.safetensors and provenance.json, which `fsdino.load` reads.
 
+        The files keep the fingerprint: that of a cast model is not another one once it is saved.
+
         Raises:
             FsdinoError: the folder cannot be written.
         """
-        write_folder(self.config, self.state_dict(), folder, self.provenance)
+        identity = {"encoder": self.encoder.identity(), "rest": self.identity()}
+        state = plain_names(self.state_dict())
+        write_folder(self.config, state, folder, self.provenance, identity)
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
         """Upload to the Hugging Face hub as "owner/name"; returns the address."""
@@ -256,22 +260,25 @@ class Segmenter(nn.Module):
             query, support = self.encode(query_images), self.encode(supports)
         return query, pool_supports(support, support_masks.flatten(0, 1), shots)
 
+    def own_tensors(self) -> list[Tensor]:
+        """All but the encoder's, which may be shared and has an identity of its own."""
+        parts = [part for name, part in self.named_children() if name != "encoder"]
+        return [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
+
+    def own_state(self) -> dict[str, Tensor]:
+        """All but the encoder's."""
+        state = super().own_state()
+        return {name: t for name, t in state.items() if not name.startswith("encoder.")}
+
     def fingerprint(self) -> str:
         """Hash of configuration and weights: supports of another model are told apart by it.
 
-        Taken anew after weights were loaded or trained; a cast or a move keeps it.
+        Of the configuration, what differs from the defaults; of the weights, as they were first
+        loaded. Copies, pickles, casts, moves and files keep it; training, other weights and another
+        configuration change it.
         """
-        # PyTorch counts in-place changes of a tensor, fused optimizers' excepted (see `train`).
-        version = sum(p._version for p in self.parameters() if not p.is_inference())
-        if self._fingerprint is None or self._fingerprint[0] != version:
-            config = {**self.config.to_dict(), "pretrained": False}  # as in a saved model
-            digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-            for name, tensor in sorted(self.state_dict().items()):
-                digest.update(name.encode())
-                flat = tensor.detach().cpu().reshape(-1)  # a view of bytes needs a dimension
-                digest.update(flat.view(torch.uint8).numpy().data)
-            self._fingerprint = (version, digest.hexdigest()[:16])
-        return self._fingerprint[1]
+        parts = (self.config.digest, self.encoder.identity(), self.identity())
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
     @torch.inference_mode()
     def encode_support(
@@ -463,11 +470,12 @@ class Segmenter(nn.Module):
     def _check_supports(self, named: Mapping[str, Support]) -> None:
         if not named or not all(isinstance(support, Support) for support in named.values()):
             raise UsageError("no support given: pass at least one, from encode_support")
+        own = self.fingerprint()
         for name, support in named.items():
-            if support.model_fingerprint != self.fingerprint():
+            if support.model_fingerprint != own:
                 raise UsageError(
                     f"support {name!r} was made by another model "
-                    f"({support.model_fingerprint}, this one is {self.fingerprint()}): "
+                    f"({support.model_fingerprint}, this one is {own}): "
                     "encode it again with encode_support"
                 )
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import nn
 
 from fsdino.errors import CheckpointError, UsageError
@@ -18,13 +19,16 @@ from fsdino.models.checkpoints import (
     CONFIG_FILE,
     PROVENANCE_FILE,
     WEIGHTS_FILE,
+    compare_shapes,
     first_line,
+    is_finite,
     load_exactly,
     read_config,
     read_metadata,
     read_provenance,
+    read_shapes,
     read_state_dict,
-    weights_hash,
+    read_weights,
 )
 from fsdino.models.config import ModelConfig
 from fsdino.models.decoder import SAM_LEFTOVERS
@@ -36,6 +40,11 @@ from fsdino.models.segmenter import Segmenter
 logger = logging.getLogger("fsdino.models")
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+HUB = "hf:"
+
+_HUB_ID = re.compile(
+    HUB + r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII
+)
 
 
 def load(
@@ -48,17 +57,28 @@ def load(
 
     Args:
         name: "fsdino-tiny" (ships with the package), a folder written by `save_pretrained`, or
-            the id of a repository on the Hugging Face hub, "owner/name", which is downloaded.
+            a repository on the Hugging Face hub, "hf:owner/name" or "hf:owner/name@revision",
+            which is downloaded.
         device: where to put it.
         dtype: floating type of the weights; None keeps float32.
 
     Raises:
-        UsageError: there is no such model.
+        UsageError: there is no such model, or its weights do not fit the range of `dtype`.
         CheckpointError: its files are damaged or of another kind.
     """
-    model = _read(_locate(name)).eval()
-    model.fingerprint()  # of the weights as stored: the same for every dtype and device
-    return model.to(device=device, dtype=dtype)
+    model = _read(_locate(name)).to(device=device, dtype=dtype)
+    if dtype is not None:
+        _check_range(model, name, dtype)
+    return model
+
+
+def _check_range(model: Segmenter, name: str | os.PathLike[str], dtype: torch.dtype) -> None:
+    for key, tensor in model.state_dict().items():
+        if not is_finite(tensor):
+            raise UsageError(
+                f"model {os.fspath(name)!r}: {key} has values beyond the range of {dtype}: use "
+                "float32 or bfloat16"
+            )
 
 
 def names() -> tuple[str, ...]:
@@ -148,7 +168,7 @@ def load_adapter(model: FSDINO, path: str | os.PathLike[str]) -> None:
         raise UsageError("variant 'training_free' has no adapter: choose full, comp or comp_frozen")
     state, metadata = read_state_dict(path), read_metadata(path)
     found = {
-        "encoder": weights_hash(model.encoder.state_dict()),
+        "encoder": model.encoder.identity(),
         "adapter_layer": str(model.encoder.shallow_layer),
     }
     for key, value in found.items():
@@ -177,6 +197,8 @@ def _locate(name: str | os.PathLike[str]) -> Path:
     text = os.fspath(name)
     if text in names():
         return WEIGHTS / text
+    if text.startswith(HUB):
+        return _fetch(text)
     folder = Path(text)
     if folder.is_dir():
         return folder
@@ -184,32 +206,84 @@ def _locate(name: str | os.PathLike[str]) -> Path:
         raise UsageError(
             f"model {text!r} is a file: pass the folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
         )
-    if text.count("/") == 1 and not text.startswith((".", "~", "/")):
-        try:
-            files = [CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE]
-            return Path(snapshot_download(text, allow_patterns=files))
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise UsageError(
-                f"model {text!r} is no folder and cannot be fetched from the hub "
-                f"({first_line(error)}): download it and pass the folder"
-            ) from error
+    near = difflib.get_close_matches(text, [*names(), *_neighbours(folder)], n=3)
     raise UsageError(
-        f"unknown model {text!r}: choose {', '.join(names()) or 'a folder'}, a folder written by "
-        "save_pretrained, or a hub id owner/name"
+        f"unknown model {text!r}: there is no such folder; "
+        + (f"did you mean {', '.join(near)}? Else " if near else "")
+        + f"choose {', '.join(names()) or 'a folder'}, a folder written by save_pretrained, or a "
+        f"repository on the Hugging Face hub as {HUB}owner/name"
     )
 
 
+def _neighbours(folder: Path) -> list[str]:
+    """Models beside a folder that is not there, by their paths."""
+    try:
+        return [str(file.parent) for file in folder.parent.glob(f"*/{CONFIG_FILE}")]
+    except (OSError, ValueError):
+        return []
+
+
+def _fetch(text: str) -> Path:
+    """Download a model from the hub, or find it among what was downloaded before."""
+    match = _HUB_ID.fullmatch(text)
+    if match is None:
+        raise UsageError(
+            f"model {text!r} is not the id of a repository: it must be {HUB}owner/name or "
+            f"{HUB}owner/name@revision"
+        )
+    files = [CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE]
+    try:
+        return Path(
+            snapshot_download(match["repository"], revision=match["revision"], allow_patterns=files)
+        )
+    except Exception as error:  # the hub's own errors, and those of the library it connects by
+        raise UsageError(
+            f"model {text!r} cannot be fetched from the hub ({type(error).__name__}: "
+            f"{first_line(error)}): download it and pass the folder"
+        ) from error
+
+
 def _read(folder: Path) -> Segmenter:
+    """The model in a folder, in eval mode, with the identity that its files keep."""
     config = read_config(folder)
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
-        raise CheckpointError(f"model {folder} has no {WEIGHTS_FILE}: it is incomplete or no model")
+        raise CheckpointError(
+            f"model {folder} has no {WEIGHTS_FILE}: it is incomplete, or not a model"
+        )
+    _check_fit(config, folder)
+    state, identity = read_weights(weights)
     try:
         model = build(config)
     except (ValueError, AssertionError, RuntimeError, TypeError) as error:
-        raise CheckpointError(
-            f"model {folder}: its {CONFIG_FILE} describes no model ({first_line(error)})"
-        ) from error
-    load_exactly(model, read_state_dict(weights), weights)
+        raise _no_model(folder, error) from error
+    load_exactly(model, state, weights)
     model.provenance = read_provenance(folder)
+    model.eval()
+    if identity.keys() == {"encoder", "rest"}:
+        model.encoder.set_identity(identity["encoder"])
+        model.set_identity(identity["rest"])
     return model
+
+
+def _check_fit(config: ModelConfig, folder: Path) -> None:
+    """Compare what a configuration describes with the weights' header, before memory is taken.
+
+    Raises:
+        CheckpointError: it describes no model, or another one than the weights'.
+    """
+    weights = folder / WEIGHTS_FILE
+    shapes = read_shapes(weights)
+    try:
+        with torch.device("meta"):
+            sketch = build(config)
+    except (ValueError, ArithmeticError, AssertionError, RuntimeError, TypeError) as error:
+        raise _no_model(folder, error) from error
+    compare_shapes({k: tuple(t.shape) for k, t in sketch.state_dict().items()}, shapes, weights)
+
+
+def _no_model(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"model {folder}: its {CONFIG_FILE} describes no model ({first_line(error)}): fetch the "
+        "model again"
+    )

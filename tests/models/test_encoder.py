@@ -369,6 +369,7 @@ def conv_stem_encoder() -> Encoder:
     [
         ({"encoder": "vit_smal_patch14_dinov2"}, "did you mean vit_small_patch14_dinov2"),
         ({"encoder": "nonsense"}, "unknown encoder 'nonsense'"),
+        ({"encoder": "vit_small_patch14_dinov2.nonsense"}, r"choose vit_small_patch14_dinov2\.lvd"),
         ({"encoder": "resnet18", "encoder_args": {}}, "resnet18"),
         ({"encoder": "vit_small_patch14_dinov2.nonsense"}, "vit_small_patch14_dinov2.nonsense"),
         ({"encoder_args": {"wings": 2}}, "wings"),
@@ -383,6 +384,21 @@ def test_impossible_encoders_are_usage_errors(changes: dict[str, Any], message: 
     with pytest.raises(UsageError, match=message) as caught:
         Encoder(tiny_config(**changes))
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_cannot_be_downloaded_are_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the network answers: one line, with what to do instead."""
+
+    def create_model(*_args: Any, **options: Any) -> Any:
+        assert options["pretrained"]
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    with pytest.raises(UsageError, match=r"ConnectionError: no route.*download them") as caught:
+        Encoder(tiny_config(pretrained=True))
+    assert str(caught.value).isprintable()
 
 
 def test_size_off_the_patch_grid_is_a_usage_error() -> None:

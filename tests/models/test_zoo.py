@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from fsdino.errors import CheckpointError, UsageError
 from fsdino.models import segmenter as model_module
 from fsdino.models import zoo
 from fsdino.models.encoder import Encoder
-from tiny_models import box_mask, episode, picture, randomise, tiny_config, tiny_model
+from tiny_models import SMALL, box_mask, episode, picture, randomise, tiny_config, tiny_model
 
 STEM = {"patch_size": 8, "img_size": 40, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -130,16 +132,39 @@ def edit_config(folder: Path, **changes: Any) -> None:
         {"prompt_tokens": 2},
         {"mean": [0.5]},
         {"wings": 2},
+        {"std": [0, 0, 0]},
+        {"mean": [float("nan"), 0.5, 0.5]},
+        {"encoder": "hf-hub:someone/model"},
+        {"encoder": "local-dir:/home"},
+        {"encoder_args": {**SMALL, "depth": 20000}},
+        {"encoder_args": {**SMALL, "depth": 128}},
+        {"encoder_args": {**SMALL, "num_heads": 0}},
+        {"encoder_args": {**SMALL, "embed_dim": 16384, "depth": 128}},
+        {"encoder_args": {**SMALL, "img_size": 16384, "patch_size": 1}},
+        {"encoder_args": {"pretrained_cfg": {"file": "weights.pth"}}},
+        {"encoder": "vit_giant_patch14_dinov2", "encoder_args": {}},
+        {"image_size": 10**9},
+        {"correlation_channels": [4096] * 100},
+        {"prompt_tokens": 1024, "prompt_hidden": 65536},
+        {"decoder_mlp": 65536},
     ],
     ids=str,
 )
-def test_folder_whose_parts_do_not_fit(changes: dict[str, Any], tmp_path: Path) -> None:
-    """A config of another model, or of none, is a CheckpointError of one line."""
+def test_folder_whose_parts_do_not_fit(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A config of another model, or of none, is a CheckpointError of one line.
+
+    It is compared with the weights' header before memory is taken or a tensor read.
+    """
     tiny_model().save_pretrained(tmp_path)
     edit_config(tmp_path, **changes)
+    monkeypatch.setattr(zoo, "read_weights", None)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(CheckpointError) as caught:
         fsdino.load(tmp_path)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
 
 
 def test_folder_with_foreign_or_damaged_weights(tmp_path: Path) -> None:
@@ -154,8 +179,61 @@ def test_folder_with_foreign_or_damaged_weights(tmp_path: Path) -> None:
         fsdino.load(tmp_path)
 
 
+def test_every_flipped_bit_of_the_weights_is_damage(tmp_path: Path) -> None:
+    """A model that segments a little worse than it should is the worst kind of damage."""
+    tiny_model(variant="training_free").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    data = file.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    generator = np.random.default_rng(0)
+    for place in generator.integers(header, len(data), 30):
+        changed = bytearray(data)
+        changed[place] ^= 1 << int(generator.integers(8))
+        file.write_bytes(changed)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors are damaged"):
+            fsdino.load(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    """They would make every mask empty. The file is intact: its training was not."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.decoder.mask_tokens.weight[0, 0] = value
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"decoder\.mask_tokens\.weight has NaN or infinite"):
+        fsdino.load(tmp_path)
+
+
+def test_weights_without_a_hash_load(tmp_path: Path) -> None:
+    """Earlier versions and other programs wrote none."""
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file(load_file(file), file, {"format": "pt"})
+    assert fsdino.load(tmp_path).fingerprint() == model.fingerprint()
+
+
+def test_the_bundled_weights_are_those_that_were_trained() -> None:
+    """The hash of names and bytes that the file had before it got a hash of its own."""
+    state = load_file(zoo.WEIGHTS / "fsdino-tiny" / "model.safetensors")
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.numpy().tobytes())
+    assert digest.hexdigest() == "f4a7a575ae100f2d71003bfb47e8b16e8ff356b02407aac076fb2227f89888a2"
+
+
+def test_a_web_page_in_place_of_the_weights_is_named(tmp_path: Path) -> None:
+    """As a download by a page's address leaves it."""
+    tiny_model().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_text("<!DOCTYPE html><html></html>")
+    with pytest.raises(CheckpointError, match="a web page, not weights"):
+        fsdino.load(tmp_path)
+
+
 def test_unknown_names_are_usage_errors(tmp_path: Path) -> None:
-    """Neither a bundled model, a folder nor a hub id; a file is no model."""
+    """Neither a bundled model nor a folder; a file is not a model."""
     with pytest.raises(UsageError, match="unknown model 'fsdino-huge'"):
         fsdino.load("fsdino-huge")
     (tmp_path / "model.pth").touch()
@@ -182,21 +260,27 @@ def test_load_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """An id is fetched: the files of a model, and nothing that could be pickled."""
     model = tiny_model()
     model.save_pretrained(tmp_path / "snapshot")
-    asked: list[tuple[str, list[str]]] = []
+    asked: list[tuple[str, str | None, list[str]]] = []
 
-    def snapshot_download(repository: str, *, allow_patterns: list[str]) -> str:
-        asked.append((repository, allow_patterns))
+    def snapshot_download(
+        repository: str, *, revision: str | None, allow_patterns: list[str]
+    ) -> str:
+        asked.append((repository, revision, allow_patterns))
         return str(tmp_path / "snapshot")
 
     monkeypatch.setattr(zoo, "snapshot_download", snapshot_download)
     monkeypatch.chdir(tmp_path)
-    assert torch.equal(logits_of(fsdino.load("someone/model")), logits_of(model))
+    assert torch.equal(logits_of(fsdino.load("hf:someone/model")), logits_of(model))
+    fsdino.load("hf:someone/model@v1.0")
     files = ["config.json", "model.safetensors", "provenance.json"]
-    assert asked == [("someone/model", files)]
-    (tmp_path / "runs").mkdir()
+    assert asked == [("someone/model", None, files), ("someone/model", "v1.0", files)]
     model.save_pretrained("runs/a")
-    assert fsdino.load("runs/a").fingerprint() == model.fingerprint()
-    assert len(asked) == 1  # a folder comes before the hub
+    for name in ("runs/b", "someone/model", "hf:model", "hf:", "hf:a/b/c", "hf:../a", "hf:a/b@"):
+        with pytest.raises(UsageError, match="hf:owner/name"):
+            fsdino.load(name)
+    with pytest.raises(UsageError, match=r"no such folder; did you mean runs/a\?"):
+        fsdino.load("runs/aa")
+    assert len(asked) == 2  # a mistyped folder is not looked up anywhere
 
 
 @pytest.mark.parametrize(
@@ -212,7 +296,7 @@ def test_hub_that_cannot_be_reached(error: Exception, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(zoo, "snapshot_download", snapshot_download)
     with pytest.raises(UsageError, match="someone/model") as caught:
-        fsdino.load("someone/model")
+        fsdino.load("hf:someone/model")
     assert "\n" not in str(caught.value)
 
 
@@ -313,6 +397,23 @@ def test_dinov2_file_fills_every_weight(dtype: torch.dtype, tmp_path: Path) -> N
     assert all(torch.equal(loaded[name], state[name].to(dtype).float()) for name in loaded)
 
 
+@pytest.mark.parametrize("wrapper", ["model", "teacher", "state_dict"])
+def test_wrapped_dinov2_weights_are_unwrapped(
+    wrapper: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As DINOv2's own training writes them: `teacher`, with `backbone.` and two heads."""
+    plainly, wrapped = dinov2_encoder(), dinov2_encoder()
+    path = dinov2_file(tmp_path)
+    zoo.load_dinov2(plainly, path)
+    state = {f"module.backbone.{k}": v for k, v in torch.load(path, weights_only=True).items()}
+    heads = {f"module.{head}.last_layer": torch.zeros(2) for head in ("dino_head", "ibot_head")}
+    torch.save({wrapper: {**state, **heads}, "iteration": 5}, path)
+    zoo.load_dinov2(wrapped, path)
+    assert plainly.identity() == wrapped.identity()
+    assert f"taken from [{wrapper}]" in caplog.text
+    assert "left out: dino_head, ibot_head" in caplog.text
+
+
 # ------------------------------------------------------------------------------- SAM's files
 
 
@@ -397,6 +498,18 @@ def test_sam_file_with_a_missing_or_unexpected_name(tmp_path: Path) -> None:
     matrix = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
     with pytest.raises(CheckpointError, match="missing: positions"):
         zoo.load_sam_decoder(tiny_model(), sam_file(tmp_path, without=matrix))
+
+
+def test_a_wrapped_sam_file_is_unwrapped(tmp_path: Path) -> None:
+    """As fine-tuned ones often are: in `model`, with `module.` before each name."""
+    first, second = tiny_model(), tiny_model(seed=1)
+    path = sam_file(tmp_path)
+    zoo.load_sam_decoder(first, path)
+    state = torch.load(path, weights_only=True)
+    torch.save({"model": {f"module.{k}": v for k, v in state.items()}, "epoch": 1}, path)
+    zoo.load_sam_decoder(second, path)
+    for name, tensor in first.decoder.state_dict().items():
+        assert torch.equal(second.decoder.state_dict()[name], tensor)
 
 
 def test_sam_file_of_another_width(tmp_path: Path) -> None:
