@@ -91,7 +91,7 @@ class Demo:
     out: Path
     """Folder for report.html, demo.json and overlays/."""
     model: str = DEFAULT_MODEL
-    """Name, folder or hub id of a model trained without the data set's fold 3."""
+    """Name, folder or hub id (hf:owner/name) of a model trained without the data set's fold 3."""
     episodes: int = 48
     """How many episodes to segment and score."""
     pictures: int = 5
@@ -147,7 +147,7 @@ class Segment:
     out: Path
     """Folder for the results."""
     model: str = DEFAULT_MODEL
-    """Name, folder or hub id (owner/name) of a model."""
+    """Name, folder or hub id (hf:owner/name) of a model."""
     encoder: Name = None
     """Instead of --model: a timm ViT such as vit_base_patch14_dinov2.lvd142m, without training."""
     encoder_weights: File = None
@@ -633,7 +633,7 @@ class Evaluate:
     model: Annotated[
         tyro.conf.Positional[str], tyro.conf.arg(metavar="[MODEL]", help_behavior_hint="")
     ] = DEFAULT_MODEL
-    """Name, folder or hub id of a model."""
+    """Name, folder or hub id (hf:owner/name) of a model."""
     data: str = "procedural"
     """pascal5i, coco20i, fss1000, davis17, folder, procedural or pascal5i-leak-safe."""
     root: Folder = None
@@ -912,7 +912,7 @@ class Info:
     model: Annotated[
         tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[MODEL]", help_behavior_hint="")
     ] = None
-    """Name, folder or hub id of a model."""
+    """Name, folder or hub id (hf:owner/name) of a model."""
     as_json: Json = False
     """Print everything as one JSON object."""
 

@@ -46,7 +46,7 @@ class Settings:
     """What to run.
 
     Attributes:
-        model: name, folder or hub id of a model that was trained without fold 3.
+        model: name, folder or hub id (hf:owner/name) of a model that was trained without fold 3.
         episodes: the first so many are segmented and scored; whole rounds of the 24 classes
             weigh every class equally.
         pictures: the first so many are shown, for 1 shot and for 5 shots.
