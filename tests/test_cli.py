@@ -262,7 +262,7 @@ BAD_INPUT = {
         ["--teacher-checkpoint"],
     ),
     "a picture as a teacher": (
-        nothing, distill("--teacher-checkpoint", "a.png"), 1, ["a.png", "cannot be read safely"]
+        nothing, distill("--teacher-checkpoint", "a.png"), 1, ["a.png", "an image, not weights"]
     ),
     "a size of no patch": (nothing, distill("--image-sizes", "30"), 2, ["14 pixels", "30"]),
     "no share held out": (nothing, distill("--held-out", "0"), 2, ["held_out", "0"]),

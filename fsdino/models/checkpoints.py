@@ -53,6 +53,7 @@ _FOUND = (
         (b"version https://git-lfs",),
         "a pointer of Git LFS, not weights: fetch them with git lfs pull",
     ),
+    ((b"\x89png", b"\xff\xd8\xff"), "an image, not weights: pass a file of weights"),
     ((b"{", b"["), "JSON, not weights (an answer of the server?): download them again"),
     ((b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc"), "packed: unpack them first"),
     ((b"\x89hdf",), "an HDF5 file of another framework: pass PyTorch's or safetensors"),

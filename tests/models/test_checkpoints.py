@@ -125,6 +125,7 @@ def test_files_that_hold_something_else(content: Any, tmp_path: Path) -> None:
         (b"\n\n", "empty"),
         (b"\x1f\x8b\x08\x00rest", "packed"),
         (b"a" * 257 + b"ustar" + bytes(300), "a tar archive"),
+        (b"\x89PNG\r\n\x1a\n", "an image, not weights"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
         (b"Not Found", "neither a safetensors file nor one of torch.save's"),
         (bytes(4096), "neither a safetensors file nor one of torch.save's"),
