@@ -139,8 +139,10 @@ def read_image_bytes(content: bytes, name: str = "image") -> Pixels:
     return _rgb(_decode(io.BytesIO(content), name), name)
 
 
-def decode_file(path: str | os.PathLike[str], name: str = "image") -> Image.Image:
-    """An image file as it is stored: its own mode and values, not turned by EXIF data.
+def decode_file(
+    path: str | os.PathLike[str], name: str = "image", *, upright: bool = False
+) -> Image.Image:
+    """An image file as it is stored: its own mode and values, turned by EXIF data on request only.
 
     Benchmarks' annotations follow the stored rows and columns, whatever a camera noted. For
     pictures that people look at, `read_image`.
@@ -151,7 +153,7 @@ def decode_file(path: str | os.PathLike[str], name: str = "image") -> Image.Imag
     """
     label = _label(path, name)
     with _open_file(os.fsdecode(path), label) as file:
-        return _decode(file, label, upright=False)
+        return _decode(file, label, upright=upright)
 
 
 def _label(source: object, name: str) -> str:
@@ -416,6 +418,21 @@ def read_mask(
     return foreground
 
 
+def warn_of_orientation(
+    mask: MaskLike, image: ImageLike, values: Pixels, name: str = "label map"
+) -> None:
+    """Warn, once a folder, where nothing says which way up a label map is; see `read_mask`.
+
+    Args:
+        mask, image: what was read.
+        values: uint8 [H, W], the labels.
+        name: what the warning calls the label map.
+    """
+    turned = _turned(mask, image)
+    if turned is not None:
+        _warn_of_orientation(mask, values, turned, _label(mask, name))
+
+
 def _turned(mask: MaskLike, image: ImageLike | None) -> int | None:
     """The EXIF orientation that turns an image and says nothing of its mask; None if there is none.
 
@@ -444,7 +461,9 @@ def _stated_orientation(source: ImageLike) -> int | None:
     return None
 
 
-def _warn_of_orientation(mask: MaskLike, flags: Flags, orientation: int, label: str) -> None:
+def _warn_of_orientation(
+    mask: MaskLike, flags: Flags | Pixels, orientation: int, label: str
+) -> None:
     """Say that nothing decides which way up a mask is, where that changes it; once a folder."""
     plain = Image.fromarray(flags).transpose(_UPRIGHT[orientation])
     if flags.shape != (plain.height, plain.width) or np.array_equal(flags, np.asarray(plain)):

@@ -353,14 +353,14 @@ def prepared(dataset: str, key: str) -> Path:
     return cache() / "data" / f"{dataset}-{key}"
 
 
-def decode_data(path: Path, title: str) -> Pillow.Image:
-    """Decode an image as it is stored.
+def decode_data(path: Path, title: str, *, upright: bool = False) -> Pillow.Image:
+    """Decode an image as it is stored, or upright as its EXIF data say.
 
     Raises:
         DataError: missing, corrupt or truncated; names the file.
     """
     try:
-        return decode_file(path, title)
+        return decode_file(path, title, upright=upright)
     except UsageError as error:  # a list named it, and not the user
         raise DataError(f"{error}, or run `fsdino data check`") from error
 

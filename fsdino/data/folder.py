@@ -130,7 +130,7 @@ class Folder:
         if unmarked:
             problems.append(
                 f"{len(unmarked)} images have no mask, such as {self.root / unmarked[0]}: add "
-                f"{Path(unmarked[0]).stem}.png beside it, or remove the image"
+                f"{Path(unmarked[0]).stem}.png where the other masks are, or remove the image"
             )
         for problem in problems:
             if not self.skip_bad:
@@ -183,7 +183,7 @@ class Folder:
             raise
 
     def _labelled(self, name: str, path: Path, image: Image, class_id: int, query: bool) -> Sample:
-        labels = read_label_map(path, image.shape[:2])
+        labels = read_label_map(path, image.shape[:2], self.root / name)
         mask: Mask = labels == class_id
         if not mask.any():
             raise DataError(f"{path}: no pixel has the value {class_id}; was it changed just now?")
@@ -200,9 +200,10 @@ class Folder:
     def parts(self) -> list[Part]:
         """A folder needs images of a class."""
         found = bool(self.class_names)
-        return [
-            Part("CLASS/IMAGE.jpg and .png", "your own images", True, found, "a folder is a class")
-        ]
+        path = "CLASS/IMAGE.jpg and .png"
+        if found and self.reading.layout != "class-folders":
+            path = "images and their masks"
+        return [Part(path, "your own images and masks of them", True, found)]
 
     def described(self) -> dict[str, Any]:
         """Layout, images by class, and what is left out, with reasons."""

@@ -17,7 +17,7 @@ from fsdino.data.files import decode_data, file_key, label_values, prepared
 from fsdino.data.lists import read_lines
 from fsdino.errors import DataError, FsdinoError, UsageError
 from fsdino.files import make_folder, read_object, write_json
-from fsdino.images import read_mask
+from fsdino.images import read_mask, warn_of_orientation
 
 logger = logging.getLogger("fsdino.data")
 
@@ -88,18 +88,21 @@ def _value(title: str, given: int | str | None, default: int) -> int | None:
     return int(given)
 
 
-def read_label_map(path: Path, size: tuple[int, int]) -> Image:
-    """Read a label map, uint8 [H, W].
+def read_label_map(path: Path, size: tuple[int, int], photograph: Path) -> Image:
+    """Read a label map, uint8 [H, W], upright like the photograph that it belongs to.
+
+    Args:
+        path: the file.
+        size: (H, W) of the photograph as it is displayed.
+        photograph: its file; where its EXIF data leave it open which way up the map is, that is
+            logged.
 
     Raises:
-        DataError: it cannot be read, is in colours, of a lossy format, or of another size.
+        DataError: it cannot be read, is in colours, or of another size.
     """
-    image = decode_data(path, "label map")
-    if image.format in _LOSSY:
-        raise DataError(
-            f"{path}: {image.format} changes the values of a label map; export it again as PNG"
-        )
-    return label_values(image, path, size)
+    values = label_values(decode_data(path, "label map", upright=True), path, size)
+    warn_of_orientation(path, photograph, values)
+    return values
 
 
 def read_values(masks: Iterable[Path]) -> tuple[dict[Path, tuple[int, ...]], dict[Path, str]]:

@@ -319,6 +319,30 @@ def test_label_maps_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     assert names == {"images/0.jpg", "images/2.jpg", "images/3.jpg"}
 
 
+@pytest.mark.parametrize("layout", ["class-folders", "labels"])
+def test_a_turned_photograph_and_its_mask(
+    layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Orientation 3 keeps the size: whether a mask without one is upright is a guess, and said."""
+    folder, masks = ("cup", "cup") if layout == "class-folders" else ("images", "labels")
+    values = label_map(0, 1, 0, 0) if layout == "class-folders" else label_map(0, 1, 2, 2)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for name, own in (("open", None), ("stated", exif)):
+        path = tmp_path / folder / f"{name}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(picture(0, 30, 40)).save(path, exif=exif)
+        mask(tmp_path / masks / f"{name}.png", values)
+        if own is not None:
+            Image.fromarray(values).save(tmp_path / masks / f"{name}.png", exif=own)
+    source = Folder(tmp_path, layout)
+    class_id = min(source.class_names)
+    stated = read(source, f"{folder}/stated.jpg", class_id)
+    assert np.array_equal(stated, (values == 1)[::-1, ::-1]) and not caplog.records
+    assert np.array_equal(read(source, f"{folder}/open.jpg", class_id), values == 1)
+    assert [r for r in caplog.records if "open.png" in r.message and "is 3" in r.getMessage()]
+
+
 def test_a_lossy_label_map_is_refused(tmp_path: Path) -> None:
     """JPEG turns the values at every edge into other classes."""
     photo(tmp_path / "images" / "a.jpg")
