@@ -8,6 +8,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <cmath>
+#include <limits>
 
 namespace fsdino::cpu {
 namespace {
@@ -72,11 +73,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_backward(const Geometry& g, cons
   return {grad_x, grad_query, grad_support, grad_bias};
 }
 
-// y = relu(raw * scale + shift) for planes [B, C, H, W, Hq, Wq], with one scale and shift for each
-// sample and channel; or its mean over H and W, [B, C, Hq, Wq].
+// y = relu(affine of raw) for planes [B, C, H, W, Hq, Wq], with the affine step of each sample and
+// channel; or its mean over H and W, [B, C, Hq, Wq].
 template <typename T>
-Tensor normalise(Tensor raw, const std::vector<Compute<T>>& scale,
-                 const std::vector<Compute<T>>& shift, bool reduce, bool in_place) {
+Tensor normalise(Tensor raw, const std::vector<Affine<Compute<T>>>& affines, bool reduce,
+                 bool in_place) {
   using A = Compute<T>;
   const Simd<A>& functions = simd<A>();
   const int64_t batch = raw.size(0), channels = raw.size(1), kept = raw.size(2) * raw.size(3);
@@ -92,19 +93,20 @@ Tensor normalise(Tensor raw, const std::vector<Compute<T>>& scale,
                    [&](int64_t begin, int64_t end) {
     A* sum = sums.mine();
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t channel = task * planes / kept;
+      const Affine<A> affine = affines[task * planes / kept];
       const T* values = from + task * planes * query;
       if (reduce) std::fill_n(sum, query, A(0));
       for (int64_t plane = 0; plane < planes; ++plane, values += query) {
         if constexpr (std::is_same_v<T, A>) {
           if (reduce) {
-            functions.add_affine_relu(values, scale[channel], shift[channel], query, sum);
+            functions.add_affine_relu(values, affine, query, sum);
           } else {
-            functions.affine_relu(values, scale[channel], shift[channel], query, to + task * query);
+            functions.affine_relu(values, affine, query, to + task * query);
           }
         } else {
           for (int64_t n = 0; n < query; ++n) {
-            const A value = static_cast<A>(values[n]) * scale[channel] + shift[channel];
+            const A centred = static_cast<A>(values[n]) - affine.mean - affine.low;
+            const A value = centred * affine.scale + affine.shift;
             const A result = value <= 0 ? A(0) : value;
             if (reduce) {
               sum[n] += result;
@@ -115,8 +117,9 @@ Tensor normalise(Tensor raw, const std::vector<Compute<T>>& scale,
         }
       }
       if (reduce) {
-        const A share = A(1) / static_cast<A>(kept);
-        for (int64_t n = 0; n < query; ++n) to[task * query + n] = static_cast<T>(sum[n] * share);
+        for (int64_t n = 0; n < query; ++n) {
+          to[task * query + n] = static_cast<T>(sum[n] / static_cast<A>(kept));
+        }
       }
     }
   });
@@ -138,19 +141,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> block(const Geometry& g, const Tensor
   const auto options = x.options().dtype(kScalar<A>);
   Tensor mean = at::empty({batch, groups}, options), rstd = at::empty({batch, groups}, options);
   const std::vector<A> gain = vector_of<T>(norm_weight), offset = vector_of<T>(norm_bias);
-  std::vector<A> scale(batch * channels), shift(batch * channels);
+  std::vector<Affine<A>> affines(batch * channels);
   for (int64_t i = 0; i < batch * groups; ++i) {
     const double deviation = std::sqrt(moments[i].squares / moments[i].count + eps);
-    mean.mutable_data_ptr<A>()[i] = static_cast<A>(moments[i].mean);
+    const A rounded = static_cast<A>(moments[i].mean + moments[i].low);
+    const A low = static_cast<A>(moments[i].mean - static_cast<double>(rounded) + moments[i].low);
+    mean.mutable_data_ptr<A>()[i] = rounded;
     rstd.mutable_data_ptr<A>()[i] = static_cast<A>(1 / deviation);
     for (int64_t c = i % groups * (channels / groups); c < (i % groups + 1) * (channels / groups); ++c) {
-      const double factor = static_cast<double>(gain[c]) / deviation;
-      scale[i / groups * channels + c] = static_cast<A>(factor);
-      shift[i / groups * channels + c] =
-          static_cast<A>(static_cast<double>(offset[c]) - moments[i].mean * factor);
+      const A scale = static_cast<A>(static_cast<double>(gain[c]) / deviation);
+      affines[i / groups * channels + c] = {rounded, low, scale, offset[c]};
     }
   }
-  const Tensor y = normalise<T>(raw, scale, shift, reduce, !save);
+  const Tensor y = normalise<T>(raw, affines, reduce, !save);
   const Tensor result = reduce ? y : from_planes(y);
   if (save) return {result, from_planes(raw), mean, rstd};
   const Tensor nothing = at::empty({0}, x.options()), none = at::empty({0}, options);
@@ -168,6 +171,12 @@ const Compute<T>* widened(const T* plane, int64_t count, Compute<T>* copy) {
   }
 }
 
+// A gain as it multiplies a sum of gradients: infinity times those that the ReLU stopped is NaN.
+template <typename A>
+double summed_gain(A gain) {
+  return std::isinf(gain) ? std::numeric_limits<double>::quiet_NaN() : static_cast<double>(gain);
+}
+
 template <typename T>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_backward(
     const Geometry& g, const Tensor& grad, const Tensor& x, const Tensor& weight_query,
@@ -183,12 +192,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_backward(
   const T* incoming = grads.const_data_ptr<T>();
   const std::vector<A> gain = vector_of<T>(norm_weight), offset = vector_of<T>(norm_bias);
   const Tensor dense_mean = mean.contiguous(), dense_rstd = rstd.contiguous();
-  const auto at_channel = [&](int64_t channel) {  // of batch * channels
-    const int64_t c = channel % channels;
-    const int64_t group = channel / channels * groups + c / (channels / groups);
-    return NormChannel<A>{dense_mean.const_data_ptr<A>()[group],
-                          dense_rstd.const_data_ptr<A>()[group], gain[c], offset[c],
-                          reduce ? A(1) / static_cast<A>(kept) : A(1)};
+  const A *const group_mean = dense_mean.const_data_ptr<A>(), *const group_rstd =
+      dense_rstd.const_data_ptr<A>();
+  const auto group_of = [&](int64_t channel) {  // of batch * channels
+    return channel / channels * groups + channel % channels / (channels / groups);
   };
   const auto incoming_plane = [&](int64_t plane) {
     return incoming + (reduce ? plane / kept : plane) * query;
@@ -196,6 +203,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_backward(
 
   const Simd<A>& functions = simd<A>();
   const Scratch<A> copies(3 * query, at::get_num_threads());
+  const double plane_size = static_cast<double>(kept * query);
+  const double count = static_cast<double>(channels / groups) * plane_size;
+  // What the groups' means lost when they were rounded is the mean of the distances from them.
+  std::vector<double> distances(batch * channels), low(batch * groups);
+  at::parallel_for(0, batch * channels, grain(kept * query), [&](int64_t begin, int64_t end) {
+    for (int64_t channel = begin; channel < end; ++channel) {
+      for (int64_t plane = channel * kept; plane < (channel + 1) * kept; ++plane) {
+        distances[channel] +=
+            functions.sum_distances(widened(values + plane * query, query, copies.mine()),
+                                    group_mean[group_of(channel)], query);
+      }
+    }
+  });
+  for (int64_t i = 0; i < batch * channels; ++i) low[group_of(i)] += distances[i] / count;
+  const auto at_channel = [&](int64_t channel) {
+    const int64_t c = channel % channels, group = group_of(channel);
+    return NormChannel<A>{group_mean[group],   static_cast<A>(low[group]),
+                          group_rstd[group],   gain[c],
+                          offset[c],           reduce ? A(1) / static_cast<A>(kept) : A(1)};
+  };
+
   std::vector<double> plain(batch * channels), weighted(batch * channels);
   at::parallel_for(0, batch * channels, grain(kept * query), [&](int64_t begin, int64_t end) {
     for (int64_t channel = begin; channel < end; ++channel) {
@@ -208,47 +236,53 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_backward(
     }
   });
 
-  Tensor grad_gain = at::empty({0}, grad.options()), grad_offset = grad_gain.clone();
-  const auto sum_samples = [&](const std::vector<double>& sums) {
+  // Of each sample and group, of the gradient times gain, and of that times the normalised value.
+  std::vector<double> mean_plain(batch * groups), mean_weighted(batch * groups);
+  for (int64_t i = 0; i < batch * channels; ++i) {
+    mean_plain[group_of(i)] += summed_gain(gain[i % channels]) * plain[i] / count;
+    mean_weighted[group_of(i)] += summed_gain(gain[i % channels]) * weighted[i] / count;
+  }
+  // A channel's sum over the samples of `of(i)`, i counting samples times channels.
+  const auto sum_samples = [&](bool need, const auto& of) {
+    if (!need) return at::empty({0}, grad.options());
     const Tensor total = at::zeros({channels}, at::kDouble);
     for (int64_t i = 0; i < batch * channels; ++i) {
-      total.mutable_data_ptr<double>()[i % channels] += sums[i];
+      total.mutable_data_ptr<double>()[i % channels] += of(i);
     }
     return total.to(norm_weight.scalar_type());
   };
-  if (needs[4]) grad_gain = sum_samples(weighted);
-  if (needs[5]) grad_offset = sum_samples(plain);
+  const Tensor grad_gain = sum_samples(needs[4], [&](int64_t i) { return weighted[i]; });
+  const Tensor grad_offset = sum_samples(needs[5], [&](int64_t i) { return plain[i]; });
+  // From the sums, since the gradient to the volume is rounded, each element by itself.
+  const Tensor grad_bias = sum_samples(needs[3], [&](int64_t i) {
+    const int64_t group = group_of(i);
+    const double rstd_of = static_cast<double>(group_rstd[group]);
+    const double normalised = (distances[i] - plane_size * low[group]) * rstd_of;
+    return (summed_gain(gain[i % channels]) * plain[i] - plane_size * mean_plain[group] -
+            mean_weighted[group] * normalised) * rstd_of;
+  });
   const Tensor nothing = at::empty({0}, grad.options());
-  if (!(needs[0] || needs[1] || needs[2] || needs[3])) {
-    return {nothing, nothing.clone(), nothing.clone(), nothing.clone(), grad_gain, grad_offset};
+  if (!(needs[0] || needs[1] || needs[2])) {
+    return {nothing, nothing.clone(), nothing.clone(), grad_bias, grad_gain, grad_offset};
   }
 
-  std::vector<double> group_plain(batch * groups), group_weighted(batch * groups);
-  for (int64_t i = 0; i < batch * channels; ++i) {
-    const int64_t c = i % channels, group = i / channels * groups + c / (channels / groups);
-    group_plain[group] += static_cast<double>(gain[c]) * plain[i];
-    group_weighted[group] += static_cast<double>(gain[c]) * weighted[i];
-  }
   Tensor grad_raw = at::empty_like(outputs);
   T* out = grad_raw.mutable_data_ptr<T>();
-  const double count = static_cast<double>(channels / groups * kept * query);
   at::parallel_for(0, batch * channels * kept, grain(query), [&](int64_t begin, int64_t end) {
     for (int64_t plane = begin; plane < end; ++plane) {
       const int64_t channel = plane / kept;
-      const int64_t group =
-          channel / channels * groups + channel % channels / (channels / groups);
+      const int64_t group = group_of(channel);
       A* result = copies.mine() + 2 * query;
       if constexpr (std::is_same_v<T, A>) result = out + plane * query;
       functions.norm_backward(widened(values + plane * query, query, copies.mine()),
                               widened(incoming_plane(plane), query, copies.mine() + query), query,
-                              at_channel(channel), static_cast<A>(group_plain[group] / count),
-                              static_cast<A>(group_weighted[group] / count), result);
+                              at_channel(channel), static_cast<A>(mean_plain[group]),
+                              static_cast<A>(mean_weighted[group]), result);
       if constexpr (!std::is_same_v<T, A>) std::copy_n(result, query, out + plane * query);
     }
   });
-  const auto [grad_x, grad_query, grad_support, grad_bias] =
-      conv_backward<T>(g, grad_raw, x, weight_query, weight_support,
-                       {needs[0], needs[1], needs[2], needs[3]});
+  const auto [grad_x, grad_query, grad_support, _] = conv_backward<T>(
+      g, grad_raw, x, weight_query, weight_support, {needs[0], needs[1], needs[2], false});
   return {grad_x, grad_query, grad_support, grad_bias, grad_gain, grad_offset};
 }
 
@@ -260,11 +294,12 @@ Geometry volume_geometry(const Tensor& x, const Tensor& weight_query, const Tens
 
 }  // namespace
 
-// Chan, Golub and LeVeque, 1979.
+// Chan, Golub and LeVeque, 1979; `mean` stays that of the first.
 void Moments::add(const Moments& other) {
   if (other.count == 0) return;
-  const double total = count + other.count, step = other.mean - mean;
-  mean += step * other.count / total;
+  if (count == 0) mean = other.mean;
+  const double total = count + other.count, step = other.mean - mean + (other.low - low);
+  low += step * other.count / total;
   squares += other.squares + step * step * count * other.count / total;
   count = total;
 }
@@ -279,6 +314,39 @@ Convolution<T>::Convolution(const Geometry& geometry, const Tensor& weight_query
                weight_query.size(backward ? 1 : 0), weight_query.size(backward ? 0 : 1), backward),
       packer_(geometry),
       offset_(vector_of<T>(bias)) {}
+
+template <typename T>
+void Convolution<T>::mend_edges(const Planes<const T>& source, const std::vector<Term>& terms,
+                                int64_t first, int64_t columns, A* tile, int64_t stride) const {
+  const Geometry& g = geometry_;
+  std::vector<bool> padding(g.taps(), true);
+  for (const Term& term : terms) padding[term.tap] = false;
+  for (int64_t c = 0; c < weights_.outer(); ++c) {
+    A* values = tile + c * stride;
+    if (!backward_) {
+      for (int64_t tap = 0; tap < g.taps(); ++tap) {
+        for (int64_t k = 0; padding[tap] && k < weights_.inner(); ++k) {
+          const A nothing = A(0) * weights_.value(tap, c, k);
+          for (int64_t n = 0; n < columns; ++n) values[n] += nothing;
+        }
+      }
+      continue;
+    }
+    for (int64_t n = 0; n < columns; ++n) {
+      if (std::isfinite(values[n])) continue;
+      values[n] = 0;
+      for (const Term& term : terms) {
+        const int64_t y = (first + n) / g.query_width + term.down;
+        const int64_t x = (first + n) % g.query_width + term.right;
+        if (y < 0 || y >= g.query_height || x < 0 || x >= g.query_width) continue;
+        for (int64_t k = 0; k < weights_.inner(); ++k) {
+          const T* plane = source.at(k, term.row, term.column);
+          values[n] += weights_.value(term.tap, c, k) * static_cast<A>(plane[y * g.query_width + x]);
+        }
+      }
+    }
+  }
+}
 
 template <typename T>
 void Convolution<T>::run(const std::vector<Planes<const T>>& sources,
@@ -310,21 +378,27 @@ void Convolution<T>::run(const std::vector<Planes<const T>>& sources,
         tile = targets[b].at(0, row, column) + first;
         stride = targets[b].channel;
       }
-      sum_terms<T>(packer_, weights_, sources[b],
-                   backward_ ? backward_terms(g, row, column) : forward_terms(g, row, column),
+      const std::vector<Term> terms =
+          backward_ ? backward_terms(g, row, column) : forward_terms(g, row, column);
+      sum_terms<T>(packer_, weights_, sources[b], terms,
                    offset_.empty() ? nullptr : offset_.data(), first, columns, panels.mine(), tile,
                    stride);
+      if (!weights_.finite()) mend_edges(sources[b], terms, first, columns, tile, stride);
+      if constexpr (!std::is_same_v<T, A>) {
+        for (int64_t c = 0; c < outer; ++c) {
+          A* values = tile + c * stride;
+          T* target = targets[b].at(c, row, column) + first;
+          std::copy_n(values, columns, target);
+          // What is stored is what its moments are of.
+          if (groups > 0) std::copy_n(target, columns, values);
+        }
+      }
       for (int64_t group = 0; group < groups; ++group) {
         Moments& here = tiles[task * groups + group];
         const int64_t rows = outer / groups;
         here.count = static_cast<double>(rows * columns);
         functions.moments(tile + group * rows * stride, rows, columns, stride, &here.mean,
-                          &here.squares);
-      }
-      if constexpr (!std::is_same_v<T, A>) {
-        for (int64_t c = 0; c < outer; ++c) {
-          std::copy_n(tile + c * stride, columns, targets[b].at(c, row, column) + first);
-        }
+                          &here.low, &here.squares);
       }
     }
   });

@@ -23,9 +23,9 @@ std::vector<Compute<T>> vector_of(const MaybeTensor& values) {
   return {data, data + dense.numel()};
 }
 
-// Mean and sum of squared distances from it, of `count` values.
+// Mean, the sum of `mean` and `low`, and sum of squared distances from it, of `count` values.
 struct Moments {
-  double count = 0, mean = 0, squares = 0;
+  double count = 0, mean = 0, low = 0, squares = 0;
 
   void add(const Moments& other);
 };
@@ -46,6 +46,12 @@ class Convolution {
            std::vector<Moments>* moments = nullptr) const;
 
  private:
+  // Weights that are not finite, at the edges of the grids. There the convolution multiplies them by
+  // its padding, 0, which `sum_terms` leaves out over the support; its gradient does not, but
+  // `sum_terms` does over the query.
+  void mend_edges(const Planes<const T>& source, const std::vector<Term>& terms, int64_t first,
+                  int64_t columns, A* tile, int64_t stride) const;
+
   Geometry geometry_;
   bool backward_;
   PackedWeights<A> weights_;

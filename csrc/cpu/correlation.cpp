@@ -346,7 +346,7 @@ void correlate_backward(const Features<T>& query, const Features<T>& support, in
       A* out = grad_cosine.data() + r * tokens + first;
       const A weight = weights[positions[r]];
       for (int64_t n = 0; n < columns; ++n) {
-        out[n] = tile[n] <= 0 ? A(0) : static_cast<A>(grad[n]) * weight;
+        out[n] = (tile[n] <= 0 ? A(0) : static_cast<A>(grad[n])) * weight;
       }
     }
   });

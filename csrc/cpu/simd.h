@@ -23,11 +23,19 @@ constexpr int64_t block_rows(int64_t left) {
 template <typename A>
 using Word = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
 
-// One channel of relu(normalised * gain + offset), and what its gradient is multiplied by: 1, or
-// 1 / kept positions where the forward pass took their mean.
+// One channel of relu((value - mean - low) * scale + shift). `low` is what the mean loses when it is
+// rounded to A: where all values lie close to a large mean, it is not small beside their spread.
+template <typename A>
+struct Affine {
+  A mean, low, scale, shift;
+};
+
+// One channel of relu(normalised * gain + offset), where the normalised value is (value - mean - low)
+// * rstd, and what its gradient is multiplied by: 1, or 1 / kept positions where the forward pass
+// took their mean.
 template <typename A>
 struct NormChannel {
-  A mean, rstd, gain, offset, grad_scale;
+  A mean, low, rstd, gain, offset, grad_scale;
 };
 
 template <typename A>
@@ -54,15 +62,19 @@ struct Simd {
   // sums[c] = sum_k source[k * stride + c]^2 for c < columns.
   void (*sum_squares)(const A* source, int64_t stride, int64_t inner, int64_t columns, A* sums);
 
-  // Mean of rows x columns values, and the sum of their squared distances from it.
+  // Mean of rows x columns values, the sum of `mean` and `low`, and the sum of their squared distances
+  // from it.
   void (*moments)(const A* values, int64_t rows, int64_t columns, int64_t stride, double* mean,
-                  double* squares);
+                  double* low, double* squares);
 
-  // out[i] = max(values[i] * scale + shift, 0), NaN stays NaN.
-  void (*affine_relu)(const A* values, A scale, A shift, int64_t count, A* out);
+  // out[i] = max(affine of values[i], 0), NaN stays NaN.
+  void (*affine_relu)(const A* values, const Affine<A>& affine, int64_t count, A* out);
 
-  // sums[i] += max(values[i] * scale + shift, 0).
-  void (*add_affine_relu)(const A* values, A scale, A shift, int64_t count, A* sums);
+  // sums[i] += max(affine of values[i], 0).
+  void (*add_affine_relu)(const A* values, const Affine<A>& affine, int64_t count, A* sums);
+
+  // The sum of values[i] - from for i < count.
+  double (*sum_distances)(const A* values, A from, int64_t count);
 
   // Adds the sum of the gradient to the affine step, and of that times the normalised value, over
   // `count` values before normalisation and the gradients after the ReLU.

@@ -160,7 +160,7 @@ struct Tile {
   }
 
   static void moments(const A* values, int64_t row_count, int64_t columns, int64_t stride,
-                      double* mean, double* squares) {
+                      double* mean, double* low, double* squares) {
     double total = 0;
     for (int64_t r = 0; r < row_count; ++r) {
       const A* row = values + r * stride;
@@ -171,8 +171,8 @@ struct Tile {
       for (; c < columns; ++c) rest += row[c];
       total += rest;
     }
-    *mean = total / static_cast<double>(row_count * columns);
-    const A middle = static_cast<A>(*mean);
+    const double count = static_cast<double>(row_count * columns);
+    const A middle = static_cast<A>(total / count);
     double distance = 0, offset = 0;
     for (int64_t r = 0; r < row_count; ++r) {
       const A* row = values + r * stride;
@@ -191,36 +191,48 @@ struct Tile {
       distance += rest;
       offset += rest_first;
     }
-    // `middle` is the mean rounded to A: shift to the mean itself.
-    const double count = static_cast<double>(row_count * columns);
-    *mean = static_cast<double>(middle) + offset / count;
+    // `middle` is the mean but for rounding.
+    *mean = static_cast<double>(middle);
+    *low = offset / count;
     *squares = distance - offset * offset / count;
+    if (*squares < 0) *squares = 0;  // NaN stays
   }
 
-  static void affine_relu(const A* values, A scale, A shift, int64_t count, A* out) {
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-      store(out + i, relu(load(values + i) * all(scale) + all(shift)));
-    }
-    for (; i < count; ++i) {
-      const A value = values[i] * scale + shift;
-      out[i] = value <= 0 ? 0 : value;
-    }
+  static Vector all_affine_relu(const A* values, const Affine<A>& affine) {
+    const Vector centred = load(values) - all(affine.mean) - all(affine.low);
+    return relu(centred * all(affine.scale) + all(affine.shift));
   }
 
-  static void add_affine_relu(const A* values, A scale, A shift, int64_t count, A* sums) {
+  static A one_affine_relu(A value, const Affine<A>& affine) {
+    const A result = (value - affine.mean - affine.low) * affine.scale + affine.shift;
+    return result <= 0 ? 0 : result;
+  }
+
+  static void affine_relu(const A* values, const Affine<A>& affine, int64_t count, A* out) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(out + i, all_affine_relu(values + i, affine));
+    for (; i < count; ++i) out[i] = one_affine_relu(values[i], affine);
+  }
+
+  static void add_affine_relu(const A* values, const Affine<A>& affine, int64_t count, A* sums) {
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) {
-      store(sums + i, load(sums + i) + relu(load(values + i) * all(scale) + all(shift)));
+      store(sums + i, load(sums + i) + all_affine_relu(values + i, affine));
     }
-    for (; i < count; ++i) {
-      const A value = values[i] * scale + shift;
-      sums[i] += value <= 0 ? 0 : value;
-    }
+    for (; i < count; ++i) sums[i] += one_affine_relu(values[i], affine);
+  }
+
+  static double sum_distances(const A* values, A from, int64_t count) {
+    Vector sums = {};
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) sums += load(values + i) - all(from);
+    A rest = sum(sums);
+    for (; i < count; ++i) rest += values[i] - from;
+    return rest;
   }
 
   static A normalised(A raw, const NormChannel<A>& channel) {
-    return (raw - channel.mean) * channel.rstd;
+    return (raw - channel.mean - channel.low) * channel.rstd;
   }
 
   // The gradient before the ReLU, from the normalised value and the gradient after it.
@@ -229,7 +241,7 @@ struct Tile {
   }
 
   static Vector all_normalised(Vector raw, const NormChannel<A>& channel) {
-    return (raw - all(channel.mean)) * all(channel.rstd);
+    return (raw - all(channel.mean) - all(channel.low)) * all(channel.rstd);
   }
 
   static Vector all_through_relu(Vector value, Vector grad, const NormChannel<A>& channel) {
@@ -285,7 +297,8 @@ const Simd<A>& table() {
   static const Simd<A> functions = {
       T::kLanes,          T::kLanes * T::kVectors, T::multiply,      T::pack,
       T::pack_scaled,     T::sum_squares,          T::moments,       T::affine_relu,
-      T::add_affine_relu, T::norm_sums,            T::norm_backward, T::relu_scale,
+      T::add_affine_relu, T::sum_distances,        T::norm_sums,     T::norm_backward,
+      T::relu_scale,
   };
   return functions;
 }

@@ -1,5 +1,7 @@
 #include "walk.h"
 
+#include <cmath>
+
 namespace fsdino::cpu {
 
 std::vector<Term> forward_terms(const Geometry& g, int64_t row, int64_t column) {
@@ -70,6 +72,14 @@ PackedWeights<A>::PackedWeights(const Geometry& geometry, const T* weight_query,
       channel += rows;
     }
   }
+  for (const A weight : data_) finite_ = finite_ && std::isfinite(weight);
+}
+
+template <typename A>
+A PackedWeights<A>::value(int64_t tap, int64_t channel, int64_t k) const {
+  int64_t block = 0;
+  while (block + block_rows(outer_ - block) <= channel) block += block_rows(outer_ - block);
+  return at(tap, block)[k * block_rows(outer_ - block) + channel - block];
 }
 
 template <typename T>

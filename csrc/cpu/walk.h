@@ -48,13 +48,17 @@ class PackedWeights {
 
   int64_t outer() const { return outer_; }
   int64_t inner() const { return inner_; }
+  bool finite() const { return finite_; }
   // The weights of a tap for the block of output channels that starts at `channel`.
   const A* at(int64_t tap, int64_t channel) const {
     return data_.data() + (tap * outer_ + channel) * inner_;
   }
+  // One of them, found slowly.
+  A value(int64_t tap, int64_t channel, int64_t k) const;
 
  private:
   int64_t outer_, inner_;
+  bool finite_ = true;
   std::vector<A> data_;
 };
 
