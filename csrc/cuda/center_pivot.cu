@@ -1,6 +1,8 @@
 // center_pivot_conv4d: the walk over the taps as one implicit matrix product, its transpose, and the
 // gradient to its matrices. See `Walk` in index.h.
 
+#include <algorithm>
+
 #include "tile.h"
 
 namespace fsdino::cuda {
@@ -113,22 +115,32 @@ FSDINO_DEVICE Two<T> with_bias(const WalkArguments<T>& arguments, int column, co
   return {T(pair[0] + bias(column)), T(pair[1] + bias(column + 1))};
 }
 
-// Mean and sum of squared deviations of each of the first `columns` columns, over the first `rows`
-// rows; the one is `pitch` floats before the other.
+// Mean, in two parts, and sum of squared deviations of each of the first `columns` columns, over the
+// first `rows` rows; each is `pitch` floats before the next. What a mean loses when it is rounded is
+// not small beside the deviations of values that all lie close to it.
 template <typename P>
 FSDINO_DEVICE void store_moments(P& product, int rows, int columns, float* out, int pitch) {
   float* const memory = reinterpret_cast<float*>(shared_memory());
-  typename P::OfColumns mean, squares;
+  typename P::OfColumns mean, low, squares;
+  const auto divide = [&](typename P::OfColumns& sums) {
+    P::for_each_column([&](int, int j, int k) { sums[j][k] /= float(rows); });
+  };
   product.sum_columns(mean, memory, rows, [](float value, int, int) { return value; });
-  P::for_each_column([&](int, int j, int k) { mean[j][k] /= float(rows); });
+  divide(mean);
+  product.sum_columns(low, memory, rows, [&](float value, int j, int k) {
+    return value - mean[j][k];
+  });
+  divide(low);
   product.sum_columns(squares, memory, rows, [&](float value, int j, int k) {
-    return (value - mean[j][k]) * (value - mean[j][k]);
+    const float deviation = value - mean[j][k] - low[j][k];
+    return deviation * deviation;
   });
   if (!P::has_first_row()) return;
   P::for_each_column([&](int column, int j, int k) {
     if (column >= columns) return;
     out[column] = mean[j][k];
-    out[pitch + column] = squares[j][k];
+    out[pitch + column] = low[j][k];
+    out[2 * pitch + column] = squares[j][k];
   });
 }
 
@@ -186,8 +198,42 @@ walk_kernel(const Walk walk, const WalkArguments<T> arguments) {
     }
   });
   if (arguments.moments) {
-    float* const own = arguments.moments + block * 2 * arguments.outer + first_column;
+    float* const own = arguments.moments + block * 3 * arguments.outer + first_column;
     store_moments(product, count, arguments.outer - first_column, own, arguments.outer);
+  }
+}
+
+// Outside of the grid there is no output whose gradient could reach anything. As a 0 it reaches nothing
+// either, unless it meets a weight that is not finite: then the transposed walk's elements that came
+// out not finite are summed once more, without what lies outside. By itself, since the walk has no
+// registers to spare.
+constexpr int kMendThreads = 256, kMendBlocks = 256;
+template <typename T>
+FSDINO_KERNEL(kMendThreads) mend_edges_kernel(const Walk walk, const WalkArguments<T> arguments) {
+  if (*arguments.finite) return;
+  const int64_t positions = walk.walked.positions(), outer = arguments.outer;
+  const int64_t all = arguments.batches * positions * outer;
+  for (int64_t i = int64_t(block_index()) * kMendThreads + thread_index(); i < all;
+       i += kMendBlocks * kMendThreads) {
+    const int64_t column = i % outer, batch = i / outer / positions;
+    const Position walked = walk.walked.at(i / outer % positions), from = walk.in_source(walked);
+    const int64_t target = walk.output.offset(walk.in_output(walked));
+    T* const place = arguments.out + (batch * arguments.out_batch + target) * outer + column;
+    if (is_finite(static_cast<float>(*place))) continue;
+    const T* const source =
+        arguments.source +
+        (batch * arguments.source_batch + walk.source.offset(from)) * arguments.inner;
+    float sum = 0.0f;
+    for (int t = 0; t < walk.taps(); ++t) {
+      const TapPlace tap = place_of(walk, t);
+      if (!walk.source.holds(moved(from, tap.move))) continue;
+      const T* const values = source + tap.offset * arguments.inner;
+      const T* const weights = arguments.weights + (tap.matrix * outer + column) * arguments.inner;
+      for (int c = 0; c < arguments.inner; ++c) {
+        sum += static_cast<float>(values[c]) * static_cast<float>(weights[c]);
+      }
+    }
+    *place = T(sum);
   }
 }
 
@@ -340,6 +386,11 @@ void walk(const Walk& walk, const WalkArguments<T>& arguments, Stream stream) {
     walk_with_columns<T, 16>(walk, arguments, stream);
   } else {
     walk_with_columns<T, 64>(walk, arguments, stream);
+  }
+  if (arguments.finite) {
+    const int64_t all = arguments.batches * walk.walked.positions() * arguments.outer;
+    const int64_t blocks = std::min(ceil_div(all, int64_t(kMendThreads)), int64_t(kMendBlocks));
+    launch(mend_edges_kernel<T>, blocks, kMendThreads, 0, stream, walk, arguments);
   }
 }
 

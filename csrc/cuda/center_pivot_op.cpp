@@ -2,6 +2,8 @@
 
 #include "tensors.h"
 
+#include <limits>
+
 namespace fsdino::cuda {
 
 namespace {
@@ -9,12 +11,13 @@ namespace {
 constexpr int64_t kShares = 2048;  // blocks that the positions of a weights' gradient are split for
 
 template <typename T>
-NormArguments<T> norm_arguments(const Tensor& raw, const Tensor& mean, const Tensor& rstd,
-                                const Tensor& weight, const Tensor& bias) {
+NormArguments<T> norm_arguments(const Tensor& raw, const Tensor& mean, const Tensor& low,
+                                const Tensor& rstd, const Tensor& weight, const Tensor& bias) {
   const Volume volume = sizes_of(raw);
-  return {raw.const_data_ptr<T>(), mean.const_data_ptr<float>(), rstd.const_data_ptr<float>(),
-          weight.const_data_ptr<T>(), bias.const_data_ptr<T>(), volume.positions(),
-          volume.support(), int(raw.size(0)), int(raw.size(1)), int(mean.size(1))};
+  return {raw.const_data_ptr<T>(), mean.const_data_ptr<float>(), pointer<float>(low),
+          rstd.const_data_ptr<float>(), weight.const_data_ptr<T>(), bias.const_data_ptr<T>(),
+          volume.positions(), volume.support(), int(raw.size(0)), int(raw.size(1)),
+          int(mean.size(1))};
 }
 
 }  // namespace
@@ -33,7 +36,7 @@ void convolve(const Tensor& source, const Tensor& matrices, const MaybeTensor& b
   FSDINO_CUDA_DISPATCH(source, "center_pivot_conv4d", [&] {
     walk<scalar_t>(walk_forward(sizes_of(source), sizes_of(out), convolution),
                    {source.const_data_ptr<scalar_t>(), matrices.const_data_ptr<scalar_t>(),
-                    pointer<scalar_t>(dense_bias), out.mutable_data_ptr<scalar_t>(), moments,
+                    pointer<scalar_t>(dense_bias), out.mutable_data_ptr<scalar_t>(), moments, nullptr,
                     batch_positions(source), batch_positions(out), int(source.size(0)),
                     int(source.size(1)), int(out.size(1)), tf32_allowed()},
                    stream);
@@ -44,12 +47,14 @@ void convolve_back(const Tensor& grad, const Tensor& matrices, Tensor out,
                    const Convolution& convolution, Stream stream) {
   if (out.numel() == 0) return;
   const Volume volume = sizes_of(out);
+  const Tensor finite = at::isfinite(matrices).all();
   FSDINO_CUDA_DISPATCH(grad, "center_pivot_conv4d_backward", [&] {
     for (int row = 0; row < smaller(convolution.stride, volume.support_rows); ++row) {
       for (int column = 0; column < smaller(convolution.stride, volume.support_columns); ++column) {
         walk<scalar_t>(walk_back(sizes_of(grad), volume, convolution, row, column),
                        {grad.const_data_ptr<scalar_t>(), matrices.const_data_ptr<scalar_t>(),
                         nullptr, out.mutable_data_ptr<scalar_t>(), nullptr,
+                        finite.const_data_ptr<bool>(),
                         batch_positions(grad), batch_positions(out), int(grad.size(0)),
                         int(grad.size(1)), int(out.size(1)), tf32_allowed()},
                        stream);
@@ -137,14 +142,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> center_pivot_block4d(
   const Tensor raw = empty_output(x, weight_query.size(0), support_stride);
   const int64_t batches = raw.size(0), channels = raw.size(1), rows = sizes_of(raw).positions();
   const auto floats = raw.options().dtype(at::kFloat);
-  const Tensor moments = at::empty({batches, ceil_div(rows, int64_t(kWalkRows)), 2, channels}, floats);
+  const Tensor moments = at::empty({batches, ceil_div(rows, int64_t(kWalkRows)), 3, channels}, floats);
   convolve(to_volume(x), tap_matrices(weight_query, weight_support, false), bias, raw,
            convolution_of(weight_query, weight_support, support_stride), device,
            moments.mutable_data_ptr<float>());
-  const Tensor mean = at::empty({batches, num_groups}, floats), rstd = at::empty_like(mean);
+  const Tensor mean = at::empty({batches, num_groups}, floats);
+  const Tensor low = at::empty_like(mean), rstd = at::empty_like(mean);
   statistics(moments.const_data_ptr<float>(), mean.mutable_data_ptr<float>(),
-             rstd.mutable_data_ptr<float>(), rows, int(batches), int(channels), int(num_groups),
-             float(norm_eps), device);
+             low.mutable_data_ptr<float>(), rstd.mutable_data_ptr<float>(), rows, int(batches),
+             int(channels), int(num_groups), float(norm_eps), device);
   Tensor y = raw;
   if (reduce_support) {
     y = at::empty(raw.sizes().slice(0, 4), raw.options());
@@ -154,7 +160,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> center_pivot_block4d(
   const Tensor weight = plain(norm_weight), shift = plain(norm_bias);
   if (raw.numel() > 0) {
     FSDINO_CUDA_DISPATCH(raw, "center_pivot_block4d", [&] {
-      const auto norm = norm_arguments<scalar_t>(raw, mean, rstd, weight, shift);
+      const auto norm = norm_arguments<scalar_t>(raw, mean, low, rstd, weight, shift);
       scalar_t* const out = y.mutable_data_ptr<scalar_t>();
       reduce_support ? normalise_mean(norm, out, device) : normalise(norm, out, device);
     });
@@ -175,27 +181,56 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> center_pivot_block4d_
   const Tensor weight = plain(norm_weight), shift = plain(norm_bias);
   const int64_t batches = raw.size(0), channels = raw.size(1), groups = mean.size(1);
   const int64_t rows = sizes_of(raw).positions();
-  const Tensor grad_raw = empty_volume(raw, raw.sizes());
-  Tensor partial = at::empty({batches, ceil_div(rows, int64_t(kNormRows)), 2, channels},
-                             mean.options());
-  Tensor sums;  // [B, 2, C]: of gradient times value, of the gradient
+  const int64_t blocks = ceil_div(rows, int64_t(kNormRows)), members = channels / groups;
+  const double size = double(rows) * double(members);
+  // What cancels in sums should leave 0: they are tiny, and in float64.
+  const auto sum_blocks = [&](const Tensor& parts) {  // [B, blocks, ..., C] -> [B, ..., G, C / G]
+    return parts.sum({1}, false, at::kDouble).unflatten(-1, {groups, members});
+  };
+  Tensor grad_raw, normalised, along, gradient, scaled, means;
   FSDINO_CUDA_DISPATCH(raw, "center_pivot_block4d_backward", [&] {
-    const auto norm = norm_arguments<scalar_t>(raw, mean, rstd, weight, shift);
+    // What the means lost when they were rounded, from the sums of the distances from them.
+    const Tensor parts = at::empty({batches, blocks, channels}, mean.options());
+    sum_distances(norm_arguments<scalar_t>(raw, mean, Tensor(), rstd, weight, shift),
+                  parts.mutable_data_ptr<float>(), device);
+    const Tensor distances = sum_blocks(parts), exact = distances.sum(2) / size;
+    const Tensor low = exact.to(at::kFloat);
+    normalised = (distances - exact.unsqueeze(2) * double(rows)) * rstd.unsqueeze(2);
+
+    const auto norm = norm_arguments<scalar_t>(raw, mean, low, rstd, weight, shift);
     const scalar_t* const from = grad.const_data_ptr<scalar_t>();
+    const Tensor partial = at::empty({batches, blocks, 2, channels}, mean.options());
     normalise_back_sums(norm, from, reduce_support, partial.mutable_data_ptr<float>(), device);
-    sums = partial.sum(1);
-    const Tensor scaled = (sums * weight.to(at::kFloat)).view({batches, 2, groups, channels / groups});
-    const Tensor means = scaled.sum(3) / (double(rows) * double(channels / groups));
-    normalise_back(norm, from, reduce_support, means.const_data_ptr<float>(),
+    const Tensor sums = sum_blocks(partial);
+    along = sums.select(1, 0);
+    gradient = sums.select(1, 1);
+    // An infinite scale times gradients that the ReLU stopped is NaN.
+    const Tensor scale = weight.to(at::kDouble)
+                             .masked_fill(weight.isinf(), std::numeric_limits<double>::quiet_NaN())
+                             .view({groups, members});
+    scaled = scale * gradient;
+    means = at::stack({(scale * along).sum(2), scaled.sum(2)}, 1) / size;  // [B, 2, G]
+    if (!(needs[0] || needs[1] || needs[2])) return;
+    grad_raw = empty_volume(raw, raw.sizes());
+    normalise_back(norm, from, reduce_support, means.to(at::kFloat).const_data_ptr<float>(),
                    grad_raw.mutable_data_ptr<scalar_t>(), device);
   });
-  auto [to_x, to_query, to_support, to_bias] = center_pivot_conv4d_backward(
-      grad_raw, x, weight_query, weight_support, support_stride,
-      Needs({needs[0], needs[1], needs[2], needs[3]}));
-  const auto of_channels = [&](bool need, int64_t which) {
-    return need ? sums.select(1, which).sum(0).to(norm_weight.scalar_type()) : empty_of(grad);
+  const auto of_channels = [&](bool need, const Tensor& sums) {
+    return need ? sums.sum(0).flatten().to(norm_weight.scalar_type()) : empty_of(grad);
   };
-  return {to_x, to_query, to_support, to_bias, of_channels(needs[4], 0), of_channels(needs[5], 1)};
+  // To the bias from the sums, since the gradient to the volume is rounded, each element by itself.
+  const Tensor mean_along = means.select(1, 0).unsqueeze(2), mean_scaled = means.select(1, 1).unsqueeze(2);
+  const Tensor to_bias = of_channels(
+      needs[3],
+      (scaled - mean_scaled * double(rows) - normalised * mean_along) * rstd.unsqueeze(2));
+  Tensor to_x = empty_of(grad), to_query = empty_of(grad), to_support = empty_of(grad);
+  if (grad_raw.defined()) {
+    std::tie(to_x, to_query, to_support, std::ignore) = center_pivot_conv4d_backward(
+        grad_raw, x, weight_query, weight_support, support_stride,
+        Needs({needs[0], needs[1], needs[2], false}));
+  }
+  return {to_x, to_query, to_support, to_bias, of_channels(needs[4], along),
+          of_channels(needs[5], gradient)};
 }
 
 }  // namespace fsdino::cuda

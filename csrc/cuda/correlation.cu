@@ -188,15 +188,16 @@ correlation_hopper_kernel(FSDINO_PARAMETER FeatureMap query, FSDINO_PARAMETER Fe
     // two rows; the place is the first layer's.
     const auto for_each = [&](int layer, const auto& write) {
       float of_row[2];
+      bool is_row[2];
       for (int half = 0; half < 2; ++half) {
         const int token = block.first_query + own_row + product.row_of(half);
-        of_row[half] =
-            token < cosines.query.count ? block.query_inverse(cosines, layer)[token] : -1.0f;
+        is_row[half] = token < cosines.query.count;
+        of_row[half] = is_row[half] ? block.query_inverse(cosines, layer)[token] : 0.0f;
       }
       int number = 0;
       product.for_each([&](int row, int column, float sum) {
         const int i = number++, half = i / 2 % 2, token = block.first_support + column;
-        const bool exists = of_row[half] >= 0.0f && token < cosines.support.count;
+        const bool exists = is_row[half] && token < cosines.support.count;
         const float weight = exists ? block.weight(cosines, token) : 0.0f;
         const float of_column = exists ? block.support_inverse(cosines, layer)[token] : 0.0f;
         const float cosine = rectified(sum * of_row[half] * of_column);
@@ -257,7 +258,7 @@ correlation_gradient_kernel(const Cosines<T> cosines, const T* grad, int64_t gra
     if (!cosine_grad) return;
     const float weight = block.weight(cosines, support);
     cosine_grad[(plane * queries + query) * supports + support] =
-        T(weight == 0.0f || cosine <= 0.0f ? 0.0f : value * weight);
+        T(weight == 0.0f ? 0.0f : (cosine <= 0.0f ? 0.0f : value) * weight);
   });
   if (!weight_grad) return;
   typename P::OfColumns totals;

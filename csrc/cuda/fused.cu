@@ -88,7 +88,12 @@ class Block {
       }
       begin();
       synchronise();
-      if (counts_[1] > 0) features().correlate(consume);
+      if (counts_[1] > 0) {
+        features().correlate(consume);
+      } else {
+        // All 0, and still consumed: weights of the convolution may not be finite.
+        for (int layer = 0; layer < arguments_.cosines.layers; ++layer) consume(layer);
+      }
       end();
     }
   }

@@ -72,8 +72,8 @@ void units_back(const Tokens<T>& tokens, const T* weight, const T* grad, T* out,
 
 // `out` = `source` walked over with the taps' matrices [taps, CO, CI], plus bias [CO] or null.
 // Volumes are dense but for the batch, whose strides are in positions. Where `moments` is not null,
-// it gets mean and sum of squared deviations of each channel of each kWalkRows positions walked:
-// [B, blocks, 2, CO].
+// it gets mean, what this lost when it was rounded, and sum of squared deviations of each channel of
+// each kWalkRows positions walked: [B, blocks, 3, CO].
 constexpr int kWalkRows = 128;
 template <typename T>
 struct WalkArguments {
@@ -82,6 +82,7 @@ struct WalkArguments {
   const T* bias;
   T* out;
   float* moments;
+  const bool* finite;  // whether all weights are, on the device, for the transpose; else null
   int64_t source_batch, out_batch;
   int batches, inner, outer;
   bool tf32;
@@ -111,23 +112,28 @@ template <typename T>
 struct NormArguments {
   const T* raw;
   const float* mean;  // [B, G]
+  const float* low;   // what it lost when it was rounded
   const float* rstd;
   const T* weight;  // [C]
   const T* bias;
   int64_t rows, kept;  // positions in a sample, and at each query position
   int batches, channels, groups;
 };
-// From moments as of the walk, mean and reciprocal standard deviation of each group, [B, G].
-void statistics(const float* moments, float* mean, float* rstd, int64_t rows, int batches,
-                int channels, int groups, float eps, Stream stream);
+// From moments as of the walk, mean, in two parts, and reciprocal standard deviation of each group,
+// [B, G].
+void statistics(const float* moments, float* mean, float* low, float* rstd, int64_t rows,
+                int batches, int channels, int groups, float eps, Stream stream);
 template <typename T>
 void normalise(const NormArguments<T>& norm, T* out, Stream stream);
 // [B, C, tokens]: the mean over the kept support positions.
 template <typename T>
 void normalise_mean(const NormArguments<T>& norm, T* out, Stream stream);
+// Of each `kNormRows` positions the sum of the distances from the group's mean, [B, blocks, C].
+constexpr int kNormRows = 512;
+template <typename T>
+void sum_distances(const NormArguments<T>& norm, float* sums, Stream stream);
 // `grad` is [B, rows, C], or [B, tokens, C] where `reduced`. Of each `kNormRows` positions the sums
 // of gradient times normalised value and of the gradient, [B, blocks, 2, C].
-constexpr int kNormRows = 512;
 template <typename T>
 void normalise_back_sums(const NormArguments<T>& norm, const T* grad, bool reduced, float* sums,
                          Stream stream);

@@ -23,13 +23,14 @@ FSDINO_DEVICE float sum_of_block(float value) {
   return total;
 }
 
-// A block for each group of a sample. Moments are merged as by Chan, Golub and LeVeque (1979).
+// A block for each group of a sample. Moments are merged as by Chan, Golub and LeVeque (1979), means
+// as distances from the first of them.
 FSDINO_KERNEL(kStatisticsThreads)
-statistics_kernel(const float* moments, float* means, float* rstds, int64_t rows, int channels,
-                  int groups, float eps) {
+statistics_kernel(const float* moments, float* means, float* lows, float* rstds, int64_t rows,
+                  int channels, int groups, float eps) {
   const int members = channels / groups, group = block_index() % groups;
   const int64_t batch = block_index() / groups, blocks = ceil_div(rows, int64_t(kWalkRows));
-  const float* const own = moments + batch * blocks * 2 * channels + group * members;
+  const float* const own = moments + batch * blocks * 3 * channels + group * members;
   const float size = float(rows) * float(members);
   // Adds up `of(count, moments)` over blocks and channels.
   const auto sum = [&](const auto& of) {
@@ -37,17 +38,22 @@ statistics_kernel(const float* moments, float* means, float* rstds, int64_t rows
 #pragma unroll 4
     for (int64_t i = thread_index(); i < blocks * members; i += kStatisticsThreads) {
       const int64_t block = i / members, left = rows - block * kWalkRows;
-      total += of(float(left < kWalkRows ? left : kWalkRows), own + block * 2 * channels + i % members);
+      total += of(float(left < kWalkRows ? left : kWalkRows), own + block * 3 * channels + i % members);
     }
     return sum_of_block<kStatisticsThreads>(total);
   };
-  const float mean = sum([](float count, const float* at) { return count * at[0]; }) / size;
+  const float first = own[0];
+  const float offset = sum([&](float count, const float* at) {
+    return count * (at[0] - first + at[channels]);
+  }) / size;
   const float squares = sum([&](float count, const float* at) {
-    const float distance = at[0] - mean;
-    return at[channels] + count * distance * distance;
+    const float distance = at[0] - first - offset + at[channels];
+    return at[2 * channels] + count * distance * distance;
   });
   if (thread_index() != 0) return;
+  const float mean = first + offset, of_offset = mean - first;
   means[block_index()] = mean;
+  lows[block_index()] = first - (mean - of_offset) + (offset - of_offset);
   rstds[block_index()] = 1.0f / root(squares / size + eps);
 }
 
@@ -105,7 +111,7 @@ FSDINO_DEVICE void for_each_lane(int channels, const F& run) {
 // What a piece of the channels of one sample is normalised with.
 template <typename T, int ELEMENTS>
 struct Channels {
-  float mean[ELEMENTS], rstd[ELEMENTS], weight[ELEMENTS], bias[ELEMENTS];
+  float mean[ELEMENTS], low[ELEMENTS], rstd[ELEMENTS], weight[ELEMENTS], bias[ELEMENTS];
 
   FSDINO_DEVICE Channels(const NormArguments<T>& norm, int64_t batch, int first) {
     const int members = norm.channels / norm.groups;
@@ -113,13 +119,14 @@ struct Channels {
     for (int i = 0; i < ELEMENTS; ++i) {
       const int64_t group = batch * norm.groups + (first + i) / members;
       mean[i] = norm.mean[group];
+      low[i] = norm.low[group];
       rstd[i] = norm.rstd[group];
       weight[i] = static_cast<float>(norm.weight[first + i]);
       bias[i] = static_cast<float>(norm.bias[first + i]);
     }
   }
   FSDINO_DEVICE float normalised(int i, T raw) const {
-    return (static_cast<float>(raw) - mean[i]) * rstd[i];
+    return (static_cast<float>(raw) - mean[i] - low[i]) * rstd[i];
   }
   FSDINO_DEVICE float affine(int i, float value) const { return value * weight[i] + bias[i]; }
 };
@@ -197,11 +204,38 @@ struct Rectified {
 #pragma unroll
     for (int i = 0; i < kElements; ++i) {
       normalised[i] = channels.normalised(i, raw.values[i]);
-      const bool passes = channels.affine(i, normalised[i]) > 0.0f;
-      grad[i] = passes ? static_cast<float>(given.values[i]) * share : 0.0f;
+      const bool stopped = channels.affine(i, normalised[i]) <= 0.0f;  // NaN passes
+      grad[i] = stopped ? 0.0f : static_cast<float>(given.values[i]) * share;
     }
   }
 };
+
+template <typename T, int BYTES>
+FSDINO_KERNEL(kThreads) distance_sums_kernel(const NormArguments<T> norm, float* sums) {
+  using P = Piece<T, BYTES>;
+  const Share share(norm.rows);
+  const float* const means = norm.mean + share.batch * norm.groups;
+  for_each_lane<P::kElements>(norm.channels, [&](const auto& lane) {
+    float mean[P::kElements], distances[P::kElements] = {};
+    if (!lane.idle) {
+      for (int i = 0; i < P::kElements; ++i) {
+        mean[i] = means[(lane.channel + i) / (norm.channels / norm.groups)];
+      }
+      for (int64_t row = share.first + lane.row; row < share.last; row += lane.down) {
+        const int64_t at = (share.batch * norm.rows + row) * norm.channels + lane.channel;
+        const P raw = P::at(norm.raw + at);
+#pragma unroll
+        for (int i = 0; i < P::kElements; ++i) {
+          distances[i] += static_cast<float>(raw.values[i]) - mean[i];
+        }
+      }
+    }
+    lane.sum_rows(distances);
+    if (lane.idle || lane.row > 0) return;
+    float* const own = sums + share.block * norm.channels + lane.channel;
+    for (int i = 0; i < P::kElements; ++i) own[i] = distances[i];
+  });
+}
 
 template <typename T, int BYTES>
 FSDINO_KERNEL(kThreads) gradient_sums_kernel(const NormArguments<T> norm, const T* grad,
@@ -269,11 +303,11 @@ void with_pieces(const NormArguments<T>& norm, const F& run) {
 
 }  // namespace
 
-void statistics(const float* moments, float* mean, float* rstd, int64_t rows, int batches,
-                int channels, int groups, float eps, Stream stream) {
+void statistics(const float* moments, float* mean, float* low, float* rstd, int64_t rows,
+                int batches, int channels, int groups, float eps, Stream stream) {
   launch(statistics_kernel, int64_t(batches) * groups, kStatisticsThreads,
-         kStatisticsThreads / kWarp * int64_t(sizeof(float)), stream, moments, mean, rstd, rows,
-         channels, groups, eps);
+         kStatisticsThreads / kWarp * int64_t(sizeof(float)), stream, moments, mean, low, rstd,
+         rows, channels, groups, eps);
 }
 
 template <typename T>
@@ -288,6 +322,13 @@ void normalise_mean(const NormArguments<T>& norm, T* out, Stream stream) {
   with_pieces(norm, [&](int64_t, auto bytes) {
     launch(normalise_mean_kernel<T, bytes()>, norm.batches * (norm.rows / norm.kept), kThreads,
            kSharedBytes, stream, norm, out);
+  });
+}
+
+template <typename T>
+void sum_distances(const NormArguments<T>& norm, float* sums, Stream stream) {
+  with_pieces(norm, [&](int64_t blocks, auto bytes) {
+    launch(distance_sums_kernel<T, bytes()>, blocks, kThreads, kSharedBytes, stream, norm, sums);
   });
 }
 
@@ -312,6 +353,7 @@ void normalise_back(const NormArguments<T>& norm, const T* grad, bool reduced, c
 #define FSDINO_INSTANTIATE(T)                                                                   \
   template void normalise<T>(const NormArguments<T>&, T*, Stream);                              \
   template void normalise_mean<T>(const NormArguments<T>&, T*, Stream);                         \
+  template void sum_distances<T>(const NormArguments<T>&, float*, Stream);                      \
   template void normalise_back_sums<T>(const NormArguments<T>&, const T*, bool, float*, Stream); \
   template void normalise_back<T>(const NormArguments<T>&, const T*, bool, const float*, T*,    \
                                   Stream);

@@ -23,7 +23,10 @@ PLACES = os.pathsep.join(
 )
 CHUNK_BYTES = 80 << 20  # as in csrc/cuda/fused_op.cpp
 KERNELS = ("center_pivot", "correlation", "device", "fused", "norm")
-TABLE = ("test_correlation.py", "test_center_pivot.py", "test_fused.py", "test_numerics.py")
+TABLE = (
+    "test_correlation.py", "test_center_pivot.py", "test_fused.py", "test_numerics.py",
+    "test_nonfinite.py",
+)  # fmt: skip
 # The emulator jumps between stacks, which glibc takes for an attack where it is fortified.
 FLAGS = (
     "-std=c++20", "-O1", "-fPIC", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror",
