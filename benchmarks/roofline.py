@@ -225,7 +225,7 @@ def _forward(block: Block, dtype: torch.dtype, architecture: int, *, last: bool)
     stage, size = f"block {block.index}", dtype.itemsize
     rows = block.tokens * block.kept**2
     tile = tiles.walk(block.inner, block.outer, dtype, architecture)
-    partial = 4 * 2 * block.outer * block.batch * math.ceil(rows / tile.rows)
+    partial = 4 * 3 * block.outer * block.batch * math.ceil(rows / tile.rows)
     weights = size * TAPS * block.inner * block.outer
     moved = size * (block.source + block.raw) + weights + partial
     pair = (block.inner, block.outer)
@@ -247,6 +247,8 @@ def _backward(block: Block, dtype: torch.dtype, architecture: int, *, last: bool
     given = block.raw // block.kept**2 if last else block.raw
     programs = _programs(block)
     sums = 4 * 2 * block.outer * programs
+    distances = size * block.raw + sums  # written and read: half as many as the other sums
+    yield Cost("distance_sums_kernel", stage, 0.0, distances, programs=programs)
     both = size * (given + block.raw)
     yield Cost("gradient_sums_kernel", stage, 0.0, both + 2 * sums, programs=programs)
     yield Cost("gradient_kernel", stage, 0.0, both + size * block.raw, programs=programs)
@@ -265,7 +267,6 @@ def _backward(block: Block, dtype: torch.dtype, architecture: int, *, last: bool
         executed=2.0 * cells * tile.rows * tile.columns * steps * tile.depth,
         programs=cells * splits,
     )
-    yield Cost("bias gradient", stage, 0.0, size * block.raw)
 
 
 def _transposed(block: Block, dtype: torch.dtype, architecture: int) -> Iterator[Cost]:
@@ -283,6 +284,10 @@ def _transposed(block: Block, dtype: torch.dtype, architecture: int) -> Iterator
             moved = size * (block.raw + block.batch * rows * block.inner)
             pair = (block.outer, block.inner)
             yield _walk(stage, *pair, rows, block.batch, taps, moved, dtype, architecture)
+            mending = tiles.mending()
+            elements = math.ceil(block.batch * rows * block.inner / mending.rows)
+            programs = min(elements, mending.columns)
+            yield Cost("mend_edges_kernel", stage, 0.0, 0.0, programs=programs)
 
 
 def _programs(block: Block) -> int:

@@ -75,12 +75,13 @@ def center_pivot_block4d(
     assert partial is not None
     tile_rows = walk.tile_rows(x.shape[1], raw.shape[1], x)
     positions = raw[:1, 0].numel()
-    mean, rstd = norm.statistics(partial, positions, tile_rows, num_groups, norm_eps)
+    statistics = norm.statistics(partial, positions, tile_rows, num_groups, norm_eps)
     if reduce_support:
         y = raw.new_empty(raw.shape[:4])
     else:
         y = empty_volume(raw, raw.shape) if save else raw
-    norm.normalise(raw, mean, rstd, _given(norm_weight), _given(norm_bias), y)
+    norm.normalise(raw, statistics, _given(norm_weight), _given(norm_bias), y)
+    mean, _, rstd = statistics
     if save:
         return y, raw, mean, rstd
     return y, raw.new_empty(0), mean.new_empty(0), mean.new_empty(0)
@@ -106,11 +107,14 @@ def center_pivot_block4d_backward(
     statistics = (mean.contiguous(), rstd.contiguous())
     passes = norm.Backward(grad, raw, *statistics, _given(norm_weight), _given(norm_bias))
     grads = [grad.new_empty(0) for _ in range(6)]
-    if any(needs[:4]):
+    if any(needs[:3]):
         grad_raw = empty_volume(raw, raw.shape)
         passes.volume(grad_raw)
         weights = (weight_query, weight_support)
-        grads[:4] = center_pivot_conv4d_backward(grad_raw, x, *weights, support_stride, needs[:4])
+        of_conv = (*needs[:3], False)
+        grads[:4] = center_pivot_conv4d_backward(grad_raw, x, *weights, support_stride, of_conv)
+    if needs[3]:
+        grads[3] = passes.bias().to(norm_weight.dtype)
     if needs[4]:
         grads[4] = passes.norm_weight().to(norm_weight.dtype)
     if needs[5]:

@@ -32,7 +32,9 @@ from fsdino.ops.baseline import Workload
 ARCHITECTURES = (80, 90, 100)
 WORKLOADS = ("W4", "W6", "W12", "W12x8", "HR", "T12")
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # a program's, at most
-_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_TYPES = {
+    torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.uint8: "u8",
+}  # fmt: skip
 _MMA = re.compile(r"\b(HMMA|HGMMA|UTCHMMA)\b")
 _ASYNC_COPY = re.compile(r"\b(LDGSTS|UTMALDG|UBLKCP)\b")
 

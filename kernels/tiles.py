@@ -223,6 +223,11 @@ def tokens(channels: int) -> Tile:
     return Tile(32, power_of_2(channels, 16, 64), 0, 4, 1)
 
 
+def mending() -> Tile:
+    """Elements that a program mends at a time, and programs at most: mostly they end at once."""
+    return Tile(256, 256, 0, 4, 1)
+
+
 def statistics() -> Tile:
     """Entries that one program merges in a step; few programs do, so that each has many threads."""
     return Tile(4096, 1, 0, 16, 1)

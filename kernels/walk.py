@@ -49,6 +49,36 @@ def _inside(  # type: ignore[no-untyped-def]
     return in_query & in_support
 
 
+@triton.jit
+def _tap(  # type: ignore[no-untyped-def]
+    tap: tl.tensor,
+    query_taps: tl.tensor,
+    tap_columns: tl.tensor,
+    first_row_shift: tl.tensor,
+    first_column_shift: tl.tensor,
+    first_tap_row: tl.tensor,
+    first_tap_column: tl.tensor,
+    tap_step: tl.tensor,
+    KERNEL_QUERY: tl.constexpr,
+    KERNEL_SUPPORT: tl.constexpr,
+    DIRECTION: tl.constexpr,
+):
+    """How a tap moves the source's query row and column, support row and column; and its matrix."""
+    over_query = tap < query_taps
+    support_tap = tl.maximum(tap - query_taps, 0)
+    tap_row, tap_column = support_tap // tap_columns, support_tap % tap_columns
+    row_shift = DIRECTION * (tap // KERNEL_QUERY - KERNEL_QUERY // 2)
+    column_shift = DIRECTION * (tap % KERNEL_QUERY - KERNEL_QUERY // 2)
+    query_row_shift = tl.where(over_query, row_shift, 0)
+    query_column_shift = tl.where(over_query, column_shift, 0)
+    row_shift = tl.where(over_query, 0, first_row_shift + DIRECTION * tap_row)
+    column_shift = tl.where(over_query, 0, first_column_shift + DIRECTION * tap_column)
+    matrix = (first_tap_row + tap_step * tap_row) * KERNEL_SUPPORT
+    matrix += first_tap_column + tap_step * tap_column
+    matrix = tl.where(over_query, tap, KERNEL_QUERY * KERNEL_QUERY + matrix)
+    return query_row_shift, query_column_shift, row_shift, column_shift, matrix
+
+
 @triton.jit(
     do_not_specialize=[
         "query_taps", "taps", "tap_columns", "first_row_shift", "first_column_shift",
@@ -61,7 +91,7 @@ def walk_kernel(
     p_weight: tl.tensor,  # [kq*kq + ks*ks, CI, CO]
     p_bias: tl.tensor,  # [CO], unless not HAS_BIAS
     p_out: tl.tensor,  # [B, ..., CO], the batch strided
-    p_partial: tl.tensor,  # [B, tiles, 2, CO], unless not STATISTICS
+    p_partial: tl.tensor,  # [B, tiles, 3, CO], unless not STATISTICS
     source_batch: tl.tensor,  # positions from one sample to the next
     out_batch: tl.tensor,
     rows: tl.tensor,  # of the product, in a sample
@@ -127,19 +157,10 @@ def walk_kernel(
     for step in range(0, taps * CI_BLOCKS):
         tap = step // CI_BLOCKS
         ci = (step % CI_BLOCKS) * BLOCK_CI + o_ci
-        over_query = tap < query_taps
-        support_tap = tl.maximum(tap - query_taps, 0)
-        tap_row, tap_column = support_tap // tap_columns, support_tap % tap_columns
-        row_shift = DIRECTION * (tap // KERNEL_QUERY - KERNEL_QUERY // 2)
-        column_shift = DIRECTION * (tap % KERNEL_QUERY - KERNEL_QUERY // 2)
-        query_row_shift = tl.where(over_query, row_shift, 0)
-        query_column_shift = tl.where(over_query, column_shift, 0)
-        row_shift = tl.where(over_query, 0, first_row_shift + DIRECTION * tap_row)
-        column_shift = tl.where(over_query, 0, first_column_shift + DIRECTION * tap_column)
-        matrix = (first_tap_row + tap_step * tap_row) * KERNEL_SUPPORT
-        matrix += first_tap_column + tap_step * tap_column
-        matrix = tl.where(over_query, tap, KERNEL_QUERY * KERNEL_QUERY + matrix)
-
+        query_row_shift, query_column_shift, row_shift, column_shift, matrix = _tap(
+            tap, query_taps, tap_columns, first_row_shift, first_column_shift, first_tap_row,
+            first_tap_column, tap_step, KERNEL_QUERY, KERNEL_SUPPORT, DIRECTION,
+        )  # fmt: skip
         inside = m_row & _inside(
             source_query_row + query_row_shift,
             query_column + query_column_shift,
@@ -166,21 +187,118 @@ def walk_kernel(
 
     if HAS_BIAS:
         acc += tl.load(p_bias + o_co, mask=m_co, other=0.0).to(tl.float32)[None, :]
+    out = acc.to(p_out.dtype.element_ty)
     if STATISTICS:
+        # Of what is stored. The mean has two parts: rounded, it would not be small beside the
+        # deviations of values that all lie close to it.
+        values = out.to(tl.float32)
         count = tl.minimum(rows - first, BLOCK_ROWS).to(tl.float32)
-        mean = tl.sum(tl.where(m_row[:, None], acc, 0.0), 0) / count
-        centred = tl.where(m_row[:, None], acc - mean[None, :], 0.0)
-        o_partial = tile.to(tl.int64) * (2 * CO) + o_co
-        tl.store(p_partial + o_partial, mean, mask=m_co)
-        tl.store(p_partial + o_partial + CO, tl.sum(centred * centred, 0), mask=m_co)
+        mean = tl.sum(tl.where(m_row[:, None], values, 0.0), 0) / count
+        centred = tl.where(m_row[:, None], values - mean[None, :], 0.0)
+        low = tl.sum(centred, 0) / count
+        centred = tl.where(m_row[:, None], centred - low[None, :], 0.0)
+        p_tile = p_partial + tile.to(tl.int64) * (3 * CO) + o_co
+        tl.store(p_tile, mean, mask=m_co)
+        tl.store(p_tile + CO, low, mask=m_co)
+        tl.store(p_tile + 2 * CO, tl.sum(centred * centred, 0), mask=m_co)
     o_out = query_row.to(tl.int64) * query_columns + query_column
     o_out = o_out * out_rows + row_offset + walked_row * out_step
     o_out = o_out * out_columns + column_offset + walked_column * out_step
     tl.store(
         p_out + ((batch * out_batch + o_out) * CO)[:, None] + o_co[None, :],
-        acc.to(p_out.dtype.element_ty),
+        out,
         mask=m_row[:, None] & m_co[None, :],
     )
+
+
+@triton.jit(
+    do_not_specialize=[
+        "query_taps", "taps", "tap_columns", "first_row_shift", "first_column_shift",
+        "first_tap_row", "first_tap_column", "tap_step", "first_query_row",
+        "row_offset", "column_offset",
+    ]
+)  # fmt: skip
+def mend_edges_kernel(
+    p_source: tl.tensor,  # as above
+    p_weight: tl.tensor,
+    p_out: tl.tensor,
+    p_finite: tl.tensor,  # whether all weights are
+    elements: tl.tensor,  # all that the walk computed
+    source_batch: tl.tensor,
+    out_batch: tl.tensor,
+    rows: tl.tensor,
+    walked_rows: tl.tensor,
+    walked_columns: tl.tensor,
+    source_query_rows: tl.tensor,
+    query_columns: tl.tensor,
+    source_rows: tl.tensor,
+    source_columns: tl.tensor,
+    out_rows: tl.tensor,
+    out_columns: tl.tensor,
+    source_step: tl.tensor,
+    out_step: tl.tensor,
+    row_offset: tl.tensor,
+    column_offset: tl.tensor,
+    first_query_row: tl.tensor,
+    query_taps: tl.tensor,
+    taps: tl.tensor,
+    tap_columns: tl.tensor,
+    first_row_shift: tl.tensor,
+    first_column_shift: tl.tensor,
+    first_tap_row: tl.tensor,
+    first_tap_column: tl.tensor,
+    tap_step: tl.tensor,
+    CI: tl.constexpr,
+    CO: tl.constexpr,
+    KERNEL_QUERY: tl.constexpr,
+    KERNEL_SUPPORT: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """The transpose once more, without what lies outside of the source.
+
+    Outside there is no output whose gradient could reach anything. As a 0 it reaches nothing
+    either, unless it meets a weight that is not finite: then this writes what came out not finite.
+    By itself, since the walk has no registers to spare.
+    """
+    if tl.load(p_finite) != 0:
+        return
+    for block in range(tl.program_id(0), tl.cdiv(elements, BLOCK), tl.num_programs(0)):
+        o_all = tl.arange(0, BLOCK).to(tl.int64) + block * BLOCK
+        m_all = o_all < elements
+        co, batch, row = o_all % CO, o_all // CO // rows, o_all // CO % rows
+        query_row, query_column, walked_row, walked_column = _position(
+            row, query_columns, walked_rows, walked_columns
+        )
+        o_out = query_row * query_columns + query_column
+        o_out = o_out * out_rows + row_offset + walked_row * out_step
+        o_out = o_out * out_columns + column_offset + walked_column * out_step
+        p_place = p_out + (batch * out_batch + o_out) * CO + co
+        before = tl.load(p_place, mask=m_all, other=0.0).to(tl.float32)
+
+        query_row += first_query_row
+        source_row, source_column = walked_row * source_step, walked_column * source_step
+        acc = tl.zeros((BLOCK,), tl.float32)
+        for step in range(0, taps * CI):
+            query_row_shift, query_column_shift, row_shift, column_shift, matrix = _tap(
+                step // CI, query_taps, tap_columns, first_row_shift, first_column_shift,
+                first_tap_row, first_tap_column, tap_step, KERNEL_QUERY, KERNEL_SUPPORT, -1,
+            )  # fmt: skip
+            inside = m_all & _inside(
+                query_row + query_row_shift, query_column + query_column_shift,
+                source_row + row_shift, source_column + column_shift,
+                source_query_rows, query_columns, source_rows, source_columns,
+            )  # fmt: skip
+            o_source = (query_row + query_row_shift) * query_columns
+            o_source += query_column + query_column_shift
+            o_source = o_source * source_rows + source_row + row_shift
+            o_source = o_source * source_columns + source_column + column_shift
+            p_value = p_source + (batch * source_batch + o_source) * CI + step % CI
+            value = tl.load(p_value, mask=inside, other=0.0).to(tl.float32)
+            p_factor = p_weight + (matrix * CI + step % CI) * CO + co
+            weight = tl.load(p_factor, mask=inside, other=0.0).to(tl.float32)
+            acc += value * weight
+        broken = m_all & (before - before != 0)
+        tl.store(p_place, acc.to(p_out.dtype.element_ty), mask=broken)
 
 
 @triton.jit(do_not_specialize=["first_query_row"])
@@ -307,8 +425,8 @@ def forward(
 ) -> Tensor | None:
     """The convolution of `source` into `out`, both as `layout.volume` leaves them.
 
-    Returns each tile's mean and sum of squared deviations, [B, tiles, 2, Co], where `statistics`
-    asks for them; tiles are `tile_rows` positions long.
+    Where `statistics` asks for them, returns each tile's mean, what this lost when it was rounded,
+    and sum of squared deviations, [B, tiles, 3, Co]; tiles are `tile_rows` positions long.
     """
     pad = grid.kernel_support // 2
     taps = (grid.kernel_support, grid.kernel_support)
@@ -321,6 +439,7 @@ def forward(
 
 def transposed(source: Tensor, weights: Tensor, out: Tensor, grid: Grid) -> None:
     """The convolution's transpose: the gradient `source` of its output into that of its input."""
+    finite = weights.isfinite().all().view(torch.uint8)
     stride, size, pad = grid.stride, grid.kernel_support, grid.kernel_support // 2
     for row in range(min(stride, out.shape[4])):
         for column in range(min(stride, out.shape[5])):
@@ -332,7 +451,7 @@ def transposed(source: Tensor, weights: Tensor, out: Tensor, grid: Grid) -> None
                 steps=(1, stride), offset=classes,
                 taps=tuple(len(range(tap, size, stride)) for tap in first),
                 shift=tuple((classes[i] + pad - first[i]) // stride for i in (0, 1)),
-                tap=tuple(first), over_query=classes == (0, 0), direction=-1,
+                tap=tuple(first), over_query=classes == (0, 0), direction=-1, finite=finite,
             )  # fmt: skip
 
 
@@ -357,8 +476,9 @@ def _walk(
     tap: tuple[int, ...],
     over_query: bool,
     direction: int,
+    finite: Tensor | None = None,
 ) -> Tensor | None:
-    """Launch `walk_kernel`."""
+    """Launch `walk_kernel`; with `finite`, whether all weights are, `mend_edges_kernel`, too."""
     batch, inner, source_query_rows, query_columns, source_rows, source_columns = source.shape
     outer, query_rows = out.shape[1:3]
     tile = tiles.walk(inner, outer, source.dtype, architecture(source))
@@ -366,23 +486,32 @@ def _walk(
     row_tiles = blocks(rows, tile.rows)
     partial = None
     if statistics:
-        partial = out.new_empty(batch, row_tiles, 2, outer, dtype=torch.float32)
+        partial = out.new_empty(batch, row_tiles, 3, outer, dtype=torch.float32)
     query_taps = grid.kernel_query**2 if over_query else 0
     if batch == 0:
         return partial
-    walk_kernel[(batch * row_tiles * blocks(outer, tile.columns),)](
-        source, weights, bias, out, partial,
-        source.stride(0) // inner, out.stride(0) // outer, rows, row_tiles, *walked,
-        source_query_rows, query_columns, source_rows, source_columns, *out.shape[4:],
+    batches = (source.stride(0) // inner, out.stride(0) // outer)
+    sizes = (*walked, source_query_rows, query_columns, source_rows, source_columns, *out.shape[4:])
+    moves = (
         *steps, *offset, grid.first_query_row, query_taps, query_taps + taps[0] * taps[1],
         max(1, taps[1]), *shift, *tap, 1 if direction == 1 else grid.stride,
-        CI=inner, CO=outer,
-        KERNEL_QUERY=grid.kernel_query, KERNEL_SUPPORT=grid.kernel_support, DIRECTION=direction,
+    )  # fmt: skip
+    kernels = {"KERNEL_QUERY": grid.kernel_query, "KERNEL_SUPPORT": grid.kernel_support}
+    walk_kernel[(batch * row_tiles * blocks(outer, tile.columns),)](
+        source, weights, bias, out, partial, *batches, rows, row_tiles, *sizes, *moves,
+        CI=inner, CO=outer, **kernels, DIRECTION=direction,
         HAS_BIAS=bias is not None, STATISTICS=statistics,
         PRECISION=precision(source), INDEX=index_type(rows),
         BLOCK_ROWS=tile.rows, BLOCK_CO=tile.columns, BLOCK_CI=tile.depth,
         **options(tile),
     )  # fmt: skip
+    if finite is not None:
+        tile = tiles.mending()
+        elements = batch * rows * outer
+        mend_edges_kernel[(min(blocks(elements, tile.rows), tile.columns),)](
+            source, weights, out, finite, elements, *batches, rows, *sizes, *moves,
+            CI=inner, CO=outer, **kernels, BLOCK=tile.rows, **options(tile),
+        )  # fmt: skip
     return partial
 
 

@@ -192,10 +192,24 @@ def test_fused_op_in_the_interpreter() -> None:
 
 
 @needs_triton
+def test_flat_groups_and_nan_in_the_interpreter() -> None:
+    """Statistics of what is stored, for the map and its mean; a NaN token."""
+    stored, constant = "test_statistics_are_of_what_is_stored", "test_constant_groups"
+    ids = [
+        f"tests/ops/test_numerics.py::{stored}[triton-{F16}-4+-0.02-map]",
+        f"tests/ops/test_numerics.py::{stored}[triton-{F32}-1000+-0.001-reduced]",
+        f"tests/ops/test_numerics.py::{constant}_become_the_shift[triton-{F32}]",
+        f"tests/ops/test_nonfinite.py::test_a_query_token_spoils_its_row[triton-nan-{F16}]",
+    ]
+    assert run_interpreted(*ids) == len(ids)
+
+
+@needs_triton
 @pytest.mark.slow
 def test_the_whole_table_in_the_interpreter() -> None:
     """Every shared test that names the backend, but for those in float64 alone."""
-    files = ("test_correlation", "test_center_pivot", "test_fused", "test_numerics")
+    names = ("correlation", "center_pivot", "fused", "numerics", "nonfinite")
+    files = [f"test_{name}" for name in names]
     float64_alone = "gradcheck or (test_fused and gradients)"
     elsewhere = "not_copied"  # in test_memory.py, without the arithmetic
     which = ("-k", f"triton and not ({float64_alone}) and not {elsewhere}")

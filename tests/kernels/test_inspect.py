@@ -20,8 +20,9 @@ KEYS = {
     "kernel", "arch", "tile", "registers", "stack", "shared", "mma", "async_copies", "warps",
 }  # fmt: skip
 KERNELS = {
-    "correlation_kernel", "correlation_gradient_kernel", "gradient_kernel", "gradient_sums_kernel",
-    "lengths_kernel", "normalise_kernel", "normalise_mean_kernel", "statistics_kernel",
+    "correlation_kernel", "correlation_gradient_kernel", "distance_sums_kernel", "gradient_kernel",
+    "gradient_sums_kernel", "lengths_kernel", "mend_edges_kernel", "normalise_kernel",
+    "normalise_mean_kernel", "statistics_kernel",
     "unit_gradient_kernel", "unit_kernel", "walk_kernel", "weight_gradient_kernel",
 }  # fmt: skip
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
