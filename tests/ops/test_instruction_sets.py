@@ -14,7 +14,10 @@ import fsdino
 from fsdino.ops import native
 
 HERE = Path(__file__).resolve().parent
-TABLE = ("test_correlation.py", "test_center_pivot.py", "test_fused.py", "test_numerics.py")
+TABLE = (
+    "test_correlation.py", "test_center_pivot.py", "test_fused.py", "test_numerics.py",
+    "test_nonfinite.py",
+)  # fmt: skip
 
 
 @pytest.mark.slow

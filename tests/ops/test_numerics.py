@@ -1,4 +1,5 @@
-"""What every backend keeps: the same bits, NaN and infinity, lazy views, K shots without copies."""
+"""What every backend keeps: the same bits, statistics of flat groups, NaN and infinity in the data,
+lazy views, K shots without copies."""
 
 from __future__ import annotations
 
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 
 import cases
+import formulation
 from allocations import peak_of_shots
-from cases import Case
+from cases import DTYPES, TOLERANCE, Case
 from fsdino import ops
 from fsdino.apps import memory
-from fsdino.ops import backends
+from fsdino.ops import backends, baseline
 
 CASE = Case("several tiles", batch=2, query=(9, 7), support=(6, 5), out=12, groups=3)
 OPS = {
@@ -36,6 +38,14 @@ SETTINGS = {
 
 each_op = pytest.mark.parametrize("op", OPS)
 each_backend = pytest.mark.parametrize("backend", backends.names())
+# The definition normalises with a mean that is rounded, in float32 or less.
+each_kernel = pytest.mark.parametrize("backend", [n for n in backends.names() if n != "reference"])
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+each_kind = pytest.mark.parametrize("reduce_support", [False, True], ids=["map", "reduced"])
+# Bias and noise of a convolution whose values all lie close together.
+each_flatness = pytest.mark.parametrize(
+    "flat", [(4.0, 1e-3), (4.0, 2e-2), (1000.0, 1e-3)], ids=lambda pair: f"{pair[0]:g}+-{pair[1]:g}"
+)
 
 
 def inputs(op: str) -> dict[str, Tensor]:
@@ -75,6 +85,98 @@ def test_same_bits_from_run_to_run(backend: str, op: str, threads: Callable[[int
     threads(2)
     for first, second in zip(results(op, backend), results(op, backend), strict=True):
         assert torch.equal(first, second)
+
+
+def flat_inputs(dtype: torch.dtype, bias: float, noise: float) -> list[Tensor]:
+    """Of a block whose convolution is noise on a bias, far from the ReLU's corner."""
+    parameters = cases.parameters(CASE, dtype)
+    for name in ("weight_query", "weight_support"):
+        parameters[name] = parameters[name] * noise
+    parameters["bias"] = torch.full((CASE.out,), bias, dtype=dtype)
+    parameters["norm_bias"] = torch.tensor([6.0, -6.0], dtype=dtype).repeat(CASE.out // 2)
+    # On average not 0: where rounding takes the noise away, it takes the mean's part of it, too.
+    return [cases.volume(CASE, dtype) + 1, *parameters.values()]
+
+
+def skip_unless_usable(backend: str, dtype: torch.dtype) -> None:
+    if backends.why_not(backend, "center_pivot_block4d", torch.device("cpu"), dtype) is not None:
+        pytest.skip(f"{backend} does not run {dtype} here")
+
+
+@each_kind
+@each_flatness
+@each_dtype
+@each_kernel
+@pytest.mark.parametrize("groups", [3, 12])
+def test_flat_groups(
+    backend: str, dtype: torch.dtype, flat: tuple[float, float], reduce_support: bool, groups: int
+) -> None:
+    """A spread that is tiny beside the mean costs at most twice what it costs PyTorch's own code:
+    values and all six gradients."""
+    skip_unless_usable(backend, dtype)
+    settings = {"num_groups": groups, "support_stride": 2, "reduce_support": reduce_support}
+    inputs = flat_inputs(dtype, *flat)
+    ours, eager, exact = ([t.clone().requires_grad_() for t in inputs] for _ in range(3))
+    exact = [t.detach().double().requires_grad_() for t in exact]
+    expected = formulation.block(*exact, 2, groups, reduce_support)
+    results = (
+        ops.center_pivot_block4d(*ours, backend=backend, **settings),
+        baseline.center_pivot_block4d(*eager, **settings),
+    )
+    cases.assert_no_worse(*results, expected, TOLERANCE[dtype][0])
+    grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+    grads = (
+        torch.autograd.grad(results[0], ours, grad),
+        torch.autograd.grad(results[1], eager, grad),
+        torch.autograd.grad(expected, exact, grad.double()),
+    )
+    for name, a, b, e in zip(OPS["center_pivot_block4d"], *grads, strict=True):
+        if name == "bias" and groups == CASE.out:
+            continue  # normalised away: see below
+        cases.assert_no_worse(a, b, e, TOLERANCE[dtype][1], f"gradient to {name}")
+
+
+@each_kind
+@each_flatness
+@each_dtype
+@each_kernel
+def test_statistics_are_of_what_is_stored(
+    backend: str, dtype: torch.dtype, flat: tuple[float, float], reduce_support: bool
+) -> None:
+    """The rounded volume, normalised in float64, is the result, and what is normalised away has no
+    gradient."""
+    skip_unless_usable(backend, dtype)
+    inputs = [t.requires_grad_() for t in flat_inputs(dtype, *flat)]
+    y, raw, mean, rstd = torch.ops.fsdino.center_pivot_block4d(
+        *inputs, CASE.out, 1e-5, 2, reduce_support, True, backend
+    )
+    wide = raw.detach().double().flatten(2)
+    centred = wide - wide[:, :, :1]  # exact, where the mean of all would be rounded
+    centred = centred - centred.mean(2, keepdim=True)
+    inverse = (centred.square().mean(2, keepdim=True) + 1e-5).rsqrt()
+    scale, shift = (t.detach().double()[:, None] for t in inputs[4:])
+    expected = (centred * inverse * scale + shift).relu().reshape(raw.shape)
+    if reduce_support:
+        expected = expected.mean((4, 5))
+    cases.assert_close(y, expected, TOLERANCE[dtype][0])
+    cases.assert_close(mean, wide.mean(2), 1e-6, "mean")
+    cases.assert_close(rstd, inverse[..., 0], 1e-5, "inverse deviation")
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+    assert torch.autograd.grad(y, inputs[3], grad)[0].abs().max() < 1e-6
+
+
+@each_dtype
+@each_kernel
+def test_constant_groups_become_the_shift(backend: str, dtype: torch.dtype) -> None:
+    """Exactly, whatever the constant: a mean that is off by a rounding would show."""
+    skip_unless_usable(backend, dtype)
+    x, *parameters = flat_inputs(dtype, 0.0, 0.0)
+    for constant in (4.1, 1000.7, -3e4):
+        parameters[2] = torch.full((CASE.out,), constant, dtype=dtype).requires_grad_()
+        for settings in ({"num_groups": 3}, {"num_groups": 12, "reduce_support": True}):
+            y = ops.center_pivot_block4d(x, *parameters, backend=backend, **settings)
+            shift = parameters[4].relu().view(-1, *(1,) * (y.ndim - 2))
+            assert torch.equal(y, shift.expand_as(y))
 
 
 @each_op
