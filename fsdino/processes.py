@@ -12,6 +12,8 @@ from typing import TypeVar
 import torch
 from torch import distributed
 
+from fsdino.errors import FsdinoError
+
 T = TypeVar("T")
 
 # How long a process waits for the others. PyTorch's own 10 or 30 minutes would end those that wait
@@ -36,12 +38,41 @@ class Processes:
         return items[self.rank :: self.count]
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, in the order of ranks; all processes wait here."""
+        """Every process's value, in the order of ranks; all processes wait here.
+
+        Raises:
+            FsdinoError: another process ended without its value.
+        """
         if self.count == 1:
             return [value]
         values: list[T | None] = [None] * self.count
-        distributed.all_gather_object(values, value)
+        try:
+            distributed.all_gather_object(values, value)
+        except RuntimeError as error:
+            raise FsdinoError(
+                "another process of this job has failed: see its error above or in its own log"
+            ) from error
         return values  # type: ignore[return-value]
+
+    def by_first(self, work: Callable[[], T]) -> T | None:
+        """Let the first process do what is done once for all; what it raises, all raise.
+
+        Returns what the work returns to the first process, and None to the others.
+
+        Raises:
+            FsdinoError: the first process's.
+        """
+        value: T | None = None
+        error: FsdinoError | None = None
+        if not self.rank:
+            try:
+                value = work()
+            except FsdinoError as raised:
+                error = raised
+        error = self.gather(error)[0]
+        if error is not None:
+            raise error
+        return value
 
     def in_turn(self, work: Callable[[], T]) -> T:
         """Let the first process do what prepares files, then the others, which find them.

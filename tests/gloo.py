@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed, multiprocessing
 
 from fsdino import processes as sharing
 from fsdino.apps import evaluation, folder
-from fsdino.evaluation import protocols
+from fsdino.errors import FsdinoError
+from fsdino.evaluation import journal, protocols
 from fsdino.evaluation.evaluate import Settings
+from fsdino.evaluation.questions import Questions
 from tiny_models import SIDE, box_mask, picture, tiny_model
 
 EPISODES = 30
@@ -53,12 +57,56 @@ def both(out: Path) -> None:
     segment(out)
 
 
+def every(out: Path) -> None:
+    """Those, and then two that fail."""
+    both(out)
+    refused(out)
+    abandoned(out)
+
+
+def refused(out: Path) -> None:
+    """Evaluate into a result that another call holds; every process keeps what it was told."""
+    held = out / "failed" / "held.json"
+    with sharing.processes() as processes:
+        keeper = journal.lock(held) if processes.rank == 0 else contextlib.nullcontext()
+        with keeper:
+            processes.gather(None)
+            told = _error(lambda: _evaluate(held, processes))
+            processes.gather(None)
+    (out / f"refused{processes.rank}.txt").write_text(told)
+
+
+def abandoned(out: Path) -> None:
+    """Evaluate where the last process fails; every process keeps what it was told."""
+    rank = int(os.environ["RANK"])
+
+    def broken(questions: Questions) -> torch.Tensor:
+        assert questions.batch is not None
+        return torch.full((len(questions.keys), 2, 5, 5), torch.nan if rank else 0.0)
+
+    evaluation.predictor = lambda *_: broken
+    with contextlib.suppress(FsdinoError), sharing.processes() as processes:
+        told = _error(lambda: _evaluate(out / "failed" / "abandoned.json", processes))
+        (out / f"abandoned{rank}.txt").write_text(told)
+        raise FsdinoError(told)  # leaves as a command does
+
+
+def _error(work: Callable[[], object]) -> str:
+    try:
+        work()
+    except FsdinoError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def _evaluate(out: Path, processes: sharing.Processes) -> dict[str, Any]:
+    return evaluation.run(tiny_model(), "tiny", REQUEST, SETTINGS, out=out, processes=processes)
+
+
 def evaluate(out: Path) -> None:
     """Evaluate into out/result.json; every process keeps the summary it got."""
     with sharing.processes() as processes:
-        summary = evaluation.run(
-            tiny_model(), "tiny", REQUEST, SETTINGS, out=out / "result.json", processes=processes
-        )
+        summary = _evaluate(out / "result.json", processes)
         if processes.count > 1:
             (out / f"patience{processes.rank}.json").write_text(json.dumps(patience()))
     (out / f"summary{processes.rank}.json").write_text(json.dumps(summary))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     gloo.both(one)
     torch.set_num_threads(before)
     two.mkdir()
-    gloo.run(gloo.both, two, 2)
+    gloo.run(gloo.every, two, 2)
     return one, two
 
 
@@ -51,6 +52,25 @@ def test_an_evaluation_is_the_same_in_two_processes(folders: tuple[Path, Path]) 
     assert episodes[0] == episodes[1]
     assert len(episodes[0].splitlines()) == 1 + gloo.EPISODES
     assert not list(two.glob("*.part*"))
+
+
+def test_a_result_in_use_is_refused_by_all_processes(folders: tuple[Path, Path]) -> None:
+    """The first one holds locks for all; the others do not go on, and do not wait for it."""
+    told = [(folders[1] / f"refused{rank}.txt").read_text() for rank in (0, 1)]
+    assert told[0] == told[1]
+    assert re.match(r"UsageError: result .*held\.json is in use by process \d+ on ", told[0])
+    assert not list((folders[1] / "failed").glob("held*"))
+
+
+def test_a_process_that_fails_does_not_keep_the_others_waiting(
+    folders: tuple[Path, Path],
+) -> None:
+    """Without a launcher that ends them, either; and the result can be written again."""
+    first, last = ((folders[1] / f"abandoned{rank}.txt").read_text() for rank in (0, 1))
+    assert re.match("DataError: .*not finite", last)
+    assert first.startswith("FsdinoError: another process of this job has failed")
+    kept = [path.name for path in (folders[1] / "failed").glob("abandoned.*")]
+    assert kept == ["abandoned.part0.jsonl"]
 
 
 def test_a_folder_is_segmented_alike_by_two_processes(folders: tuple[Path, Path]) -> None:
