@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fsdino.data.episodes import Episodes
-from fsdino.errors import DataError, FsdinoError, UsageError
+from fsdino.errors import DataError, UsageError
 from fsdino.evaluation import protocols
 from fsdino.evaluation.journal import Journal, Row
 from fsdino.evaluation.metrics import Scores, overlaps
@@ -120,11 +120,11 @@ def evaluate(
         report: hears of progress.
 
     Raises:
-        DataError: an episode cannot be read, unless `skip_bad`.
-        FsdinoError: the model's output is not finite, or rows cannot be written.
+        DataError: an episode cannot be read, unless `skip_bad`; the model's output is not finite.
+        FsdinoError: rows cannot be written.
     """
     processes = processes or Processes()
-    rows = journal.finished(episodes.seed) if journal is not None else {}
+    rows = _fitting(journal, episodes, settings) if journal is not None else {}
     groups = _groups(len(episodes), settings.batch_size)
     waiting = [group for group in groups if any(index not in rows for index in group)]
     mine = processes.share(waiting)
@@ -172,25 +172,49 @@ def predict_masks(predict: Predictor, questions: Questions, settings: Settings) 
     """The mask of each query, bool [H, W], at the size where it is scored.
 
     Raises:
-        FsdinoError: the model's output is not finite.
+        DataError: the model's output is not finite.
     """
     assert questions.batch is not None
     device = torch.device(settings.device)
     moved = Questions(**{**vars(questions), "batch": questions.batch.to(device)})
     with torch.autocast(device.type, settings.dtype, enabled=settings.dtype != torch.float32):
         logits = predict(moved).float()  # [B, V, h, w]
-    if not logits.isfinite().all():
-        queries = ", ".join(key.query for key in questions.keys)
-        raise FsdinoError(
-            f"the model's output is not finite in a batch of the queries {queries}: use float32, "
-            "or other weights"
-        )
+    _check_finite(logits, questions)
     masks = []
     for maps, truth in zip(logits, questions.truths, strict=True):
         resized = settings.protocol.resize(maps[None], (truth.shape[0], truth.shape[1]))
         votes = settings.protocol.decide(resized, settings.threshold)
         masks.append(protocols.fuse(votes)[0])
     return masks
+
+
+def _check_finite(logits: Tensor, questions: Questions) -> None:
+    """NaN compares as background: it would be a silent zero."""
+    finite = logits.isfinite().flatten(1).all(1).tolist()
+    bad = [key for key, right in zip(questions.keys, finite, strict=True) if not right]
+    if bad:
+        names = ", ".join(dict.fromkeys(name for key in bad for name in key.names))
+        raise DataError(
+            f"the model's output is not finite for the query {bad[0].query} (of {names}): use "
+            "--dtype float32, or other weights"
+        )
+
+
+def _fitting(journal: Journal, episodes: Episodes, settings: Settings) -> dict[int, Row]:
+    """What the journal holds of these episodes; rows of others are damaged, and done again."""
+    square = None if settings.protocol.original_size else settings.size**2
+    fitting = {}
+    rows = journal.finished(episodes.seed)
+    for index, row in rows.items():
+        key = episodes.key(index) if index < len(episodes) else None
+        if key is None or (row.class_id, row.query) != (key.class_id, key.query):
+            continue
+        if square is None or max(row.union) <= square:
+            fitting[index] = row
+    if len(fitting) < len(rows):
+        left_out = len(rows) - len(fitting)
+        logger.warning("%d rows kept beside the result fit no episode: left out", left_out)
+    return fitting
 
 
 def _groups(count: int, batch_size: int) -> list[range]:

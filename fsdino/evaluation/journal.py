@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import json
+import logging
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fsdino.errors import DataError, FsdinoError, UsageError
+from fsdino.errors import DataError, UsageError
 from fsdino.evaluation.metrics import REGIONS
-from fsdino.files import atomic_write
+from fsdino.files import Lock, append_json_lines, make_folder, read_json_lines, write_json_lines
 from fsdino.processes import Processes
 
+logger = logging.getLogger("fsdino.evaluation")
+
 FORMAT = "fsdino-episodes-1"
+_ANOTHER = "pass another --out"
+_MOST_PIXELS = 2**40  # more than any image has; sums of a million episodes fit into int64
 
 
 @dataclass(frozen=True)
@@ -50,17 +54,19 @@ class Journal:
     """Rows beside a result file: one part per process while it runs, then one file for all.
 
     For `result.json` these are `result.part0.jsonl` and so on, and `result.episodes.jsonl`. The
-    first line of each says which call its rows belong to.
+    first line of each says which call its rows belong to. Damaged lines are left out and reported;
+    so are the rows of an episode that do not agree with each other.
 
     Args:
-        result: the result file that the rows lead to.
+        result: the result file that the rows lead to; `lock` keeps other calls away from it.
         call: what decides the rows (model, data, protocol, size ...).
         processes: that share the work.
         overwrite: forget rows of before.
 
     Raises:
         UsageError: the rows there belong to another call.
-        FsdinoError: the folder cannot be written.
+        DataError: a file does not say which call its rows belong to.
+        FsdinoError: the folder cannot be read or written.
     """
 
     def __init__(
@@ -74,25 +80,22 @@ class Journal:
         self.result, self.processes = result, processes or Processes()
         self._header = {"format": FORMAT, **call}
         self._file = result.with_suffix(f".part{self.processes.rank}.jsonl")
-        try:
-            result.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FsdinoError(
-                f"cannot create {result.parent}: {error.strerror}; pass an --out that can be "
-                "written"
-            ) from error
+        make_folder(result.parent, "pass an --out that can be written")
         if overwrite:
             self.processes.gather(None)
             for file in [*self._parts(), rows_file(result)]:
                 file.unlink(missing_ok=True)
             self.processes.gather(None)
         found: list[Row] = []
+        self._started = False  # whether this process's part has its header
         for file in [rows_file(result), *self._parts()]:
-            found += self._read(file)
+            header, rows = _parse(file)
+            if header is not None:
+                self._check(file, header)
+                self._started |= file == self._file
+            found += rows
         # Every process sees what is kept on any machine, before any of them goes on.
-        self.rows = {
-            (row.seed, row.episode): row for rows in self.processes.gather(found) for row in rows
-        }
+        self.rows = _joined([row for rows in self.processes.gather(found) for row in rows])
 
     def finished(self, seed: int) -> dict[int, Row]:
         """The rows of a seed by episode; what could not be read is tried again."""
@@ -106,51 +109,52 @@ class Journal:
         """Add finished episodes, in one piece.
 
         Raises:
-            FsdinoError: the file cannot be written.
+            FsdinoError: the file cannot be written; the rows before these are kept.
         """
         rows = list(rows)
-        text = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
-        try:
-            with self._file.open("a+b") as file:
-                if file.tell() == 0:
-                    text = json.dumps(self._header) + "\n" + text
-                else:
-                    file.seek(-1, os.SEEK_END)
-                    if file.read(1) != b"\n":  # a line that an interruption cut off
-                        text = "\n" + text
-                file.write(text.encode())
-        except OSError as error:
-            raise FsdinoError(
-                f"cannot write {self._file}: {error.strerror}; the rows before it are kept"
-            ) from error
+        header = [] if self._started and self._file.exists() else [self._header]
+        append_json_lines(self._file, [*header, *map(asdict, rows)])
+        self._started = True
         self.rows |= {(row.seed, row.episode): row for row in rows}
 
     def finish(self, rows: Sequence[Row]) -> None:
         """Write the rows of all processes into one file, and remove the parts."""
         if self.processes.rank == 0:
-            lines = [json.dumps(self._header), *(json.dumps(asdict(row)) for row in rows)]
-            with atomic_write(rows_file(self.result)) as temporary:
-                Path(temporary).write_text("\n".join(lines) + "\n", encoding="utf-8")
+            write_json_lines(rows_file(self.result), [self._header, *map(asdict, rows)])
         self.processes.gather(None)
         for file in self._parts():
             file.unlink(missing_ok=True)
 
     def _parts(self) -> list[Path]:
-        return sorted(self.result.parent.glob(f"{glob.escape(self.result.stem)}.part*.jsonl"))
+        name = re.compile(re.escape(self.result.stem) + r"\.part[0-9]+\.jsonl")
+        return sorted(path for path in self.result.parent.iterdir() if name.fullmatch(path.name))
 
-    def _read(self, file: Path) -> list[Row]:
-        if not file.exists():
-            return []
-        header, rows = _parse(file)
-        changed = sorted(
-            k for k in {*header, *self._header} if header.get(k) != self._header.get(k)
-        )
+    def _check(self, file: Path, header: Mapping[str, Any]) -> None:
+        changed = differences(header, self._header)
         if changed:
             raise UsageError(
                 f"{file} holds the episodes of another call (it differs in {', '.join(changed)}): "
-                "pass another --out, or --overwrite"
+                f"{_ANOTHER}, or --overwrite"
             )
-        return rows
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Names of the values by which two calls differ, as files hold them: NaN equals NaN."""
+    a, b = ({k: json.dumps(v, sort_keys=True) for k, v in call.items()} for call in (first, second))
+    return sorted(key for key in {*a, *b} if a.get(key) != b.get(key))
+
+
+def lock(result: Path) -> Lock:
+    """Keep a result, and the rows beside it, from being written by two calls at once.
+
+    Files whose names differ in the suffix alone share their rows, and this lock.
+
+    Raises:
+        UsageError: another call holds it; says which.
+        FsdinoError: the lock cannot be written.
+    """
+    make_folder(result.parent, "pass an --out that can be written")
+    return Lock(Path(os.path.realpath(result)).with_suffix(".lock"), f"result {result}", _ANOTHER)
 
 
 def rows_file(result: Path) -> Path:
@@ -168,24 +172,76 @@ def read_rows(result: Path) -> list[Row]:
     file = rows_file(result)
     if not file.is_file():
         raise UsageError(f"{result}: {file.name} is missing beside it; it holds the episodes")
-    return _parse(file)[1]
+    header, rows = _parse(file)
+    if header is None:
+        raise _foreign(file)
+    return list(_joined(rows).values())
 
 
-def _parse(file: Path) -> tuple[dict[str, Any], list[Row]]:
-    """Header and rows; a line that an interruption cut off is left out."""
-    first, *lines = file.read_text(encoding="utf-8").splitlines() or [""]
-    try:
-        header = json.loads(first)
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise ValueError(first)
-    except ValueError as error:
-        raise DataError(
-            f"{file} is no file of episodes, or damaged: remove it, or pass --overwrite"
-        ) from error
-    rows = []
-    for line in lines:
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            data = json.loads(line)
-            counts = {k: tuple(data[k]) for k in ("intersection", "union")}
-            rows.append(Row(**{**data, **counts}))
+def _parse(file: Path) -> tuple[dict[str, Any] | None, list[Row]]:
+    """Header and rows; no header where nothing in the file can be read.
+
+    A line that an interruption cut off is left out, and so is every other damaged one.
+    """
+    objects, damaged = read_json_lines(file)
+    if not objects:
+        _report(file, damaged)
+        return None, []
+    header, *data = objects
+    if header.get("format") != FORMAT:
+        raise _foreign(file)
+    rows = [row for row in map(_row, data) if row is not None]
+    _report(file, damaged + len(data) - len(rows))
     return header, rows
+
+
+def _row(data: Mapping[str, Any]) -> Row | None:
+    """A row as it was written, or None if this cannot be one."""
+    if set(data) != {field.name for field in fields(Row)}:
+        return None
+    numbers = (data["seed"], data["episode"], data["class_id"])
+    texts = (data["query"], "" if data["error"] is None else data["error"])
+    right = (
+        all(type(number) is int for number in numbers)
+        and data["episode"] >= 0
+        and all(type(text) is str for text in texts)
+        and _are_counts(data["intersection"], data["union"])
+    )
+    counts = {key: tuple(data[key]) for key in ("intersection", "union")} if right else {}
+    return Row(**{**data, **counts}) if right else None
+
+
+def _are_counts(intersection: Any, union: Any) -> bool:
+    """Whether these are pixels of each region, the intersection within the union."""
+    both = (intersection, union)
+    if not all(type(part) is list and len(part) == len(REGIONS) for part in both):
+        return False
+    return all(
+        type(i) is type(u) is int and 0 <= i <= u <= _MOST_PIXELS
+        for i, u in zip(intersection, union, strict=True)
+    )
+
+
+def _joined(rows: Iterable[Row]) -> dict[tuple[int, int], Row]:
+    """Rows by seed and episode; those that contradict each other are left out."""
+    kept: dict[tuple[int, int], Row] = {}
+    doubtful = set()
+    for row in rows:
+        place = (row.seed, row.episode)
+        before = kept.get(place)
+        if before is None or before.error is not None:
+            kept[place] = row
+        elif row.error is None and row != before:
+            doubtful.add(place)
+    if doubtful:
+        logger.warning("%d episodes have rows that differ: they are done again", len(doubtful))
+    return {place: row for place, row in kept.items() if place not in doubtful}
+
+
+def _report(file: Path, damaged: int) -> None:
+    if damaged:
+        logger.warning("%s: %d damaged lines are left out", file, damaged)
+
+
+def _foreign(file: Path) -> DataError:
+    return DataError(f"{file} is no file of episodes, or damaged: remove it, or pass --overwrite")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +14,9 @@ from fsdino import __version__
 from fsdino.data.episodes import Episodes, episode_hash
 from fsdino.errors import DataError, FsdinoError, UsageError
 from fsdino.evaluation import intervals
-from fsdino.evaluation.evaluate import Result, Settings
+from fsdino.evaluation.evaluate import Result, Settings, tally
 from fsdino.evaluation.journal import Row, read_rows
-from fsdino.files import atomic_write
+from fsdino.files import read_json, write_json
 from fsdino.models.segmenter import Segmenter
 from fsdino.ops import backends
 
@@ -119,8 +119,7 @@ def write(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         FsdinoError: it cannot be written.
     """
-    with atomic_write(path) as temporary:
-        Path(temporary).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(path, dict(record))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -133,12 +132,15 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"result {path}: no such file; pass what fsdino evaluate --out wrote")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
-            raise ValueError(record["format"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path} is no result of fsdino evaluate, or it is damaged") from error
-    return record  # type: ignore[no-any-return]
+        record = read_json(path)
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(
+            f"{path} is no result of fsdino evaluate, or it is damaged ({reason}): evaluate again"
+        ) from error
+    return record
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def compare(first: Path, second: Path) -> list[Difference]:
         UsageError: a file is missing, or the results are of different episodes or sizes.
         DataError: a file is damaged.
     """
-    a, b = read(first), read(second)
+    a, b = _comparable(first), _comparable(second)
     for key, remedy in (
         ("episode_hash", "evaluate both with the same data, fold, shots, seeds and episodes"),
         ("scored_at", "evaluate both with the same protocol"),
@@ -206,13 +208,47 @@ def compare(first: Path, second: Path) -> list[Difference]:
     return lines
 
 
+def _comparable(path: Path) -> dict[str, Any]:
+    """A result over episodes, with all that a comparison reads.
+
+    Raises:
+        UsageError: it is of videos, or there is no such file.
+        DataError: it is damaged.
+    """
+    record = read(path)
+    if "per_sequence" in record:
+        raise UsageError(f"{path} is a result on videos: only results on episodes can be compared")
+    try:
+        numbers = [record["miou"], record["fb_iou"], *record["per_class"].values()]
+        whole = (
+            all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+            and all(str(int(key)) == key for key in (*record["per_class"], *record["miou_by_seed"]))
+            and all(type(record["class_names"][key]) is str for key in record["per_class"])
+            and type(record["episodes"]) is int
+            and bool(record["per_class"] and record["miou_by_seed"])
+            and {"episode_hash", "scored_at", "image_size", "skipped"} <= set(record)
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        whole = False
+    if not whole:
+        raise DataError(f"{path} is damaged (numbers are missing or invalid): evaluate again")
+    return record
+
+
 def _by_seed(path: Path, record: Mapping[str, Any]) -> list[list[Row]]:
     """The rows of each seed, in the order of the record's seeds and of episodes."""
     rows = sorted(read_rows(path), key=lambda row: row.episode)
     seeds = [int(seed) for seed in record["miou_by_seed"]]
+    classes = [int(class_id) for class_id in record["per_class"]]
     groups = [[row for row in rows if row.seed == seed] for seed in seeds]
-    if any(len(group) != record["episodes"] for group in groups):
+    numbered = all(row.episode == index for group in groups for index, row in enumerate(group))
+    if not numbered or any(len(group) != record["episodes"] for group in groups):
         raise DataError(f"{path}: the episodes beside it are incomplete; evaluate again")
+    known = all(row.class_id in classes for group in groups for row in group)
+    if not known or not math.isclose(
+        _mean([tally(classes, group).miou() for group in groups]), record["miou"], abs_tol=1e-6
+    ):
+        raise DataError(f"{path}: the episodes beside it give another mIoU; evaluate again")
     return groups
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,12 +14,15 @@ import torch
 from PIL import Image
 
 from fsdino.errors import DataError, UsageError
+from fsdino.evaluation.journal import differences
 from fsdino.evaluation.metrics import VideoScores
-from fsdino.files import atomic_write
+from fsdino.files import make_folder, read_object, write_json
 from fsdino.images import palette, write_png
 from fsdino.models.segmenter import Segmentation, Segmenter
 from fsdino.models.supports import Support
 from fsdino.processes import Processes
+
+_REMEDY = "pass another --out, or --overwrite"
 
 Labels = npt.NDArray[np.uint8]
 # Called with the frames done by this process, those it has to do, and J&F so far (None at first).
@@ -134,7 +136,7 @@ def evaluate_videos(
         DataError: a frame or annotation cannot be used.
     """
     processes = processes or Processes()
-    found = {video.name: _read_scores(_scores_file(out, video), call) for video in videos}
+    found = {video.name: _read_scores(_scores_file(out, video), video, call) for video in videos}
     processes.gather(None)  # all have looked before one goes on
     scores = VideoScores()
     for kept in found.values():
@@ -190,7 +192,7 @@ def _labels(found: Segmentation, numbers: Mapping[str, int]) -> Labels:
 
 
 def _write_labels(folder: Path, labels: Labels, video: Video, index: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, _REMEDY)
     image = Image.fromarray(labels)
     image.putpalette(video.palette or palette())
     write_png(folder / f"{video.frames[index].stem}.png", image)
@@ -201,27 +203,39 @@ def _scores_file(out: Path, video: Video) -> Path:
 
 
 def _write_scores(path: Path, call: Mapping[str, Any], scores: VideoScores) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, _REMEDY)
     frames = [[*key, found] for key, found in scores.frames.items()]
-    with atomic_write(path) as temporary:
-        Path(temporary).write_text(json.dumps({"call": dict(call), "frames": frames}) + "\n")
+    write_json(path, {"call": dict(call), "frames": frames})
 
 
-def _read_scores(path: Path, call: Mapping[str, Any]) -> VideoScores | None:
+def _read_scores(path: Path, video: Video, call: Mapping[str, Any]) -> VideoScores | None:
+    """What was kept of a finished video; None if there is nothing."""
     if not path.exists():
         return None
-    remedy = "pass another --out, or --overwrite"
-    try:
-        data = json.loads(path.read_text())
-        before = data["call"]
-        scores = VideoScores()
-        for name, number, frames in data["frames"]:
-            scores.frames[name, number] = {int(i): (j, f) for i, (j, f) in frames.items()}
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path} is damaged: {remedy}") from error
-    changed = sorted(k for k in {*before, *call} if before.get(k) != call.get(k))
+    data = read_object(path, _REMEDY)
+    before = data.get("call")
+    if not isinstance(before, dict):
+        raise DataError(f"{path} is damaged (it does not name its call): {_REMEDY}")
+    changed = differences(before, call)
     if changed:
         raise UsageError(
-            f"{path} is of another call (it differs in {', '.join(changed)}): {remedy}"
+            f"{path} is of another call (it differs in {', '.join(changed)}): {_REMEDY}"
         )
+    scores = VideoScores()
+    try:
+        for name, number, frames in data["frames"]:
+            scores.frames[name, number] = {int(i): (j, f) for i, (j, f) in frames.items()}
+        whole = {key: _are_scores(found, len(video)) for key, found in scores.frames.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{path} is damaged: {_REMEDY}") from error
+    if whole != dict.fromkeys(((video.name, number) for number in video.objects), True):
+        raise DataError(f"{path} is damaged (scores are missing or out of range): {_REMEDY}")
     return scores
+
+
+def _are_scores(frames: Mapping[int, tuple[Any, Any]], count: int) -> bool:
+    """Whether every frame has a J and an F in [0, 1]."""
+    numbers = [value for pair in frames.values() for value in pair]
+    return set(frames) == set(range(count)) and all(
+        type(value) in (int, float) and 0 <= value <= 1 for value in numbers
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,31 @@ def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
     resumed = evaluate(counting, episodes, settings, journal=journal)
     assert len(asked) == 4  # of 14 episodes in batches of 4
     assert resumed.rows == evaluate(predictor(model), episodes, settings).rows
+
+
+def test_rows_that_fit_no_episode_are_done_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A damaged index, class, name or count ends in a fresh answer, not in an error or a sum."""
+    episodes, out = few(6), tmp_path / "r.json"
+    good = evaluate(oracle, episodes, SMALL).rows
+    changes = [
+        {"episode": 6}, {"class_id": 10**6}, {"query": "another"}, {"query": 9 * "x"},
+        {"union": (32 * 32 + 1,) * 3},
+    ]  # fmt: skip
+    bad = [replace(row, **change) for row, change in zip(good, changes, strict=False)]
+    Journal(out, {}).append([*bad, good[5]])
+    asked: list[str] = []
+
+    def counting(questions: Questions) -> torch.Tensor:
+        asked.extend(key.query for key in questions.keys)
+        return oracle(questions)
+
+    settings = replace(SMALL, batch_size=1)
+    result = evaluate(counting, episodes, settings, journal=Journal(out, {}))
+    assert result.rows == good and result.miou == evaluate(oracle, episodes, SMALL).miou
+    assert asked == [row.query for row in good[:5]]
+    assert "5 rows kept beside the result fit no episode" in caplog.text
 
 
 class Shared:

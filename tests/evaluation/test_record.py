@@ -119,3 +119,75 @@ def test_missing_damaged_and_incomplete_results(tmp_path: Path) -> None:
     rows.write_text("\n".join(rows.read_text().splitlines()[:-1]) + "\n")
     with pytest.raises(DataError, match="incomplete"):
         record.compare(tmp_path / "a.json", tmp_path / "a.json")
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "no mIoU": {"miou": ...},
+    "an mIoU that is text": {"miou": "71.2"},
+    "an mIoU that is not finite": {"miou": float("nan")},
+    "an mIoU of other rows": {"miou": 71.2},
+    "classes in a list": {"per_class": [1, 2]},
+    "no classes": {"per_class": {}},
+    "classes without numbers": {"per_class": {"a": 1.0}},
+    "classes without names": {"class_names": {}},
+    "names in a list": {"class_names": ["a"]},
+    "other classes": {"per_class": {"1000": 1.0}, "class_names": {"1000": "x"}},
+    "seeds that are none": {"miou_by_seed": {"x": 1.0}},
+    "no seeds": {"miou_by_seed": {}},
+    "other seeds": {"miou_by_seed": {"7": 1.0}},
+    "episodes without end": {"episodes": 10**15},
+    "episodes as text": {"episodes": "48"},
+    "no hash": {"episode_hash": ...},
+    "nothing skipped": {"skipped": ...},
+    "no size": {"image_size": ...},
+    "not said where": {"scored_at": ...},
+}
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A result with its rows."""
+    path = tmp_path_factory.mktemp("result") / "a.json"
+    write(path, shrunk)
+    return path
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_result_is_named(result: Path, tmp_path: Path, change: str) -> None:
+    """On either side of a comparison: one line, never an error of Python's own."""
+    data = {**json.loads(result.read_text()), **CHANGES[change]}
+    text = json.dumps({key: value for key, value in data.items() if value is not ...})
+    path = tmp_path / "b.json"
+    path.write_text(text)
+    rows = result.with_suffix(".episodes.jsonl").read_bytes()
+    path.with_suffix(".episodes.jsonl").write_bytes(rows)
+    for pair in ((path, result), (result, path), (path, path)):
+        with pytest.raises((DataError, UsageError), match=r"b\.json"):
+            record.compare(*pair)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0\0", b"\xff", b"[" * 100_000, b"[]", b'{"format": 1}']
+)
+def test_a_file_that_is_no_result(tmp_path: Path, content: bytes) -> None:
+    """Binary, deep, of another type: named with the remedy."""
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.json is no result .*: evaluate again"):
+        record.compare(tmp_path / "x.json", tmp_path / "x.json")
+
+
+def test_videos_are_not_compared(tmp_path: Path) -> None:
+    """Their results have no episodes."""
+    record.write(tmp_path / "d.json", {"format": record.FORMAT, "per_sequence": {}, "j": 1.0})
+    with pytest.raises(UsageError, match=r"d\.json is a result on videos"):
+        record.compare(tmp_path / "d.json", tmp_path / "d.json")
+
+
+def test_rows_beside_a_result_must_be_its_own(result: Path, tmp_path: Path) -> None:
+    """A flipped digit in them, or rows of another run, would move the interval unnoticed."""
+    path = tmp_path / "b.json"
+    path.write_bytes(result.read_bytes())
+    write(tmp_path / "other.json", everything)
+    (tmp_path / "other.episodes.jsonl").rename(tmp_path / "b.episodes.jsonl")
+    with pytest.raises(DataError, match=r"b\.json: the episodes beside it give another mIoU"):
+        record.compare(result, path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,6 +130,58 @@ def test_finished_videos_are_not_done_again(
     (tmp_path / "out" / "scores" / "bear.json").write_text("[]")
     with pytest.raises(DataError, match="damaged"):
         evaluate_videos(*arguments, {"model": "a"})
+
+
+GOOD = [0.5, 0.25]
+OBJECTS = {1: {"0": GOOD, "1": GOOD, "2": GOOD}, 2: {"0": GOOD, "1": GOOD, "2": GOOD}}
+
+
+def kept(**changes: Any) -> Any:
+    """Scores of the video "bear" as they are kept, with changes."""
+    frames = [["bear", number, found] for number, found in OBJECTS.items()]
+    return {"call": {"model": "a"}, "frames": frames, **changes}
+
+
+def first(found: Any) -> Any:
+    return [["bear", 1, found], ["bear", 2, OBJECTS[2]]]
+
+
+DAMAGED_SCORES = {
+    "no JSON": b"\0\0\0",
+    "deep": b"[" * 100_000,
+    "no call": kept(call=None),
+    "no frames": kept(frames=...),
+    "frames of another type": kept(frames={"a": 1}),
+    "an object that is missing": kept(frames=[["bear", 1, OBJECTS[1]]]),
+    "another video": kept(frames=[["dogs", 1, OBJECTS[1]], ["bear", 2, OBJECTS[2]]]),
+    "a frame that is missing": kept(frames=first({"0": GOOD, "2": GOOD})),
+    "a frame too many": kept(frames=first({**OBJECTS[1], "3": GOOD})),
+    "a number for scores": kept(frames=first({**OBJECTS[1], "1": 0.5})),
+    "text for a score": kept(frames=first({**OBJECTS[1], "1": ["a", 0.5]})),
+    "a score above 1": kept(frames=first({**OBJECTS[1], "1": [1.5, 0.5]})),
+    "not a number": kept(frames=first({**OBJECTS[1], "1": [float("nan"), 0.5]})),
+    "scores in a list": kept(frames=first([GOOD] * 3)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_SCORES)
+def test_damaged_scores_are_named(davis: Davis, tmp_path: Path, damage: str) -> None:
+    """They would move J&F without a word, or end in an error of Python's own."""
+    path = tmp_path / "out" / "scores" / "bear.json"
+    path.parent.mkdir(parents=True)
+    content = DAMAGED_SCORES[damage]
+    if isinstance(content, dict):
+        content = json.dumps({k: v for k, v in content.items() if v is not ...}).encode()
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"bear\.json is damaged.*: pass another --out, or --over"):
+        evaluate_videos(
+            tiny_model(), davis.sequences()[:1], VideoSettings(), tmp_path / "out", {"model": "a"}
+        )
+    path.write_text(json.dumps(kept()))
+    scores = evaluate_videos(
+        tiny_model(), davis.sequences()[:1], VideoSettings(), tmp_path / "out", {"model": "a"}
+    )
+    assert scores.total() == {"j": 50, "f": 25, "j_and_f": 37.5}
 
 
 def test_objects_of_one_image_are_encoded_together() -> None:
