@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,12 +24,13 @@ from fsdino.data.davis import Davis
 from fsdino.data.episodes import Episode, Episodes
 from fsdino.environment import environment
 from fsdino.errors import UsageError
-from fsdino.evaluation import record
+from fsdino.evaluation import journal, record
 from fsdino.evaluation.evaluate import Result, Settings, evaluate, predict_masks
 from fsdino.evaluation.journal import Journal, Row
 from fsdino.evaluation.predictors import predictor
 from fsdino.evaluation.questions import load
 from fsdino.evaluation.video import VideoSettings, evaluate_videos
+from fsdino.files import Lock, make_folder
 from fsdino.models.segmenter import Segmenter
 from fsdino.processes import Processes
 
@@ -36,6 +38,7 @@ logger = logging.getLogger("fsdino.apps")
 
 # The bundled model was trained on the other folds of the generated set.
 BUNDLED, BUNDLED_DATA, BUNDLED_FOLD = "fsdino-tiny", "procedural", 3
+_PICTURE = re.compile(r"(best|worst)-\d+-episode-\d+-iou-[\d.]+\.png")
 _PANEL, _GAP = 224, 6  # height of a picture's panels and the space between them, in pixels
 
 
@@ -116,13 +119,29 @@ def run(
         processes: that share the work.
 
     Raises:
-        UsageError, DataError, FsdinoError: see `evaluate`, `Journal` and the data set.
+        UsageError: another call is writing `out`; also see `Journal` and the data set.
+        DataError, FsdinoError: see `evaluate`, `Journal` and the data set.
         KeyboardInterrupt: with a message that says what is kept.
     """
-    processes, began = processes or Processes(), time.monotonic()
+    processes = processes or Processes()
     if pictures and out is None:
         raise UsageError("pictures are written beside the result: pass --out, too")
     settings.protocol.check(request.dataset)
+    with _alone(out, processes):
+        return _run(model, name, request, settings, out, overwrite, pictures, processes)
+
+
+def _run(
+    model: Segmenter,
+    name: str,
+    request: Request,
+    settings: Settings,
+    out: Path | None,
+    overwrite: bool,
+    pictures: int,
+    processes: Processes,
+) -> dict[str, Any]:
+    began = time.monotonic()
     if (name, request.dataset) == (BUNDLED, BUNDLED_DATA) and request.fold != BUNDLED_FOLD:
         logger.warning(
             "%s was trained on the classes of fold %s: the result is not one on novel classes",
@@ -130,22 +149,22 @@ def run(
         )  # fmt: skip
     runs = processes.in_turn(lambda: request.open(settings))
     call = record.describe_call(record.describe_model(model, name), runs[0], settings)
-    journal = None
+    kept = None
     if out is not None:
-        kept = {**call, "episodes": len(runs[0])}
-        journal = Journal(out, kept, processes, overwrite=overwrite)
+        header = {**call, "episodes": len(runs[0])}
+        kept = Journal(out, header, processes, overwrite=overwrite)
     predict = predictor(model, settings.protocol.fusion)
     results = []
     try:
         for episodes in runs:
             title = "evaluate" if len(runs) == 1 else f"evaluate, seed {episodes.seed}"
             with shown(title, processes) as report:
-                options = {"journal": journal, "processes": processes, "report": report}
+                options = {"journal": kept, "processes": processes, "report": report}
                 results.append(evaluate(predict, episodes, settings, **options))  # type: ignore[arg-type]
     except KeyboardInterrupt:
-        if journal is None:
+        if kept is None:
             raise
-        state = f"{len(journal.rows)} episodes are done and kept beside {out}"
+        state = f"{len(kept.rows)} episodes are done and kept beside {out}"
         raise KeyboardInterrupt(f"{state}; the same command does the rest") from None
     done = list(zip(runs, results, strict=True))
     summary = record.summarise(
@@ -154,12 +173,12 @@ def run(
         seconds=round(time.monotonic() - began, 1),
         environment=environment(),
     )  # fmt: skip
-    if out is not None and journal is not None:
+    if out is not None and kept is not None:
         if processes.rank == 0:
             record.write(out, summary)
             if pictures:
                 save_pictures(out.with_suffix(".pictures"), model, done[0], settings, pictures)
-        journal.finish([row for result in results for row in result.rows])
+        kept.finish([row for result in results for row in result.rows])
     return summary
 
 
@@ -187,9 +206,28 @@ def run_videos(
         processes: that share the videos.
 
     Raises:
-        UsageError, DataError: see `evaluate_videos` and `fsdino.data.davis`.
+        UsageError: another call is writing `out`, or has written it; the data set is missing.
+        DataError: see `evaluate_videos` and `fsdino.data.davis`.
+        KeyboardInterrupt: with a message that says what is kept.
     """
-    processes, began, folder = processes or Processes(), time.monotonic(), out.with_suffix("")
+    processes = processes or Processes()
+    if not out.suffix:
+        raise UsageError(f"--out {out}: masks go into a folder of that name; pass {out}.json")
+    with _alone(out, processes):
+        return _run_videos(model, name, root, settings, out, memory, overwrite, processes)
+
+
+def _run_videos(
+    model: Segmenter,
+    name: str,
+    root: Path | None,
+    settings: Settings,
+    out: Path,
+    memory: int,
+    overwrite: bool,
+    processes: Processes,
+) -> dict[str, Any]:
+    began, folder = time.monotonic(), out.with_suffix("")
     davis = open_source("davis17", root)
     assert isinstance(davis, Davis)
     call = {
@@ -208,15 +246,19 @@ def run_videos(
         torch.autocast(device.type, settings.dtype, enabled=settings.dtype != torch.float32),
         shown("segment", processes, unit="frames", metric="J&F") as report,
     ):
-        scores = evaluate_videos(
-            model,
-            davis.sequences(),
-            VideoSettings(memory, settings.threshold),
-            folder,
-            call,
-            processes=processes,
-            report=report,
-        )
+        try:
+            scores = evaluate_videos(
+                model,
+                davis.sequences(),
+                VideoSettings(memory, settings.threshold),
+                folder,
+                call,
+                processes=processes,
+                report=report,
+            )
+        except KeyboardInterrupt:
+            state = f"finished videos are kept in {folder}"
+            raise KeyboardInterrupt(f"{state}; the same command does the rest") from None
     summary = {
         "format": record.FORMAT,
         **call,
@@ -231,6 +273,23 @@ def run_videos(
     if processes.rank == 0:
         record.write(out, summary)
     return summary
+
+
+@contextlib.contextmanager
+def _alone(out: Path | None, processes: Processes) -> Iterator[None]:
+    """Keep other calls away from a result; the first process holds the lock for all."""
+    if out is None:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        processes.by_first(lambda: stack.enter_context(_lock(out)))
+        yield
+
+
+def _lock(out: Path) -> Lock:
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder: pass the name of a file, such as result.json")
+    return journal.lock(out)
 
 
 @contextlib.contextmanager
@@ -268,7 +327,10 @@ def save_pictures(
     ranked = sorted((row for row in result.rows if row.error is None), key=lambda row: -row.iou)
     chosen = [("best", n, row) for n, row in enumerate(ranked[:count], start=1)]
     chosen += [("worst", n, row) for n, row in enumerate(reversed(ranked[-count:]), start=1)]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "pass another --out")
+    for before in folder.glob("*.png"):  # of a call that was overwritten
+        if _PICTURE.fullmatch(before.name):
+            before.unlink(missing_ok=True)
     paths = []
     for kind, number, row in chosen:
         path = folder / f"{kind}-{number:02d}-episode-{row.episode}-iou-{100 * row.iou:.1f}.png"

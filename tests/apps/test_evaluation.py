@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from data_sets import write_davis, write_fss, write_voc
 from fsdino.apps import evaluation
 from fsdino.apps.evaluation import Request
 from fsdino.errors import DataError, UsageError
-from fsdino.evaluation import protocols
+from fsdino.evaluation import journal, protocols
 from fsdino.evaluation.evaluate import Settings
 from tiny_models import SIDE, tiny_model
 
@@ -189,3 +190,106 @@ def test_davis(tmp_path: Path) -> None:
         tiny_model(), "tiny", tmp_path, settings(), out=out, overwrite=True
     )
     assert overwritten["memory"] == 0
+
+
+def damaged_file(folder: Path) -> Path:
+    """A part that would be an error if it were read."""
+    part = folder / "r.part0.jsonl"
+    part.write_text('{"format": "other"}\n')
+    return part
+
+
+def test_one_call_writes_a_result_at_a_time(tmp_path: Path) -> None:
+    """The second one says who holds it, before it reads, removes or writes anything."""
+    out, part = tmp_path / "r.json", damaged_file(tmp_path)
+    with journal.lock(out):
+        for arguments in ({}, {"overwrite": True}):
+            with pytest.raises(UsageError, match=rf"r\.json is in use by process {os.getpid()} on"):
+                evaluation.run(tiny_model(), "tiny", GENERATED, settings(), out=out, **arguments)
+        with pytest.raises(UsageError, match="is in use by process"):
+            # The data set is not looked for, either.
+            evaluation.run_videos(tiny_model(), "tiny", tmp_path, settings(), out=out)
+        assert part.read_text() == '{"format": "other"}\n'
+        assert names(tmp_path) == ["r.lock", "r.lock.json", "r.part0.jsonl"]
+    with pytest.raises(DataError, match="is no file of episodes"):
+        evaluation.run(tiny_model(), "tiny", GENERATED, settings(), out=out)
+    assert names(tmp_path) == ["r.part0.jsonl"]
+
+
+def test_a_result_is_held_to_the_last_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers, rows and pictures are written under the lock, and then it is gone."""
+    out, held = tmp_path / "r.json", []
+
+    def watched(name: str, owner: Any) -> None:
+        original = getattr(owner, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            held.append((name, (tmp_path / "r.lock.json").exists()))
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    for name, owner in (
+        ("open", Request), ("write", evaluation.record), ("save_pictures", evaluation),
+        ("finish", journal.Journal),
+    ):  # fmt: skip
+        watched(name, owner)
+    evaluation.run(tiny_model(), "tiny", GENERATED, settings(), out=out, pictures=1)
+    assert dict(held) == dict.fromkeys(("open", "write", "save_pictures", "finish"), True)
+    assert names(tmp_path) == ["r.episodes.jsonl", "r.json", "r.pictures"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, DataError("x"), MemoryError])
+def test_a_failed_call_lets_go_of_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any
+) -> None:
+    """Whatever ends it, the next one can begin."""
+
+    def failing(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: failing())
+    monkeypatch.setattr(evaluation, "evaluate_videos", lambda *_, **__: failing())
+    write_davis(tmp_path / "DAVIS")
+    kind = error if isinstance(error, type) else type(error)
+    with pytest.raises(kind):
+        evaluation.run(tiny_model(), "tiny", GENERATED, settings(), out=tmp_path / "r.json")
+    with pytest.raises(kind):
+        evaluation.run_videos(tiny_model(), "tiny", tmp_path, settings(), out=tmp_path / "r.json")
+    assert names(tmp_path) == ["DAVIS"]
+    journal.lock(tmp_path / "r.json").release()
+
+
+def test_names_that_cannot_be_results(tmp_path: Path) -> None:
+    """Said before the work, not after it."""
+    (tmp_path / "folder.json").mkdir()
+    for out in (tmp_path / "folder.json", tmp_path):
+        with pytest.raises(UsageError, match="is a folder: pass the name of a file"):
+            evaluation.run(tiny_model(), "tiny", GENERATED, settings(), out=out)
+    with pytest.raises(UsageError, match=r"masks go into a folder of that name; pass .*/r\.json"):
+        evaluation.run_videos(tiny_model(), "tiny", tmp_path, settings(), out=tmp_path / "r")
+
+
+def test_pictures_of_an_overwritten_call_go(tmp_path: Path) -> None:
+    """The folder shows one call's episodes; what somebody else put there stays."""
+    out, folder = tmp_path / "r.json", tmp_path / "r.pictures"
+    folder.mkdir()
+    for name in ("best-07-episode-3-iou-12.5.png", "best.png"):
+        (folder / name).write_bytes(b"")
+    evaluation.run(tiny_model(), "tiny", GENERATED, settings(), out=out, pictures=1)
+    assert len(names(folder)) == 3 and "best.png" in names(folder)
+    assert "best-07-episode-3-iou-12.5.png" not in names(folder)
+
+
+def test_an_interruption_of_videos_says_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Videos that are done are not done again."""
+    write_davis(tmp_path / "DAVIS")
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "evaluate_videos", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"finished videos are kept in .*; the same"):
+        evaluation.run_videos(tiny_model(), "tiny", tmp_path, settings(), out=tmp_path / "r.json")
