@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,8 @@ T = TypeVar("T")
 # How long a process waits for the others. PyTorch's own 10 or 30 minutes would end those that wait
 # for one that embeds, validates or looks through files; a launcher ends all when one has died.
 PATIENCE = timedelta(days=1)
+
+_joined: list[distributed.ProcessGroup | None] = []  # the group that this module made, if any
 
 
 @dataclass(frozen=True)
@@ -92,20 +95,31 @@ class Processes:
 def processes() -> Iterator[Processes]:
     """The processes of this job, joined with gloo, which also runs beside GPUs.
 
-    Only rows of numbers are exchanged. `torchrun` says in the environment who is who.
+    Only rows of numbers are exchanged. `torchrun` says in the environment who is who. They stay
+    joined until they end: one that left and joined again could meet the group that the others have
+    not left yet, and all would wait for ever. One that fails leaves at once, so that those who wait
+    for it are told.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Processes()
         return
-    joined = distributed.is_initialized()
-    if not joined:
+    if not distributed.is_initialized():
         distributed.init_process_group("gloo", timeout=PATIENCE)
+        _joined.append(distributed.group.WORLD)
+        atexit.register(_leave)
     try:
         yield Processes(distributed.get_rank(), distributed.get_world_size())
-    finally:
-        if not joined:
-            distributed.destroy_process_group()
+    except BaseException:
+        _leave()
+        raise
+
+
+def _leave() -> None:
+    """Leave the group that `processes` joined; one that the caller made is the caller's."""
+    if distributed.is_initialized() and distributed.group.WORLD in _joined:
+        distributed.destroy_process_group()
+    _joined.clear()
 
 
 def local_device(device: torch.device) -> torch.device:

@@ -58,8 +58,11 @@ def both(out: Path) -> None:
 
 
 def every(out: Path) -> None:
-    """Those, and then two that fail."""
+    """Those, counting how often the processes are joined, and then two calls that fail."""
+    joined, join = [], distributed.init_process_group
+    distributed.init_process_group = lambda *a, **o: joined.append(1) or join(*a, **o)
     both(out)
+    (out / f"joined{os.environ['RANK']}.json").write_text(json.dumps(len(joined)))
     refused(out)
     abandoned(out)
 

@@ -97,6 +97,11 @@ def test_long_waits_end_no_process(folders: tuple[Path, Path]) -> None:
     assert found == pytest.approx([24 * 3600] * 2, abs=1)
 
 
+def test_processes_are_joined_once(folders: tuple[Path, Path]) -> None:
+    """Two commands in one job: to join again could meet the group that another has not left."""
+    assert [read(folders[1] / f"joined{rank}.json") for rank in (0, 1)] == [1, 1]
+
+
 def test_shares_are_disjoint_and_complete() -> None:
     """Every item belongs to one process, whatever their number."""
     items = list(range(10))
