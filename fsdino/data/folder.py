@@ -116,6 +116,11 @@ class Folder:
                 kept_out = place % _EVERY == _EVERY - 1
                 if split == "val" or kept_out == (split == "base_val"):
                     items.append((name, class_id))
+        if not items and self.reading.masks and self.reading.layout == "labels":
+            raise DataError(
+                f"--root {self.root}: no label map holds a class, with {self._labels}; pass other "
+                "--ignore and --background, or --layout pairs for masks of one class"
+            )
         if not items:
             raise DataError(
                 f"--root {self.root}: no image found; a folder of classes holds "

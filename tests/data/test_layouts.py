@@ -319,6 +319,15 @@ def test_label_maps_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     assert names == {"images/0.jpg", "images/2.jpg", "images/3.jpg"}
 
 
+def test_label_maps_without_a_class_are_an_error(tmp_path: Path) -> None:
+    """Masks of 0 and 255, read as label maps, hold background and ignored pixels alone."""
+    root = labelled(tmp_path, label_map(0, 255), label_map(0, 255))
+    words = "no label map holds a class, with ignore 255, background 0; .*--layout pairs"
+    with pytest.raises(DataError, match=words):
+        Folder(root, "labels").lists(None, "val")
+    assert len(Folder(root).lists(None, "val").items) == 2
+
+
 @pytest.mark.parametrize("layout", ["class-folders", "labels"])
 def test_a_turned_photograph_and_its_mask(
     layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
