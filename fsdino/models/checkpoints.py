@@ -25,13 +25,12 @@ from fsdino.files import (
     read_object,
     write_json,
 )
-from fsdino.models.config import ModelConfig
+from fsdino.models.config import CONFIG_FILE, ModelConfig
 from fsdino.models.torch_files import NotTensorsError, TorchFile, View
 
 logger = logging.getLogger("fsdino.models")
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-PROVENANCE_FILE = "provenance.json"
+WEIGHTS_FILE, PROVENANCE_FILE = "model.safetensors", "provenance.json"
 StateDict = dict[str, Tensor]
 
 _SAID = "fsdino"  # in the metadata of the weights' file: JSON with a hash, and the identity
@@ -78,9 +77,16 @@ def write_folder(
         identity: what the model's fingerprint is made of, by part; see `read_weights`.
 
     Raises:
+        UsageError: the configuration has values that only Python knows.
         FsdinoError: the folder cannot be written.
     """
     folder = Path(folder)
+    try:
+        json.dumps(config.to_dict())
+    except TypeError as error:
+        raise UsageError(
+            "encoder_args hold a class, which no file can: describe the model by names and numbers"
+        ) from error
     make_folder(folder, "choose another folder")
     kept = dict(sorted((identity or {}).items()))
     said = {"sha256": tensors_sha256(state, json.dumps(kept)), "identity": kept}

@@ -16,6 +16,7 @@ from typing import Any
 
 from fsdino.errors import CheckpointError, UsageError
 
+CONFIG_FILE = "config.json"  # in a model's folder
 VARIANTS = ("full", "comp", "comp_frozen", "training_free", "hsnet")
 MATCHERS = ("correspondence", "prototype")
 _ENCODER = re.compile(r"\w+(\.\w+)?", re.ASCII)  # no scheme and no path: timm would follow them
@@ -250,28 +251,32 @@ class ModelConfig:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
+    def from_dict(cls, data: Mapping[str, Any], source: str = CONFIG_FILE) -> ModelConfig:
         """The inverse of `to_dict`.
+
+        Args:
+            data: of any origin.
+            source: where it comes from, for messages.
 
         Raises:
             CheckpointError: fields that no version of fsdino up to this one has written.
         """
         if not isinstance(data, Mapping):
             raise CheckpointError(
-                f"config.json is not a usable model configuration: {_shown(data)} is not a mapping"
+                f"{source} is not a usable model configuration: {_shown(data)} is not a mapping"
             )
         known = {f.name for f in dataclasses.fields(cls)}
         unknown = sorted(str(name) for name in set(data) - known)
         if unknown:
             raise CheckpointError(
-                f"config.json has unknown fields {_shown(unknown)}: it was written by a newer "
+                f"{source} has unknown fields {_shown(unknown)}: it was written by a newer "
                 "fsdino (pip install --upgrade fsdino) or by another program"
             )
         try:
             return cls(**data)
         except UsageError as error:
             raise CheckpointError(
-                f"config.json is not a usable model configuration: {error}"
+                f"{source} is not a usable model configuration: {error}"
             ) from error
 
     @cached_property

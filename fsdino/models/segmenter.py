@@ -216,7 +216,16 @@ class Segmenter(Identified):
         write_folder(self.config, state, folder, self.provenance, identity)
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
-        """Upload to the Hugging Face hub as "owner/name"; returns the address."""
+        """Upload to the Hugging Face hub.
+
+        Args:
+            repository: "owner/name", or "hf:owner/name" as `fsdino.load` takes it.
+            private: whether a new repository is.
+
+        Returns:
+            Its address.
+        """
+        repository = repository.removeprefix("hf:")
         api = HfApi()
         api.create_repo(repository, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:

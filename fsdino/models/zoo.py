@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import logging
@@ -16,7 +17,6 @@ from torch import nn
 
 from fsdino.errors import CheckpointError, UsageError
 from fsdino.models.checkpoints import (
-    CONFIG_FILE,
     PROVENANCE_FILE,
     WEIGHTS_FILE,
     compare_shapes,
@@ -30,7 +30,7 @@ from fsdino.models.checkpoints import (
     read_state_dict,
     read_weights,
 )
-from fsdino.models.config import ModelConfig
+from fsdino.models.config import CONFIG_FILE, ModelConfig
 from fsdino.models.decoder import SAM_LEFTOVERS
 from fsdino.models.encoder import Encoder
 from fsdino.models.fsdino import FSDINO
@@ -200,15 +200,16 @@ def _locate(name: str | os.PathLike[str]) -> Path:
     if text.startswith(HUB):
         return _fetch(text)
     folder = Path(text)
-    if folder.is_dir():
-        return folder
-    if folder.is_file():
-        raise UsageError(
-            f"model {text!r} is a file: pass the folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
-        )
-    near = difflib.get_close_matches(text, [*names(), *_neighbours(folder)], n=3)
+    with contextlib.suppress(OSError):  # a name too long for any file
+        if text and folder.is_dir():
+            return folder
+        if folder.is_file():
+            raise UsageError(
+                f"model {text!r} is a file: pass the folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
+            )
+    near = difflib.get_close_matches(text[:256], [*names(), *_neighbours(folder)], n=3)
     raise UsageError(
-        f"unknown model {text!r}: there is no such folder; "
+        f"unknown model {text[:256]!r}: there is no such folder; "
         + (f"did you mean {', '.join(near)}? Else " if near else "")
         + f"choose {', '.join(names()) or 'a folder'}, a folder written by save_pretrained, or a "
         f"repository on the Hugging Face hub as {HUB}owner/name"

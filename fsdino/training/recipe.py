@@ -46,7 +46,9 @@ class Recipe:
         if unknown:
             raise UsageError(f"recipe {path}: unknown settings {', '.join(unknown)}")
         try:
-            return cls(**{**data, "model": ModelConfig.from_dict(data["model"])})
+            return cls(
+                **{**data, "model": ModelConfig.from_dict(data["model"], "its model section")}
+            )
         except (TypeError, CheckpointError, UsageError) as error:
             raise UsageError(f"recipe {path}: {error}") from error
 

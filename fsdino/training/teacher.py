@@ -17,11 +17,18 @@ from torch import Tensor, nn
 
 from fsdino.errors import CheckpointError, UsageError
 from fsdino.images import Pixels
-from fsdino.models.checkpoints import StateDict, load_exactly, read_state_dict, weights_hash
+from fsdino.models.checkpoints import (
+    StateDict,
+    compare_shapes,
+    load_exactly,
+    read_state_dict,
+    weights_hash,
+)
 
 logger = logging.getLogger("fsdino.training")
 
 _PREFIX = "image_encoder."
+_MOST_BLOCKS = 128  # ViT-H has 32
 _BLOCK = re.compile(r"blocks\.(\d+)\.attn\.rel_pos_h")
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of Sam, on 0..255
 
@@ -114,6 +121,23 @@ class Architecture:
     def cells(self, pixels: int) -> int:
         """Cells whose centre is in so many scaled pixels; at least one."""
         return max(int(pixels / self.patch_size + 0.5), 1)
+
+    def check(self, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+        """Compare it with a state dict before memory is taken for it.
+
+        Raises:
+            ValueError: more blocks than a SAM image encoder has.
+            CheckpointError: tensors of other names or shapes.
+        """
+        if self.depth > _MOST_BLOCKS:
+            raise ValueError(f"{self.depth} blocks")
+        with torch.device("meta"):
+            own = self.build().state_dict()
+        compare_shapes(
+            {name: tuple(tensor.shape) for name, tensor in own.items()},
+            {name: tuple(tensor.shape) for name, tensor in state.items()},
+            path,
+        )
 
     def build(self) -> ImageEncoderViT:
         """The encoder, with random weights."""
@@ -218,6 +242,7 @@ def load_teacher(path: str | os.PathLike[str], name: str = "auto") -> Teacher:
     }
     try:
         found = Architecture.of(state)
+        found.check(state, path)
         teacher = Teacher(found)
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(

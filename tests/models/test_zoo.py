@@ -21,6 +21,7 @@ from segment_anything.modeling import (
     Sam,
     TwoWayTransformer,
 )
+from timm.models.vision_transformer import Block
 
 import fsdino
 import plain_dinov2 as plain
@@ -75,6 +76,15 @@ def test_save_and_load(changes: dict[str, Any], tmp_path: Path) -> None:
         model.segment(query, support).probability,
         atol=1e-6,
     )
+
+
+def test_a_model_that_only_python_can_describe_is_not_saved(tmp_path: Path) -> None:
+    """Said before a file is written."""
+    model = tiny_model(encoder_args={**SMALL, "block_fn": Block})
+    assert model.fingerprint() != tiny_model().fingerprint()
+    with pytest.raises(UsageError, match="encoder_args hold a class"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_supports_outlive_a_model_that_began_with_downloaded_weights(tmp_path: Path) -> None:
@@ -239,8 +249,10 @@ def test_unknown_names_are_usage_errors(tmp_path: Path) -> None:
     (tmp_path / "model.pth").touch()
     with pytest.raises(UsageError, match="is a file"):
         fsdino.load(tmp_path / "model.pth")
-    with pytest.raises(UsageError, match="unknown model"):
-        fsdino.load(tmp_path / "no" / "such" / "folder")
+    for name in (tmp_path / "no" / "such" / "folder", "", "a" * 5000, "a\0b", "\x1b[31m"):
+        with pytest.raises(UsageError, match="unknown model") as caught:
+            fsdino.load(name)
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
 
 
 def test_bundled_models_go_by_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,14 +328,18 @@ def test_push_to_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(model_module, "HfApi", Api)
     model = tiny_model(variant="comp")
-    assert (
-        model.push_to_hub("someone/model", private=True) == "https://huggingface.co/someone/model"
-    )
+    for repository in ("someone/model", "hf:someone/model"):
+        address = model.push_to_hub(repository, private=True)
+        assert address == "https://huggingface.co/someone/model"
     files = {"config.json", "model.safetensors"}
-    assert calls == [
-        ("create", ("someone/model", {"private": True, "exist_ok": True})),
-        ("upload", ("someone/model", files, model.state_dict().keys())),
-    ]
+    assert (
+        calls
+        == [
+            ("create", ("someone/model", {"private": True, "exist_ok": True})),
+            ("upload", ("someone/model", files, model.state_dict().keys())),
+        ]
+        * 2
+    )
 
 
 # ---------------------------------------------------------------------------- DINOv2's files

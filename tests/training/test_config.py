@@ -21,6 +21,9 @@ from training_work import CONFIG
         ("model: {}\nstep: 3", "unknown settings step"),
         ("model: {}\nsteps: many", "recipe .*recipe.yaml: steps must be a number.*'many'"),
         ("model: {}\nlearning_rate: 1e-3", "learning_rate must be a number, such as 0.001"),
+        ("model: {encoder: 'hf-hub:a/b'}", "its model section .*name of a timm model"),
+        ("model: {encoder_args: {pretrained_cfg: {file: x}}}", "must not have 'pretrained_cfg'"),
+        ("model: 5", "its model section .*5 is not a mapping"),
         ("model: {variant: huge}", "recipe .*recipe.yaml: .*unknown variant 'huge'"),
     ],
 )

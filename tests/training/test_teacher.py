@@ -146,3 +146,17 @@ def test_files_that_are_no_teacher(tmp_path: Path, checkpoint: Path) -> None:
     torch.save(state, tmp_path / "incomplete.pth")
     with pytest.raises(CheckpointError, match=r"missing: blocks\.1\.norm1\.weight"):
         load_teacher(tmp_path / "incomplete.pth")
+
+
+def test_a_file_that_would_build_more_than_it_holds(tmp_path: Path, checkpoint: Path) -> None:
+    """One wide tensor describes an encoder of 120 GB; many names one of a thousand blocks."""
+    state = torch.load(checkpoint, weights_only=True)
+    wide = {**state, "image_encoder.patch_embed.proj.weight": torch.zeros(100_000, 3, 1, 1)}
+    torch.save(wide, tmp_path / "wide.pth")
+    with pytest.raises(CheckpointError, match="do not fit this model: of another shape"):
+        load_teacher(tmp_path / "wide.pth")
+    row = torch.zeros(1, 4)
+    deep = {f"image_encoder.blocks.{index}.attn.rel_pos_h": row for index in range(1000)}
+    torch.save({**deep, **state}, tmp_path / "deep.pth")
+    with pytest.raises(CheckpointError, match="no image encoder of Segment Anything"):
+        load_teacher(tmp_path / "deep.pth")
