@@ -97,6 +97,11 @@ _warned: set[tuple[str, int]] = set()
 
 # Of a mask with gray edges, this share must lie this near to black or white (of 255).
 _CLEAR_SHARE, _CLEAR_RANGE = 0.98, 32
+# Otherwise its gray edges are at most this many pixels wide, and those of one gray, as a trimap's,
+# much less. So many stray pixels are no labels, and this share of the gray may be flat, as it is
+# where a small mask was enlarged.
+_EDGE_WIDTH, _ONE_GRAY_WIDTH, _STRAY, _FLAT_SHARE = 8, 1.6, 16, 0.3
+_ROWS = 1024  # that are converted at a time
 # Float images may leave [0, 1] by what resampling and rounding add.
 _FLOAT_SLACK = 1e-3
 
@@ -376,9 +381,11 @@ def read_mask(
     What counts as two values:
 
     * bool, or 0 and one other value of any numeric type: 0/1, 0/255, 0/7, 0./1.
-    * gray edges (a soft brush, JPEG): at least 98 % of the pixels within 32 of black or of white
-      (of 255; 16-bit and float values likewise), cut at one half. A few low values beside 255
-      are class labels with an ignored border, and no gray edges.
+    * gray edges (a soft brush, JPEG, a mask that was enlarged up to 8 times) and a few stray
+      pixels, cut at one half, as FSS-1000's reader does. Gray (further than 32 from black and
+      white, of 255; 16-bit and float values likewise) is at most 2 % of the pixels, or lies in
+      bands of 8 pixels along the outline. Wide bands of one gray are a trimap; gray areas, or a
+      few low values beside 255, are class labels: those are refused.
     * RGB: gray as above, or one colour on black, cut at half its brightness.
     * RGBA and other alpha: the alpha channel, unless it is constant; then the colours.
     * palette files: a gray palette counts as gray. Of two colours, black is the background;
@@ -582,39 +589,150 @@ def _foreground(values: AnyArray, label: str) -> Flags:
     white = 255 if high > 1 else 1
     if values.dtype.kind != "f" and high > 255:
         white = 65535
-    scaled = values.astype(np.float32) * (255 / white)
-    if low < 0 or high > white or not _has_soft_edges(scaled):
+    if low < 0 or high > white:
         raise DataError(f"{label} {_unexpected(values)}")
-    return scaled >= 127.5
+    levels = values if values.dtype == np.uint8 else _levels(values, white)
+    if not _has_soft_edges(levels):
+        raise DataError(f"{label} {_unexpected(values)}")
+    foreground: Flags = levels >= 128
+    return foreground
 
 
-def _has_soft_edges(scaled: npt.NDArray[np.float32]) -> bool:
-    """Whether values in [0, 255] are black and white but for gray edges.
+def _levels(values: AnyArray, white: int) -> Pixels:
+    """Values from 0 to `white` as uint8, a part of the rows at a time: floats take memory."""
+    levels = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), _ROWS):
+        part = slice(start, start + _ROWS)
+        levels[part] = np.rint(values[part].astype(np.float32) * (255 / white))
+    if values.dtype.kind in "ui":  # labels of 16 bits stay beside 0
+        levels[(levels == 0) & (values != 0)] = 1
+    return levels
 
-    A few dark values and 255, but nothing between, are labels with an ignored border, as in
-    PASCAL VOC: what softens edges leaves values between, or just below white.
+
+def _has_soft_edges(levels: Pixels) -> bool:
+    """Whether uint8 [H, W] is black and white but for gray edges and stray pixels.
+
+    Edges are judged by their length: gray lies near the line between dark and bright, in a band of
+    limited width. What is gray and flat is a label or the unknown part of a trimap.
     """
-    levels = np.bincount(np.rint(scaled).astype(np.intp).ravel(), minlength=256)
-    dark, gray, bright = np.split(levels, [_CLEAR_RANGE + 1, 255 - _CLEAR_RANGE])
-    if not bright.any() or gray.sum() > (1 - _CLEAR_SHARE) * scaled.size:
+    counts = np.bincount(levels.ravel(), minlength=256)
+    dark, between, bright = np.split(counts, [_CLEAR_RANGE + 1, 255 - _CLEAR_RANGE])
+    if not counts[128:].any() or _has_dark_labels(levels, dark, between, bright):
         return False
-    between = np.count_nonzero(gray) > np.count_nonzero(dark[1:])
-    return bool(between or bright[:-1].any())
+    number = int(between.sum())
+    if not number:
+        return True
+    outer, middle, inner = (
+        _borders(levels >= limit) for limit in (_CLEAR_RANGE + 1, 128, 255 - _CLEAR_RANGE)
+    )
+    gray = (levels > _CLEAR_RANGE) & (levels < 255 - _CLEAR_RANGE)
+    peak = int(between.argmax())
+    one_gray = int(between[max(peak - 4, 0) : peak + 5].sum())
+    if one_gray > max(0.6 * number, _STRAY) and (
+        one_gray > _ONE_GRAY_WIDTH * max(_length(outer), _length(inner))
+        or np.count_nonzero(gray & _is_flat(levels, 1)) > _FLAT_SHARE * number
+    ):
+        return False
+    if np.count_nonzero(gray & _is_flat(levels, 2)) > _FLAT_SHARE * number:
+        return False
+    if bright.any() and number <= (1 - _CLEAR_SHARE) * levels.size:
+        return True
+    solid = number <= levels.size / 3 and _is_two_tone(dark)
+    if not solid or number > _EDGE_WIDTH * max(_length(middle), _length(inner)):
+        return False
+    far = int(np.count_nonzero(gray & ~_near((middle, inner), levels.shape)))
+    return far <= _STRAY + 0.05 * number
+
+
+def _has_dark_labels(levels: Pixels, dark: AnyArray, between: AnyArray, bright: AnyArray) -> bool:
+    """Whether a few dark values and 255 are labels with an ignored border, as in PASCAL VOC.
+
+    What softens edges leaves values between, or just below white; strays are few and scattered.
+    """
+    number = int(dark[1:].sum())
+    if np.count_nonzero(between) > np.count_nonzero(dark[1:]) or bool(bright[:-1].any()):
+        return False
+    if number <= 0.02 * int(bright.sum()):
+        return False
+    labels = (levels > 0) & (levels <= _CLEAR_RANGE)
+    for axis in (0, 1):  # to where all neighbours are labels
+        labels = _reduced(labels.view(np.uint8), 1, axis, np.minimum).view(np.bool_)
+    return number > _STRAY or bool(np.any(labels))
+
+
+def _is_two_tone(counts: AnyArray) -> bool:
+    """Whether half of the pixels that a histogram counts are of about one value."""
+    peak = int(counts.argmax())
+    return 2 * int(counts[max(peak - 4, 0) : peak + 5].sum()) >= int(counts.sum())
+
+
+def _is_flat(levels: Pixels, radius: int) -> Flags:
+    """bool [H, W]: where a square of 2 * radius + 1 pixels, inside the image, has one value."""
+    low, high = levels, levels
+    for axis in (0, 1):
+        low, high = (
+            _reduced(plane, radius, axis, reduce)
+            for plane, reduce in ((low, np.minimum), (high, np.maximum))
+        )
+    flat: Flags = high - low <= 2
+    return flat
+
+
+def _reduced(plane: Pixels, radius: int, axis: int, reduce: np.ufunc) -> Pixels:
+    """The minimum or maximum over the neighbours up to `radius` off along an axis."""
+    result = plane.copy()
+    line, out = plane.swapaxes(0, axis), result.swapaxes(0, axis)
+    for step in range(1, min(radius, len(line) - 1) + 1):
+        reduce(out[step:], line[:-step], out=out[step:])
+        reduce(out[:-step], line[step:], out=out[:-step])
+    return result
+
+
+def _borders(flags: Flags) -> tuple[Flags, Flags]:
+    """Where a pixel differs from the next one: bool [H - 1, W] and [H, W - 1]."""
+    return flags[1:] != flags[:-1], flags[:, 1:] != flags[:, :-1]
+
+
+def _length(borders: tuple[Flags, Flags]) -> int:
+    """How many sides of pixels lie on borders."""
+    return sum(int(np.count_nonzero(part)) for part in borders)
+
+
+def _near(edges: Sequence[tuple[Flags, Flags]], shape: tuple[int, ...]) -> Flags:
+    """bool [H, W]: up to `_EDGE_WIDTH` pixels off a border, in a square around it."""
+    near = np.zeros(shape, np.uint8)
+    for vertical, horizontal in edges:
+        near[1:] |= vertical
+        near[:-1] |= vertical
+        near[:, 1:] |= horizontal
+        near[:, :-1] |= horizontal
+    for axis in (0, 1):
+        near = _reduced(near, _EDGE_WIDTH - 1, axis, np.maximum)
+    return near.view(np.bool_)
 
 
 def _unexpected(values: AnyArray) -> str:
     present: list[int | float] = np.unique(values).tolist()
     if len(present) <= 32:
         shown = ", ".join(map(str, present[:8])) + (", …" if len(present) > 8 else "")
-        return (
-            f"has the values {shown}: a mask has two, 0 and one other; select one object, for "
-            f"example `mask == {present[-1]}`"
-        )
+        return f"has the values {shown}: a mask has two, 0 and one other; {_selection(present)}"
     return (
         f"has {len(present)} values from {present[0]:.6g} to {present[-1]:.6g}: a mask is black "
-        "and white but for edges (2 % of the pixels); make it so, for example `mask >= "
-        f"{(present[0] + present[-1]) / 2:.6g}`"
+        "and white but for edges a few pixels wide; make it so, for example `mask >= "
+        f"{(present[0] + present[-1]) / 2:.6g}`, or `mask == value` for one label"
     )
+
+
+def _selection(present: Sequence[int | float]) -> str:
+    """How to select an object of a label map with these values, as the end of an error."""
+    if len(present) == 3 and present[0] == 0 and present[2] == 255 and 120 <= present[1] <= 135:
+        return f"{present[1]} looks like the unknown part of a trimap: write `mask == 255`"
+    ignored = [value for value in present if value < 0 or value in (255, 65535)]
+    objects = [value for value in present if value != 0 and value not in ignored]
+    if not objects:
+        return "if 0 is the background, write `mask != 0`"
+    note = f"; {' and '.join(map(str, ignored[:3]))} usually marks what is ignored"
+    return f"select one object, for example `mask == {objects[-1]}`{note if ignored else ''}"
 
 
 def to_tensor(image: Pixels, size: tuple[int, int]) -> torch.Tensor:
