@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from fsdino.data.episodes import Batch
+from fsdino.errors import DataError
 from fsdino.evaluation.protocols import Fusion
 from fsdino.evaluation.questions import Questions
 from fsdino.models.encoder import Features
@@ -19,6 +20,7 @@ from fsdino.models.segmenter import Segmenter, pool_supports
 Predictor = Callable[[Questions], Tensor]
 
 CACHE_BYTES = 2**30
+_NAMED = 3  # images that an error names
 
 
 class FeatureCache:
@@ -77,7 +79,11 @@ class ModelPredictor:
         self.cache = FeatureCache(cache_bytes)
 
     def __call__(self, questions: Questions) -> Tensor:
-        """Logits [B, V, h, w] at the model's own resolution: V is 1, or K by vote."""
+        """Logits [B, V, h, w] at the model's own resolution: V is 1, or K by vote.
+
+        Raises:
+            DataError: logits or weights are not finite; names images and cause.
+        """
         batch, keys = questions.batch, questions.keys
         assert batch is not None
         features = self._encode(questions, batch)
@@ -93,7 +99,10 @@ class ModelPredictor:
                 batch.support_masks[:, chosen.start : chosen.stop].flatten(0, 1),
                 len(chosen),
             )
-            votes.append(self.model.finite_logits(query, support).float())
+            try:
+                votes.append(self.model.finite_logits(query, support).float())
+            except DataError as error:  # speaks of one query and one support
+                raise DataError(f"{_suspects(features, questions)}: {error}") from error
         return torch.cat(votes, 1)
 
     def _encode(self, questions: Questions, batch: Batch) -> dict[str, Features]:
@@ -117,6 +126,20 @@ def predictor(model: Segmenter, fusion: Fusion = "joint") -> Predictor:
     return ModelPredictor(model, fusion=fusion)
 
 
+def _suspects(features: Mapping[str, Features], questions: Questions) -> str:
+    """Images whose features are not finite; where all are, the batch's queries."""
+    bad = [name for name, found in features.items() if not all(_finite(t) for t in _parts(found))]
+    names = bad or [key.query for key in questions.keys]
+    return ", ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
+
+
+def _parts(features: Features) -> tuple[Tensor, Tensor, Tensor]:
+    return features.shallow, features.last, features.correlation
+
+
 def _bytes(features: Features) -> int:
-    tensors = (features.shallow, features.last, features.correlation)
-    return sum(t.numel() * t.element_size() for t in tensors)
+    return sum(t.numel() * t.element_size() for t in _parts(features))

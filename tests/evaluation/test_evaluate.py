@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 
 from fsdino.data.episodes import Episode, Sample
 from fsdino.data.procedural import ProceduralEpisodes
-from fsdino.errors import DataError, FsdinoError, UsageError
+from fsdino.errors import DataError, UsageError
 from fsdino.evaluation import protocols
 from fsdino.evaluation.evaluate import Settings, evaluate
 from fsdino.evaluation.journal import Journal
@@ -91,8 +92,51 @@ def test_a_class_never_drawn_is_named(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_output_that_is_not_finite_is_an_error() -> None:
     """NaN compares as background: it would be a silent zero."""
-    with pytest.raises(FsdinoError, match="not finite"):
+    with pytest.raises(DataError, match="not finite"):
         evaluate(lambda questions: oracle(questions) * torch.nan, few(2), SMALL)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("fusion", ["joint", "vote"])
+def test_weights_that_are_not_finite_stop_an_evaluation(fusion: str, value: float) -> None:
+    """Also with `skip_bad`, which is for files; the error names the weights."""
+    for part in ("encoder", "decoder"):
+        model = tiny_model()
+        with torch.no_grad():
+            next(getattr(model, part).parameters()).view(-1)[0] = value
+        settings = Settings(70, protocols.find("joint", fusion=fusion), skip_bad=True)
+        with pytest.raises(DataError, match=rf"weights hold NaN or infinity \({part}\."):
+            evaluate(predictor(model, fusion), few(2, image_size=70, shots=2), settings)
+
+
+@pytest.mark.parametrize("fusion", ["joint", "vote"])
+@pytest.mark.parametrize("role", ["query", "support"])
+def test_one_image_without_finite_features_is_named(
+    monkeypatch: pytest.MonkeyPatch, role: str, fusion: str
+) -> None:
+    """Out of a batch of four; what was done before it is kept."""
+    model, episodes = tiny_model(), few(8, image_size=70, shots=2)
+    key = episodes.key(5)
+    name = key.query if role == "query" else key.supports[1]
+    encode, wanted = type(model).encode, episodes[5]
+    image = wanted.query.image if role == "query" else wanted.supports[1].image
+    bad = torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255
+
+    def spoiled(self, images: torch.Tensor):
+        features = encode(self, images)
+        if torch.equal(images[0], bad):
+            features.last[0, 0, 0, 0] = torch.nan
+        return features
+
+    monkeypatch.setattr(type(model), "encode", spoiled)
+    done: list[int] = []
+    settings = Settings(70, protocols.find("joint", fusion=fusion), batch_size=4)
+    with pytest.raises(DataError, match=f"^{re.escape(name)}: .*(not finite|NaN or infinity)"):
+        evaluate(
+            predictor(model, fusion), episodes, settings,
+            report=lambda count, total, miou: done.append(count),
+        )  # fmt: skip
+    assert done == [0, 4]
 
 
 class Damaged:
