@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_sets import VOC_COLOURS, write_davis
+from data_sets import VOC_COLOURS, save_labels, write_davis
 from fsdino.data.davis import Davis
 from fsdino.errors import DataError, UsageError
 from fsdino.evaluation import video
@@ -130,6 +130,27 @@ def test_finished_videos_are_not_done_again(
     (tmp_path / "out" / "scores" / "bear.json").write_text("[]")
     with pytest.raises(DataError, match="damaged"):
         evaluate_videos(*arguments, {"model": "a"})
+
+
+def test_gaps_in_the_indices_are_not_objects(
+    davis: Davis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As documented: the official code would count index 2 as an object that scores 1."""
+    [bear] = davis.sequences()[:1]
+    for path in bear.annotations:
+        with Image.open(path) as image:
+            labels = np.array(image)
+        save_labels(path, np.where(labels == 2, 3, labels).astype(np.uint8), VOC_COLOURS)
+    monkeypatch.setattr(
+        video, "segment_video",
+        lambda model, video, settings: (
+            (i, np.where(video.annotation(i) == 3, 0, video.annotation(i)))
+            for i in range(len(video))
+        ),
+    )  # fmt: skip
+    scores = evaluate_videos(tiny_model(), [bear], VideoSettings(), tmp_path / "out", {})
+    assert scores.per_object() == {("bear", 1): (100, 100), ("bear", 3): (0, 0)}
+    assert scores.total() == {"j": 50, "f": 50, "j_and_f": 50}  # officially 2 / 3 of 100
 
 
 GOOD = [0.5, 0.25]
