@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 import tyro
 
 from fsdino import __version__
-from fsdino.errors import DataError, FsdinoError, UsageError
+from fsdino.errors import DataError, FsdinoError, UsageError, is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -130,8 +130,9 @@ class Segment:
 
     Several, each with a name: --support cat=a.jpg a.png --support dog=b.jpg b.png c.jpg c.png
 
-    Writes masks/NAME.png (0 and 255, or one label per class), overlays/NAME.jpg and results.jsonl.
-    The same command goes on where it was interrupted. With
+    Writes masks/NAME.png (0 and 255, or one label per class), overlays/NAME.jpg (or .png where an
+    image is too long for JPEG) and results.jsonl. The same command goes on where it was
+    interrupted. With
     `torchrun --nproc-per-node N -m fsdino segment ...` processes share the queries.
     """
 
@@ -143,17 +144,19 @@ class Segment:
     query: Annotated[
         tuple[Path, ...], tyro.conf.arg(metavar="IMAGE|FOLDER ...", help_behavior_hint="(required)")
     ] = ()
-    """What to segment."""
+    """What to segment; folders are searched with their subfolders."""
     out: Path
     """Folder for the results."""
-    model: str = DEFAULT_MODEL
+    model: Annotated[
+        str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=f"(default: {DEFAULT_MODEL})")
+    ] = None
     """Name, folder or hub id (hf:owner/name) of a model."""
     encoder: Name = None
     """Instead of --model: a timm ViT such as vit_base_patch14_dinov2.lvd142m, without training."""
     encoder_weights: File = None
     """Its weights: one of Meta's dinov2_vit*14*_pretrain.pth (Apache-2.0)."""
-    image_size: int = 518
-    """Side in pixels that images are resized to, with --encoder; a model brings its own."""
+    image_size: Integer = None
+    """Side in pixels that images are resized to, with --encoder (default: 518)."""
     device: str = "auto"
     """cpu, cuda or cuda:N; auto takes a GPU where there is one."""
     dtype: Dtype = "float32"
@@ -162,10 +165,12 @@ class Segment:
     """Probability from which a pixel belongs to a mask; default: the model's own."""
     tiles: Flag = False
     """Cut large queries into overlapping tiles of the support images' size."""
+    max_megapixels: Number = None
+    """Size up to which images are read; default: Pillow's limit of 179."""
     save_support: File = None
     """Also save the encoded support, to pass as --support FILE.safetensors later."""
     overwrite: Flag = False
-    """Start anew in a folder that holds the results of another call."""
+    """Start again in a folder that holds the results of another call; other files stay."""
     as_json: Json = False
     """Print the results as one JSON object."""
 
@@ -173,22 +178,25 @@ class Segment:
         """Run the command; returns the exit code."""
         from fsdino import processes as sharing
 
-        with sharing.processes() as processes:
-            return self._run(processes)
+        with contextlib.ExitStack() as stack:
+            if self.max_megapixels is not None:
+                stack.enter_context(self._pixel_limit(self.max_megapixels))
+            return self._run(stack.enter_context(sharing.processes()), stack)
 
-    def _run(self, processes: Processes) -> int:
+    def _run(self, processes: Processes, stack: contextlib.ExitStack) -> int:
         from fsdino.apps import folder, supports
 
         files = supports.parse(self.support)
+        is_main = processes.rank == 0
         if self.save_support is not None:
             supports.check_saving(self.save_support, files)
-        queries = folder.find_queries(self.query)
+        queries = folder.find_queries(self.query, self.out)
+        if queries.left_out and is_main:
+            logger.warning("%s", queries.summary())
         model = self._load()
         encoded = {support.name: support.encode(model) for support in files}
         threshold = model.config.threshold if self.threshold is None else self.threshold
         model.segment([], encoded, threshold=threshold)  # checks both before anything is written
-        if self.save_support is not None and processes.rank == 0:
-            encoded[files[0].name].save(self.save_support)
         call = {
             "format": folder.FORMAT,
             "model": model.fingerprint(),
@@ -197,8 +205,16 @@ class Segment:
             "tiles": self.tiles,
             "dtype": self.dtype,
         }
-        overwrite = self.overwrite and processes.rank == 0
-        output = processes.in_turn(lambda: folder.Output(self.out, call, overwrite=overwrite))
+        if self.save_support is not None and is_main:
+            stack.enter_context(supports.saving(self.save_support))
+        overwrite = self.overwrite and is_main
+        output = stack.enter_context(
+            contextlib.closing(
+                processes.in_turn(lambda: folder.Output(self.out, call, overwrite=overwrite))
+            )
+        )
+        if self.save_support is not None and is_main:
+            encoded[files[0].name].save(self.save_support)
         outcome = folder.segment_files(
             model,
             encoded,
@@ -208,13 +224,15 @@ class Segment:
             tiles=self.tiles,
             processes=processes,
         )
-        if processes.rank:
+        if not is_main:
             return 0
         if self.as_json:
-            name = self.encoder or self.model
-            print(json.dumps({**call, "model_name": name, **outcome.to_dict(self.out)}))
+            found = {"model_name": self.encoder or self.model or DEFAULT_MODEL}
+            left_out = [{"file": f, "reason": reason} for f, reason in queries.left_out.items()]
+            rest = {**outcome.to_dict(self.out), "left_out": left_out}
+            print(json.dumps({**call, **found, **rest}))
         else:
-            _print_segments(outcome, output)
+            _print_segments(outcome, output, len(queries.left_out))
         if outcome.failed:
             reasons = "; ".join(outcome.failed.values())
             raise DataError(
@@ -223,14 +241,29 @@ class Segment:
             )
         return 0
 
+    def _pixel_limit(self, megapixels: float) -> contextlib.AbstractContextManager[None]:
+        from fsdino import image_files
+
+        if not 0 < megapixels < 1e6:
+            raise UsageError(
+                f"--max-megapixels must lie between 0 and a million, got {megapixels:g}"
+            )
+        return image_files.pixel_limit(max(int(megapixels * 1e6), 1))
+
     def _load(self) -> Segmenter:
         from fsdino.processes import local_device
 
+        if self.encoder is None and self.image_size is not None:
+            raise UsageError(
+                f"--image-size {self.image_size} needs --encoder: a --model brings its own size"
+            )
+        if self.encoder_weights is not None and self.encoder and self.model:
+            raise UsageError("--model and --encoder exclude each other: pass one of them")
         return _load_model(
-            self.model,
+            self.model or DEFAULT_MODEL,
             self.encoder,
             self.encoder_weights,
-            self.image_size,
+            518 if self.image_size is None else self.image_size,
             local_device(_device(self.device)),
             self.dtype,
         )
@@ -1006,7 +1039,7 @@ def _one_line(error: BaseException) -> str:
         return f"error: {message}"
     if isinstance(error, KeyboardInterrupt):
         return f"interrupted: {message or 'the same command starts again'}"
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return (
             "error: out of memory: use smaller images, a smaller model or batch, --dtype bfloat16, "
             "or another --device"
@@ -1022,14 +1055,6 @@ def _remedy(error: OSError) -> str:
     if isinstance(error, PermissionError):
         return "; choose another place, or change its permissions"
     return ""
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return True
-    cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    return cpu or isinstance(error, MemoryError)
 
 
 class _Stderr(logging.Handler):
@@ -1244,18 +1269,21 @@ def print_comparison(comparison: Comparison) -> None:
     _print_table(*benchmark.table(comparison), comparison.title + peak)
 
 
-def _print_segments(outcome: Outcome, output: Output) -> None:
+def _print_segments(outcome: Outcome, output: Output, left_out: int) -> None:
+    from fsdino.image_files import printable
+
     shown = 20
     if len(outcome.rows) <= shown:
         _print_table(
             ["query", "foreground %", "seconds"],
             [
-                [Path(r.query).name, f"{100 * r.foreground:.1f}", f"{r.seconds:.2f}"]
+                [printable(Path(r.query).name), f"{100 * r.foreground:.1f}", f"{r.seconds:.2f}"]
                 for r in outcome.rows
             ],
         )
     again = f", {outcome.resumed} of them from before" if outcome.resumed else ""
-    print(f"{len(outcome.rows)} masks and overlays in {output.folder}{again}")
+    rest = f"; {left_out} files left out" if left_out else ""
+    print(f"{len(outcome.rows)} masks and overlays in {output.folder}{again}{rest}")
 
 
 def _print_result(result: Mapping[str, Any], out: Path | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 class FsdinoError(Exception):
     """Base of every error fsdino raises on purpose. The command line exits with `exit_code`."""
@@ -25,3 +27,12 @@ class CheckpointError(FsdinoError):
 
 class BackendError(FsdinoError, RuntimeError):
     """A backend asked for by name that cannot run the call here."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, NumPy's, or PyTorch's on any device."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return cpu or isinstance(error, MemoryError)

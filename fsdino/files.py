@@ -470,8 +470,9 @@ class Lock:
                 raise _write_error(error, path) from error
             logger.debug("no lock on %s: %s", path, error)
         else:
-            with contextlib.suppress(FsdinoError):  # a full disk; the lock itself holds
-                write_json(self._record, _myself())
+            # Not worth a sync: it ends with the process, and who reads half of it knows enough.
+            with contextlib.suppress(OSError):  # a full disk; the lock itself holds
+                self._record.write_text(json.dumps(_myself()) + "\n")
 
     def _acquire(self, subject: str, remedy: str, wait: bool) -> None:
         try:

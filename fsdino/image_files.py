@@ -200,6 +200,21 @@ def open_image(file: BinaryIO) -> Image.Image:
                 raise UnidentifiedImageError(_reason(head)) from error
 
 
+@contextlib.contextmanager
+def pixel_limit(most: int) -> Iterator[None]:
+    """Read images of up to so many pixels inside of the block.
+
+    Args:
+        most: pixels; in place of twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million by default.
+    """
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = -(-most // 2)
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
 def check_pixels(size: tuple[int, int]) -> None:
     """Refuse what Pillow refuses: images of more than twice `PIL.Image.MAX_IMAGE_PIXELS`.
 

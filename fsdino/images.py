@@ -41,6 +41,7 @@ __all__ = [
     "MaskLike",
     "Pixels",
     "decode_file",
+    "encode_image",
     "label_color",
     "list_images",
     "mask_to_tensor",
@@ -102,6 +103,7 @@ _CLEAR_SHARE, _CLEAR_RANGE = 0.98, 32
 # where a small mask was enlarged.
 _EDGE_WIDTH, _ONE_GRAY_WIDTH, _STRAY, _FLAT_SHARE = 8, 1.6, 16, 0.3
 _ROWS = 1024  # that are converted at a time
+_BAND = 2**22  # pixels that are blended at once
 # Float images may leave [0, 1] by what resampling and rounding add.
 _FLOAT_SLACK = 1e-3
 
@@ -229,8 +231,8 @@ def _decode(source: BinaryIO | Image.Image, label: str, *, upright: bool = True)
     except Image.DecompressionBombError as error:
         counts = str(error).partition(",")[0].lower()
         raise DataError(
-            f"{label}: {counts}; make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS (half the "
-            "limit) if you trust it"
+            f"{label}: {counts}; make it smaller, or raise the limit if you trust it (fsdino "
+            "segment --max-megapixels; in Python half of it is PIL.Image.MAX_IMAGE_PIXELS)"
         ) from error
     except UnidentifiedImageError as error:
         raise DataError(
@@ -882,8 +884,11 @@ def overlay(
     table = _color_table(int(labels.max(initial=0)), colors)
     drawn = image.copy()
     inside = labels > 0
-    fill = table[labels[inside]].astype(np.float32)
-    drawn[inside] = np.rint(drawn[inside].astype(np.float32) * (1 - alpha) + fill * alpha)
+    step = max(_BAND // max(labels.shape[1], 1), 1)
+    for top in range(0, len(labels), step):  # as floats a large photograph takes gigabytes
+        part, within = drawn[top : top + step], inside[top : top + step]
+        fill = table[labels[top : top + step][within]].astype(np.float32)
+        part[within] = np.rint(part[within].astype(np.float32) * (1 - alpha) + fill * alpha)
     outline = _outline(labels, width=max(1, round(max(labels.shape) / 400))) & inside
     drawn[outline] = table[labels[outline]]
     return Image.fromarray(drawn)
@@ -976,6 +981,17 @@ def write_image(
         UsageError: no such folder, a path that is no file.
         FsdinoError: no write permission, disk full.
     """
+    files.write_bytes(path, encode_image(image, format, **options))
+
+
+def encode_image(image: Image.Image, format: str, **options: Any) -> bytes:
+    """The content of an image file.
+
+    Args:
+        image: of a mode that the format has.
+        format: Pillow's name for it, such as "JPEG".
+        options: of Pillow's encoder, such as `quality`.
+    """
     content = io.BytesIO()
     image.save(content, format=format, **options)
-    files.write_bytes(path, content.getvalue())
+    return content.getvalue()

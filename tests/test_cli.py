@@ -29,7 +29,7 @@ import fsdino
 import stub_extension
 import tiny_sam
 from fsdino import cli, ops
-from fsdino.apps import build, demo
+from fsdino.apps import build, demo, supports
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmenter
 from fsdino.ops import backends, baseline, native
@@ -175,6 +175,23 @@ def foreign_weights(folder: Path) -> None:
     save_file({"layer.weight": torch.zeros(2)}, folder / "model.safetensors")
 
 
+def weights_with_nan(folder: Path) -> None:
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    state["encoder.vit.norm.bias"][3] = torch.nan
+    safetensors.torch.save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
+def nan_in_support(patch: pytest.MonkeyPatch) -> None:
+    support = tiny_model().encode_support([picture(50, 60, 1)], [box_mask(50, 60)])
+    mask = support.masks[0] * torch.nan
+    dataclasses.replace(support, masks=(mask,)).save("nan.safetensors")
+
+
+def damaged_call(patch: pytest.MonkeyPatch) -> None:
+    Path("out").mkdir()
+    Path("out/segment.json").write_bytes(b"\0" * 20)
+
+
 def foreign_pickle(patch: pytest.MonkeyPatch) -> None:
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -236,6 +253,31 @@ BAD_INPUT = {
         [*segment(), "--encoder", "vit_small_patch14_dinov2"],
         2,
         ["--encoder-weights"],
+    ),
+    "a size beside a model": (
+        nothing, segment("--image-size", "500"), 2, ["--image-size 500", "--encoder", "--model"]
+    ),
+    "a size of the default model": (
+        nothing,
+        ["segment", "--support", "a.png", "mask.png", "--query", "queries", "--out", "out",
+         "--image-size", "518"], 2, ["--image-size 518", "--encoder"],
+    ),
+    "model and encoder": (
+        nothing,
+        [*segment("--model", "fsdino-tiny"), "--encoder", "x", "--encoder-weights", "y"], 2,
+        ["--model and --encoder exclude each other"],
+    ),
+    "no pixels at most": (nothing, segment("--max-megapixels", "0"), 2, ["--max-megapixels", "0"]),
+    "NaN pixels at most": (nothing, segment("--max-megapixels", "nan"), 2, ["--max-megapixels"]),
+    "a support to save nowhere": (
+        nothing, segment("--save-support", "gone/s.safetensors"), 2, ["gone", "no such folder"]
+    ),
+    "NaN in the weights": (own_model(weights_with_nan), segment(*MINE), 1, ["weights", "NaN"]),
+    "NaN in a saved support": (
+        nan_in_support, segment(support=("nan.safetensors",)), 1, ["nan.safetensors", "NaN"]
+    ),
+    "a damaged segment.json": (
+        damaged_call, segment(), 2, ["segment.json", "damaged", "--out", "--overwrite"]
     ),
     "threshold": (nothing, segment("--threshold", "1.5"), 2, ["threshold", "1.5"]),
     "device": (nothing, segment("--device", "cuda:99"), 2, ["cuda:99", "cpu"]),
@@ -419,6 +461,76 @@ def test_segment_answers_in_json_alone(capsys):
         with Image.open(row["mask"]) as mask:
             assert np.array_equal(np.array(mask), np.where(expected, 255, 0))
         assert row["foreground"] == pytest.approx(expected.mean(), abs=1e-6)
+
+
+def test_segment_says_what_was_left_out(capsys):
+    """Files of a query folder that are no images are counted, with reasons, also in JSON."""
+    Path("queries/sub").mkdir()
+    Image.fromarray(picture(20, 20)).save("queries/sub/0.jfif", format="JPEG")
+    Path("queries/sub/notes.txt").write_text("hello")
+    assert cli.main(segment("--json")) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert len(found["queries"]) == 11
+    assert found["left_out"] == [{"file": "queries/sub/notes.txt", "reason": "text"}]
+    assert "1 of 12 files left out: queries/sub/notes.txt (text)" in err
+    assert cli.main(segment()) == 0
+    assert "11 masks and overlays in out, 11 of them from before; 1 files left out" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_the_pixel_limit_can_be_raised(capsys, monkeypatch):
+    """And lowered; the setting of the process stays what it was."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1500)  # two thousand is more than the limit
+    Image.fromarray(picture(100, 40, 3)).save("b.png")
+    assert cli.main(segment("--query", "b.png")) == 1
+    assert "--max-megapixels" in error_line(capsys)
+    assert cli.main(segment("--query", "b.png", "--max-megapixels", "0.004")) == 0
+    assert cli.main(segment("--query", "a.png", "--max-megapixels", "0.002")) == 1
+    assert "limit of 2000 pixels" in error_line(capsys)
+    assert Image.MAX_IMAGE_PIXELS == 1500
+
+
+def test_segment_refuses_a_folder_in_use(capsys, workplace):
+    """A second call says who is there, changes nothing, and works once the first has ended."""
+    holder = subprocess.Popen(
+        command(code=HOLD),
+        env=environment(), cwd=workplace, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    before = visible_and_hidden(workplace)
+    for more in ((), ("--overwrite",)):
+        assert cli.main(segment(*more, "--save-support", "new.safetensors")) == 2
+        line = error_line(capsys)
+        assert f"--out out is in use by process {holder.pid} on " in line
+        assert "pass another --out" in line
+        assert visible_and_hidden(workplace) == before
+    holder.communicate("")
+    assert cli.main(segment("--overwrite")) == 0
+    assert "segment.lock" not in os.listdir("out")
+
+
+HOLD = """
+import pathlib
+from fsdino.apps.folder import Output
+output = Output(pathlib.Path("out"), {})
+print("held", flush=True)
+sys.stdin.read()
+sys.exit(0)
+"""
+
+
+def test_two_calls_that_save_a_support_to_one_file(capsys):
+    """The second is refused before it has written anything."""
+    with supports.saving(Path("kept.safetensors")):
+        assert cli.main(segment("--save-support", "kept.safetensors")) == 2
+    assert f"kept.safetensors is in use by process {os.getpid()}" in error_line(capsys)
+    assert not Path("out").exists()
+    assert cli.main(segment("--save-support", "kept.safetensors")) == 0
+    assert not Path("kept.safetensors.lock").exists()
 
 
 def test_segment_prints_a_table(capsys):

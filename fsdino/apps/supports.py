@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fsdino import files
 from fsdino.errors import UsageError
 from fsdino.models.segmenter import Segmenter
 from fsdino.models.supports import Support
@@ -87,7 +88,7 @@ def check_saving(path: Path, supports: Sequence[SupportFiles]) -> None:
     """Find out early that a support cannot be saved.
 
     Raises:
-        UsageError: several classes, another suffix than .safetensors, or a folder.
+        UsageError: several classes, another suffix than .safetensors, a folder, or none to put it.
     """
     if len(supports) > 1:
         raise UsageError("--save-support saves one class: encode each with a call of its own")
@@ -95,6 +96,19 @@ def check_saving(path: Path, supports: Sequence[SupportFiles]) -> None:
         raise UsageError(f"--save-support {path}: the name must end in {SAVED_SUFFIX}")
     if path.is_dir():
         raise UsageError(f"--save-support {path}: a file is needed, this is a folder")
+    if not path.parent.is_dir():
+        raise UsageError(f"--save-support {path}: no such folder; create {path.parent} first")
+
+
+def saving(path: Path) -> files.Lock:
+    """Have a --save-support to oneself: of two calls at a time, the second is refused.
+
+    Raises:
+        UsageError: another process is writing it.
+        FsdinoError: its folder cannot be written.
+    """
+    lock = path.with_name(f"{path.name}.lock")
+    return files.Lock(lock, f"--save-support {path}", "pass another file")
 
 
 def _group(values: Sequence[str]) -> SupportFiles:
