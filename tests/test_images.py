@@ -1227,3 +1227,11 @@ def test_photographs_survive_their_way_in_and_out(tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path / "image.png"), pixels)
     assert np.array_equal(read_mask(tmp_path / "mask.png", (512, 512)), mask)
     assert io.BytesIO((tmp_path / "mask.png").read_bytes()).read(8) == b"\x89PNG\r\n\x1a\n"
+
+
+def test_overlay_of_what_is_blended_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pixel once, at every height: the image and the colour in the given shares."""
+    monkeypatch.setattr(images, "_BAND", 15)
+    image = np.random.default_rng(0).integers(0, 256, (10, 5, 3), dtype=np.uint8)
+    found = np.array(images.overlay(image, np.ones((10, 5), np.bool_), [(10, 20, 30)], alpha=0.25))
+    np.testing.assert_allclose(found, image * 0.75 + np.array([2.5, 5, 7.5]), atol=0.501)
