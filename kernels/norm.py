@@ -423,7 +423,8 @@ class Backward:
 
     def _sum_tiles(self, parts: Tensor) -> Tensor:
         """[B, tiles, ..., C] -> [B, ..., G, C / G] in float64."""
-        return parts.sum(1, dtype=torch.float64).unflatten(-1, (self.groups, -1))
+        sums: Tensor = parts.sum(1, dtype=torch.float64).unflatten(-1, (self.groups, -1))
+        return sums
 
     def _launch(
         self, kernel: triton.JITFunction, *arguments: Tensor | int, **settings: bool
