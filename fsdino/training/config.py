@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from fsdino.data.catalog import DATASETS
+from fsdino.data.layouts import LAYOUTS
 from fsdino.errors import UsageError
 from fsdino.training.recipe import AUTO, DTYPES, Recipe
 
@@ -21,7 +23,7 @@ _AT_LEAST_1 = (
     "nan_limit",
 )
 _AT_LEAST_0 = (
-    *("warmup", "weight_decay", "threads", "workers", "patience"),
+    *("warmup", "weight_decay", "threads", "workers", "patience", "seed", "fold"),
     *("prototype_weight", "class_weight", "contrast_weight"),
 )
 _POSITIVE = ("learning_rate", "gradient_clip")
@@ -35,8 +37,12 @@ class TrainConfig(Recipe):
         model: what to train.
         data: a name in `fsdino.data.catalog.DATASETS`, but for davis17, which has no episodes.
         root, splits: the data set's folder, and that of the published lists.
+        layout, ignore, background: how a folder of one's own is read; see
+            `fsdino.data.folder.Folder`.
         fold: held out of training; 0 where there are no folds.
         steps: optimiser steps.
+        restarts: steps at which the schedule begins again, with a warm-up and a decay of its own;
+            extending a finished run adds the one that it had ended with.
         images_per_step: distinct images in a step, of all processes together. They form episodes
             of K + 1 images, each of which is the query once while the others are its supports.
         episodes_per_batch: episodes of one forward and backward pass of a process; the gradients
@@ -75,6 +81,8 @@ class TrainConfig(Recipe):
         threads: CPU threads of the training process; 0 leaves them.
         workers: processes that prepare episodes; the episodes do not depend on it.
         skip_bad: take another episode where an image cannot be read, and name it.
+        validation: score the model while it learns, and keep the best one; without, all images of
+            a folder of one's own are trained on, and the last model counts as the best.
         validate_every: steps between validations.
         validation_episodes, validation_shots: how many, and their K.
         select_on: what the best checkpoint is chosen by: "base", base classes on images that are
@@ -90,8 +98,12 @@ class TrainConfig(Recipe):
     data: str = "procedural"
     root: str | None = None
     splits: str | None = None
+    layout: str = "auto"
+    ignore: int | str | None = None
+    background: int | str | None = None
     fold: int = 0
     steps: int = 10000
+    restarts: tuple[int, ...] = ()
     images_per_step: int = 16
     episodes_per_batch: int | str | None = None
     shots: tuple[int, ...] = (1,)
@@ -123,6 +135,7 @@ class TrainConfig(Recipe):
     threads: int = 0
     workers: int = 1
     skip_bad: bool = False
+    validation: bool = True
     validate_every: int = 1000
     validation_episodes: int = 144
     validation_shots: int = 1
@@ -131,10 +144,11 @@ class TrainConfig(Recipe):
     checkpoint_every: int = 250
 
     def __post_init__(self) -> None:
-        self._make_tuples("shots", "image_sizes")
+        self._check_types()
         self._check_choices(
             {
                 "data": DATA,
+                "layout": LAYOUTS,
                 "select_on": SELECT_ON,
                 "dtype": DTYPES,
                 "encoder_dtype": (AUTO, *DTYPES),
@@ -148,8 +162,21 @@ class TrainConfig(Recipe):
             raise UsageError(
                 f"invented: only data 'procedural' can, not {self.data!r}; set it to 0"
             )
+        self._check_schedule()
         self._check_episodes()
         self._check_frozen()
+
+    def _check_schedule(self) -> None:
+        ends = (0, *self.restarts, self.steps)
+        if any(later <= earlier for earlier, later in pairwise(ends)):
+            raise UsageError(
+                f"restarts must be ascending steps between 0 and steps ({self.steps}), got "
+                f"{self.restarts}"
+            )
+        if self.patience and not self.validation:
+            raise UsageError("patience counts validations: set it to 0, or leave validation on")
+        if self.select_on == "novel" and not self.validation:
+            raise UsageError("select_on chooses by validation: leave it out, or validation on")
 
     def _check_episodes(self) -> None:
         if not self.shots or min(self.shots) < 1:
@@ -182,6 +209,16 @@ class TrainConfig(Recipe):
             raise UsageError(f"start_from brings all weights: leave {given[0]} out")
         if self.encoder_from is not None and self.encoder_weights is not None:
             raise UsageError("encoder_from and encoder_weights exclude each other: pass one")
+
+    def schedule(self, step: int) -> tuple[int, int]:
+        """First step, and the one after the last, of the schedule that a step belongs to."""
+        ends = (0, *self.restarts, self.steps)
+        return next((first, last) for first, last in pairwise(ends) if step < last)
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Numbers of steps done at which a schedule ends."""
+        return frozenset({*self.restarts, self.steps})
 
     @property
     def sizes(self) -> tuple[int, ...]:

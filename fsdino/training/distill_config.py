@@ -17,7 +17,7 @@ _AT_LEAST_1 = (
     *("batch_size", "teacher_batch", "validate_every", "checkpoint_every", "nan_limit"),
     "images_per_pass",
 )
-_AT_LEAST_0 = ("warmup", "weight_decay", "threads", "workers")
+_AT_LEAST_0 = ("warmup", "weight_decay", "threads", "workers", "seed")
 _POSITIVE = ("learning_rate", "gradient_clip")
 
 
@@ -111,7 +111,7 @@ class DistillConfig(Recipe):
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
-        self._make_tuples("images", "image_sizes", "epochs")
+        self._check_types()
         self._check_choices(
             {
                 "teacher": (AUTO, *ARCHITECTURES),

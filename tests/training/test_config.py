@@ -24,6 +24,19 @@ from training_work import CONFIG
         ("model: {encoder: 'hf-hub:a/b'}", "its model section .*name of a timm model"),
         ("model: {encoder_args: {pretrained_cfg: {file: x}}}", "must not have 'pretrained_cfg'"),
         ("model: 5", "its model section .*5 is not a mapping"),
+        ("model: {}\nlearning_rate: .inf", "learning_rate must be at most 1,000,000,000, got inf"),
+        ("model: {}\nsteps: 1.5", "steps must be a number, and a whole one, got 1.5"),
+        ("model: {}\nsteps: true", "steps must be a number, and a whole one, got True"),
+        ("model: {}\nweight_decay: .nan", "weight_decay must be at least 0, got nan"),
+        ("model: {}\nsteps: 1000000000000", "steps must be at most 1,000,000,000"),
+        ("model: {}\nseed: -1", "seed must be at least 0"),
+        ("model: {}\nshots: 3", "shots must be a list, got 3"),
+        ("model: {}\nshots: [a]", "shots must be a number, and a whole one, got 'a'"),
+        ("model: {}\nskip_bad: 1", "skip_bad must be true or false, got 1"),
+        ("model: {}\nroot: 3", "root must be text, got 3"),
+        ("model: {}\ndata: [a]", r"data must be text, got \['a'\]"),
+        ("model: {}\n1: 2", "unknown settings 1"),
+        ("[" * 3000, "cannot be read: it is nested too deeply"),
         ("model: {variant: huge}", "recipe .*recipe.yaml: .*unknown variant 'huge'"),
     ],
 )
@@ -33,7 +46,7 @@ def test_bad_recipes(tmp_path: Path, text: str, message: str) -> None:
     recipe.write_text(text)
     with pytest.raises(UsageError, match=message):
         TrainConfig.from_yaml(recipe)
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
         TrainConfig.from_yaml(tmp_path / "missing.yaml")
 
 
@@ -89,7 +102,8 @@ def test_nothing_to_train_is_refused() -> None:
 
 def test_recipe_round_trip() -> None:
     """to_dict is what YAML can hold."""
-    assert yaml.safe_load(yaml.safe_dump(CONFIG.to_dict())) == CONFIG.to_dict()
+    data = yaml.safe_load(yaml.safe_dump(CONFIG.to_dict()))
+    assert data == CONFIG.to_dict() and TrainConfig.from_dict(data) == CONFIG
 
 
 def test_free_settings_exist() -> None:
