@@ -7,18 +7,24 @@ import logging
 import math
 import os
 import posixpath
-import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fsdino.errors import DataError, UsageError
-from fsdino.images import IMAGE_SUFFIXES, Pixels, read_image_bytes
+from fsdino.files import open_regular, read_bytes
+from fsdino.image_files import IMAGE_SUFFIXES, MOST_BYTES, printable, why_not_image
+from fsdino.images import Pixels, read_image_bytes
+from fsdino.training.shards import members
 
 logger = logging.getLogger("fsdino.training")
 
 LIST_SUFFIXES = frozenset({".list", ".lst", ".txt"})
 _SHARD = ".tar"
+_MOST_LIST = 2**31  # bytes of a list: some 20 million paths
+_MOST_PATH = 4096  # bytes of a line
+# What lies beside images by the million is not opened to see that it is none.
+_BESIDE = frozenset({".csv", ".htm", ".html", ".json", ".jsonl", ".md", ".txt", ".xml", ".yaml"})
 
 
 @dataclass(frozen=True)
@@ -49,11 +55,16 @@ class ImageFile:
             DataError: it is missing, cannot be read or ends early.
         """
         try:
-            with self.path.open("rb") as file:
-                file.seek(max(self.offset, 0))
+            if self.offset < 0:
+                return read_bytes(self.path, MOST_BYTES)
+            if self.size > MOST_BYTES:
+                raise ValueError(f"it has {self.size:,} bytes, at most {MOST_BYTES:,} can be right")
+            with open_regular(self.path) as file:
+                file.seek(self.offset)
                 content = file.read(self.size)
-        except OSError as error:
-            raise DataError(f"{self.name}: cannot be read ({error.strerror})") from error
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise DataError(f"{printable(self.name)}: cannot be read ({reason})") from error
         if self.size > len(content):
             raise DataError(f"{self.name}: the shard ends before the image does; fetch it again")
         return content
@@ -64,7 +75,7 @@ class ImageFile:
         Raises:
             DataError: it is no image, or damaged.
         """
-        return read_image_bytes(content, self.name)
+        return read_image_bytes(content, printable(self.name))
 
 
 @dataclass(frozen=True)
@@ -96,7 +107,9 @@ def find_images(
 
     Args:
         sources: folders (searched for images and .tar shards, subfolders included), .tar shards,
-            lists (.txt, .lst, .list: one path on a line, relative to the list), image files.
+            lists (.txt, .lst, .list: one path on a line, relative to the list), image files. Files
+            in folders are images by their suffix or by their content, members of shards by their
+            suffix.
         percent: how much of them, greater than 0, to 100.
         held_out: share of those that is held out, between 0 and 1.
 
@@ -136,7 +149,7 @@ def find_images(
 
 def stable_hash(purpose: str, key: str) -> float:
     """A number in [0, 1) that only depends on both texts, and is even over keys."""
-    digest = hashlib.sha256(f"{purpose}/{key}".encode()).digest()
+    digest = hashlib.sha256(f"{purpose}/{key}".encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
@@ -152,9 +165,11 @@ def _images_of(source: Path, unreadable: dict[str, str]) -> Iterator[ImageFile]:
             yield from _file_or_shard(path, path.relative_to(source).as_posix(), unreadable)
     elif not source.exists():
         raise UsageError(f"images {source}: no such file or folder; check the path")
+    elif not source.is_file():
+        raise UsageError(f"images {source}: not a regular file; pass a folder or files")
     elif suffix in LIST_SUFFIXES:
         yield from _listed(source, unreadable)
-    elif suffix == _SHARD or suffix in IMAGE_SUFFIXES:
+    elif suffix == _SHARD or why_not_image(source) is None:
         yield from _file_or_shard(source, source.name, unreadable)
     else:
         raise UsageError(
@@ -164,22 +179,48 @@ def _images_of(source: Path, unreadable: dict[str, str]) -> Iterator[ImageFile]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Images and shards below a folder; hidden ones are left out."""
-    for place, folders, files in os.walk(folder):
+    """Images and shards below a folder; what is hidden is passed over, other files are counted."""
+    left_out: dict[str, str] = {}
+    for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
+        for name in sorted(names):
             suffix = os.path.splitext(name)[1].lower()
-            if not name.startswith(".") and (suffix == _SHARD or suffix in IMAGE_SUFFIXES):
-                yield Path(place, name)
+            if name.startswith(".") or suffix in _BESIDE:
+                continue
+            path = Path(place, name)
+            reason = None
+            if suffix != _SHARD and suffix not in IMAGE_SUFFIXES:
+                reason = why_not_image(path)
+            if reason is None:
+                yield path
+            else:
+                left_out[str(path)] = reason
+    if left_out:
+        path_, reason_ = next(iter(left_out.items()))
+        logger.info(
+            "%s: %d files are left out, such as %s (%s)",
+            folder, len(left_out), printable(path_), reason_,
+        )  # fmt: skip
 
 
 def _listed(source: Path, unreadable: dict[str, str]) -> Iterator[ImageFile]:
+    """The files that a list names; lines that cannot be a path are noted."""
     try:
-        lines = source.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        with open_regular(source) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > _MOST_LIST:
+                raise ValueError(f"it has {size:,} bytes, at most {_MOST_LIST:,} can be right")
+            for number, line in enumerate(iter(lambda: file.readline(_MOST_PATH), b""), start=1):
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                if len(line) == _MOST_PATH and not line.endswith(b"\n"):
+                    raise ValueError(f"line {number} is too long for a path")
+                if "\0" in text:
+                    unreadable[f"{source}, line {number}"] = "it holds a NUL, which no path has"
+                elif text:
+                    key = Path(text).as_posix()
+                    yield from _file_or_shard(source.parent / text, key, unreadable)
+    except (OSError, ValueError) as error:
         raise UsageError(f"images {source}: the list cannot be read ({error})") from error
-    for line in filter(None, (line.strip() for line in lines)):
-        yield from _file_or_shard(source.parent / line, Path(line).as_posix(), unreadable)
 
 
 def _file_or_shard(path: Path, key: str, unreadable: dict[str, str]) -> Iterator[ImageFile]:
@@ -192,14 +233,18 @@ def _file_or_shard(path: Path, key: str, unreadable: dict[str, str]) -> Iterator
 def _members(shard: Path, unreadable: dict[str, str]) -> Iterator[ImageFile]:
     """The images of a tar shard, without unpacking: their places in it."""
     try:
-        with tarfile.open(shard, "r:") as archive:
-            for member in archive:
+        with open_regular(shard) as archive:
+            for member in members(archive):
                 key = posixpath.normpath(member.name)
                 suffix = posixpath.splitext(key)[1].lower()
-                hidden = posixpath.basename(key).startswith(".")
-                if member.isreg() and suffix in IMAGE_SUFFIXES and not hidden:
-                    yield ImageFile(key, shard, member.offset_data, member.size)
-    except (tarfile.TarError, OSError) as error:
-        reason = f"no whole tar file ({error}); images before the damage are used"
+                if suffix not in IMAGE_SUFFIXES or posixpath.basename(key).startswith("."):
+                    continue
+                if member.sparse:
+                    unreadable[f"{shard}/{key}"] = "stored as a sparse file; pack it as a plain one"
+                else:
+                    yield ImageFile(key, shard, member.offset, member.size)
+    except (OSError, ValueError) as error:
+        cause = error.strerror if isinstance(error, OSError) else error
+        reason = f"no whole tar file ({cause}); images before the damage are used"
         logger.warning("%s: %s", shard, reason)
         unreadable[str(shard)] = reason

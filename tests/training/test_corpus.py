@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
+import os
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from fsdino.errors import DataError, UsageError
 from fsdino.images import read_image
 from fsdino.training.corpus import Corpus, ImageFile, find_images, stable_hash
-from tiny_models import picture
-
-NAMES = [f"sa_{number}.jpg" for number in range(223750, 223790)]
-
-
-def jpeg(seed: int, height: int = 12, width: int = 16) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture(height, width, seed)).save(buffer, format="JPEG")
-    return buffer.getvalue()
-
-
-def write_shard(path: Path, names: list[str] = NAMES) -> Path:
-    """SA-1B's layout: an image and its annotations in turns, names with a leading ./"""
-    with tarfile.open(path, "w") as archive:
-        for seed, name in enumerate(names):
-            for member, content in ((name, jpeg(seed)), (f"{Path(name).stem}.json", b"{}" * 99)):
-                info = tarfile.TarInfo(f"./{member}")
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-    return path
+from tar_shards import NAMES, jpeg, write_shard
 
 
 def write_folder(folder: Path, names: list[str] = NAMES) -> Path:
@@ -137,6 +117,70 @@ def test_images_that_cannot_be_used_are_named(tmp_path: Path) -> None:
             file.decode(file.read())
     with pytest.raises(DataError, match=r"gone\.jpg: cannot be read \(No such file"):
         ImageFile("gone.jpg", tmp_path / "gone.jpg").read()
+
+
+def test_special_files_are_named_and_not_waited_for(tmp_path: Path) -> None:
+    """In a list: a pipe, a device, a folder, a file of 30 GB, a NUL. The others are used."""
+    write_folder(tmp_path, ["a.jpg", "b.jpg"])
+    os.mkfifo(tmp_path / "pipe.jpg")
+    os.mkfifo(tmp_path / "pipe.tar")
+    (tmp_path / "folder.jpg").mkdir()
+    with (tmp_path / "large.jpg").open("wb") as file:
+        file.truncate(30 * 10**9)
+    lines = ["a.jpg", "pipe.jpg", "pipe.tar", "/dev/zero", "folder.jpg", "large.jpg", "x\0y.jpg"]
+    (tmp_path / "list.txt").write_text("\ufeff" + "\n".join([*lines, "b.jpg"]))
+    found = find_images([tmp_path / "list.txt"])
+    assert found.unreadable == {
+        f"{tmp_path}/list.txt, line 7": "it holds a NUL, which no path has",
+        f"{tmp_path}/pipe.tar": "no whole tar file (it is not a regular file); images before the "
+        "damage are used",
+    }
+    usable, reasons = [], {}
+    for file in (*found.training, *found.held_out):
+        try:
+            file.decode(file.read())
+            usable.append(file.key)
+        except DataError as error:
+            reasons[file.key] = str(error)
+    assert sorted(usable) == ["a.jpg", "b.jpg"]
+    assert sorted(reasons) == ["/dev/zero", "folder.jpg", "large.jpg", "pipe.jpg"]
+    assert "not a regular file" in reasons["/dev/zero"] and "30,000,000,000" in reasons["large.jpg"]
+
+
+def test_lists_are_bounded(tmp_path: Path) -> None:
+    """Neither 10 GB nor one endless line is read; a device is no list."""
+    path = tmp_path / "list.txt"
+    with path.open("wb") as file:
+        file.truncate(10 * 10**9)
+    with pytest.raises(UsageError, match=r"list\.txt: the list cannot be read \(it has 10,000"):
+        find_images([path])
+    path.write_text("a" * 10**6)
+    with pytest.raises(UsageError, match="line 1 is too long for a path"):
+        find_images([path])
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match=r"list\.txt: not a regular file"):
+        find_images([path])
+
+
+def test_names_of_any_bytes(tmp_path: Path) -> None:
+    """A name that is not UTF-8 has a hash, too: of its bytes."""
+    write_folder(tmp_path, ["a.jpg", os.fsdecode(b"caf\xe9.jpg")])
+    found = find_images([tmp_path])
+    keys = [os.fsencode(f.key) for f in (*found.training, *found.held_out)]
+    assert sorted(keys) == [b"a.jpg", b"caf\xe9.jpg"]
+    digest = hashlib.sha256(b"percent/caf\xe9.jpg").hexdigest()
+    assert stable_hash("percent", os.fsdecode(b"caf\xe9.jpg")) == int(digest[:12], 16) / 16**12
+
+
+def test_images_are_found_by_content(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever they are called; what is no image is counted."""
+    caplog.set_level(logging.INFO)
+    write_folder(tmp_path, ["a.JFIF", "b", "c.jpg"])
+    (tmp_path / "notes.doc").write_text("no image")
+    found = find_images([tmp_path])
+    assert sorted(f.key for f in (*found.training, *found.held_out)) == ["a.JFIF", "b", "c.jpg"]
+    assert "1 files are left out, such as" in caplog.text and "notes.doc" in caplog.text
 
 
 @pytest.mark.parametrize(
