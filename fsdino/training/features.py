@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fsdino.errors import FsdinoError
-from fsdino.models.checkpoints import write_tensors
+from fsdino import files
+from fsdino.models.checkpoints import first_line, tensors_sha256, write_tensors
 from fsdino.models.encoder import Features
 from fsdino.models.segmenter import Segmenter
 
 logger = logging.getLogger("fsdino.training")
 
+FORMAT = "fsdino-features-2"
 _PARTS = ("shallow", "last", "correlation")
 
 
 class FeatureStore:
     """Features on disk, one file an image; what is damaged is computed again.
+
+    A file says which image and which key it belongs to, and holds a hash of that and of its
+    tensors, which is verified whenever it is read.
 
     Args:
         folder: created if missing; may be shared by runs and processes.
@@ -36,10 +40,9 @@ class FeatureStore:
 
     def __init__(self, folder: Path, key: str) -> None:
         self.folder, self.key = folder, key
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FsdinoError(f"cannot create {folder}: {error.strerror}") from error
+        files.make_folder(folder, "pass another --feature-cache")
+        for part in ("", *(f"{number:02x}" for number in range(256))):
+            files.remove_leftovers(folder / part)
 
     def announce(self, images: int, features: Features) -> None:
         """Say how much disk so many images like this one take.
@@ -56,27 +59,53 @@ class FeatureStore:
             images, needed / 1e9, self.folder, free / 1e9,
         )  # fmt: skip
 
-    def get(self, name: str) -> Features | None:
-        """The features [1, ...] of an image, if they are here."""
+    def get(
+        self, name: str, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype
+    ) -> Features | None:
+        """The features [1, ...] of an image, if they are here and what was written.
+
+        Args:
+            name: the image's.
+            shapes: of `shallow`, `last` and `correlation`.
+            dtype: of all of them.
+        """
         path = self._path(name)
-        if not path.exists():
+        if not path.is_file():
             return None
         try:
-            found = load_file(path)
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                found = {part: file.get_tensor(part) for part in _PARTS}
+            for title, expected in self._metadata(name, found).items():
+                if metadata.get(title) != expected:
+                    raise ValueError(f"its {title} is not the one that was written")
+            for part, tensor in found.items():
+                if (tuple(tensor.shape), tensor.dtype) != (shapes[part], dtype):
+                    raise ValueError(f"{part} is {tensor.dtype} {list(tensor.shape)}")
+                if not tensor.isfinite().all():
+                    raise ValueError(f"{part} holds values that are not finite")
             return Features(*(found[part] for part in _PARTS))
-        except (SafetensorError, KeyError, OSError) as error:
-            logger.warning("%s is damaged (%s): computed again", path, error)
+        except (SafetensorError, ValueError, OSError) as error:
+            logger.warning("%s is damaged (%s): computed again", path, first_line(error))
             return None
 
     def put(self, name: str, features: Features) -> None:
-        """Keep the features [1, ...] of an image.
+        """Keep the features [1, ...] of an image; those that are not finite are not worth it.
 
         Raises:
             FsdinoError: the disk is full or cannot be written.
         """
+        tensors = {part: getattr(features, part) for part in _PARTS}
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            return
         path = self._path(name)
-        path.parent.mkdir(exist_ok=True)
-        write_tensors(path, {part: getattr(features, part) for part in _PARTS}, {"name": name})
+        files.make_folder(path.parent, "pass another --feature-cache")
+        write_tensors(path, tensors, self._metadata(name, tensors))
+
+    def _metadata(self, name: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+        """What a file says of itself; the hash covers all of it."""
+        said = {"format": FORMAT, "key": self.key, "name": name}
+        return {**said, "sha256": tensors_sha256(tensors, json.dumps(said, sort_keys=True))}
 
     def _path(self, name: str) -> Path:
         digest = hashlib.sha256(f"{self.key}\n{name}".encode()).hexdigest()[:32]
@@ -120,7 +149,12 @@ class FrozenEncoder:
 
     def _kept(self, name: str, image: Tensor) -> Features:
         assert self.store is not None
-        found = self.store.get(f"{name} {tuple(image.shape[-2:])}")
+        encoder = self.model.encoder
+        grid = tuple(side // encoder.patch_size for side in image.shape[-2:])
+        plain = (1, encoder.channels, *grid)
+        correlation = (1, len(encoder.correlation_layers), *plain[1:])
+        shapes = {"shallow": plain, "last": plain, "correlation": correlation}
+        found = self.store.get(f"{name} {tuple(image.shape[-2:])}", shapes, self.dtype)
         if found is not None:
             return found.to(image.device)
         features = self._encode(image[None])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from fsdino.errors import FsdinoError
+from fsdino.models.checkpoints import tensors_sha256
 from fsdino.training.features import FeatureStore, FrozenEncoder
 from tiny_models import SIDE, tiny_model
 
@@ -93,3 +98,90 @@ def test_an_unusable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FsdinoError, match=r"cannot create .*file"):
         FeatureStore(tmp_path / "file" / "cache", "key")
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> tuple[FrozenEncoder, torch.Tensor, list[int], Path]:
+    """An encoder whose features of two images are on disk, and one of the files."""
+    torch.set_deterministic_debug_mode("default")
+    model, calls = tiny_model(), []
+    encoded(model, calls)
+    images = torch.rand(2, 3, SIDE, SIDE)
+    encoder = FrozenEncoder(model, torch.float32, torch.float32, FeatureStore(tmp_path, "key"))
+    encoder(images[:1], ["a"])
+    (file,) = tmp_path.glob("*/*.safetensors")
+    return encoder, images, calls, file
+
+
+def test_no_flipped_bit_is_believed(kept, caplog: pytest.LogCaptureFixture) -> None:
+    """Anywhere in the file, in names, sizes, metadata and numbers: said, and computed again."""
+    encoder, images, calls, file = kept
+    expected, whole = encoder(images[:1], ["a"]), file.read_bytes()
+    rng = np.random.default_rng(0)
+    for place in (*range(0, 600, 23), *rng.integers(600, len(whole), 15)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        file.write_bytes(damaged)
+        calls.clear()
+        caplog.clear()
+        found = encoder(images[:1], ["a"])
+        for part in ("shallow", "last", "correlation"):
+            assert torch.equal(getattr(found, part), getattr(expected, part)), place
+        assert calls == [1] and "is damaged" in caplog.text, place
+        assert load_file(file).keys() == {"shallow", "last", "correlation"}  # written again
+
+
+def test_a_file_of_another_image_or_cache_is_not_taken(kept, tmp_path: Path) -> None:
+    """Whole, and in the place of the one that was asked for."""
+    encoder, images, calls, file = kept
+    own = encoder(images[1:], ["b"])
+    (other,) = set(tmp_path.glob("*/*.safetensors")) - {file}
+    other.write_bytes(file.read_bytes())
+    assert torch.equal(encoder(images[1:], ["b"]).last, own.last)
+    store = FeatureStore(tmp_path / "second", "another key")
+    second = FrozenEncoder(encoder.model, torch.float32, torch.float32, store)
+    second(images[1:], ["b"])
+    (there,) = (tmp_path / "second").glob("*/*.safetensors")
+    there.write_bytes(other.read_bytes())
+    assert torch.equal(second(images[1:], ["b"]).last, own.last)
+    assert calls == [1, 1, 1, 1, 1]
+
+
+def features_file(file: Path, **changes: object) -> None:
+    """Write a file of the store with its own hash, so that only its content is wrong."""
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    tensors = load_file(file)
+    tensors |= {name: change(tensors[name]) for name, change in changes.items()}
+    said = {name: value for name, value in metadata.items() if name != "sha256"}
+    sha256 = tensors_sha256(tensors, json.dumps(said, sort_keys=True))
+    save_file({n: t.contiguous() for n, t in tensors.items()}, file, {**said, "sha256": sha256})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"last": lambda t: t[..., :-1]},
+        {"correlation": lambda t: t[:, :1]},
+        {"shallow": lambda t: t.half()},
+        {"last": lambda t: t * torch.nan},
+    ],
+    ids=["shape", "layers", "dtype", "nan"],
+)
+def test_what_another_program_wrote(kept, changes, caplog: pytest.LogCaptureFixture) -> None:
+    """A valid hash does not make features of another shape or type this encoder's."""
+    encoder, images, _, file = kept
+    expected = encoder(images[:1], ["a"])
+    features_file(file, **changes)
+    assert torch.equal(encoder(images[:1], ["a"]).last, expected.last)
+    assert "is damaged" in caplog.text
+
+
+def test_files_of_older_versions_are_computed_again(kept, caplog) -> None:
+    """They have no hash, so nobody knows what is in them."""
+    encoder, images, calls, file = kept
+    save_file(load_file(file), file, {"name": "a"})
+    encoder(images[:1], ["a"])
+    assert calls == [1, 1] and "its format is not the one that was written" in caplog.text
+    encoder(images[:1], ["a"])
+    assert calls == [1, 1]
