@@ -31,7 +31,7 @@ from fsdino.models.decoder import MaskDecoder
 from fsdino.training.interrupt import Interrupt
 from fsdino.training.losses import mask_loss
 from fsdino.training.optimisation import adamw, set_learning_rate, warmup_cosine
-from fsdino.training.run import CONFIG, Run, pack, unpack
+from fsdino.training.run import CONFIG, Run, pack, set_random, unpack
 from fsdino.training.teacher import Architecture
 
 FILE = "sam_small.pth"
@@ -278,6 +278,7 @@ def _restore(run: Run, sam: Sam, optimizer: torch.optim.Optimizer) -> tuple[int,
         return 0, 0.0
     step, tensors, state = checkpoint
     unpack(tensors, {"sam": sam}, optimizer)
+    set_random(tensors)
     run.forget_after(step)
     return step, state["seconds"]
 

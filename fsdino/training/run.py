@@ -2,26 +2,26 @@
 
 ```
 config.yaml environment.json     what was asked for, and where it ran
-checkpoints/00000500.safetensors the last two: tensors, and in the metadata a JSON state and a hash
+checkpoints/00000500.safetensors the last two: tensors, and in the metadata a JSON state, the
+                                 configuration and a hash
 metrics.jsonl tensorboard/       losses and metrics by step
 model/ best/                     the last model and the best one, as `fsdino.load` takes them
-lock                             held by the process that trains there, whose number is in it
+lock lock.json                   held by the process that trains there, and which one that is
 ```
 
-Both training stages keep their work in one.
+Both training stages keep their work in one. Work is in the checkpoints alone: every other file may
+be damaged or missing, and the run goes on.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
+import contextlib
 import json
 import logging
 import numbers
-import os
+import re
 import shutil
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,29 +30,41 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from fsdino import files
 from fsdino.environment import environment
 from fsdino.errors import CheckpointError, FsdinoError, UsageError
-from fsdino.files import atomic_write
 from fsdino.models.checkpoints import first_line, tensors_sha256, weights_hash, write_tensors
 
 logger = logging.getLogger("fsdino.training")
 
-CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+CONFIG, METRICS, ENVIRONMENT = "config.yaml", "metrics.jsonl", "environment.json"
+_CHECKPOINTS = "checkpoints"
+_CHECKPOINT_NAME = re.compile(r"[0-9]{8,18}\.safetensors")
+_LOCK = "lock"
 _KEPT = 2
 _HEADROOM = 2**20  # bytes that a checkpoint takes beside its tensors, at most
+_REMEDY = "pass another --out"
 
 
 class Run:
     """The folder of one training run.
 
-    All processes of a run see the same folder; only the first writes.
+    All processes of a run see the same folder; only the first one locks it and writes. It is locked
+    before anything in it is read, until `close`, `abandon` or the end of a `with`, which abandons a
+    run that an error ended.
 
     Args:
         folder: created if missing.
-        config: plain data, stored as config.yaml.
+        config: plain data, stored as config.yaml and with every checkpoint.
         resume: continue what the folder holds.
-        free: settings that may differ on resume, as they decide no number.
+        free: settings that may differ on resume: they decide no number, or the caller checks them.
         main: whether this is the process that writes.
+        complete: checks a stored configuration, and adds settings that an older version did not
+            have; raises UsageError where it cannot be one.
+        reasons: what an error adds for a setting that must not differ.
+
+    Attributes:
+        before: the configuration that the run was started with; None where it starts now.
 
     Raises:
         UsageError: the folder holds a run and `resume` is off, another process is training there,
@@ -68,31 +80,117 @@ class Run:
         resume: bool,
         free: Sequence[str] = (),
         main: bool = True,
+        complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+        reasons: Mapping[str, str] | None = None,
     ) -> None:
         self.folder, self.main = folder, main
+        self.before: dict[str, Any] | None = None
+        self._config, self._free = _plain(config), free
+        self._complete, self._reasons = complete, reasons or {}
         self._board: Any = None
-        self._unlock: Callable[[], Any] | None = None
-        stored = folder / CONFIG
-        if stored.exists():
-            if main and not resume:
-                raise UsageError(f"{folder} already holds a run: pass --resume or another --out")
-            self._check_config(stored, config, free)
+        self._lock: files.Lock | None = None
+        self._made = main and not folder.exists()
+        self._started = False  # by this process, and not by an earlier one
         try:
-            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             if main:
-                self._unlock = weakref.finalize(self, os.close, _lock(folder / "lock"))
+                files.make_folder(folder, _REMEDY)
+                self._lock = files.Lock(folder / _LOCK, str(folder), _REMEDY)
+            self._open(resume)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _open(self, resume: bool) -> None:
+        stored = self.folder / CONFIG
+        holds_run = stored.exists() or bool(self._checkpoints())
+        if self.main:
+            if holds_run and not resume:
+                raise UsageError(
+                    f"{self.folder} already holds a run: pass --resume or another --out"
+                )
+            files.make_folder(self.folder / _CHECKPOINTS, _REMEDY)
+            for place in ("", _CHECKPOINTS, "model", "best"):
+                files.remove_leftovers(self.folder / place)
+        if holds_run:
+            self._go_on(stored)
+        elif self.main:
+            self._started = True
+            files.write_json(self.folder / ENVIRONMENT, environment())
+            self._write_config()
+
+    def _go_on(self, stored: Path) -> None:
+        """Compare the configuration with the stored one, or with that of the checkpoints."""
+        before, damage = self._stored_config(stored)
+        fixed = [] if before is None else self._fixed_changes(before)
+        if before is None or fixed:
+            kept = self._kept_config()
+            if kept is not None and (before is None or not self._fixed_changes(kept)):
+                damage = damage or "is not what its checkpoints were written with"
+                before, fixed = kept, self._fixed_changes(kept)
+        if fixed:
+            reason = next((self._reasons[key] for key in fixed if key in self._reasons), None)
+            raise UsageError(
+                f"{stored} differs from this configuration in {', '.join(fixed)}: "
+                + (reason or "resume with the same configuration, or start in another --out")
+            )
+        if damage:
+            logger.warning("%s %s: written again", stored, damage)
+            if before is None and self._checkpoints():
+                logger.warning("no checkpoint holds the configuration either: this one is taken")
+        self.before = dict(self._config) if before is None else before
+        now = _flat(self._config)
+        for key, value in _flat(self.before).items():
+            if now.get(key) != value:
+                logger.info("resuming with %s %s in place of %s", key, now.get(key), value)
+        if damage and self.main:
+            self._write_config()
+
+    def _stored_config(self, path: Path) -> tuple[dict[str, Any] | None, str]:
+        """What config.yaml holds, or None and what is wrong with it."""
+        try:
+            config = files.read_yaml(path)
+            if not isinstance(config, dict):
+                raise ValueError("it holds no settings")
+            return self._completed(config), ""
+        except FileNotFoundError:
+            return None, "is missing"
         except OSError as error:
-            raise FsdinoError(
-                f"cannot write in {folder}: {error.strerror}; mend that, or name another --out"
-            ) from error
-        if main:
-            for half in (folder / "checkpoints").glob(".fsdino-*"):  # a kill while it was written
-                half.unlink()
-        if main and not stored.exists():
-            with atomic_write(folder / "environment.json") as temporary:
-                Path(temporary).write_text(json.dumps(environment(), indent=2) + "\n")
-            with atomic_write(stored) as temporary:
-                Path(temporary).write_text(yaml.safe_dump(dict(config), sort_keys=False))
+            return None, f"cannot be read ({error.strerror})"
+        except ValueError as error:  # UsageError is one
+            return None, f"is damaged ({error})"
+
+    def _kept_config(self) -> dict[str, Any] | None:
+        """The configuration in the newest usable checkpoint; None where none holds one."""
+        for path in reversed(self._checkpoints()):
+            with contextlib.suppress(SafetensorError, OSError, ValueError):
+                metadata, _ = _read_checkpoint(path)
+                config = files.parse_json(metadata.get("config", "null"))
+                if isinstance(config, dict):
+                    return self._completed(config)
+        return None
+
+    def _completed(self, config: dict[str, Any]) -> dict[str, Any]:
+        return _plain(self._complete(config))
+
+    def _fixed_changes(self, before: Mapping[str, Any]) -> list[str]:
+        """Settings that differ from those of before, and must not."""
+        found, now = _flat(before), _flat(self._config)
+        changed = sorted(key for key in {*found, *now} if found.get(key) != now.get(key))
+        return [key for key in changed if key.partition(".")[0] not in self._free]
+
+    def _write_config(self) -> None:
+        text = yaml.safe_dump(self._config, sort_keys=False, allow_unicode=True)
+        files.write_text(self.folder / CONFIG, text)
+
+    def change(self, config: Mapping[str, Any]) -> None:
+        """Store another configuration, for what follows.
+
+        Raises:
+            FsdinoError: it cannot be written.
+        """
+        self._config = _plain(config)
+        if self.main:
+            self._write_config()
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write a checkpoint, whole or not at all; the last two are kept.
@@ -102,10 +200,14 @@ class Run:
         """
         if not self.main:
             return
-        path = self.folder / "checkpoints" / f"{step:08d}.safetensors"
+        path = self.folder / _CHECKPOINTS / f"{step:08d}.safetensors"
         self._check_space(sum(t.numel() * t.element_size() for t in tensors.values()))
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        metadata = {"step": str(step), "state": json.dumps(state)}
+        metadata = {
+            "step": str(step),
+            "state": json.dumps(state),
+            "config": json.dumps(self._config),
+        }
         write_tensors(path, kept, {**metadata, "sha256": _checksum(kept, metadata)})
         for old in self._checkpoints()[:-_KEPT]:
             old.unlink()
@@ -119,25 +221,27 @@ class Run:
         paths = self._checkpoints()
         for path in reversed(paths):
             try:
-                with safe_open(path, framework="pt") as file:
-                    metadata = file.metadata()
-                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                if metadata.pop("sha256") != _checksum(tensors, metadata):
-                    raise ValueError("its content is not what was written")
-                return int(metadata["step"]), tensors, json.loads(metadata["state"])
-            except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+                metadata, tensors = _read_checkpoint(path)
+                state = files.parse_json(metadata["state"])
+                if not isinstance(state, dict):
+                    raise ValueError("its state is no object")
+                return int(metadata["step"]), tensors, state
+            except (SafetensorError, OSError, KeyError, ValueError) as error:
                 logger.warning(
                     "checkpoint %s is damaged (%s): trying an older one", path, first_line(error)
                 )
         if paths:
             raise CheckpointError(
-                f"no checkpoint in {self.folder / 'checkpoints'} can be read: start anew in "
+                f"no checkpoint in {self.folder / _CHECKPOINTS} can be read: start again in "
                 "another --out"
             )
         return None
 
     def log(self, step: int, **values: Any) -> None:
         """Append a line to metrics.jsonl, and its numbers to TensorBoard where that is installed.
+
+        TensorBoard's files can be made from the metrics again: what goes wrong there is said, once,
+        and the run goes on without.
 
         Raises:
             FsdinoError: the disk is full or cannot be written.
@@ -146,41 +250,83 @@ class Run:
             return
         path = self.folder / METRICS
         try:
-            with path.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
-        except OSError as error:
-            raise FsdinoError(
-                f"cannot write {path}: {error.strerror}; mend that and go on with --resume"
-            ) from error
-        if self._board is None:
-            self._board = _tensorboard(self.folder / "tensorboard", step)
-        for name, value in values.items():
-            if self._board and isinstance(value, numbers.Real):
-                self._board.add_scalar(name, value, step)
-        if self._board:
-            self._board.flush()
+            files.append_json_lines(path, [{"step": step, **values}])
+        except FsdinoError as error:
+            raise type(error)(f"{error}; then go on with --resume") from error
+        try:
+            if self._board is None:
+                self._board = _tensorboard(self.folder / "tensorboard", step)
+            if self._board:
+                for name, value in values.items():
+                    if isinstance(value, numbers.Real):
+                        self._board.add_scalar(name, value, step)
+                self._board.flush()
+        except Exception as error:  # of the disk, or of whatever versions meet here
+            logger.warning(
+                "TensorBoard's files cannot be written (%s): the numbers are in %s",
+                first_line(error), path,
+            )  # fmt: skip
+            self._close_board()
+            self._board = False
 
     def forget_after(self, step: int) -> None:
-        """Drop metrics of steps that a resumed run is about to repeat."""
+        """Drop metrics of steps that a resumed run is about to repeat, and lines without a step.
+
+        Raises:
+            FsdinoError: the file cannot be read or written.
+        """
         path = self.folder / METRICS
-        if self.main and path.exists():
-            lines = path.read_text().splitlines(keepends=True)
-            kept = [
-                line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step
-            ]
-            with atomic_write(path) as temporary:
-                Path(temporary).write_text("".join(kept))
+        if not self.main or not path.exists():
+            return
+        rows, damaged = files.read_json_lines(path)
+        valid = [row for row in rows if isinstance(row.get("step"), int)]
+        damaged += len(rows) - len(valid)
+        if damaged:
+            logger.warning("%s: %d damaged lines are left out", path, damaged)
+        files.write_json_lines(path, [row for row in valid if row["step"] <= step])
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        if isinstance(error, Exception):
+            self.abandon()
+        self.close()
 
     def close(self) -> None:
         """Close TensorBoard's file, and leave the folder to others."""
-        if self._board:
-            self._board.close()
+        self._close_board()
         self._board = None
-        if self._unlock is not None:
-            self._unlock()
+        if self._lock is not None:
+            self._lock.release()
+
+    def abandon(self) -> None:
+        """Close after a start that failed, and remove what it wrote: the next one can start.
+
+        Nothing is removed of a run that was there before, or that has a checkpoint.
+        """
+        worth = bool(self._checkpoints()) or (self.folder / "best").exists()
+        self._close_board()
+        if self._started and not worth:
+            shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
+            with contextlib.suppress(OSError):
+                for name in (CONFIG, ENVIRONMENT, METRICS):
+                    (self.folder / name).unlink(missing_ok=True)
+                (self.folder / _CHECKPOINTS).rmdir()
+        self.close()
+        if self._made:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()  # where nothing else is in it
+
+    def _close_board(self) -> None:
+        if self._board:
+            with contextlib.suppress(Exception):  # its numbers are in metrics.jsonl, too
+                self._board.close()
 
     def _checkpoints(self) -> list[Path]:
-        return sorted((self.folder / "checkpoints").glob("[0-9]*.safetensors"))
+        return checkpoint_files(self.folder)
 
     def _check_space(self, needed: int) -> None:
         free = shutil.disk_usage(self.folder).free
@@ -191,21 +337,18 @@ class Run:
                 "go on with --resume"
             )
 
-    def _check_config(self, stored: Path, config: Mapping[str, Any], free: Sequence[str]) -> None:
-        before = yaml.safe_load(stored.read_text())
-        now = yaml.safe_load(yaml.safe_dump(dict(config)))
-        if not isinstance(before, dict):
-            raise CheckpointError(f"{stored} is damaged: start anew in another --out")
-        before, now = _flat(before), _flat(now)
-        changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-        fixed = [key for key in changed if key.partition(".")[0] not in free]
-        if fixed:
-            raise UsageError(
-                f"{stored} differs from this configuration in {', '.join(fixed)}: resume with "
-                "the same configuration, or start in another --out"
-            )
-        for key in changed:
-            logger.info("resuming with %s %s in place of %s", key, now.get(key), before.get(key))
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The checkpoints of a run's folder, by step; files of other names are someone else's."""
+    try:
+        found = [
+            path
+            for path in (folder / _CHECKPOINTS).iterdir()
+            if _CHECKPOINT_NAME.fullmatch(path.name) and path.is_file()
+        ]
+    except OSError:
+        return []
+    return sorted(found, key=lambda path: int(path.stem))
 
 
 def pack(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -220,10 +363,7 @@ def pack(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> 
         tensors |= {
             f"optimizer.{index}.{slot}": torch.as_tensor(value) for slot, value in slots.items()
         }
-    tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_initialized():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    return tensors
+    return tensors | random_state()
 
 
 def unpack(
@@ -231,7 +371,7 @@ def unpack(
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Put back what `pack` took out.
+    """Put back what `pack` took out, but for random states: see `set_random`.
 
     Raises:
         CheckpointError: it is of another model.
@@ -253,9 +393,44 @@ def unpack(
             slots.setdefault(int(index), {})[slot] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": slots, "param_groups": groups})
-    torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
+
+
+def random_state() -> dict[str, Tensor]:
+    """States of torch's generators: of the CPU, and of this process's GPU where one is used."""
+    states = {"random.cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        states["random.cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random(states: Mapping[str, Tensor]) -> None:
+    """Put back what `random_state` took, or a checkpoint that holds it.
+
+    The last thing before training goes on: whatever draws a number in between would make it another
+    run.
+    """
+    torch.set_rng_state(states["random.cpu"])
+    if "random.cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["random.cuda"])
+
+
+@contextlib.contextmanager
+def own_random() -> Iterator[None]:
+    """Let what is inside draw from torch's generators without a trace."""
+    states = random_state()
+    try:
+        yield
+    finally:
+        set_random(states)
+
+
+def own_generator() -> torch.Generator:
+    """A generator for a DataLoader, which draws a base seed whenever it starts.
+
+    What a run's loaders read depends on no generator. Without one of their own they would advance
+    torch's, once more in a resumed run than in an unbroken one.
+    """
+    return torch.Generator().manual_seed(0)
 
 
 def frozen_hash(module: nn.Module) -> str:
@@ -263,34 +438,24 @@ def frozen_hash(module: nn.Module) -> str:
     return weights_hash({n: p for n, p in module.named_parameters() if not p.requires_grad})
 
 
-def _lock(path: Path) -> int:
-    """An open file, locked until it is closed or this process ends, however it ends.
-
-    The lock is this process's alone: its children do not inherit it. Where the file system has no
-    locks, there is none.
+def _read_checkpoint(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a checkpoint, verified.
 
     Raises:
-        UsageError: another process has it.
-        OSError: the file cannot be written.
+        SafetensorError, OSError, ValueError: it is damaged.
     """
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                holder = os.read(file, 32).decode()
-                raise UsageError(
-                    f"{path.parent}: another process (number {holder}) is training there: stop it "
-                    "or wait for its end, or name another --out"
-                ) from None
-            logger.debug("no lock on %s: %s", path, error)
-        os.ftruncate(file, 0)
-        os.write(file, str(os.getpid()).encode())
-    except BaseException:
-        os.close(file)
-        raise
-    return file
+    with safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata() or {})
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if metadata.pop("sha256", None) != _checksum(tensors, metadata):
+        raise ValueError("its content is not what was written")
+    return metadata, tensors
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as YAML gives it back."""
+    plain: dict[str, Any] = files.parse_yaml(yaml.safe_dump(dict(config), sort_keys=False))
+    return plain
 
 
 def _changing(module: nn.Module) -> dict[str, Tensor]:
