@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,16 +15,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fsdino.errors import DataError, FsdinoError
-from fsdino.files import atomic_write
+from fsdino.files import make_folder, read_json, remove_leftovers, write_json
 from fsdino.images import Pixels
 from fsdino.models.checkpoints import first_line, tensors_sha256, write_tensors
 from fsdino.training.corpus import ImageFile
 from fsdino.training.interrupt import Interrupt, leave_to_trainer
+from fsdino.training.run import own_generator
 from fsdino.training.teacher import Architecture, Teacher
 
 logger = logging.getLogger("fsdino.training")
 
-FORMAT = "fsdino-embeddings-1"
+FORMAT = "fsdino-embeddings-2"
 SHARD_IMAGES = 64  # what a kill may cost, and a damaged shard
 
 
@@ -39,7 +38,8 @@ class EmbeddingCache:
     ```
 
     A shard counts once its index is there: both are written whole or not at all, the index last.
-    Several processes and runs may read and add at the same time.
+    The hashes cover teacher and dtype, too, so that files of another cache are not taken for this
+    one's. Several processes and runs may read and add at the same time.
 
     Args:
         folder: for any number of teachers.
@@ -51,15 +51,14 @@ class EmbeddingCache:
     """
 
     def __init__(self, folder: Path, teacher: str, dtype: str) -> None:
-        self.folder = folder / f"{teacher}-{dtype}"
-        try:
-            for part in ("shards", "index"):
-                (self.folder / part).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FsdinoError(
-                f"cannot create {self.folder}: {error.strerror}; choose another folder for the "
-                "cache, or compute embeddings on the fly"
-            ) from error
+        self._kind = f"{teacher}-{dtype}"
+        self.folder = folder / self._kind
+        for part in ("shards", "index"):
+            make_folder(
+                self.folder / part,
+                "choose another folder for the cache, or compute embeddings on the fly",
+            )
+            remove_leftovers(self.folder / part)
         self._waiting: dict[str, tuple[str, Tensor]] = {}
         self._shards: dict[str, dict[str, dict[str, str]]] = {}
         self._shard_of: dict[str, str] = {}
@@ -83,17 +82,21 @@ class EmbeddingCache:
         """Names of the images that it holds, as they were when they were added."""
         return {row["name"] for images in self._shards.values() for row in images.values()}
 
-    def get(self, content: str) -> Tensor | None:
+    def get(self, content: str, shape: tuple[int, int, int] | None = None) -> Tensor | None:
         """An embedding, float16 [C, h, w]; None where it is not there, or damaged.
 
         Damage is logged with the shard's name, unless another process has mended it meanwhile.
+
+        Args:
+            content: SHA-256 of the image file's content.
+            shape: that it must have, where that is known.
         """
         if content not in self._shard_of:
             self.refresh()
         tried = None
         while (entry := self._entry(content)) is not None:
             try:
-                return self._read(content)
+                return self._read(content, shape)
             except (SafetensorError, OSError, ValueError) as error:
                 if entry == tried:
                     path, reason = self._path(entry[0]), first_line(error)
@@ -108,13 +111,20 @@ class EmbeddingCache:
         shard = self._shard_of.get(content)
         return None if shard is None else (shard, self._shards[shard][content]["sha256"])
 
-    def _read(self, content: str) -> Tensor:
+    def _read(self, content: str, shape: tuple[int, int, int] | None) -> Tensor:
         shard = self._shard_of[content]
         with safe_open(self._path(shard), framework="pt") as file:
             tensor: Tensor = file.get_tensor(content)
-        if tensors_sha256({content: tensor}) != self._shards[shard][content]["sha256"]:
+        if self._hash(content, tensor) != self._shards[shard][content]["sha256"]:
             raise ValueError("its content is not what was written")
+        if tensor.dtype != torch.float16 or tensor.ndim != 3 or not tensor.isfinite().all():
+            raise ValueError("it is not a finite float16 tensor [C, h, w]")
+        if shape is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"its shape is {list(tensor.shape)}, and not {list(shape)}")
         return tensor
+
+    def _hash(self, content: str, tensor: Tensor) -> str:
+        return tensors_sha256({content: tensor}, self._kind)
 
     def drop_shard_of(self, content: str) -> set[str]:
         """Give up the shard that holds an embedding, if any; returns what was in it."""
@@ -148,13 +158,13 @@ class EmbeddingCache:
         waiting = dict(sorted(self._waiting.items()))
         shard = hashlib.sha256("".join(waiting).encode()).hexdigest()[:16]
         images = {
-            content: {"name": name, "sha256": tensors_sha256({content: tensor})}
+            content: {"name": name, "sha256": self._hash(content, tensor)}
             for content, (name, tensor) in waiting.items()
         }
         tensors = {content: tensor for content, (_, tensor) in waiting.items()}
         write_tensors(self._path(shard), tensors, {"format": FORMAT})
-        with atomic_write(self.folder / "index" / f"{shard}.json") as temporary:
-            temporary.write_text(json.dumps({"format": FORMAT, "images": images}))
+        index = {"format": FORMAT, "images": images}
+        write_json(self.folder / "index" / f"{shard}.json", index)
         self._waiting.clear()
         self._shards[shard] = images
         self._shard_of |= dict.fromkeys(images, shard)
@@ -265,6 +275,7 @@ def fill(
         collate_fn=list,
         num_workers=workers,
         worker_init_fn=leave_to_trainer,
+        generator=own_generator(),
     )
     with Interrupt() as interrupt:
         for readings in loader:
@@ -310,11 +321,16 @@ def content_hash(content: bytes) -> str:
 def _read_index(path: Path) -> dict[str, dict[str, str]]:
     """The images of a shard by content; none where the index is damaged or was just dropped."""
     try:
-        data: Mapping[str, Any] = json.loads(path.read_text())
+        data = read_json(path)
         if data["format"] != FORMAT:
             raise ValueError("written by another version")
-        images = data["images"]
-        return {c: {"name": row["name"], "sha256": row["sha256"]} for c, row in images.items()}
+        images = {
+            content: {"name": row["name"], "sha256": row["sha256"]}
+            for content, row in data["images"].items()
+        }
+        if not all(isinstance(text, str) for row in images.values() for text in row.values()):
+            raise ValueError("its rows are not text")
+        return images
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning("index %s cannot be used (%s): its shard is computed again", path, error)
         return {}

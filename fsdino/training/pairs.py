@@ -30,6 +30,7 @@ class Pair:
         image: float32 [3, s, s] in [0, 1], for the student.
         extent: height and width of the image in cells of the teacher's grid.
         target: float16 [C, h, w]; None where it is not known.
+        shape: of the target that belongs to the image, where there is a cache.
         scaled: the teacher's input, where there is no cache.
         error: why the image cannot be used; it counts nothing then.
     """
@@ -40,6 +41,7 @@ class Pair:
     target: Tensor | None = None
     scaled: Pixels | None = None
     error: str = ""
+    shape: tuple[int, int, int] | None = None
 
 
 class PairReader:
@@ -70,7 +72,9 @@ class PairReader:
                 return Pair(file, image, extent, scaled=self.architecture.scale(pixels))
             if content_hash(raw) != self.contents[file.name]:
                 raise DataError(f"{file.name}: has changed since its embedding was computed")
-            return Pair(file, image, extent, self.cache.get(self.contents[file.name]))
+            shape = self.architecture.channels, *self.architecture.grid(pixels.shape[:2])
+            found = self.cache.get(self.contents[file.name], shape)
+            return Pair(file, image, extent, found, shape=shape)
         except FsdinoError as error:
             return Pair(file, torch.zeros(3, size, size), error=str(error))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import logging
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import tiny_sam
 from fsdino.errors import FsdinoError
@@ -82,6 +83,56 @@ def test_shards_are_plain_safetensors(tmp_path: Path, files, teacher) -> None:
     tensors = load_file(shard)
     assert set(tensors) == {content_hash(file.path.read_bytes()) for file in files[:2]}
     assert cache_in(tmp_path).names() == {file.name for file in files[:2]}
+
+
+def test_files_of_another_teacher_are_not_taken(tmp_path: Path, files, teacher, caplog) -> None:
+    """Whole, with valid hashes, in the folder of this one's."""
+    fill(cache_in(tmp_path), teacher, files[:2])
+    other = EmbeddingCache(tmp_path / "cache", "other", "float32")
+    shutil.copytree(cache_in(tmp_path).folder, other.folder, dirs_exist_ok=True)
+    other.refresh()
+    content = content_hash(files[0].path.read_bytes())
+    assert content in other and other.get(content) is None
+    assert "its content is not what was written" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda t: t.float(), lambda t: t[0], lambda t: t * torch.nan, lambda t: t[:, :1]],
+    ids=["float32", "two dims", "nan", "shape"],
+)
+def test_what_cannot_be_the_embedding(tmp_path: Path, files, teacher, change, caplog) -> None:
+    """A valid hash of another type or shape, of NaN, or of an image of other proportions."""
+    fill(cache_in(tmp_path), teacher, files[:2])
+    (shard,) = shards(tmp_path)
+    content = content_hash(files[0].path.read_bytes())
+    tensors = load_file(shard)
+    shape = tuple(tensors[content].shape)
+    tensors[content] = change(tensors[content]).contiguous()
+    save_file(tensors, shard)
+    index = shard.parent.parent / "index" / f"{shard.stem}.json"
+    rows = json.loads(index.read_text())
+    rows["images"][content]["sha256"] = cache_in(tmp_path)._hash(content, tensors[content])
+    index.write_text(json.dumps(rows))
+    assert cache_in(tmp_path).get(content, shape) is None
+    assert "are damaged (it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"[" * 5000, b"\xff\xfe", b"[]", b'{"format": "fsdino-embeddings-2", "images": {"a": 3}}',
+     b'{"format": "fsdino-embeddings-2", "images": {"a": {"name": "a", "sha256": [1]}}}'],
+    ids=["deep", "bytes", "list", "rows", "types"],
+)  # fmt: skip
+def test_a_damaged_index_is_no_index(tmp_path: Path, files, teacher, damage, caplog) -> None:
+    """Its shard is computed again."""
+    fill(cache_in(tmp_path), teacher, files[:2])
+    (index,) = (tmp_path / "cache").rglob("*.json")
+    index.write_bytes(damage)
+    cache = cache_in(tmp_path)
+    assert len(cache) == 0 and f"index {index} cannot be used" in caplog.text
+    fill(cache, teacher, files[:2])
+    assert len(cache_in(tmp_path)) == 2
 
 
 def counting(teacher: Teacher, monkeypatch) -> list[int]:
