@@ -101,7 +101,8 @@ def open_episodes(
     Args:
         dataset: one of `DATASETS`, but for DAVIS-17, whose frames are no episodes.
         split: "val" (novel classes), "train" (base classes) or "base_val" (base classes, images
-            that are not trained on; of FSS-1000, the validation classes).
+            that are not trained on; of FSS-1000, the validation classes; of folders with few
+            images, see `Folder`).
         fold: the fold whose classes are novel; 0 or None where there are no folds.
         shots: supports per episode.
         seed: of seeded sampling; the draws of hsnet have none.
@@ -177,6 +178,9 @@ def draw(
     Raises:
         DataError: a class has too few images; names it.
     """
+    if isinstance(source, Folder):
+        queries, pools = source.pools(lists)
+        return Seeded(pools, split, shots, seed, episodes or EPISODES, queries)
     check_pools(lists.by_class, classes, source.class_names, source.dataset)
     if sampling is None:
         sampling = "seeded" if source.dataset in _WITHOUT_DRAWS else "hsnet"

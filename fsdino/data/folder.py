@@ -14,13 +14,16 @@ from fsdino.data.files import Found, Part, Places, Report
 from fsdino.data.labels import Labelling, read_label_map, several_classes
 from fsdino.data.layouts import Reading, read_layout
 from fsdino.data.lists import Lists
+from fsdino.data.sampling import Pools, check_pools
 from fsdino.errors import DataError, UsageError
 from fsdino.images import read_image, read_mask
 
 logger = logging.getLogger("fsdino.data")
 
-# Of each class, every fifth image is kept out of training.
+# Of each class, every fifth image is kept out of training, or one where there are fewer than ten:
+# but none of two, of which an episode needs both.
 _EVERY = 5
+_FEWEST = 3  # images of a class of which one is kept out
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Folder:
       classes.txt may name them.
 
     Pictures are turned upright as their EXIF data say. split "val" takes all images; "base_val"
-    every fifth of each class, and "train" the others.
+    every fifth of each class, and "train" the others. Of three to nine images of a class, one is
+    in "base_val"; of two, both are in both.
 
     Args:
         root: the folder.
@@ -112,9 +116,9 @@ class Folder:
         self._check_masks()
         items = []
         for class_id, names in self.reading.images.items():
+            out = _kept_out(len(names))
             for place, name in enumerate(names):
-                kept_out = place % _EVERY == _EVERY - 1
-                if split == "val" or kept_out == (split == "base_val"):
+                if split == "val" or not out or (place in out) == (split == "base_val"):
                     items.append((name, class_id))
         if not items and self.reading.masks and self.reading.layout == "labels":
             raise DataError(
@@ -127,6 +131,30 @@ class Folder:
                 "CLASS/IMAGE.jpg and CLASS/IMAGE.png"
             )
         return Lists(tuple(items), derived=True)
+
+    def pools(self, lists: Lists) -> tuple[Pools, Pools]:
+        """Images of each class that are queries, and those that supports are drawn from.
+
+        A class with one image in the lists, as one of few images has for validation, is asked for
+        in that image, and its others are the supports.
+
+        Args:
+            lists: of a split.
+
+        Raises:
+            DataError: a class with fewer than two images.
+        """
+        images = self.reading.images
+        check_pools(images, self.class_names, self.class_names, self.dataset)
+        queries = {class_id: lists.by_class.get(class_id, ()) for class_id in self.class_names}
+        supports = {c: names if len(names) > 1 else images[c] for c, names in queries.items()}
+        return queries, supports
+
+    def few_images(self) -> tuple[list[str], list[str]]:
+        """Classes of which one image is kept out of training, and those of which none is."""
+        counts = {self.class_names[c]: len(n) for c, n in self.reading.images.items()}
+        some = [name for name, n in counts.items() if _FEWEST <= n < 2 * _EVERY]
+        return some, [name for name, n in counts.items() if n < _FEWEST]
 
     def _check_masks(self) -> None:
         """Name images that no mask can be read of; leave them out with `skip_bad`."""
@@ -240,6 +268,13 @@ class Folder:
         classes.update(dict.fromkeys(reading.damaged, -1))
         for name in sorted(classes):
             yield name, _Check(self, name, classes[name])
+
+
+def _kept_out(count: int) -> frozenset[int]:
+    """Which of a class's images are kept out of training."""
+    if count < _FEWEST:
+        return frozenset()
+    return frozenset(range(_EVERY - 1, count, _EVERY)) or frozenset({count - 1})
 
 
 @dataclass(frozen=True)

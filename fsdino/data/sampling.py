@@ -87,6 +87,11 @@ class Seeded(Sequence[EpisodeKey]):
     drawn order. Supports differ from each other as long as the class has images enough, and those
     of fewer shots are the first of more.
 
+    Args:
+        pools: what supports are drawn from.
+        split, shots, seed, episodes: see `fsdino.data.catalog.open_episodes`.
+        queries: what queries are drawn from, of the same classes; None is the same as `pools`.
+
     Raises:
         DataError: a class with fewer than two images.
     """
@@ -96,6 +101,7 @@ class Seeded(Sequence[EpisodeKey]):
     shots: int
     seed: int
     episodes: int
+    queries: Pools | None = None
 
     def __post_init__(self) -> None:
         check_pools(self.pools, self.pools)
@@ -111,7 +117,8 @@ class Seeded(Sequence[EpisodeKey]):
         class_id = self._class_of(index)
         pool = self.pools[class_id]
         random = self._random(1, index)
-        query = pool[int(random.integers(len(pool)))]
+        queries = pool if self.queries is None else self.queries[class_id]
+        query = queries[int(random.integers(len(queries)))]
         others = [name for name in dict.fromkeys(pool) if name != query]
         order = random.permutation(len(others))
         supports = tuple(others[order[shot % len(others)]] for shot in range(self.shots))
