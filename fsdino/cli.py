@@ -292,6 +292,12 @@ class Train:
     """Folder of the data set."""
     splits: Folder = None
     """Folder of HSNet's split lists; default: lists derived from the annotations."""
+    layout: Name = None
+    """Of a folder of your own: auto, class-folders, pairs or labels; see docs/data.md."""
+    ignore: Value = None
+    """Value of label maps that is not scored, or none; default: 255."""
+    background: Value = None
+    """Value of label maps that is no class, or none; default: 0."""
     fold: Integer = None
     """Fold that is held out of training."""
     variant: Name = None
@@ -315,7 +321,7 @@ class Train:
     adapter_weights: File = None
     """What `fsdino distill` wrote."""
     steps: Integer = None
-    """Optimiser steps."""
+    """Optimiser steps. With --resume, more of them extend a finished run."""
     images_per_step: Integer = None
     """Distinct images in a step, of all processes together."""
     episodes_per_batch: Name = None
@@ -338,6 +344,8 @@ class Train:
     """CPU threads of the training process."""
     skip_bad: Flag = False
     """Take another episode where an image cannot be read, and name it."""
+    no_validation: Flag = False
+    """Train on all images of a folder; the last model is the best."""
     validate_every: Integer = None
     """Steps between validations."""
     validation_episodes: Integer = None
@@ -363,9 +371,8 @@ class Train:
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(_kept_run(self.out)) from None
         if team.is_main:
-            print(
-                f"trained model: {self.out / 'model'}; the best by validation: {self.out / 'best'}"
-            )
+            best = "the best by validation" if config.validation else "the same, not validated"
+            print(f"trained model: {self.out / 'model'}; {best}: {self.out / 'best'}")
         return 0
 
     def configure(self) -> TrainConfig:
@@ -381,6 +388,11 @@ class Train:
             for part, value in (("adapter", self.adapter), ("decoder", self.decoder))
             if value is not None
         }
+        if self.no_validation:
+            given["validation"] = False
+        for name in ("ignore", "background"):
+            if given.get(name, "").lstrip("-").isdecimal():
+                given[name] = int(given[name])
         if self.episodes_per_batch is not None and self.episodes_per_batch.isdecimal():
             given["episodes_per_batch"] = int(self.episodes_per_batch)
         parts = {
@@ -1213,9 +1225,11 @@ def _find_recipe(name: str, command: Literal["train", "distill"]) -> Path:
 
 
 def _kept_run(folder: Path) -> str:
-    steps = [int(path.stem) for path in (folder / "checkpoints").glob("[0-9]*.safetensors")]
-    kept = f"step {max(steps)} is kept" if steps else "no checkpoint was due yet"
-    return f"{kept} in {folder}; the same command with --resume goes on"
+    from fsdino.training.run import checkpoint_files
+
+    kept = [int(path.stem) for path in checkpoint_files(folder)]
+    said = f"step {kept[-1]} is kept" if kept else "no checkpoint was due yet"
+    return f"{said} in {folder}; the same command with --resume goes on"
 
 
 def _check_passed(comparisons: Sequence[Comparison]) -> int:
@@ -1398,7 +1412,8 @@ def _print_distillation(result: Mapping[str, Any]) -> None:
         ["image size", "steps", "held-out MSE", "held-out cosine"],
         [
             [str(stage["image_size"]), f"{stage['steps']:,}",
-             f"{stage['held_out_mse']:.4f}", f"{stage['held_out_cosine']:.4f}"]
+             *("lost" if stage[name] is None else f"{stage[name]:.4f}"
+               for name in ("held_out_mse", "held_out_cosine"))]
             for stage in result["stages"]
         ],
         f"{result['images']:,} images, and {result['held_out']:,} held out, after each stage",

@@ -669,7 +669,7 @@ def test_train_options_are_settings_of_a_run():
     options = {field.name for field in dataclasses.fields(cli.Train)}
     settings = {field.name for field in dataclasses.fields(TrainConfig)}
     of_their_own = {"recipe", "out", "resume", "variant", "without", "adapter", "decoder"}
-    assert options - of_their_own <= settings
+    assert options - of_their_own - {"no_validation"} <= settings
 
 
 def test_train_options_switch_parts_and_override(recipe):
@@ -728,11 +728,12 @@ TERMINATED = """
 import os, signal, time
 from fsdino.training import meta
 
+signalled = [signal.NAME]
 original = meta.Trainer._step
 
 def terminated(self, number, step):
-    if number == 1:
-        os.killpg(0, signal.SIGTERM)
+    if number == 1 and signalled:
+        os.killpg(0, signalled.pop())
         time.sleep(0.5)
     return original(self, number, step)
 
@@ -740,10 +741,12 @@ meta.Trainer._step = terminated
 """
 
 
-def test_a_sigterm_to_all_processes_writes_a_checkpoint(recipe, workplace):
-    """torchrun and clusters send it to a whole group; the step needs the workers to its end."""
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_to_all_processes_writes_a_checkpoint(recipe, workplace, name):
+    """torchrun, clusters and terminals send it to a whole group; the step needs the workers."""
+    code = TERMINATED.replace("NAME", name)
     done = subprocess.run(
-        command("train", recipe, "--out", "run", "--workers", "2", code=TERMINATED),
+        command("train", recipe, "--out", "run", "--workers", "2", code=code),
         env=environment(),
         cwd=workplace,
         capture_output=True,

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fsdino.errors import CheckpointError, DataError, FsdinoError, UsageError
-from fsdino.files import atomic_write
+from fsdino.files import read_json, read_json_lines, write_json
 from fsdino.models import zoo
 from fsdino.models.adapter import Adapter
 from fsdino.models.checkpoints import weights_hash, write_tensors
@@ -30,7 +31,16 @@ from fsdino.training.interrupt import Interrupt, leave_to_trainer
 from fsdino.training.optimisation import Descent
 from fsdino.training.pairs import HeldOutPairs, Pair, PairReader, TrainingPairs
 from fsdino.training.recipe import AUTO
-from fsdino.training.run import METRICS, Run, pack, unpack
+from fsdino.training.run import (
+    METRICS,
+    Run,
+    own_generator,
+    own_random,
+    pack,
+    random_state,
+    set_random,
+    unpack,
+)
 from fsdino.training.teacher import load_teacher
 from fsdino.training.team import Team
 
@@ -42,6 +52,10 @@ ADAPTER_FILE, RESULT_FILE, INVENTORY_FILE = "adapter.safetensors", "result.json"
 Report = Callable[[int, float, float | None], None]
 
 _LOG_EVERY = 50  # steps
+_NO_EXTENSION = (
+    "stage 1 has one schedule over all its epochs and cannot be extended: resume with the epochs "
+    "that it began with, or start in another --out"
+)
 
 
 class Distillation:
@@ -105,17 +119,31 @@ class Distillation:
         }
         self.run = processes.in_turn(
             lambda: Run(
-                folder, config.to_dict(), resume=resume, free=DISTILL_FREE, main=self.team.is_main
+                folder,
+                config.to_dict(),
+                resume=resume,
+                free=DISTILL_FREE,
+                main=self.team.is_main,
+                complete=lambda data: DistillConfig.from_dict(data).to_dict(),
+                reasons={"epochs": _NO_EXTENSION},
             )
         )
-        device = self.team.device
+        try:
+            self._begin()
+        except BaseException:
+            self.run.abandon()
+            raise
+
+    def _begin(self) -> None:
+        """Make what learns, and take over what the folder holds."""
+        config, device = self.config, self.team.device
         self._types = {
             name: _dtype(getattr(config, name), device)
             for name in ("dtype", "encoder_dtype", "teacher_dtype")
         }
         self.cache: EmbeddingCache | None = None
         if config.use_cache:
-            place = Path(config.cache) if config.cache else folder / "embeddings"
+            place = Path(config.cache) if config.cache else self.run.folder / "embeddings"
             kind = str(self._types["teacher_dtype"]).removeprefix("torch.")
             self.cache = EmbeddingCache(place, self._hashes["teacher"], kind)
         self.inventory = Inventory(unreadable=dict(self.corpus.unreadable))
@@ -125,6 +153,8 @@ class Distillation:
         self.wrapped = self.team.wrap(self.adapter)
         self.descent = Descent(self.team, self.wrapped, self.adapter, config)
         self.cosine: float | None = None
+        self._due: float | None = None  # loss of a step whose measurement failed
+        self._random = random_state()
         self.start = self._restore()
 
     # ---------------------------------------------------------------- the teacher's embeddings
@@ -143,6 +173,15 @@ class Distillation:
             FsdinoError: not enough space, or the disk cannot be written; what is computed is kept.
             DataError: no image is left to learn from, or to measure on.
         """
+        try:
+            self._prepare(report)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                self.run.abandon()
+            self.run.close()
+            raise
+
+    def _prepare(self, report: Callable[[int], None] | None) -> None:
         if self.cache is None:
             return
         files = (*self.corpus.training, *self.corpus.held_out)
@@ -202,17 +241,22 @@ class Distillation:
         self.corpus = Corpus(training, held_out, bad)
 
     def _stored_inventory(self) -> Inventory | None:
-        """What an earlier run found, if images, teacher and cache are as they were."""
+        """What the run that goes on had found, if images, teacher and cache are as they were."""
         assert self.cache is not None
-        path = self.run.folder / INVENTORY_FILE
-        if not path.exists():
+        if self.run.before is None:  # a start that failed left it: images may have been mended
             return None
+        path = self.run.folder / INVENTORY_FILE
         try:
-            data = json.loads(path.read_text())
-            stored = Inventory(dict(data["images"]), dict(data["unreadable"]))
+            data = read_json(path)
+            kept = {name: data[name] for name in ("hashes", "images", "unreadable")}
+            if data.get("sha256") != _json_hash(kept):
+                raise ValueError("its content is not what was written")
+            stored = Inventory(kept["images"], kept["unreadable"])
             there = all(content in self.cache for content in stored.contents.values())
-            return stored if there and data["hashes"] == self._hashes else None
-        except (ValueError, KeyError, TypeError) as error:
+            return stored if there and kept["hashes"] == self._hashes else None
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             logger.warning("%s is damaged (%s): looking through the images again", path, error)
             return None
 
@@ -223,8 +267,8 @@ class Distillation:
                 "images": self.inventory.contents,
                 "unreadable": self.inventory.unreadable,
             }
-            with atomic_write(self.run.folder / INVENTORY_FILE) as temporary:
-                temporary.write_text(json.dumps(data, indent=1) + "\n")
+            sha256 = _json_hash(data)
+            write_json(self.run.folder / INVENTORY_FILE, {**data, "sha256": sha256})
 
     # ------------------------------------------------------------------------------- learning
 
@@ -237,16 +281,21 @@ class Distillation:
         """Learn to the end; returns what stands in `result.json`.
 
         Args:
-            report: hears of every step.
+            report: called after every step.
 
         Raises:
             KeyboardInterrupt: asked to stop; a checkpoint is written.
-            FsdinoError: too many steps in a row without a finite loss; a checkpoint is written.
+            FsdinoError: too many steps in a row without a finite loss, or a measurement that is not
+                finite; a checkpoint is written.
         """
         self._began = time.monotonic()
         stages = self._stages()
-        with contextlib.closing(self.run), Interrupt() as interrupt:
-            if self.start == 0:
+        with self.run, Interrupt() as interrupt:
+            set_random(self._random)
+            if self._due is not None:
+                self._record(self.start, self._due, stages)
+                self._save(self.start)
+            elif self.start == 0:
                 self._measure(0, stages[0])
             for number, pairs in zip(range(self.start, self.steps), self._load(), strict=True):
                 if self.team.sum(interrupt.asked)[0]:
@@ -254,10 +303,7 @@ class Distillation:
                     raise KeyboardInterrupt
                 stage = next(s for s in stages if number < s.last)
                 loss, done = self._step(number, pairs), number + 1
-                if done % self.config.validate_every == 0 or done == stage.last:
-                    self._measure(done, stage, loss=loss)
-                elif done % _LOG_EVERY == 0:
-                    self.run.log(done, image_size=stage.image_size, loss=loss)
+                self._record(done, loss, stages)
                 if done % self.config.checkpoint_every == 0 or done == stage.last:
                     self._save(done)
                 if report is not None:
@@ -265,6 +311,23 @@ class Distillation:
             result = self._finish(stages)
         self.team.processes.gather(None)
         return result
+
+    def _record(self, done: int, loss: float, stages: Sequence[Stage]) -> None:
+        """Measure and log where that is due. An error there costs no step: a checkpoint is written.
+
+        A resumed run then begins with what failed.
+        """
+        stage, self._due = next(s for s in stages if done <= s.last), loss
+        try:
+            if done % self.config.validate_every == 0 or done == stage.last:
+                self._measure(done, stage, loss=loss)
+            elif done % _LOG_EVERY == 0:
+                self.run.log(done, image_size=stage.image_size, loss=loss)
+        except Exception:
+            with contextlib.suppress(FsdinoError):  # the disk is full, perhaps
+                self._save(done)
+            raise
+        self._due = None
 
     def _stages(self) -> tuple[Stage, ...]:
         return self.config.stages(len(self.corpus.training))
@@ -287,6 +350,7 @@ class Distillation:
             num_workers=self.config.workers,
             prefetch_factor=2 if self.config.workers else None,
             worker_init_fn=leave_to_trainer,
+            generator=own_generator(),
         )
         return iter(loader)
 
@@ -303,7 +367,7 @@ class Distillation:
 
         passes = [partial(share, first) for first in range(0, len(pairs), at_once)]
         try:
-            return self.descent.step(number, self.steps, passes)
+            return self.descent.step(number, (0, self.steps), passes)
         except FsdinoError:
             self._save(number)
             raise
@@ -350,24 +414,24 @@ class Distillation:
             following = iter(answers)
             return [None if pair.scaled is None else next(following) for pair in pairs]
         return [
-            None if pair.error else self._mended(pair.file) if pair.target is None else pair.target
+            None if pair.error else self._mended(pair) if pair.target is None else pair.target
             for pair in pairs
         ]
 
-    def _mended(self, file: ImageFile) -> Tensor | None:
+    def _mended(self, pair: Pair) -> Tensor | None:
         """An embedding that could not be read, from its shard computed again."""
         assert self.cache is not None
         contents = self.inventory.contents
-        content = contents[file.name]
-        found = self.cache.get(content)
+        content = contents[pair.file.name]
+        found = self.cache.get(content, pair.shape)
         if found is not None:  # another process was faster
             return found
         lost = self.cache.drop_shard_of(content) | {content}
         known = (*self.corpus.training, *self.corpus.held_out)
-        files = [other for other in known if contents[other.name] in lost]
-        logger.warning("computing %d embeddings again", len(files))
-        self._fill(files)
-        return self.cache.get(content)
+        damaged = [other for other in known if contents[other.name] in lost]
+        logger.warning("computing %d embeddings again", len(damaged))
+        self._fill(damaged)
+        return self.cache.get(content, pair.shape)
 
     def _measure(self, done: int, stage: Stage, **values: Any) -> None:
         """Log both numbers on the held-out images, seen at a stage's size."""
@@ -381,8 +445,9 @@ class Distillation:
             batch_size=None,
             num_workers=self.config.workers,
             worker_init_fn=leave_to_trainer,
+            generator=own_generator(),
         )
-        with torch.no_grad():
+        with torch.no_grad(), own_random():
             for batch in loader:
                 mse, cosine = self._agreement(batch, self.adapter)
                 usable = sum(not pair.error for pair in batch)
@@ -390,7 +455,14 @@ class Distillation:
         self.adapter.train()
         error, cosine_sum, count = self.team.sum(*sums)
         if not count:
-            raise DataError("no held-out image can be read any more: mend that and --resume")
+            raise DataError(
+                "no held-out image can be read any more: fix that and rerun with --resume"
+            )
+        if not math.isfinite(error + cosine_sum):
+            raise FsdinoError(
+                f"step {done}: the held-out images give no finite numbers ({error:g}, "
+                f"{cosine_sum:g}): start in another --out with a lower learning_rate, or float32"
+            )
         self.cosine = cosine_sum / count
         self.run.log(
             done,
@@ -429,8 +501,7 @@ class Distillation:
                 "skipped_steps": self.descent.guard.count,
                 "stages": _by_stage(folder / METRICS, stages),
             }
-            with atomic_write(folder / RESULT_FILE) as temporary:
-                temporary.write_text(json.dumps(result, indent=1) + "\n")
+            write_json(folder / RESULT_FILE, result)
         return result
 
     def _save(self, done: int) -> None:
@@ -439,6 +510,7 @@ class Distillation:
             "cosine": self.cosine,
             "skipped": self.descent.guard.count,
             "lost": self.lost,
+            "due": self._due,
         }
         self.run.save(done, pack({"adapter": self.adapter}, self.descent.optimizer), state)
 
@@ -448,6 +520,19 @@ class Distillation:
             self.run.forget_after(-1)
             return 0
         step, tensors, state = checkpoint
+        try:
+            self._take_over(tensors, state)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"the checkpoints of {self.run.folder} were written by another version ({error}): "
+                "start in another --out"
+            ) from error
+        # What is measured again is not kept: a step whose measurement failed, or the start.
+        self.run.forget_after(step if self._due is None and step else step - 1)
+        logger.info("resuming %s at step %d", self.run.folder, step)
+        return step
+
+    def _take_over(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         changed = [name for name, value in self._hashes.items() if state["hashes"][name] != value]
         if changed:
             raise CheckpointError(
@@ -456,10 +541,10 @@ class Distillation:
             )
         unpack(tensors, {"adapter": self.adapter}, self.descent.optimizer)
         self.cosine, self.descent.guard.count = state["cosine"], state["skipped"]
-        self.lost = state["lost"]
-        self.run.forget_after(step)
-        logger.info("resuming %s at step %d", self.run.folder, step)
-        return step
+        self.lost, self._due = state["lost"], state.get("due")
+        self._random = {"random.cpu": tensors["random.cpu"]}
+        if "random.cuda" in tensors:
+            self._random["random.cuda"] = tensors["random.cuda"]
 
     def _check_shapes(self) -> None:
         found, wanted = self.teacher.architecture.channels, self.config.model.width
@@ -501,21 +586,27 @@ def _hash(corpus: Corpus) -> str:
     return hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:16]
 
 
+def _json_hash(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
 def _by_stage(metrics: Path, stages: Sequence[Stage]) -> list[dict[str, Any]]:
-    """The curve of both numbers, for each stage."""
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    measured = [row for row in rows if "held_out_cosine" in row]
+    """The curve of both numbers, for each stage; what damage took from the metrics is missing."""
+    names = ("step", "held_out_mse", "held_out_cosine")
+    rows, _ = read_json_lines(metrics)
+    measured = [
+        row for row in rows if all(isinstance(row.get(name), (int, float)) for name in names)
+    ]
     curves = [
         [row for row in measured if stage.first < row["step"] <= stage.last] for stage in stages
     ]
     curves[0] = [row for row in measured if row["step"] == 0] + curves[0]
-    names = ("step", "held_out_mse", "held_out_cosine")
     return [
         {
             "image_size": stage.image_size,
             "steps": stage.steps,
-            "held_out_mse": curve[-1]["held_out_mse"],
-            "held_out_cosine": curve[-1]["held_out_cosine"],
+            "held_out_mse": curve[-1]["held_out_mse"] if curve else None,
+            "held_out_cosine": curve[-1]["held_out_cosine"] if curve else None,
             "curve": [{name: row[name] for name in names} for row in curve],
         }
         for stage, curve in zip(stages, curves, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import time
@@ -15,6 +16,9 @@ import torch
 from torch import Tensor
 
 from fsdino import __version__
+from fsdino.data.episodes import Episodes
+from fsdino.data.files import FileEpisodes
+from fsdino.data.folder import Folder
 from fsdino.errors import CheckpointError, DataError, FsdinoError, UsageError
 from fsdino.evaluation import protocols
 from fsdino.evaluation.evaluate import Settings, evaluate
@@ -31,7 +35,15 @@ from fsdino.training.losses import TokenClassifier
 from fsdino.training.objective import Objective
 from fsdino.training.optimisation import Descent
 from fsdino.training.recipe import AUTO
-from fsdino.training.run import Run, frozen_hash, pack, unpack
+from fsdino.training.run import (
+    Run,
+    frozen_hash,
+    own_random,
+    pack,
+    random_state,
+    set_random,
+    unpack,
+)
 from fsdino.training.steps import Step, Steps, open_training, part
 from fsdino.training.team import Team
 
@@ -49,11 +61,13 @@ class Trainer:
     Args:
         config: what to train.
         folder: the run's; see `Run`.
-        resume: continue what the folder holds.
-        report: hears of every step.
+        resume: continue what the folder holds. A finished run is extended where `config` has more
+            steps than it: the schedule begins again.
+        report: called after every step.
         team: the processes that train together; None is made from the configuration.
 
     Attributes:
+        config: with the steps at which the schedule of an extended run began again.
         model: what is trained.
         start: steps that an earlier run did.
 
@@ -80,10 +94,29 @@ class Trainer:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         self.model = _build(config)
+        # All that a run reads later is opened before anything is written.
         self.steps = processes.in_turn(lambda: Steps(config, processes))
+        self.validation = processes.in_turn(self._open_validation)
+        self.selected_on = self._selected_on()
         self.run = processes.in_turn(
-            lambda: Run(folder, config.to_dict(), resume=resume, free=FREE, main=self.team.is_main)
+            lambda: Run(
+                folder,
+                config.to_dict(),
+                resume=resume,
+                free=(*FREE, "steps", "restarts"),
+                main=self.team.is_main,
+                complete=lambda data: TrainConfig.from_dict(data).to_dict(),
+            )
         )
+        try:
+            self._begin()
+        except BaseException:
+            self.run.abandon()
+            raise
+
+    def _begin(self) -> None:
+        """Make what learns, and take over what the folder holds."""
+        config = self.config
         classifier = None
         if config.class_weight:
             classifier = TokenClassifier(self.model.encoder.channels, self.steps.classes)
@@ -102,10 +135,16 @@ class Trainer:
         self.stale = 0  # validations since the best
         self.replaced = 0  # episodes that could not be read
         self.batch: dict[int, int] = {}  # episodes of a pass, by K
+        self._due: float | None = None  # loss of a step whose validation failed
+        self._random: dict[str, Tensor] | None = None
         self._frozen_hash = frozen_hash(self.model)
         self.start = self._restore()
         self.frozen = None if config.train_encoder else self._frozen_encoder()
         self._plan_batches()
+        if self._random is None:
+            self._random = random_state()
+        if self.config != config:
+            self.run.change(self.config.to_dict())
 
     def fit(self) -> Segmenter:
         """Train to the end; the last model lies in `folder/model`, the best in `folder/best`.
@@ -113,21 +152,25 @@ class Trainer:
         Raises:
             KeyboardInterrupt: the run was asked to stop; a checkpoint is written.
             DataError: an image cannot be read; a checkpoint is written.
-            FsdinoError: too many steps without a finite loss; a checkpoint is written.
+            FsdinoError: too many steps without a finite loss, or a validation whose output is not
+                finite; a checkpoint is written.
         """
         config = self.config
         self.model.train()
         self._began = time.monotonic()
-        with contextlib.closing(self.run), Interrupt() as interrupt:
+        with self.run, Interrupt() as interrupt:
+            assert self._random is not None
+            set_random(self._random)
+            if self._due is not None:
+                self._record(self.start, self._due)
+                self._save(self.start)
+            done = self.start
             for number, step in enumerate(self._steps_left(), start=self.start):
                 self._check(number, step, interrupt)
                 loss = self._step(number, step)
                 done = number + 1
-                if done % config.validate_every == 0 or done == config.steps:
-                    self._validate(done, loss)
-                elif done % _LOG_EVERY == 0:
-                    self._log(done, loss)
-                if done % config.checkpoint_every == 0 or done == config.steps:
+                self._record(done, loss)
+                if done % config.checkpoint_every == 0 or done in config.ends:
                     self._save(done)
                 if self.report is not None:
                     self.report(done, loss, self.miou)
@@ -135,10 +178,34 @@ class Trainer:
                     self._save(done)
                     break
             self.model.eval()
-            if self.team.is_main:
-                self.model.save_pretrained(self.run.folder / "model")
+            self._keep_last(done)
         self.team.processes.gather(None)
         return self.model
+
+    def _record(self, done: int, loss: float) -> None:
+        """Validate and log where that is due; an error there costs no step.
+
+        A checkpoint is written then, and a resumed run begins with what failed.
+        """
+        config, self._due = self.config, loss
+        try:
+            if config.validation and (done % config.validate_every == 0 or done in config.ends):
+                self._validate(done, loss)
+            elif done % _LOG_EVERY == 0 or done in config.ends:
+                self._log(done, loss)
+        except Exception:
+            with contextlib.suppress(FsdinoError):  # the disk is full, perhaps
+                self._save(done)
+            raise
+        self._due = None
+
+    def _keep_last(self, done: int) -> None:
+        """Write the last model; without validation it is the best, too."""
+        if not self.config.validation:
+            self.model.provenance = self._provenance(done)
+        if self.team.is_main:
+            for name in ("model",) if self.config.validation else ("model", "best"):
+                self.model.save_pretrained(self.run.folder / name)
 
     def _steps_left(self) -> Any:
         return () if self._has_stopped() else self.steps.load(self.start)
@@ -177,7 +244,7 @@ class Trainer:
             weight = (last - first) * count / step.total
             passes.append(partial(self._loss, step, first, last, weight))
         try:
-            return self.descent.step(number, self.config.steps, passes)
+            return self.descent.step(number, self.config.schedule(number), passes)
         except FsdinoError:
             self._save(number)
             raise
@@ -197,16 +264,9 @@ class Trainer:
     def _validate(self, done: int, loss: float) -> None:
         """Score the model by the evaluation protocol; keep it if it is the best so far."""
         config = self.config
-        size = config.model.image_size
-        episodes = open_training(
-            config,
-            config.validation_shots,
-            config.validation_episodes,
-            size if config.data == "procedural" else None,
-            "val" if config.select_on == "novel" else "base_val",
-        )
+        assert self.validation is not None
         settings = Settings(
-            size,
+            config.model.image_size,
             protocols.find("joint", seeded=True),
             device=self.team.device,
             dtype=getattr(torch, config.dtype),
@@ -214,27 +274,64 @@ class Trainer:
             skip_bad=config.skip_bad,
         )
         self.model.eval()
-        predict = predictor(self.model)
-        self.miou = evaluate(predict, episodes, settings, processes=self.team.processes).miou
+        predict, processes = predictor(self.model), self.team.processes
+        with own_random():
+            miou = evaluate(predict, self.validation, settings, processes=processes).miou
         self.model.train()
-        better = self.best is None or self.miou > self.best
-        self.best = self.miou if better or self.best is None else self.best
-        self.stale = 0 if better else self.stale + 1
+        if not math.isfinite(miou):
+            logger.warning("step %d: validation gave no number, but %s", done, miou)
+        self.miou = miou if math.isfinite(miou) else None
+        better = self.miou is not None and (self.best is None or self.miou > self.best)
+        self.best = self.miou if better else self.best
+        self.stale = 0 if better or done in config.restarts else self.stale + 1
         self.model.provenance = self._provenance(done)
         if better and self.team.is_main:
             self.model.save_pretrained(self.run.folder / "best")
         seconds = round(time.monotonic() - self._began, 1)
         self._log(done, loss, **{f"{config.select_on}_miou": self.miou}, seconds=seconds)
 
+    def _open_validation(self) -> Episodes | None:
+        """The episodes that the best model is chosen by; None where none is."""
+        config = self.config
+        if not config.validation:
+            return None
+        return open_training(
+            config,
+            config.validation_shots,
+            config.validation_episodes,
+            config.model.image_size if config.data == "procedural" else None,
+            "val" if config.select_on == "novel" else "base_val",
+        )
+
+    def _selected_on(self) -> str:
+        """What the best model is chosen by, as its provenance says it."""
+        if self.validation is None:
+            return "nothing: the last model of a run without validation"
+        if self.config.select_on == "novel":
+            return "novel classes of the fold"
+        found = "base classes"
+        if isinstance(self.validation, FileEpisodes) and isinstance(self.validation.source, Folder):
+            one, none = self.validation.source.few_images()
+            classes = len(self.validation.classes)
+            for few, what in (
+                (one, "one image each that is not trained on"),
+                (none, "images that are trained on"),
+            ):
+                if few:
+                    logger.warning("validation asks %s for %s", ", ".join(few), what)
+                    found += f"; of {len(few)} of {classes} classes {what}"
+        return found
+
     def _provenance(self, done: int) -> dict[str, Any]:
         """What every result of the model says about its training."""
         config = self.config
-        novel = config.select_on == "novel"
+        extended = {"restarts": list(config.restarts)} if config.restarts else {}
         return {
             "data": config.data,
             "fold": config.fold,
             "step": done,
-            "selected_on": "novel classes of the fold" if novel else "base classes",
+            **extended,
+            "selected_on": self.selected_on,
             "selection_miou": self.miou,
             "version": __version__,
         }
@@ -312,6 +409,7 @@ class Trainer:
             "stale": self.stale,
             "skipped": self.descent.guard.count,
             "replaced": self.replaced,
+            "due": self._due,
             "batch": self.batch,
             "frozen": self._frozen_hash,
             "lists": self.steps.lists_hash,
@@ -321,9 +419,22 @@ class Trainer:
     def _restore(self) -> int:
         checkpoint = self.run.load()
         if checkpoint is None:
+            self._follow_on(0, stopped=False)
             self.run.forget_after(0)
             return 0
         step, tensors, state = checkpoint
+        try:
+            self._take_over(step, tensors, state)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"the checkpoints of {self.run.folder} were written by another version ({error}): "
+                "start in another --out"
+            ) from error
+        self.run.forget_after(step if self._due is None else step - 1)
+        logger.info("resuming %s at step %d", self.run.folder, step)
+        return step
+
+    def _take_over(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         if state["frozen"] != self._frozen_hash:
             raise CheckpointError(
                 f"{self.run.folder} was trained on other frozen weights: pass the files that it "
@@ -339,11 +450,52 @@ class Trainer:
         self.descent.guard.count, self.replaced = state["skipped"], state["replaced"]
         if self.config.episodes_per_batch == AUTO:  # another choice would round otherwise
             self.batch = {int(shots): number for shots, number in state["batch"].items()}
+        self._due = state.get("due")
+        self._random = {"random.cpu": tensors["random.cpu"]}
+        if "random.cuda" in tensors:
+            self._random["random.cuda"] = tensors["random.cuda"]
+        self._follow_on(step, stopped=self._has_stopped())
+        if step in self.config.restarts:
+            self.stale = 0
         if self.miou is not None:
             self.model.provenance = self._provenance(step)
-        self.run.forget_after(step)
-        logger.info("resuming %s at step %d", self.run.folder, step)
-        return step
+
+    def _follow_on(self, step: int, *, stopped: bool) -> None:
+        """Take over the schedule of the run that goes on, or extend it.
+
+        Args:
+            step: steps done.
+            stopped: whether `patience` had ended it.
+
+        Raises:
+            UsageError: fewer steps than it has, or more before it is finished.
+        """
+        before, config, folder = self.run.before, self.config, self.run.folder
+        if before is None:
+            return
+        steps, restarts = int(before["steps"]), tuple(before["restarts"])
+        if config.restarts not in ((), restarts):
+            raise UsageError(
+                f"restarts {config.restarts}: the schedule of {folder} began again at {restarts}: "
+                "leave restarts out, or start in another --out"
+            )
+        if config.steps < steps:
+            raise UsageError(
+                f"steps {config.steps}: the run in {folder} has {steps}: pass --steps {steps} to "
+                "resume it, more to extend it, or another --out"
+            )
+        if config.steps > steps:
+            if step < steps and not stopped:
+                raise UsageError(
+                    f"steps {config.steps}: the run in {folder} is at step {step} of {steps}, and "
+                    f"only a finished one can be extended: first resume it with --steps {steps}"
+                )
+            restarts = (*restarts, step)
+            logger.info(
+                "extending %s from step %d to %d: its schedule begins again, with a warm-up",
+                folder, step, config.steps,
+            )  # fmt: skip
+        self.config = dataclasses.replace(config, restarts=restarts)
 
 
 def _build(config: TrainConfig) -> Segmenter:

@@ -113,12 +113,14 @@ class Descent:
         rate: float = self.optimizer.param_groups[0]["lr"]
         return rate
 
-    def step(self, number: int, steps: int, passes: Sequence[Callable[[], Tensor]]) -> float:
+    def step(
+        self, number: int, schedule: tuple[int, int], passes: Sequence[Callable[[], Tensor]]
+    ) -> float:
         """Change the weights once, unless the loss or its gradients are no numbers.
 
         Args:
             number: of the step, from 0.
-            steps: of the run.
+            schedule: first step of the schedule that it belongs to, and the one after its last.
             passes: each calls the wrapped module and returns this process's share of its loss;
                 shares add up within a process, and become a mean over processes.
 
@@ -128,7 +130,8 @@ class Descent:
         Raises:
             FsdinoError: one step too many in a row without a finite loss.
         """
-        factor = warmup_cosine(number, steps, self.config.warmup)
+        first, last = schedule
+        factor = warmup_cosine(number - first, last - first, self.config.warmup)
         set_learning_rate(self.optimizer, self.config.learning_rate * factor)
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.team.device)

@@ -20,6 +20,7 @@ from fsdino.processes import Processes
 from fsdino.training.augment import augment, crowd
 from fsdino.training.config import TrainConfig
 from fsdino.training.interrupt import leave_to_trainer
+from fsdino.training.run import own_generator
 
 _AHEAD = 4  # steps that each worker prepares in advance
 _SPARES = 3  # episodes that may take the place of one that cannot be read
@@ -60,13 +61,16 @@ class Steps(Dataset[Step]):
     def __init__(self, config: TrainConfig, processes: Processes | None = None) -> None:
         self.config, self.processes = config, processes or Processes()
         self.number = config.steps * config.images_per_step
+        # Nothing is kept out of a folder of one's own where nobody looks at it.
+        every = config.data == "folder" and not config.validation
+        split = "val" if every else "train"
         generated = config.data == "procedural"
         self.sizes = config.sizes
         self.episodes: dict[tuple[int, int], Episodes] = {}
         for shots in set(config.shots):
             for size in self.sizes if generated else (0,):
                 self.episodes[shots, size] = open_training(
-                    config, shots, self.number * (1 + _SPARES), size if generated else None
+                    config, shots, self.number * (1 + _SPARES), size if generated else None, split
                 )
         self.invented = {
             (shots, size): InventedEpisodes(config.fold, shots, config.seed, size)
@@ -142,6 +146,7 @@ class Steps(Dataset[Step]):
                 num_workers=self.config.workers,
                 prefetch_factor=_AHEAD if self.config.workers else None,
                 worker_init_fn=leave_to_trainer,
+                generator=own_generator(),
             )
         )
 
@@ -164,6 +169,9 @@ def open_training(
         sampling="seeded",
         root=_path(config.root),
         splits=_path(config.splits),
+        layout=config.layout,
+        ignore=config.ignore,
+        background=config.background,
         image_size=size,
         skip_bad=config.skip_bad,
     )

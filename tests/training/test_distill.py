@@ -282,6 +282,92 @@ def test_a_cache_that_was_removed_is_filled_again(place, finished, tmp_path) -> 
     assert same_adapter(tmp_path, finished)
 
 
+def exchanged(content: bytes) -> bytes:
+    """An inventory that takes two images for each other."""
+    data = json.loads(content)
+    one, other, *_ = data["images"]
+    data["images"][one], data["images"][other] = data["images"][other], data["images"][one]
+    return json.dumps(data).encode()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda c: b"[" * 5000, lambda c: b"\xff", lambda c: b"[]", lambda c: c[:-20], exchanged],
+    ids=["deep", "bytes", "list", "cut", "exchanged"],
+)
+def test_a_damaged_inventory_is_made_again(place, finished, tmp_path, damage, caplog) -> None:
+    """The images are gone through once more, from the cache, and the run is the same."""
+    config = config_of(place)
+    stopped = Distillation(config, tmp_path)
+    stopped.prepare()
+    with pytest.raises(KillError):
+        stopped.fit(stop_at(4))
+    inventory = tmp_path / "images.json"
+    inventory.write_bytes(damage(inventory.read_bytes()))
+    resumed = Distillation(config, tmp_path, resume=True)
+    resumed.prepare()
+    assert f"{inventory} is damaged" in caplog.text
+    resumed.fit()
+    assert same_adapter(tmp_path, finished) and resumed.lost == {}
+
+
+def test_damaged_metrics_cost_only_themselves(place, finished, tmp_path) -> None:
+    """The result lacks what they held; the adapter is the same."""
+    config = config_of(place)
+    stopped = Distillation(config, tmp_path)
+    stopped.prepare()
+    with pytest.raises(KillError):
+        stopped.fit(stop_at(6))
+    (tmp_path / "metrics.jsonl").write_bytes(b"\x00" * 99 + b'\n{"step": 2, "held_out_mse": 1}\n')
+    resumed = Distillation(config, tmp_path, resume=True)
+    resumed.prepare()
+    stages = resumed.fit()["stages"]
+    assert stages[0]["held_out_mse"] is None and stages[0]["curve"] == []
+    assert stages[-1] == json.loads((finished / "result.json").read_text())["stages"][-1]
+    assert same_adapter(tmp_path, finished)
+
+
+def test_a_measurement_that_is_no_number(place, finished, tmp_path, monkeypatch) -> None:
+    """It ends the run with a checkpoint, which a resumed one measures first."""
+    original = distill.agreement
+
+    def measured(student, target, inside):
+        mse, cosine = original(student, target, inside)
+        return (mse if student.requires_grad or not spoilt else mse * torch.nan), cosine
+
+    monkeypatch.setattr(distill, "agreement", measured)
+    config, spoilt = config_of(place, checkpoint_every=100), []
+    distillation = Distillation(config, tmp_path)
+    distillation.prepare()
+    with pytest.raises(FsdinoError, match="step 2: the held-out images give no finite numbers"):
+        distillation.fit(lambda step, loss, cosine: spoilt.append(step))
+    assert [path.stem for path in (tmp_path / "checkpoints").iterdir()] == ["00000002"]
+    spoilt.clear()
+    run(config, tmp_path, resume=True)
+    assert same_adapter(tmp_path, finished) and numbers(tmp_path) == numbers(finished)
+
+
+def test_a_distillation_cannot_be_extended(place, finished, tmp_path) -> None:
+    """More epochs are another schedule; the error says so."""
+    shutil.copytree(finished, tmp_path / "run")
+    with pytest.raises(UsageError, match=r"in epochs: stage 1 has one schedule .* cannot be ext"):
+        Distillation(config_of(place, epochs=(1, 1, 3)), tmp_path / "run", resume=True)
+
+
+def test_a_failed_start_is_not_in_the_way(place: Path, tmp_path: Path) -> None:
+    """No image could be read: with others, the same folder is used."""
+    paths = own_images(tmp_path / "images")
+    contents = [path.read_bytes() for path in paths]
+    for path in paths:
+        path.write_bytes(b"no image")
+    config = config_of(place, images=(str(tmp_path / "images"),), epochs=(1,))
+    with pytest.raises(DataError, match="no image to learn from"):
+        Distillation(config, tmp_path / "run").prepare()
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
+    run(dataclasses.replace(config, learning_rate=1e-4), tmp_path / "run")
+
+
 def test_unreadable_images_are_counted_and_named(place: Path, tmp_path: Path) -> None:
     """Before learning: left out. While learning: missing or replaced, the rest goes on."""
     paths = own_images(tmp_path / "images")

@@ -10,6 +10,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -383,6 +384,58 @@ def test_the_best_model_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     again = Trainer(config, tmp_path, resume=True, report=note)
     again.fit()
     assert list(states) == [1, 2, 3, 4]  # it has ended
+
+
+def test_a_validation_that_fails_costs_no_step(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An output of NaN, say: a checkpoint is written, and what failed comes first in the next."""
+    config = dataclasses.replace(CONFIG, checkpoint_every=100)
+    with monkeypatch.context() as patch:
+        nothing = lambda questions: torch.full((4, 1, 8, 8), torch.nan)  # noqa: E731
+        patch.setattr(meta, "predictor", lambda model: nothing)
+        with pytest.raises(FsdinoError, match="the model's output is not finite"):
+            Trainer(config, tmp_path).fit()
+        assert steps_kept(tmp_path) == [3]
+        with pytest.raises(FsdinoError, match="the model's output is not finite"):
+            Trainer(config, tmp_path, resume=True).fit()
+    Trainer(config, tmp_path, resume=True).fit()
+    assert same_run(tmp_path, whole)
+
+
+def test_a_validation_without_a_number_is_no_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """NaN is greater than nothing, and nothing is greater than it: it must not be kept."""
+    mious = iter([float("nan"), 30.0, float("nan"), 20.0])
+    monkeypatch.setattr(meta, "evaluate", lambda *a, **k: SimpleNamespace(miou=next(mious)))
+    config = dataclasses.replace(FROZEN, steps=4, validate_every=1)
+    Trainer(config, tmp_path).fit()
+    assert fsdino.load(tmp_path / "best").provenance["step"] == 2
+    assert [row["base_miou"] for row in metrics(tmp_path)] == [None, 30.0, None, 20.0]
+    assert "step 1: validation gave no number, but nan" in caplog.text
+
+
+def test_what_validation_reads_is_opened_first(tmp_path: Path, photos: TrainConfig) -> None:
+    """Not after hours of training: without it, nothing is written."""
+    config = dataclasses.replace(photos, select_on="base", fold=3)
+    with pytest.raises(UsageError, match="fold 3: folder has no folds"):
+        Trainer(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_that_fails_late_is_not_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory before the first checkpoint, say: the next start may have other settings."""
+    with monkeypatch.context() as patch:
+        patch.setattr(meta.footprint, "activation_bytes", lambda *a: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            Trainer(FROZEN, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ZeroDivisionError):
+        Trainer(FROZEN, tmp_path / "run", report=lambda *a: 1 / 0).fit()
+    Trainer(dataclasses.replace(FROZEN, images_per_step=8), tmp_path / "run")
 
 
 @pytest.mark.parametrize("select_on", ["base", "novel"])
