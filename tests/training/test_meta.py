@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -481,6 +482,8 @@ def test_an_hsnet_head_learns_on_a_frozen_encoder(tmp_path: Path, whole: Path) -
     for name, value in after.state_dict().items():
         if name.startswith("encoder."):
             assert torch.equal(value, encoder[name])
+        elif re.fullmatch(r"squeeze\.\d+\.[01]\.conv\.conv\d\.bias", name) and len(value) == 4:
+            continue  # the four groups of the norm that follows have a channel each: no gradient
         else:
             assert not torch.equal(value, before[name]), name
 
