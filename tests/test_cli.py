@@ -30,6 +30,7 @@ import stub_extension
 import tiny_sam
 from fsdino import cli, ops
 from fsdino.apps import build, demo, supports
+from fsdino.evaluation import journal
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmenter
 from fsdino.ops import backends, baseline, native
@@ -905,6 +906,40 @@ def test_evaluate_prints_a_table_and_goes_on(capsys):
     assert cli.main(arguments) == 0
     again = capsys.readouterr()
     assert again.out == first.out and "episodes/s" not in again.err
+
+
+def test_a_second_evaluation_into_one_result_is_refused(capsys):
+    """Exit code 2, and who holds it; afterwards the same command works."""
+    arguments = evaluate("--episodes", "2", "--out", "r.json")
+    with journal.lock(Path("r.json")):
+        assert cli.main(arguments) == cli.main([*arguments, "--overwrite"]) == 2
+        for line in capsys.readouterr().err.splitlines():
+            assert f"result r.json is in use by process {os.getpid()} on " in line
+            assert line.endswith("wait for its end or stop it, or pass another --out")
+    assert not Path("r.json").exists()
+    assert cli.main(arguments) == 0 and Path("r.json").exists()
+
+
+def test_an_interrupted_evaluation_exits_130_and_goes_on(capsys, monkeypatch):
+    """What is done is kept, and no lock is left."""
+    arguments = evaluate("--episodes", "4", "--batch-size", "1", "--out", "r.json")
+    append, done = journal.Journal.append, []
+
+    def interrupted(self: Any, rows: Any) -> None:
+        append(self, rows)
+        done.append(1)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.Journal, "append", interrupted)
+        assert cli.main(arguments) == 130
+    assert error_line(capsys) == (
+        "fsdino: interrupted: 2 episodes are done and kept beside r.json; the same command does "
+        "the rest"
+    )
+    assert sorted(path.name for path in Path().glob("r.*")) == ["r.part0.jsonl"]
+    assert cli.main(arguments) == 0
 
 
 def test_evaluate_says_what_the_model_was_selected_on(capsys):
