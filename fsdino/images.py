@@ -102,8 +102,7 @@ _CLEAR_SHARE, _CLEAR_RANGE = 0.98, 32
 # much less. So many stray pixels are no labels, and this share of the gray may be flat, as it is
 # where a small mask was enlarged.
 _EDGE_WIDTH, _ONE_GRAY_WIDTH, _STRAY, _FLAT_SHARE = 8, 1.6, 16, 0.3
-_ROWS = 1024  # that are converted at a time
-_BAND = 2**22  # pixels that are blended at once
+_BAND = 2**22  # pixels that are converted or blended at a time
 # Float images may leave [0, 1] by what resampling and rounding add.
 _FLOAT_SLACK = 1e-3
 
@@ -111,7 +110,9 @@ _FLOAT_SLACK = 1e-3
 def read_image(image: ImageLike, name: str = "image") -> Pixels:
     """Any image as RGB with 8 bits per channel, upright.
 
-    Files may be JPEG, PNG, WebP, TIFF, BMP, GIF or PNM; of several frames the first is read.
+    Files may be of any raster format that Pillow reads (JPEG, PNG, WebP, TIFF, BMP, GIF, PNM, AVIF,
+    JPEG 2000 ...), and HEIC where pillow-heif is installed; the content decides, and not the name.
+    Of several frames the first is read. TIFF samples of other types are read like the same array.
     The EXIF orientation is applied to files and PIL images; colour profiles are not.
     Grayscale is repeated, transparency lies over white, 16-bit values are divided by 257 (so
     65535 is white, whatever the brightest pixel is), CMYK is converted without a profile.
@@ -124,7 +125,8 @@ def read_image(image: ImageLike, name: str = "image") -> Pixels:
         name: what an error calls it; a file's path is added.
 
     Returns:
-        uint8 [H, W, 3], contiguous and writable, in memory of its own.
+        uint8 [H, W, 3], contiguous and writable, in memory of its own. Reading a file takes up to
+        8 bytes a pixel (32-bit samples: 24), these 3 included, and a mask's up to 16.
 
     Raises:
         UsageError: a missing path, a folder, an unsupported type or shape.
@@ -314,11 +316,19 @@ def _channels_last(array: AnyArray, label: str, *, channels_first: bool) -> AnyA
 
 def _rgb(image: Image.Image, label: str) -> Pixels:
     """A decoded PIL image of any mode as uint8 [H, W, 3]."""
-    if image.mode == "F" or image.mode.startswith("I"):  # I;16 has several byte orders
+    if image.mode in ("F", "I"):  # the range of all values decides
         return _rgb_of_array(np.asarray(image), label)
-    if image.mode != "RGB" or image.has_transparency_data:
-        image = _over_white(image) if image.has_transparency_data else image.convert("RGB")
-    return np.array(image)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(_BAND // image.width, 1)
+    for top in range(0, image.height, rows):  # as a whole, copies would take twice the memory
+        part = image.crop((0, top, image.width, min(top + rows, image.height)))
+        if part.mode.startswith("I"):  # I;16 has several byte orders
+            pixels[top : top + rows] = _rgb_of_array(np.asarray(part), label)
+            continue
+        if part.mode != "RGB" or part.has_transparency_data:
+            part = _over_white(part) if part.has_transparency_data else part.convert("RGB")
+        pixels[top : top + rows] = np.asarray(part)
+    return pixels
 
 
 def _over_white(image: Image.Image) -> Image.Image:
@@ -551,14 +561,19 @@ def _values_of_colors(pixels: Pixels, label: str) -> AnyArray:
         if alpha.min() != alpha.max():
             return alpha
     color = pixels[:, :, :3]
-    red, green, blue = np.moveaxis(color.astype(np.int32), 2, 0)
-    codes = (red << 16) | (green << 8) | blue
+    red, green, blue = np.moveaxis(color, 2, 0)
+    if (red == green).all() and (green == blue).all():
+        return cast(Pixels, red)
+    codes = red.astype(np.int32)  # in place: four bytes a pixel, and not twelve
+    for channel in (green, blue):
+        codes <<= 8
+        codes |= channel
     if ((codes == 0) | (codes == codes.max())).all():
         return cast(Flags, codes != 0)
     value: Pixels = color.max(axis=2)
     tint = value - color.min(axis=2)
     tinted = float((tint > _CLEAR_RANGE).mean())
-    if not tint.any() or (value.max() >= 128 and tinted <= 1 - _CLEAR_SHARE):
+    if value.max() >= 128 and tinted <= 1 - _CLEAR_SHARE:
         return value
     return _brightness_of_one_color(color, value, label)
 
@@ -603,8 +618,9 @@ def _foreground(values: AnyArray, label: str) -> Flags:
 def _levels(values: AnyArray, white: int) -> Pixels:
     """Values from 0 to `white` as uint8, a part of the rows at a time: floats take memory."""
     levels = np.empty(values.shape, np.uint8)
-    for start in range(0, len(values), _ROWS):
-        part = slice(start, start + _ROWS)
+    rows = max(_BAND // values.shape[1], 1)
+    for start in range(0, len(values), rows):
+        part = slice(start, start + rows)
         levels[part] = np.rint(values[part].astype(np.float32) * (255 / white))
     if values.dtype.kind in "ui":  # labels of 16 bits stay beside 0
         levels[(levels == 0) & (values != 0)] = 1

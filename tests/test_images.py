@@ -1150,6 +1150,27 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.parametrize(
+    "name, mode, most",
+    [("a.jpg", "RGB", 9), ("a.png", "RGBA", 9), ("g.png", "L", 6), ("mask.png", "RGB", 17)],
+)
+def test_memory_that_a_large_file_takes(tmp_path: Path, name: str, mode: str, most: int) -> None:
+    """Bytes a pixel at 36 megapixels, the result included; copies of the whole took twice that."""
+    image = Image.new(mode, (6000, 6000))
+    image.paste("white", (1000, 1000, 4000, 5000))
+    file = saved(image, tmp_path / name, compress_level=1)
+    run = run_python(
+        "import sys, resource\n"
+        "from fsdino.images import read_image, read_mask\n"
+        "read = read_mask if 'mask' in sys.argv[1].split('/')[-1] else read_image\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "read(sys.argv[2]); before = peak(); read(sys.argv[1]); print((peak() - before) * 1024)",
+        str(file),
+        str(PHOTOGRAPHS / "coins_mask.png"),
+    )
+    assert int(run.stdout) / 36e6 < most, run.stderr
+
+
 def test_importing_images_does_not_import_torch() -> None:
     """The command line's help reads this module's names; torch alone would take seconds."""
     run = run_python("import sys, fsdino.images; print('torch' in sys.modules)")
