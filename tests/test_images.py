@@ -440,6 +440,19 @@ def test_decompression_bomb(tmp_path: Path) -> None:
         one_line(error, str(file), "3600000000 pixels", "178956970", "PIL.Image.MAX_IMAGE_PIXELS")
 
 
+@pytest.mark.parametrize(
+    "kind, head", [(b"zTXt", b"a\0\0"), (b"iTXt", b"a\0\1\0\0\0"), (b"iCCP", b"a\0\0")]
+)
+def test_bombs_in_what_is_not_pixels(tmp_path: Path, kind: bytes, head: bytes) -> None:
+    """Texts and profiles that inflate to 200 MB are one error, before the memory is taken."""
+    file = tmp_path / "bomb.png"
+    body = head + zlib.compress(bytes(200_000_000), 1)
+    file.write_bytes(png(4, 4, 8, 2, [bytes(12)] * 4, (kind, body)))
+    with pytest.raises(DataError) as error:
+        read_image(file)
+    one_line(error, "bomb.png", "corrupt")
+
+
 def test_large_images_below_the_limit_do_not_warn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
