@@ -101,6 +101,7 @@ def pax(text: bytes) -> bytes:
 
 DAMAGE = {
     "negative": (header(size=b"\xff" * 10 + b"\xfc\x00"), "invalid number"),
+    "back to itself": (header(size=b"\xff" * 10 + b"\xfe\x00"), "invalid number"),
     "negative octal": (header(size=b"-0000002000\0"), "invalid number"),
     "beyond the end": (header(size=8**11 - 1), r"ends before c\.jpg, of 8,589,934,591 bytes"),
     "absurd": (header(size=b"\x80" + b"\xff" * 11), r"ends before c\.jpg"),
