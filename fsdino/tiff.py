@@ -31,9 +31,9 @@ _NEEDED = frozenset(
     }
 )  # fmt: skip
 
-_UNCOMPRESSED = 1
+_UNCOMPRESSED, _PACKBITS = 1, 32773
 # None, LZW, deflate (two numbers), PackBits, LZMA, Zstandard: what leaves bytes as they were.
-_LOSSLESS = frozenset({_UNCOMPRESSED, 5, 8, 32946, 32773, 34925, 50000})
+_LOSSLESS = frozenset({_UNCOMPRESSED, 5, 8, 32946, _PACKBITS, 34925, 50000})
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 # Codes of integer field types, as `struct` has them, by the file's number.
@@ -151,6 +151,8 @@ def _is_pillows(
         return True
     if formats != {_UNSIGNED}:
         return False
+    if compression == _PACKBITS and tags.get(_PREDICTOR, (1,))[0] != 1:
+        return False  # it takes the differences for values
     if max(bits) <= 8:
         odd = photometric == _BLACK_IS_ZERO or _EXTRA in tags
         return not (planar and odd and bits == {8} and compression in _LOSSLESS)

@@ -36,6 +36,7 @@ def tiff(
     photometric: int | None = None,
     planar: bool = False,
     deflate: bool = False,
+    packbits: bool = False,
     predictor: int = 1,
     rows: int = 8,
     tile: tuple[int, int] | None = None,
@@ -50,6 +51,7 @@ def tiff(
         photometric: 0 for white at 0, 1 for black at 0, 2 for RGB; None takes 1 or 2.
         planar: one plane after the other.
         deflate: compressed (8), otherwise not (1).
+        packbits: in the form of PackBits (32773), literal bytes only.
         predictor: 1 for none, 2 for differences, 3 for differences of floats' bytes.
         big: BigTIFF.
         extra: further fields, or other values for these: (tag, values).
@@ -68,6 +70,9 @@ def tiff(
                     missing = [(0, tile[k] - part.shape[k]) for k in range(2)]
                     part = np.pad(part, [*missing, (0, 0)])
                 content = predicted(part, predictor)
+                if packbits:
+                    pieces = [content[k : k + 128] for k in range(0, len(content), 128)]
+                    content = b"".join(bytes([len(piece) - 1]) + piece for piece in pieces)
                 parts.append(zlib.compress(content) if deflate else content)
     head = 16 if big else 8
     offsets = [head + sum(map(len, parts[:k])) for k in range(len(parts))]
@@ -76,7 +81,7 @@ def tiff(
         256: [width],
         257: [height],
         258: [array.dtype.itemsize * 8] * samples,
-        259: [8 if deflate else 1],
+        259: [32773 if packbits else 8 if deflate else 1],
         262: [(2 if samples >= 3 else 1) if photometric is None else photometric],
         277: [samples],
         284: [2 if planar else 1],
@@ -237,6 +242,14 @@ def test_alpha(tmp_path: Path, name: str, planar: bool, deflate: bool) -> None:
         assert np.array_equal(read_mask(path), DISC)
         path = written(tmp_path / "a.tif", array, **options, extra=[(338, [0])])
         assert np.array_equal(read_image(path), shown)
+
+
+@pytest.mark.parametrize("name", ["uint8", "uint16"])
+def test_differences_in_packbits(tmp_path: Path, name: str) -> None:
+    """Pillow takes the differences for values."""
+    array = GRAY.astype(name) * np.dtype(name).type(257 if name == "uint16" else 1)
+    path = written(tmp_path / "a.tif", array, packbits=True, predictor=2)
+    assert np.array_equal(read_image(path)[:, :, 0], GRAY)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
