@@ -150,11 +150,17 @@ def lock(result: Path) -> Lock:
     Files whose names differ in the suffix alone share their rows, and this lock.
 
     Raises:
-        UsageError: another call holds it; says which.
+        UsageError: another call holds it, says which; or the result has the name of a lock.
         FsdinoError: the lock cannot be written.
     """
+    real = Path(os.path.realpath(result))
+    if real.name.endswith((".lock", ".lock.json")):  # these are removed at the end
+        raise UsageError(
+            f"result {result}: names that end in .lock and .lock.json are those of locks; pass "
+            "another --out, such as result.json"
+        )
     make_folder(result.parent, "pass an --out that can be written")
-    return Lock(Path(os.path.realpath(result)).with_suffix(".lock"), f"result {result}", _ANOTHER)
+    return Lock(real.with_suffix(".lock"), f"result {result}", _ANOTHER)
 
 
 def rows_file(result: Path) -> Path:

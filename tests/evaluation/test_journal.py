@@ -194,6 +194,14 @@ def test_headers_are_compared_as_they_are_written(tmp_path: Path) -> None:
     assert len(Journal(tmp_path / "r.json", call).rows) == 4
 
 
+@pytest.mark.parametrize("name", ["r.lock", "r.lock.json"])
+def test_a_result_has_not_the_name_of_a_lock(name: str, tmp_path: Path) -> None:
+    """Releasing the lock would remove the result."""
+    with pytest.raises(UsageError, match=r"names that end in \.lock .*pass another --out"):
+        lock(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def test_one_call_at_a_time(tmp_path: Path) -> None:
     """Names that share their rows share the lock; nothing is left of it."""
     with lock(tmp_path / "new" / "r.json"):
