@@ -330,7 +330,8 @@ def file_key(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         status = os.stat(file)
-        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        numbers = f" {status.st_size} {status.st_mtime_ns}\n"
+        digest.update(os.fsencode(file.name) + numbers.encode())  # names of any bytes
     return digest.hexdigest()[:16]
 
 

@@ -123,7 +123,21 @@ def _choose(root: Path, labelling: Labelling) -> Reading:
     named = labels.read_classes(root / CLASSES_FILE, labelling.background)
     if len(named) > 1 or labels.is_label_maps(root, pairs.masks.values(), labelling):
         return _several(root, pairs, labelling)
+    if apart is not None and not named:
+        _refuse_subfolders(root, apart)
     return _one_class(root, pairs)
+
+
+def _refuse_subfolders(root: Path, pairs: Pairs) -> None:
+    """Refuse images/cat and images/dog, which may be two classes or parts of one."""
+    inside = [path.relative_to(root).parts[1] for path in pairs.masks if _depth(root, path) > 2]
+    found = list(dict.fromkeys(inside))
+    if len(found) > 1 and any(name.casefold() not in _SPLIT_FOLDERS for name in found):
+        raise DataError(
+            f"--root {root}: the images are in {_examples(found)}, which may be classes or parts "
+            "of one; give each class a folder, CLASS/images with CLASS/masks, or pass --layout "
+            "pairs for one class"
+        )
 
 
 # --------------------------------------------------------------------------------- class folders
@@ -138,6 +152,7 @@ def _class_folders(root: Path) -> Reading:
         if name not in kept:
             left_out[root / name] = "there is no image in this folder itself, it is not a class"
     left_out.update((path, "not in a class folder") for path in _files(root))
+    left_out.update((path, f"a link to {one.name}") for path, one in _linked(root).items())
     names = dict(enumerate(kept))
     images = {
         class_id: tuple(_name(root, path) for path in kept[name].masks)
@@ -153,7 +168,8 @@ def _class_folders(root: Path) -> Reading:
 
 def _find_class_folders(root: Path) -> dict[str, Pairs]:
     """Folders by class name: those of the root or, where none has images, those below them."""
-    tops = _folders(root)
+    linked = _linked(root)
+    tops = [folder for folder in _folders(root) if folder not in linked]
     found = {folder.name: _class_folder(folder) for folder in tops}
     if any(side_by_side(folder).images for folder in tops):
         return found
@@ -399,6 +415,17 @@ def _folders(folder: Path) -> list[Path]:
     return [path for path in _entries(folder) if path.is_dir()]
 
 
+def _linked(folder: Path) -> dict[Path, Path]:
+    """Folders inside that are another one by a link, with that one: a class is read once."""
+    found: dict[Path, Path] = {}
+    linked: dict[Path, Path] = {}
+    for path in sorted(_folders(folder), key=lambda path: (path.is_symlink(), path)):
+        one = found.setdefault(path.resolve(), path)
+        if one != path:
+            linked[path] = one
+    return linked
+
+
 def _files(folder: Path) -> list[Path]:
     return [path for path in _entries(folder) if not path.is_dir()]
 
@@ -437,6 +464,10 @@ def _base(path: Path) -> str | None:
     stem = _text(path.stem)
     base = _without_end(stem)
     return base if base not in ("", stem) else None
+
+
+def _depth(root: Path, path: Path) -> int:
+    return len(path.relative_to(root).parts)
 
 
 def _name(root: Path, path: Path) -> str:

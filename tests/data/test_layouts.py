@@ -491,3 +491,33 @@ def test_settings_that_cannot_be_meant(
         open_episodes("pascal5i", root=tmp_path, **settings)  # type: ignore[arg-type]
     with pytest.raises(FsdinoError, match="for a folder of your own"):
         open_episodes("procedural", **settings)  # type: ignore[arg-type]
+
+
+def test_subfolders_that_may_be_classes_are_refused(tmp_path: Path) -> None:
+    """images/cat and images/dog as one class would be trained on without a word."""
+    for name in ("cat", "dog"):
+        photo(tmp_path / "images" / name / "a.jpg")
+        mask(tmp_path / "masks" / name / "a.png")
+    with pytest.raises(DataError, match=r"cat, dog, which may be classes .*--layout pairs"):
+        reading(tmp_path)
+    assert len(reading(tmp_path, layout="pairs").images[0]) == 2
+
+
+def test_a_link_to_a_class_is_not_another_class(tmp_path: Path) -> None:
+    """One object under two names would be asked for as two; a link to elsewhere is a class."""
+    for folder in (tmp_path / "root" / "cup", tmp_path / "elsewhere"):
+        photo(folder / "a.jpg")
+        mask(folder / "a.png")
+    (tmp_path / "root" / "beaker").symlink_to("cup")
+    (tmp_path / "root" / "plate").symlink_to(tmp_path / "elsewhere")
+    found = reading(tmp_path / "root")
+    assert list(found.classes.values()) == ["cup", "plate"]
+    assert found.left_out == {"beaker": "a link to cup"}
+
+
+def test_label_maps_may_have_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    """Their values are kept in the cache under a key of their names."""
+    name = os.fsdecode(b"caf\xe9")
+    photo(tmp_path / "images" / f"{name}.jpg")
+    mask(tmp_path / "masks" / f"{name}.png", label_map(0, 1, 2, 255))
+    assert list(reading(tmp_path).classes.values()) == ["1", "2"]
