@@ -805,13 +805,13 @@ class Evaluate:
         )  # fmt: skip
         device = sharing.local_device(_device(self.device))
         model = _load_model(
-            self.model, self.encoder, self.encoder_weights, self.image_size or 518, device,
-            "float32",
+            self.model, self.encoder, self.encoder_weights,
+            518 if self.image_size is None else self.image_size, device, "float32",
         )  # fmt: skip
         if self.matcher is not None:
             model = zoo.training_free(model, self.matcher)
         settings = Settings(
-            self.image_size or model.config.image_size,
+            model.config.image_size if self.image_size is None else self.image_size,
             protocol,
             model.config.threshold if self.threshold is None else self.threshold,
             self.batch_size,
@@ -1402,7 +1402,7 @@ def _print_check(found: Check) -> None:
     if len(found.bad) > shown:
         print(f"... and {len(found.bad) - shown} more; --json names all")
     masks = "with their masks"
-    if found.masked + len(found.bad) < found.read:
+    if found.masked < found.read:
         masks = f"({found.masked:,} of them with a mask)"
     print(f"{found.read:,} images read {masks}, {len(found.bad):,} cannot be used")
 

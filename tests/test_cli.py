@@ -287,6 +287,7 @@ BAD_INPUT = {
     "no root": (nothing, ["evaluate", "model", "--data", "coco20i"], 2, ["--root"]),
     "fold out of range": (nothing, ["evaluate", "model", "--fold", "9"], 2, ["fold 9"]),
     "no shots": (nothing, ["evaluate", "model", "--shots", "0"], 2, ["shots 0"]),
+    "no size": (nothing, ["evaluate", "model", "--image-size", "0"], 2, ["size 0", "at least"]),
     "an unfit size": (nothing, ["evaluate", "model", "--image-size", "71"], 2, ["71", "14"]),
     "nothing to compare": (nothing, ["evaluate", "--compare", "a.json", "b.json"], 2, ["a.json"]),
     "a foreign result": (nothing, ["evaluate", "--compare", "a.png", "a.png"], 1, ["a.png"]),
@@ -1024,6 +1025,7 @@ def test_data_check_says_what_is_there_and_what_to_fetch(capsys, tmp_path):
     assert cli.main(call) == 1
     captured = capsys.readouterr()
     assert captured.out.count("JPEGImages/2007_000020.jpg: ") == 1
+    assert "72 images read (71 of them with a mask), 1 cannot be used" in captured.out
     assert "error: pascal5i is not complete: 1 images cannot be used" in captured.err
     assert cli.main([*call, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
