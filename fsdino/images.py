@@ -185,14 +185,32 @@ def _source(source: object, label: str) -> Image.Image | AnyArray:
     # What is no tensor of an imported torch is no tensor.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(source, torch.Tensor):
-        tensor = source.detach().cpu()
-        if tensor.dtype == torch.bfloat16:
-            tensor = tensor.float()
-        return _channels_last(tensor.numpy(), label, channels_first=True)
+        return _channels_last(_values_of_tensor(source, label), label, channels_first=True)
     raise UsageError(
         f"{label}: {type(source).__name__} is no image; pass a path, a PIL image, a NumPy array "
         "or a tensor"
     )
+
+
+def _values_of_tensor(tensor: torch.Tensor, label: str) -> AnyArray:
+    """A tensor's values as an array; bfloat16 and floats of 8 bits, which NumPy lacks, as float32.
+
+    Raises:
+        UsageError: it has no values, or they are not numbers side by side.
+    """
+    import torch
+
+    kind = "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+    if tensor.is_meta or kind != "strided" or tensor.is_complex():
+        raise UsageError(
+            f"{label}: a tensor of {tensor.dtype} ({kind}) on {tensor.device} is not an image; "
+            "pass a dense one with values, uint8 or floats in [0, 1]"
+        )
+    tensor = tensor.detach().cpu().resolve_neg()
+    if tensor.is_floating_point() and (tensor.itemsize == 1 or tensor.dtype == torch.bfloat16):
+        tensor = tensor.float()
+    values: AnyArray = tensor.numpy()
+    return values
 
 
 def _open_file(path: str, label: str) -> BinaryIO:

@@ -1269,3 +1269,28 @@ def test_overlay_of_what_is_blended_in_bands(monkeypatch: pytest.MonkeyPatch) ->
     image = np.random.default_rng(0).integers(0, 256, (10, 5, 3), dtype=np.uint8)
     found = np.array(images.overlay(image, np.ones((10, 5), np.bool_), [(10, 20, 30)], alpha=0.25))
     np.testing.assert_allclose(found, image * 0.75 + np.array([2.5, 5, 7.5]), atol=0.501)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(4, 4).to_sparse(),
+        torch.zeros(3, 4, 4, device="meta"),
+        torch.zeros(4, 4, dtype=torch.complex64),
+        torch.zeros(4, 4, dtype=torch.complex64).conj(),
+    ],
+    ids=["sparse", "meta", "complex", "conjugate"],
+)
+def test_tensors_that_are_no_images_are_named(tensor: torch.Tensor) -> None:
+    """Such tensors have no array, and PyTorch's words for it name no argument."""
+    for read, name in ((read_image, "query"), (read_mask, "support 1")):
+        with pytest.raises(UsageError, match=rf"^{name}: a tensor of torch\..* pass a dense one"):
+            read(tensor, name=name)
+
+
+def test_tensors_of_kinds_that_numpy_lacks() -> None:
+    """Their values are 0 and 1 like any others."""
+    half = torch.tensor([[0.0, 1.0]])
+    for tensor in (half.to(torch.float8_e4m3fn), half.bfloat16(), torch._neg_view(-half)):
+        assert read_image(tensor)[..., 0].tolist() == [[0, 255]]
+        assert read_mask(tensor).tolist() == [[False, True]]
