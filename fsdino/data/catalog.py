@@ -141,7 +141,7 @@ def open_episodes(
     )
     assert not isinstance(source, Davis)
     if source.folds == 0 and fold not in (None, 0):
-        raise UsageError(f"fold {fold}: {dataset} has no folds")
+        raise UsageError(f"fold {fold}: {dataset} has no folds; pass --fold 0")
     drawn = "seeded" if dataset in _WITHOUT_DRAWS else sampling
     if drawn == "hsnet" and seed != HSNET_SEED:
         raise UsageError(

@@ -98,7 +98,7 @@ def test_generated_episodes_need_no_root() -> None:
         ({"sampling": "random"}, "sampling 'random': choose hsnet or seeded"),
         ({"image_size": 64}, "image_size is for generated episodes"),
         ({"dataset": "davis17"}, "davis17 is scored video by video"),
-        ({"dataset": "folder", "fold": 2}, "fold 2: folder has no folds"),
+        ({"dataset": "folder", "fold": 2}, "fold 2: folder has no folds; pass --fold 0"),
         ({"dataset": "procedural", "fold": 9}, "fold 9"),
         ({"dataset": "procedural", "split": "test"}, "split 'test'"),
         ({"dataset": "procedural", "episodes": 0}, "episodes 0"),

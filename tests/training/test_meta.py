@@ -420,7 +420,7 @@ def test_a_validation_without_a_number_is_no_best(
 def test_what_validation_reads_is_opened_first(tmp_path: Path, photos: TrainConfig) -> None:
     """Not after hours of training: without it, nothing is written."""
     config = dataclasses.replace(photos, select_on="base", fold=3)
-    with pytest.raises(UsageError, match="fold 3: folder has no folds"):
+    with pytest.raises(UsageError, match="fold 3: folder has no folds; pass --fold 0"):
         Trainer(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
