@@ -15,13 +15,14 @@ from fsdino.apps.progress import Progress
 from fsdino.data.catalog import draw, open_source
 from fsdino.data.davis import Davis
 from fsdino.data.files import Found, Part, Source
-from fsdino.data.lists import Lists
+from fsdino.data.lists import Lists, is_derived
 from fsdino.errors import DataError, FsdinoError, UsageError
 from fsdino.files import write_json
 
 logger = logging.getLogger("fsdino.apps")
 
 INDEX_FILE = "index.json"
+_LISTS = ("pascal", "coco", "fss")  # folders in a folder of lists
 _CHUNK = 512  # files handed to the readers at once
 _READERS = 8
 
@@ -163,9 +164,17 @@ def prepare(dataset: str, root: Path, out: Path | None = None) -> dict[str, Path
         Folders and files by title; none where a data set is read as it is.
 
     Raises:
+        UsageError: `out` holds lists that were not derived.
         FsdinoError: something needed is missing, or cannot be read or written.
     """
     source = open_source(dataset, root)
+    if out is not None and not is_derived(out):
+        lists = next((path for path in map(out.joinpath, _LISTS) if path.exists()), None)
+        if lists is not None:
+            raise UsageError(
+                f"--out {out}: {lists} is there and was not derived; it would be overwritten: pass "
+                "another --out, or remove it"
+            )
     with _Stages(f"prepare {dataset}") as stages:
         made = source.prepare(out, stages.report)
     if isinstance(source, Davis) or "lists" not in made:

@@ -374,3 +374,14 @@ def test_prepare_needs_the_data(tmp_path: Path) -> None:
     """Nothing is made from nothing."""
     with pytest.raises(UsageError, match=r"no coco20i there.*annotations_trainval2014"):
         data.prepare("coco20i", tmp_path)
+
+
+def test_published_lists_are_not_overwritten(tmp_path: Path) -> None:
+    """Derived ones differ from them, and could not be told apart afterwards."""
+    write_voc(tmp_path / "voc", tmp_path / "lists")
+    file = tmp_path / "lists" / "pascal" / "val" / "fold0.txt"
+    file.write_text("".join(f"{line}\n" for line in file.read_text().splitlines()[::-1]))
+    published = file.read_bytes()
+    with pytest.raises(UsageError, match=r"lists/pascal is there .*pass another --out"):
+        data.prepare("pascal5i", tmp_path / "voc", tmp_path / "lists")
+    assert file.read_bytes() == published
