@@ -7,7 +7,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,6 +39,12 @@ _SAID = "fsdino"  # in the metadata of the weights' file: JSON with a hash, and 
 _MOST = 2**20  # bytes of a JSON file beside the weights
 _MOST_HEADER = 2**24  # bytes of the names and shapes in a safetensors file
 _MOST_WRAPPERS = 4
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool,
+}  # fmt: skip
 _WRAPPERS = (
     *("model", "state_dict", "model_state_dict", "teacher", "student", "module", "backbone"),
     *("net", "network", "model_ema", "ema", "ema_state_dict", "weights", "params"),
@@ -57,6 +65,15 @@ _FOUND = (
     ((b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc"), "packed: unpack them first"),
     ((b"\x89hdf",), "an HDF5 file of another framework: pass PyTorch's or safetensors"),
 )
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as its file describes it; `read` takes the memory for it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
 
 
 def write_folder(
@@ -148,7 +165,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors in a safetensors file; reads its header only.
 
     Raises:
-        UsageError, CheckpointError: see `read_state_dict`.
+        UsageError, CheckpointError: see `open_state_dict`.
     """
     with _open_safetensors(path) as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in _names(file)}
@@ -185,12 +202,14 @@ def read_weights(path: Path) -> tuple[StateDict, dict[str, str]]:
     return state, identity
 
 
-def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
-    """Tensors of a `.safetensors` file or of a `.pth`, read without executing pickled code.
+@contextlib.contextmanager
+def open_state_dict(path: str | os.PathLike[str]) -> Iterator[dict[str, Stored]]:
+    """Tensors of a `.safetensors` file or of a `.pth`, described; no pickled code is executed.
 
     The content decides what kind of file it is. Weights that a training checkpoint wraps in a dict
     (`model`, `teacher`, ...) or names with a prefix (`module.`, `backbone.`, ...) are unwrapped,
-    and the log says what was taken.
+    and the log says what was taken. They can be read until the block ends: a file may claim any
+    size, and costs nothing while its claims are compared with what is wanted.
 
     Raises:
         UsageError: there is no such file.
@@ -199,20 +218,34 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     """
     path = Path(path)
     with _open(path) as file:
-        kind = _kind(file, path)
-        if kind == "torch":
-            return _read_torch(file, path)
+        if _kind(file, path) == "torch":
+            with _open_torch(file, path) as state:
+                yield state
+            return
     with _open_safetensors(path) as tensors:
-        return unwrap({name: tensors.get_tensor(name) for name in _names(tensors)}, path)
+        yield unwrap({name: _stored(tensors, name, path) for name in _names(tensors)}, path)
 
 
-def _read_torch(file: BinaryIO, path: Path) -> StateDict:
+def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
+    """All tensors of `open_state_dict`.
+
+    Raises:
+        UsageError, CheckpointError: see there.
+    """
+    with open_state_dict(path) as state:
+        return {name: stored.read() for name, stored in state.items()}
+
+
+@contextlib.contextmanager
+def _open_torch(file: BinaryIO, path: Path) -> Iterator[dict[str, Stored]]:
     try:
         source = TorchFile(file)
         views = unwrap(source.content, path)
-        for view in views.values():
-            view.check()
-        return {name: source.tensor(view) for name, view in views.items()}
+        source.check(views.values())
+        yield {
+            name: Stored(view.shape, view.storage.dtype, partial(source.tensor, view))
+            for name, view in views.items()
+        }
     except NotTensorsError as error:
         raise CheckpointError(
             f"weights {path} cannot be read safely: {first_line(error)}; pass a file of named "
@@ -222,11 +255,23 @@ def _read_torch(file: BinaryIO, path: Path) -> StateDict:
         raise _damaged(path, error) from error
 
 
+def _stored(tensors: Any, name: str, path: Path) -> Stored:
+    described = tensors.get_slice(name)
+    kind = described.get_dtype()
+    if kind not in _DTYPES:
+        raise CheckpointError(
+            f"weights {path}: {_clean(name)} is of a kind that weights are not ({kind}): pass "
+            "weights in floating point"
+        )
+    shape = tuple(described.get_shape())
+    return Stored(shape, _DTYPES[kind], partial(tensors.get_tensor, name))
+
+
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """What a safetensors file says of itself; nothing of files of another kind.
 
     Raises:
-        UsageError, CheckpointError: see `read_state_dict`.
+        UsageError, CheckpointError: see `open_state_dict`.
     """
     with _open(Path(path)) as file:
         if _kind(file, Path(path)) != "safetensors":
@@ -280,7 +325,7 @@ def _open_safetensors(path: Path) -> Iterator[Any]:
     """The open file. Its header is bounded before the library parses it.
 
     Raises:
-        UsageError, CheckpointError: see `read_state_dict`.
+        UsageError, CheckpointError: see `open_state_dict`.
     """
     with _open(path) as file:
         if _kind(file, path) != "safetensors":
@@ -362,7 +407,7 @@ def _without_prefix(state: dict[str, Any], path: str | os.PathLike[str]) -> dict
 
 def _is_state(value: Mapping[Any, Any]) -> bool:
     return bool(value) and all(
-        isinstance(key, str) and isinstance(item, Tensor | View) for key, item in value.items()
+        isinstance(key, str) and isinstance(item, View | Stored) for key, item in value.items()
     )
 
 
@@ -387,11 +432,15 @@ def _content(value: Any) -> str:
 
 
 def _kind_of(value: Any) -> str:
-    return "tensor" if isinstance(value, Tensor | View) else type(value).__name__
+    return "tensor" if isinstance(value, View | Stored) else type(value).__name__
 
 
-def load_exactly(module: nn.Module, state: StateDict, path: str | os.PathLike[str]) -> None:
+def load_exactly(
+    module: nn.Module, state: Mapping[str, Tensor | Stored], path: str | os.PathLike[str]
+) -> None:
     """Load a state dict whose names and shapes are exactly the module's.
+
+    What a file describes is read only if all of it fits.
 
     Raises:
         CheckpointError: lists what is missing, unexpected or of another shape; or names the first
@@ -403,18 +452,21 @@ def load_exactly(module: nn.Module, state: StateDict, path: str | os.PathLike[st
         {name: tuple(tensor.shape) for name, tensor in state.items()},
         path,
     )
-    for name, tensor in state.items():
-        if tensor.is_floating_point() != own[name].is_floating_point() or tensor.is_complex():
+    for name, given in state.items():
+        if given.dtype.is_floating_point != own[name].is_floating_point() or given.dtype.is_complex:
             raise CheckpointError(
-                f"weights {path}: {_clean(name)} is {tensor.dtype}, this model's is "
+                f"weights {path}: {_clean(name)} is {given.dtype}, this model's is "
                 f"{own[name].dtype}: pass weights in floating point"
             )
-        if not is_finite(tensor.to(own[name].dtype)):
+    read: StateDict = {}
+    for name, given in state.items():
+        read[name] = given.read() if isinstance(given, Stored) else given
+        if not is_finite(read[name].to(own[name].dtype)):
             raise CheckpointError(
                 f"weights {path}: {_clean(name)} has NaN or infinite values: the file is damaged "
                 "or its training failed; fetch it again or take an earlier checkpoint"
             )
-    module.load_state_dict(state)
+    module.load_state_dict(read)
 
 
 def compare_shapes(

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ _FORMAT = "fsdino-support-2"
 _UNHASHED = "fsdino-support-1"  # as versions before 0.2 wrote it
 _HASH = "sha256"
 _SIZE = re.compile(r"([1-9][0-9]{0,9})x([1-9][0-9]{0,9})", re.ASCII)
+_MOST_VALUES = 2**30  # of one shot; a ViT-g at 1,022 pixels makes 2**27
 _SLACK = 1e-3  # what rounding may add to a share of 1
 
 
@@ -144,7 +146,9 @@ class Support:
                         f"support {path} was not written by Support.save, or by a newer version: "
                         "encode the support again"
                     )
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                described = {name: _described(file, name) for name in file.keys()}  # noqa: SIM118
+                _raise(_shape_problem(_from_parts(described, metadata)))
+                tensors = {name: file.get_tensor(name) for name in described}
             return _from_content(tensors, metadata)
         # What safetensors raises for a file that it cannot read or parse, or that does not fit.
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
@@ -163,6 +167,28 @@ def _from_content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
         rest = {key: value for key, value in metadata.items() if key != _HASH}
         if metadata[_HASH] != _content_hash(tensors, rest):
             raise ValueError("its content is not what was written")
+    support = _from_parts(tensors, metadata)
+    _raise(support.problem())
+    return support
+
+
+def _described(file: Any, name: str) -> Tensor:
+    """A tensor of a file without its values, which may be more than memory holds."""
+    described = file.get_slice(name)
+    return torch.empty(described.get_shape(), dtype=described[:0].dtype, device="meta")
+
+
+def _raise(problem: str | None) -> None:
+    if problem is not None:
+        raise ValueError(problem)
+
+
+def _from_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Support:
+    """The support that a file's tensors make up, whatever they hold.
+
+    Raises:
+        KeyError, ValueError: tensors are missing or too many.
+    """
     sizes = [_SIZE.fullmatch(size) for size in metadata["image_sizes"].split()]
     shots = range(len(sizes))
     names = {"foreground", "background"}
@@ -170,7 +196,7 @@ def _from_content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
     if names != tensors.keys():
         different = ", ".join(sorted(names ^ tensors.keys())[:5])
         raise ValueError(f"tensors are missing or too many: {different}")
-    support = Support(
+    return Support(
         tensors["foreground"],
         tensors["background"],
         tuple(tensors[f"correlation.{k}"] for k in shots),
@@ -178,10 +204,6 @@ def _from_content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
         tuple((int(size[1]), int(size[2])) if size else (0, 0) for size in sizes),
         metadata["model_fingerprint"],
     )
-    problem = support.problem()
-    if problem is not None:
-        raise ValueError(problem)
-    return support
 
 
 def _content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -211,6 +233,8 @@ def _shape_problem(support: Support) -> str | None:
                 f"shot {k + 1} has tokens {list(tokens.shape)} and a mask {list(mask.shape)}, "
                 f"which do not fit {support.foreground.shape[1]} channels"
             )
+        if tokens.numel() > _MOST_VALUES:
+            return f"shot {k + 1} has tokens {list(tokens.shape)}, more than any model makes"
     return None
 
 

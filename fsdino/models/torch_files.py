@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 _MOST_PICKLE = 2**22  # bytes of a description; SAM's largest has 60 thousand
+_MOST_UNUSED = 2**28  # bytes that a file's tensors may be a small part of
 _MAGIC = 0x1950A86A20F9469CFC6C  # of the format before PyTorch 1.6
 _DTYPES = {
     "Float": torch.float32, "Double": torch.float64, "Half": torch.float16,
@@ -124,6 +125,22 @@ class TorchFile:
             raise ValueError(f"the archive is incomplete: {error}") from error
         except (LookupError, TypeError, ArithmeticError, struct.error, RuntimeError) as error:
             raise ValueError(f"its description of tensors is invalid: {error}") from error
+
+    def check(self, views: Iterable[View]) -> None:
+        """Compare all tensors that may be read with what will be read for them.
+
+        Raises:
+            ValueError: one of them does not fit into its storage, or they are but a small part of
+                a large one, all of which would be read.
+        """
+        used: dict[Storage, int] = {}
+        for view in views:
+            view.check()
+            used[view.storage] = used.get(view.storage, 0) + math.prod(view.shape)
+        for storage, elements in used.items():
+            size = storage.elements * storage.dtype.itemsize
+            if size > _MOST_UNUSED and storage.elements > 16 * elements:
+                raise ValueError(f"a tensor is a small part of {size:,} bytes; clone() such ones")
 
     def tensor(self, view: View) -> Tensor:
         """Read a tensor; those that share memory in the file share it here.

@@ -19,15 +19,16 @@ from fsdino.errors import CheckpointError, UsageError
 from fsdino.models.checkpoints import (
     PROVENANCE_FILE,
     WEIGHTS_FILE,
+    Stored,
     compare_shapes,
     first_line,
     is_finite,
     load_exactly,
+    open_state_dict,
     read_config,
     read_metadata,
     read_provenance,
     read_shapes,
-    read_state_dict,
     read_weights,
 )
 from fsdino.models.config import CONFIG_FILE, ModelConfig
@@ -119,20 +120,31 @@ def load_dinov2(encoder: Encoder, path: str | os.PathLike[str]) -> None:
         UsageError: there is no such file.
         CheckpointError: the file is damaged, or its weights are not this encoder's.
     """
-    state = read_state_dict(path)
-    state.pop("mask_token", None)
-    # timm adds no position to the class token of the reg models: fold it in.
-    if {"register_tokens", "pos_embed", "cls_token"} <= state.keys():
-        positions = state.pop("pos_embed")
-        state["reg_token"] = state.pop("register_tokens")
-        state["cls_token"] = state["cls_token"] + positions[:, :1]
-        state["pos_embed"] = positions[:, 1:]
-    renamed = {
-        key.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2."): value
-        for key, value in state.items()
-    }
-    load_exactly(encoder.vit, renamed, path)
+    with open_state_dict(path) as state:
+        state.pop("mask_token", None)
+        if {"register_tokens", "pos_embed", "cls_token"} <= state.keys():
+            state["reg_token"] = state.pop("register_tokens")
+            _fold_first_position(state)
+        renamed = {
+            key.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2."): value
+            for key, value in state.items()
+        }
+        load_exactly(encoder.vit, renamed, path)
     logger.info("encoder weights from %s (DINOv2, Apache-2.0)", path)
+
+
+def _fold_first_position(state: dict[str, Stored]) -> None:
+    """Add the class token's position to it: timm adds none in the reg models."""
+    token, positions = state["cls_token"], state["pos_embed"]
+    if len(positions.shape) != 3 or positions.shape[1] < 1:
+        return  # whose shape the error will name
+    batch, count, channels = positions.shape
+    state["cls_token"] = Stored(
+        token.shape, token.dtype, lambda: token.read() + positions.read()[:, :1]
+    )
+    state["pos_embed"] = Stored(
+        (batch, count - 1, channels), positions.dtype, lambda: positions.read()[:, 1:]
+    )
 
 
 def load_sam_decoder(model: FSDINO, path: str | os.PathLike[str]) -> None:
@@ -144,15 +156,15 @@ def load_sam_decoder(model: FSDINO, path: str | os.PathLike[str]) -> None:
     """
     if model.config.variant == "training_free":
         raise UsageError("variant 'training_free' has no decoder: choose full, comp or comp_frozen")
-    state = read_state_dict(path)
     matrix = "positional_encoding_gaussian_matrix"
     kept = {}
-    for key, value in state.items():
-        if key == f"prompt_encoder.pe_layer.{matrix}":
-            kept[f"positions.{matrix}"] = value
-        elif not key.startswith(SAM_LEFTOVERS):
-            kept[key.removeprefix("mask_decoder.")] = value
-    load_exactly(model.decoder, kept, path)
+    with open_state_dict(path) as state:
+        for key, value in state.items():
+            if key == f"prompt_encoder.pe_layer.{matrix}":
+                kept[f"positions.{matrix}"] = value
+            elif not key.startswith(SAM_LEFTOVERS):
+                kept[key.removeprefix("mask_decoder.")] = value
+        load_exactly(model.decoder, kept, path)
     logger.info("decoder weights from %s (Segment Anything, Apache-2.0)", path)
 
 
@@ -166,7 +178,7 @@ def load_adapter(model: FSDINO, path: str | os.PathLike[str]) -> None:
     """
     if model.adapter is None:
         raise UsageError("variant 'training_free' has no adapter: choose full, comp or comp_frozen")
-    state, metadata = read_state_dict(path), read_metadata(path)
+    metadata = read_metadata(path)
     found = {
         "encoder": model.encoder.identity(),
         "adapter_layer": str(model.encoder.shallow_layer),
@@ -177,7 +189,8 @@ def load_adapter(model: FSDINO, path: str | os.PathLike[str]) -> None:
                 f"weights {path} were distilled on another {key} ({metadata[key]}, this model's is "
                 f"{value}): load the encoder that they belong to first, or distil again"
             )
-    load_exactly(model.adapter, state, path)
+    with open_state_dict(path) as state:
+        load_exactly(model.adapter, state, path)
     logger.info("adapter weights from %s", path)
 
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from fsdino.errors import CheckpointError, UsageError
 from fsdino.images import Pixels
 from fsdino.models.checkpoints import (
-    StateDict,
+    Stored,
     compare_shapes,
     load_exactly,
-    read_state_dict,
+    open_state_dict,
     weights_hash,
 )
 
@@ -60,7 +60,7 @@ class Architecture:
     patch_size: int = 16
 
     @classmethod
-    def of(cls, state: Mapping[str, Tensor]) -> Architecture:
+    def of(cls, state: Mapping[str, Stored]) -> Architecture:
         """Read it off the shapes of an image encoder's state dict.
 
         Raises:
@@ -122,7 +122,7 @@ class Architecture:
         """Cells whose centre is in so many scaled pixels; at least one."""
         return max(int(pixels / self.patch_size + 0.5), 1)
 
-    def check(self, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    def check(self, state: Mapping[str, Stored], path: str | os.PathLike[str]) -> None:
         """Compare it with a state dict before memory is taken for it.
 
         Raises:
@@ -235,22 +235,23 @@ def load_teacher(path: str | os.PathLike[str], name: str = "auto") -> Teacher:
     if name != "auto" and name not in ARCHITECTURES:
         known = ", ".join(["auto", *ARCHITECTURES])
         raise UsageError(f"unknown teacher {name!r}: choose from {known}")
-    state: StateDict = {
-        key.removeprefix(_PREFIX): tensor
-        for key, tensor in read_state_dict(path).items()
-        if key.startswith(_PREFIX)
-    }
-    try:
-        found = Architecture.of(state)
-        found.check(state, path)
-        teacher = Teacher(found)
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(
-            f"weights {path} hold no image encoder of Segment Anything: pass a sam_vit_*.pth"
-        ) from error
-    if name != "auto" and found != ARCHITECTURES[name]:
-        known = next((n for n, a in ARCHITECTURES.items() if a == found), "of another size")
-        raise CheckpointError(f"weights {path} hold no {name}, their encoder is {known}")
-    load_exactly(teacher.encoder, state, path)
+    with open_state_dict(path) as stored:
+        state = {
+            key.removeprefix(_PREFIX): tensor
+            for key, tensor in stored.items()
+            if key.startswith(_PREFIX)
+        }
+        try:
+            found = Architecture.of(state)
+            found.check(state, path)
+            teacher = Teacher(found)
+        except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+            raise CheckpointError(
+                f"weights {path} hold no image encoder of Segment Anything: pass a sam_vit_*.pth"
+            ) from error
+        if name != "auto" and found != ARCHITECTURES[name]:
+            known = next((n for n, a in ARCHITECTURES.items() if a == found), "of another size")
+            raise CheckpointError(f"weights {path} hold no {name}, their encoder is {known}")
+        load_exactly(teacher.encoder, state, path)
     logger.info("teacher from %s (Segment Anything, Apache-2.0)", path)
     return teacher

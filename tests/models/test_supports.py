@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import fsdino
 from fsdino.errors import CheckpointError, FsdinoError, UsageError
+from fsdino.models import supports
 from fsdino.models.supports import Support, token_mask
 from tiny_models import box_mask, episode, picture, tiny_model
 
@@ -296,6 +300,41 @@ def test_load_refuses_impossible_tensors(name: str, change: Any, tmp_path: Path)
     save_file(tensors, tmp_path / "cat.safetensors", metadata=metadata)
     with pytest.raises(CheckpointError, match=r"cat\.safetensors is damaged"):
         Support.load(tmp_path / "cat.safetensors")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"foreground": [2**28]},
+        {"masks.0": [2**14, 2**14]},
+        {"more": [2**28]},
+        {"correlation.0": [20, 4, 2**12, 2**12], "masks.0": [2**12, 2**12]},
+    ],
+    ids=str,
+)
+def test_what_a_file_claims_is_judged_before_it_is_read(
+    wrong: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gigabytes that the disk does not even keep, and whose hash would take seconds."""
+    shapes = {
+        **{"foreground": [1, 4], "background": [1, 4]},
+        **{"correlation.0": [2, 4, 3, 3], "masks.0": [3, 3]},
+        **wrong,
+    }
+    said = {"format": "fsdino-support-2", "model_fingerprint": "0", "image_sizes": "10x20"}
+    header: dict[str, Any] = {"__metadata__": {**said, "sha256": "0"}}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    path = tmp_path / "support.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(path, 8 + len(text) + end)
+    monkeypatch.setattr(supports, "tensors_sha256", None)
+    with pytest.raises(CheckpointError, match="is damaged") as caught:
+        Support.load(path)
+    assert next(iter(wrong)) in str(caught.value) or "tokens" in str(caught.value)
 
 
 def test_empty_tensors_are_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from fsdino.errors import CheckpointError
 from fsdino.models.checkpoints import read_state_dict
-from fsdino.models.torch_files import Inert, TorchFile, View
+from fsdino.models.torch_files import Inert, Storage, TorchFile, View
 
 DTYPES = (
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32),
@@ -124,6 +124,20 @@ def rewritten(path: Path, compression: int = zipfile.ZIP_STORED, **records: byte
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, data in content.items():
             archive.writestr(name, data)
+
+
+def test_small_parts_of_large_storages_are_refused(tmp_path: Path) -> None:
+    """All of a storage is read for the tensors in it; many that fill one may share it."""
+    path = tmp_path / "weights.pth"
+    torch.save({"a": torch.zeros(1)}, path)
+    storage = Storage("0", torch.float32, 2**30)
+    part = View(storage, 0, (2**25,), (1,))
+    with path.open("rb") as file:
+        source = TorchFile(file)
+        with pytest.raises(ValueError, match="small part of 4,294,967,296 bytes"):
+            source.check([part])
+        source.check([part, View(storage, 2**25, (2**25,), (1,))])
+        source.check([View(Storage("1", torch.float32, 2**20), 0, (1,), (1,))])
 
 
 def test_records_that_share_bytes_are_refused(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from fsdino.errors import CheckpointError, UsageError
 from fsdino.models import segmenter as model_module
 from fsdino.models import zoo
 from fsdino.models.encoder import Encoder
+from fsdino.models.torch_files import TorchFile, View
 from tiny_models import SMALL, box_mask, episode, picture, randomise, tiny_config, tiny_model
 
 STEM = {"patch_size": 8, "img_size": 40, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -570,6 +571,57 @@ def test_parameter_table_by_hand() -> None:
     assert table["dense_prompt"] == (16 + 16, 0)
     assert table["encoder"][0] == table["adapter"][0] == 0
     assert sum(map(sum, table.values())) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("part", ["dinov2", "sam", "adapter"])
+@pytest.mark.parametrize("wrong", ["name", "shape", "dtype"])
+def test_weights_are_compared_before_they_are_read(
+    part: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file may claim gigabytes that the disk does not even keep."""
+    model = tiny_model()
+    module, load = {
+        "dinov2": (model.encoder.vit, lambda path: zoo.load_dinov2(model.encoder, path)),
+        "sam": (model.decoder, lambda path: zoo.load_sam_decoder(model, path)),
+        "adapter": (model.adapter, lambda path: zoo.load_adapter(model, path)),
+    }[part]
+    state = dict(module.state_dict())
+    name = next(iter(state))
+    changed = {
+        "name": {"more": torch.zeros(1)},
+        "shape": {name: torch.zeros(9, 9, 9)},
+        "dtype": {name: state[name].to(torch.int32)},
+    }
+    torch.save({**state, **changed[wrong]}, tmp_path / "weights.pth")
+    monkeypatch.setattr(TorchFile, "tensor", lambda *_: pytest.fail("it was read"))
+    found = {"name": "unexpected: more", "shape": f"{name} [9, 9, 9]", "dtype": "torch.int32"}
+    with pytest.raises(CheckpointError) as caught:
+        load(tmp_path / "weights.pth")
+    assert found[wrong] in str(caught.value)
+
+
+def test_of_sams_files_the_decoder_alone_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image encoder of the largest has two gigabytes."""
+    model, read, original = tiny_model(), [], TorchFile.tensor
+
+    def tensor(file: TorchFile, view: View) -> torch.Tensor:
+        read.append(view.shape)
+        return original(file, view)
+
+    monkeypatch.setattr(TorchFile, "tensor", tensor)
+    zoo.load_sam_decoder(model, sam_file(tmp_path))
+    expected = [tuple(tensor.shape) for tensor in model.decoder.state_dict().values()]
+    assert sorted(read) == sorted(expected)
+
+
+def test_positions_of_another_shape_are_named(tmp_path: Path) -> None:
+    """The first is added to the class token only if they fit each other."""
+    encoder = dinov2_encoder("vit_small_patch14_reg4_dinov2")
+    for wrong in (torch.zeros(3), torch.zeros(1, 5, 9), torch.zeros(1, 0, 8)):
+        with pytest.raises(CheckpointError, match=r"of another shape: .*pos_embed"):
+            zoo.load_dinov2(encoder, dinov2_file(tmp_path, registers=4, pos_embed=wrong))
 
 
 def test_adapter_weights(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 
 import tiny_sam
 from fsdino.errors import CheckpointError, UsageError
+from fsdino.models.torch_files import TorchFile, View
 from fsdino.training.teacher import ARCHITECTURES, Architecture, Teacher, load_teacher
 from tiny_models import picture
 
@@ -160,3 +161,17 @@ def test_a_file_that_would_build_more_than_it_holds(tmp_path: Path, checkpoint: 
     torch.save({**deep, **state}, tmp_path / "deep.pth")
     with pytest.raises(CheckpointError, match="no image encoder of Segment Anything"):
         load_teacher(tmp_path / "deep.pth")
+
+
+def test_only_the_image_encoder_is_read(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else a file has is neither needed nor bounded."""
+    read, original = [], TorchFile.tensor
+
+    def tensor(file: TorchFile, view: View) -> torch.Tensor:
+        read.append(view.shape)
+        return original(file, view)
+
+    monkeypatch.setattr(TorchFile, "tensor", tensor)
+    teacher = load_teacher(checkpoint)
+    expected = [tuple(tensor.shape) for tensor in teacher.encoder.state_dict().values()]
+    assert sorted(read) == sorted(expected)
