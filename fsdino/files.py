@@ -36,6 +36,7 @@ AnyPath = str | os.PathLike[str]
 _PREFIX = ".fsdino-"  # of the hidden folders that files are written in
 _STALE = 24 * 3600.0  # seconds after which what cannot be locked counts as left behind
 _MOST_JSON = 2**28  # bytes
+_MOST_LINE = 2**24  # bytes of one of several objects
 _MOST_YAML = 2**20  # bytes
 _MOST_NODES = 100_000  # values of a YAML file, those of each alias counted again
 # What locking fails with where the file system has none.
@@ -456,7 +457,7 @@ def read_json_lines(path: AnyPath) -> tuple[list[dict[str, Any]], int]:
     damaged = 0
     try:
         with open_regular(path) as file:
-            for line in file:
+            for line in _lines(file):
                 if not line.strip():
                     continue
                 try:
@@ -475,6 +476,17 @@ def read_json_lines(path: AnyPath) -> tuple[list[dict[str, Any]], int]:
             f"{os.fspath(path)} cannot be read ({reason}): fix that, or choose another folder"
         ) from error
     return rows, damaged
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file. One that is longer than any can be is a zero byte, and not kept."""
+    while line := file.readline(_MOST_LINE):
+        if len(line) == _MOST_LINE and not line.endswith(b"\n"):
+            while line and not line.endswith(b"\n"):
+                line = file.readline(_MOST_LINE)
+            yield b"\0"
+        else:
+            yield line
 
 
 def append_json_lines(path: AnyPath, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -542,7 +554,9 @@ class Lock:
         else:
             # Not worth a sync: it ends with the process, and who reads half of it knows enough.
             with contextlib.suppress(OSError):  # a full disk; the lock itself holds
-                self._record.write_text(json.dumps(_myself()) + "\n")
+                self._record.unlink(missing_ok=True)  # an earlier holder's
+                with self._record.open("x", encoding="utf-8") as file:  # never a link's target
+                    file.write(json.dumps(_myself()) + "\n")
 
     def _acquire(self, subject: str, remedy: str, wait: bool) -> None:
         try:

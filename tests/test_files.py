@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -377,6 +378,26 @@ def test_json_lines_lose_the_damaged_ones_alone(tmp_path: Path) -> None:
     assert files.read_json_lines(tmp_path / "none.jsonl") == ([], 0)
 
 
+def test_a_line_without_an_end_takes_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash may leave gigabytes of zeros; what follows them is read."""
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'{"n": 1}\n')
+    os.truncate(file, 2**27)
+    files.append_json_lines(file, [{"n": 2}, {"text": "x" * 5000}])
+    tracemalloc.start()
+    try:
+        rows, damaged = files.read_json_lines(file)
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+    assert rows == [{"n": 1}, {"n": 2}, {"text": "x" * 5000}] and damaged == 1
+    files.write_json_lines(file, [{"n": 1}, {"n": 20}, {"n": 2}])
+    monkeypatch.setattr(files, "_MOST_LINE", 9)  # the first line has just as many
+    assert files.read_json_lines(file) == ([{"n": 1}, {"n": 2}], 1)
+
+
 def test_appending_after_a_torn_line(tmp_path: Path) -> None:
     """The torn line costs itself, not the first new one."""
     file = tmp_path / "rows.jsonl"
@@ -494,6 +515,24 @@ def test_a_lock_holds_until_its_file_is_gone(
     monkeypatch.setattr(Path, "unlink", spying)
     lock.release()
     assert refused == [path]
+
+
+def test_a_record_is_written_through_no_link(tmp_path: Path) -> None:
+    """In a shared folder, somebody may have put one there; a pipe would be waited for."""
+    other = tmp_path / "other.txt"
+    other.write_text("mine")
+    (tmp_path / "a.lock.json").symlink_to(other)
+    os.mkfifo(tmp_path / "b.lock.json")
+    reader = os.open(tmp_path / "b.lock.json", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        for name in ("a.lock", "b.lock"):
+            with files.Lock(tmp_path / name, "it", "wait"):
+                record = tmp_path / f"{name}.json"
+                assert record.is_file() and not record.is_symlink()
+                assert json.loads(record.read_text())["pid"] == os.getpid()
+    finally:
+        os.close(reader)
+    assert other.read_text() == "mine"
 
 
 def test_an_old_record_is_not_believed(tmp_path: Path) -> None:
