@@ -162,7 +162,7 @@ def why_not_image(path: Path) -> str | None:
         return f"cannot be read: {error.strerror}"
     with file:
         try:
-            if not (tiff.is_tiff(file.read(4)) and tiff.layout(file)):
+            if tiff.first_page(file) is None:
                 open_image(file)
         except Image.DecompressionBombError:
             return None  # reading it says so

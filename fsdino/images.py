@@ -271,11 +271,11 @@ def _decode(source: BinaryIO | Image.Image, label: str, *, upright: bool = True)
 
 def _open_image(file: BinaryIO, label: str) -> Image.Image:
     """Open a file; TIFF samples that Pillow does not read right are read at once."""
-    layout = tiff.layout(file) if tiff.is_tiff(file.read(4)) else None
-    if layout is None:
+    page = tiff.first_page(file)
+    if page is None:
         return open_image(file)
-    check_pixels(layout.allocated)
-    array = tiff.read(file, layout)
+    check_pixels(tiff.allocated(page))
+    array = tiff.read(page)
     if array.ndim == 3:
         array = _eight_bit(array, label)
     elif array.dtype.kind == "f":
@@ -286,8 +286,8 @@ def _open_image(file: BinaryIO, label: str) -> Image.Image:
             raise DataError(f"{label}: values from {low} to {high}; scale them to 0..65535")
         array = array.astype(np.int32)
     image = Image.fromarray(array)
-    if layout.orientation is not None:
-        image.getexif()[_EXIF_ORIENTATION] = layout.orientation
+    if (orientation := tiff.orientation(page)) is not None:
+        image.getexif()[_EXIF_ORIENTATION] = orientation
     return image
 
 
@@ -488,9 +488,9 @@ def _stated_orientation(source: ImageLike) -> int | None:
             return _orientation(source)
         if isinstance(source, str | os.PathLike):
             with files.open_regular(source) as file:
-                layout = tiff.layout(file) if tiff.is_tiff(file.read(4)) else None
-                if layout is not None:
-                    return layout.orientation
+                page = tiff.first_page(file)
+                if page is not None:
+                    return tiff.orientation(page)
                 with open_image(file) as image:
                     return _orientation(image)
     except Exception:  # whatever a damaged file meets: reading it has said, or says, so

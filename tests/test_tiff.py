@@ -7,6 +7,9 @@ float predictor), and by no library.
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -177,12 +180,10 @@ def test_a_file_is_read_like_its_array(tmp_path: Path, order: str, layout: str) 
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("layout", [*LAYOUTS, "float predictor", "float predictor, tiles"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_floats(tmp_path: Path, order: str, layout: str) -> None:
     """16, 32 and 64 bits in [0, 1], gray, and in colours as planes; others as in arrays."""
-    predictor = {"deflate": True, "predictor": 3}
-    tiles = {"tile": (16, 16), **predictor}
-    options = {**LAYOUTS, "float predictor": predictor, "float predictor, tiles": tiles}[layout]
+    options = LAYOUTS[layout]
     for name in ("float16", "float32", "float64"):
         gray, color = ((x / 255).astype(name) for x in (GRAY, RGB))
         path = written(tmp_path / "a.tif", gray, order=order, **options)
@@ -193,6 +194,37 @@ def test_floats(tmp_path: Path, order: str, layout: str) -> None:
     wrong = written(tmp_path / "a.tif", GRAY.astype(np.float32), order=order, **options)
     with pytest.raises(DataError, match=r"float values from 0 to 255; scale them to \[0, 1\]"):
         read_image(wrong)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+def test_float_predictor(tmp_path: Path, order: str, tile: tuple[int, int] | None) -> None:
+    """Bytes of floats, sorted by place, and their differences."""
+    pytest.importorskip("imagecodecs", reason="imagecodecs is not installed")
+    options: dict[str, Any] = {"order": order, "tile": tile, "deflate": True, "predictor": 3}
+    for name in ("float16", "float32", "float64"):
+        for planar in (False, True):
+            color = (RGB / 255).astype(name)
+            path = written(tmp_path / "a.tif", color, planar=planar, **options)
+            assert np.array_equal(read_image(path), RGB), name
+
+
+@pytest.mark.parametrize("compression", ["5 (LZW)", "32773 (PACKBITS)", "34925 (LZMA)", "50000"])
+def test_what_needs_imagecodecs(
+    tmp_path: Path, compression: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it, other compressions than deflate and the float predictor are refused by name."""
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    number = int(compression.split(maxsplit=1)[0])
+    wide = GRAY.astype(np.int32)
+    path = written(tmp_path / "a.tif", wide, extra=[(259, [number])])
+    with pytest.raises(DataError, match="with deflate") as error:
+        read_image(path)
+    assert f"compression {compression}" in str(error.value)
+    assert "pip install imagecodecs" in str(error.value) and "\n" not in str(error.value)
+    path = written(tmp_path / "a.tif", GRAY / 255, deflate=True, predictor=3)
+    with pytest.raises(DataError, match=r"predictor 3 need another library \(pip install"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -245,10 +277,16 @@ def test_alpha(tmp_path: Path, name: str, planar: bool, deflate: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["uint8", "uint16"])
-def test_differences_in_packbits(tmp_path: Path, name: str) -> None:
-    """Pillow takes the differences for values."""
+def test_differences_in_packbits(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow takes the differences for values: read by another library, or refused."""
     array = GRAY.astype(name) * np.dtype(name).type(257 if name == "uint16" else 1)
     path = written(tmp_path / "a.tif", array, packbits=True, predictor=2)
+    with monkeypatch.context() as patch, pytest.raises(DataError, match=r"32773 \(PACKBITS\)"):
+        patch.setitem(sys.modules, "imagecodecs", None)
+        read_image(path)
+    pytest.importorskip("imagecodecs", reason="imagecodecs is not installed")
     assert np.array_equal(read_image(path)[:, :, 0], GRAY)
 
 
@@ -294,6 +332,16 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "large": (tiff(GRAY.astype(np.int64) << 40), "scale them"),
     "negative": (tiff(GRAY.astype(np.int32) - 5), "values from -5"),
     "negative, 8 bits": (tiff(GRAY.view(np.int8)), "values from -128"),
+    "an unknown predictor": (tiff(GRAY.astype(np.int16), extra=[(317, [7])]), "predictor 7"),
+    "volume": (tiff(GRAY.astype(np.int16), extra=[(32997, [3])]), "strips or tiles"),
+    "one strip of three": (
+        tiff(GRAY.astype(np.int16), extra=[(273, [8]), (279, [WIDTH * 16])]),
+        "strips or tiles are missing",
+    ),
+    "an empty strip": (
+        tiff(GRAY.astype(np.int16), rows=11, extra=[(279, [WIDTH * 22, 0])]),
+        "strips or tiles are missing",
+    ),
     "NaN": (tiff(np.where(DISC, np.nan, 0.5)), "NaN"),
 }  # fmt: skip
 
@@ -314,7 +362,7 @@ def test_damage_is_one_error(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     path, outcomes = tmp_path / "a.tif", set()
     wide = RGB.astype(np.float32) / 255
-    for options in ({"planar": True}, {"tile": (16, 16), "deflate": True, "predictor": 3}):
+    for options in ({"planar": True}, {"tile": (16, 16), "deflate": True, "predictor": 2}):
         content = tiff(wide, **options)  # type: ignore[arg-type]
         directory = struct.unpack("<I", content[4:8])[0]
         for _ in range(150):
@@ -341,6 +389,45 @@ def test_a_bomb(tmp_path: Path) -> None:
     path.write_bytes(tiff(GRAY.astype(np.int32), tile=(16, 16), extra=wide))
     with pytest.raises(DataError, match="3600000000 pixels"):
         read_image(path)
+
+
+@pytest.mark.parametrize("tile", [None, (32, 48)])
+def test_a_compressed_bomb(tmp_path: Path, tile: tuple[int, int] | None) -> None:
+    """What a strip or tile inflates to beyond its pixels takes no memory."""
+    wide, bomb = GRAY.astype(np.int32), zlib.compress(bytes(2**26))
+    options: dict[str, Any] = {"rows": HEIGHT, "tile": tile, "deflate": True}
+    end = len(tiff(wide, **options))
+    part = [(324, [end]), (325, [len(bomb)])] if tile else [(273, [end]), (279, [len(bomb)])]
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(wide, **options, extra=part) + bomb)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="cut off, or has more than"):
+            read_image(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+def test_quiet_and_only_where_needed(tmp_path: Path) -> None:
+    """Other files do not load the library for TIFF, and what it logs is not printed."""
+    Image.fromarray(GRAY).save(tmp_path / "a.png")
+    extra = [(273, [8]), (279, [WIDTH * 16])]
+    written(tmp_path / "a.tif", GRAY.astype(np.int16), extra=extra)
+    code = f"""
+import os, sys
+from fsdino.errors import DataError
+from fsdino.images import read_image
+os.chdir({str(tmp_path)!r})
+read_image("a.png")
+assert "tifffile" not in sys.modules
+try:
+    read_image("a.tif")
+except DataError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "strips or tiles" in done.stdout and done.stderr == ""
 
 
 def test_values_as_they_are_stored(tmp_path: Path) -> None:
