@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
+import struct
 import zlib
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -26,6 +27,12 @@ _LOSSLESS = (_UNCOMPRESSED, *_DEFLATE, 5, _PACKBITS, 34925, 50000)
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK, _YCBCR = 0, 1, 2, 5, 6
 _COLORS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3}
 _KINDS = {"u": "", "i": "signed ", "f": "float "}
+
+# Those with an enumeration, and MetaMorph's.
+_WALKED, _MOST_VALUES = (
+    (254, 255, 259, 262, 266, 274, 284, 296, 317, 338, 339, *range(33628, 33632)),
+    2**16,
+)
 
 _REMEDY = "save it as gray or RGB with 8 or 16 bits"
 _SIMPLER = "save it uncompressed, or with deflate and no float predictor"
@@ -52,6 +59,8 @@ def first_page(file: BinaryIO) -> TiffPage | None:
     head = file.read(10)
     if not is_tiff(head):
         return None
+    if _most_values(file, head) > _MOST_VALUES:
+        raise TiffError(f"a tag has more than {_MOST_VALUES} values; export it again")
     import tifffile
 
     # What it finds odd is no news to users; what fails is raised.
@@ -69,6 +78,20 @@ def first_page(file: BinaryIO) -> TiffPage | None:
         return None
     _check_kind(page)
     return page
+
+
+def _most_values(file: BinaryIO, head: bytes) -> int:
+    """The length of the longest tag of those that tifffile walks value by value, for minutes."""
+    order, big = "<" if head[:1] == b"I" else ">", b"+" in head[2:4]
+    try:
+        (place,) = struct.unpack_from(order + "IQ"[big], head + file.read(6), 8 if big else 4)
+        file.seek(place)
+        (entries,) = struct.unpack(order + "HQ"[big], file.read(8 if big else 2))
+        length = min(entries, 4096) * (20 if big else 12)
+        directory = struct.iter_unpack(order + ("HHQ8x" if big else "HHI4x"), file.read(length))
+        return max((count for tag, _, count in directory if tag in _WALKED), default=0)
+    except (struct.error, OSError, OverflowError):  # tifffile cannot read it either
+        return 0
 
 
 def _is_pillows(page: TiffPage) -> bool:

@@ -333,6 +333,14 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "negative": (tiff(GRAY.astype(np.int32) - 5), "values from -5"),
     "negative, 8 bits": (tiff(GRAY.view(np.int8)), "values from -128"),
     "an unknown predictor": (tiff(GRAY.astype(np.int16), extra=[(317, [7])]), "predictor 7"),
+    "very many extra samples": (
+        tiff(GRAY.astype(np.int16), extra=[(338, [0] * 70000)]),
+        "more than 65536 values",
+    ),
+    "very many, BigTIFF": (
+        tiff(GRAY.astype(np.int16), order=">", big=True, extra=[(33628, [0] * 70000)]),
+        "more than 65536 values",
+    ),
     "volume": (tiff(GRAY.astype(np.int16), extra=[(32997, [3])]), "strips or tiles"),
     "one strip of three": (
         tiff(GRAY.astype(np.int16), extra=[(273, [8]), (279, [WIDTH * 16])]),
