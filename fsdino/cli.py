@@ -297,7 +297,7 @@ class Train:
     ignore: Value = None
     """Value of label maps that is not scored, or none; default: 255."""
     background: Value = None
-    """Value of label maps that is no class, or none; default: 0."""
+    """Value of label maps that is not a class, or none; default: 0."""
     fold: Integer = None
     """Fold that is held out of training."""
     variant: Name = None

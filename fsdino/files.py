@@ -366,7 +366,7 @@ def read_object(
     try:
         data = read_json(path, most=most)
         if not isinstance(data, dict):
-            raise ValueError("it holds no object")
+            raise ValueError("it does not hold an object")
         return data
     except OSError as reason:
         raise error(f"{os.fspath(path)} cannot be read ({reason.strerror}): {remedy}") from reason
@@ -448,7 +448,7 @@ def read_json_lines(path: AnyPath) -> tuple[list[dict[str, Any]], int]:
     """The objects of a file that holds one on each line, and the number of damaged lines.
 
     An interruption may cut a line off, and a crash of the system leave zeros: such lines are left
-    out and counted. No file is no lines.
+    out and counted. Where there is no file, there are no lines.
 
     Raises:
         FsdinoError: it cannot be read.

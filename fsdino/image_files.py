@@ -148,7 +148,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def why_not_image(path: Path) -> str | None:
-    """Why a file is no image, in a few words; None if it is one, by its suffix or its content."""
+    """Why a file is not an image, in a few words; None if it is one, by suffix or content."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return "not a regular file"
@@ -239,7 +239,7 @@ def _register_heic() -> None:
 
 
 def _reason(head: bytes) -> str:
-    """What a file is, by its beginning, if it is no image that can be read."""
+    """What a file is, by its beginning, if it is not an image that can be read."""
     if not head:
         return "empty"
     if head[4:8] == b"ftyp":

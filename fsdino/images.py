@@ -979,7 +979,7 @@ def write_png(path: str | os.PathLike[str], array: AnyArray | Image.Image) -> No
             [H, W], or a PIL image.
 
     Raises:
-        UsageError: another type or shape, no such folder, a path that is no file.
+        UsageError: another type or shape, no such folder, a path that is not a file.
         FsdinoError: no write permission, disk full.
     """
     if isinstance(array, Image.Image):
@@ -1012,7 +1012,7 @@ def write_image(
         options: of Pillow's encoder, such as `quality`.
 
     Raises:
-        UsageError: no such folder, a path that is no file.
+        UsageError: no such folder, a path that is not a file.
         FsdinoError: no write permission, disk full.
     """
     files.write_bytes(path, encode_image(image, format, **options))

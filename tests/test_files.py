@@ -335,7 +335,7 @@ def test_hidden_files_of_earlier_versions_go_after_a_day(tmp_path: Path) -> None
         (b"\xff\xfe{}", "it is not"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"a":' * 100_000, "nested too deeply"),
-        (b"[1, 2]", "no object"),
+        (b"[1, 2]", "does not hold an object"),
         (b"9" * 5000, "not JSON"),
     ],
 )

@@ -92,7 +92,7 @@ class Annotations:
             if type(image) is not int or image not in found:
                 raise self._damaged(annotation, f"image_id {_shown(image)} is not that of an image")
             if type(category) is not int or category not in self.contiguous:
-                raise self._damaged(annotation, f"category_id {_shown(category)} is no category")
+                raise self._damaged(annotation, f"category_id {_shown(category)} is not a category")
             if annotation.get("iscrowd", 0) not in (0, 1):
                 raise self._damaged(annotation, f"iscrowd {_shown(annotation['iscrowd'])}")
             found[image].append(annotation)

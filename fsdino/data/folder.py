@@ -47,7 +47,7 @@ class Folder:
         root: the folder.
         layout: one of `fsdino.data.layouts.LAYOUTS`.
         ignore: value of label maps that is left out of a query's score, or "none"; None is 255.
-        background: value of label maps that is no class, 0 or "none"; None is 0.
+        background: value of label maps that is not a class, 0 or "none"; None is 0.
         skip_bad: leave out images without a mask and label maps that cannot be read, with a
             warning.
 

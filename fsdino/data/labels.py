@@ -35,7 +35,7 @@ class Labelling:
 
     Attributes:
         ignore: value of undecided pixels, left out of a query's score; None where there is none.
-        background: value that is no class: 0, or None where 0 is a class like the others.
+        background: value that is not a class: 0, or None where 0 is a class like the others.
 
     Raises:
         UsageError: a value outside 0..255, or one value for both.

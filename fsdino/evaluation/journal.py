@@ -250,4 +250,6 @@ def _report(file: Path, damaged: int) -> None:
 
 
 def _foreign(file: Path) -> DataError:
-    return DataError(f"{file} is no file of episodes, or damaged: remove it, or pass --overwrite")
+    return DataError(
+        f"{file} is not a file of episodes, or it is damaged: remove it, or pass --overwrite"
+    )

@@ -138,7 +138,8 @@ def read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(
-            f"{path} is no result of fsdino evaluate, or it is damaged ({reason}): evaluate again"
+            f"{path} is not a result of fsdino evaluate, or it is damaged ({reason}): evaluate "
+            "again"
         ) from error
     return record
 

@@ -162,7 +162,7 @@ def record(library: Path) -> Record:
     """
     found = files.read_json(library.with_name(RECORD))
     if not isinstance(found, dict):
-        raise ValueError("it holds no object")
+        raise ValueError("it does not hold an object")
     return Record(*(found.get(field.name) for field in fields(Record)))  # type: ignore[arg-type]
 
 

@@ -75,7 +75,7 @@ def _candidates() -> list[Path]:
 
 
 def _unsafe(folder: Path) -> str | None:
-    """Why a folder that exists, or that will be created, is no place for one's own code."""
+    """Why a folder that exists, or that will be created, is not a place for one's own code."""
     try:
         return distrust(folder)
     except FileNotFoundError:

@@ -245,6 +245,6 @@ def _members(shard: Path, unreadable: dict[str, str]) -> Iterator[ImageFile]:
                     yield ImageFile(key, shard, member.offset, member.size)
     except (OSError, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) else error
-        reason = f"no whole tar file ({cause}); images before the damage are used"
+        reason = f"not a whole tar file ({cause}); images before the damage are used"
         logger.warning("%s: %s", shard, reason)
         unreadable[str(shard)] = reason

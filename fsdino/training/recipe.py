@@ -37,7 +37,7 @@ class Recipe:
         """Read a recipe.
 
         Raises:
-            UsageError: the file is missing, no YAML, or has settings that cannot be meant.
+            UsageError: the file is missing, no YAML, or has invalid settings.
         """
         try:
             data = files.read_yaml(path)
@@ -55,7 +55,7 @@ class Recipe:
         """The inverse of `to_dict`; settings that are not there have their default.
 
         Raises:
-            UsageError: settings that cannot be meant.
+            UsageError: invalid settings.
         """
         if not isinstance(data, Mapping) or "model" not in data:
             raise UsageError("expected settings with a `model` section")

@@ -224,7 +224,7 @@ class Run:
                 metadata, tensors = _read_checkpoint(path)
                 state = files.parse_json(metadata["state"])
                 if not isinstance(state, dict):
-                    raise ValueError("its state is no object")
+                    raise ValueError("its state is not an object")
                 return int(metadata["step"]), tensors, state
             except (SafetensorError, OSError, KeyError, ValueError) as error:
                 logger.warning(

@@ -211,7 +211,7 @@ def test_one_call_writes_a_result_at_a_time(tmp_path: Path) -> None:
             evaluation.run_videos(tiny_model(), "tiny", tmp_path, settings(), out=out)
         assert part.read_text() == '{"format": "other"}\n'
         assert names(tmp_path) == ["r.lock", "r.lock.json", "r.part0.jsonl"]
-    with pytest.raises(DataError, match="is no file of episodes"):
+    with pytest.raises(DataError, match="is not a file of episodes"):
         evaluation.run(tiny_model(), "tiny", GENERATED, settings(), out=out)
     assert names(tmp_path) == ["r.part0.jsonl"]
 

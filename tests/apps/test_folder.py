@@ -314,7 +314,7 @@ def test_a_query_that_does_not_fit_into_memory_fails_alone(
 
 
 def test_a_query_of_too_many_tiles_fails_alone(model, queries, tmp_path):
-    """What is wrong with one image is no reason to stop at it."""
+    """What is wrong with one image does not stop the others."""
     small = model.encode_support([picture(20, 20, 9)], [box_mask(20, 20)])
     Image.fromarray(picture(540, 540)).save(queries / "05.png")
     supports = {"foreground": small}

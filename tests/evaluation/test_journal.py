@@ -73,7 +73,7 @@ def test_foreign_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"r\.episodes\.jsonl is missing"):
         read_rows(tmp_path / "r.json")
     (tmp_path / "r.episodes.jsonl").write_text("[]\n")
-    with pytest.raises(DataError, match="no file of episodes, or damaged"):
+    with pytest.raises(DataError, match="is not a file of episodes, or it is damaged"):
         read_rows(tmp_path / "r.json")
     (tmp_path / "file").write_text("")
     with pytest.raises(FsdinoError, match="pass an --out that can be written"):
@@ -155,7 +155,9 @@ def test_rows_of_an_unknown_call_are_not_used(tmp_path: Path, header: str) -> No
     part = tmp_path / "r.part0.jsonl"
     part.write_text(f"{header}\n{json.dumps(asdict(ROWS[0]))}\n")
     before = part.read_bytes()
-    with pytest.raises(DataError, match=r"r\.part0\.jsonl is no file of episodes, or damaged"):
+    with pytest.raises(
+        DataError, match=r"r\.part0\.jsonl is not a file of episodes, or it is damaged"
+    ):
         Journal(tmp_path / "r.json", {})
     assert part.read_bytes() == before
 

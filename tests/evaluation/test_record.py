@@ -112,7 +112,7 @@ def test_missing_damaged_and_incomplete_results(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"x\.json: no such file"):
         record.compare(tmp_path / "x.json", tmp_path / "x.json")
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(DataError, match=r"x\.json is no result"):
+    with pytest.raises(DataError, match=r"x\.json is not a result"):
         record.read(tmp_path / "x.json")
     write(tmp_path / "a.json", shrunk)
     rows = tmp_path / "a.episodes.jsonl"
@@ -172,7 +172,7 @@ def test_a_changed_result_is_named(result: Path, tmp_path: Path, change: str) ->
 def test_a_file_that_is_no_result(tmp_path: Path, content: bytes) -> None:
     """Binary, deep, of another type: named with the remedy."""
     (tmp_path / "x.json").write_bytes(content)
-    with pytest.raises(DataError, match=r"x\.json is no result .*: evaluate again"):
+    with pytest.raises(DataError, match=r"x\.json is not a result .*: evaluate again"):
         record.compare(tmp_path / "x.json", tmp_path / "x.json")
 
 

@@ -132,8 +132,8 @@ def test_special_files_are_named_and_not_waited_for(tmp_path: Path) -> None:
     found = find_images([tmp_path / "list.txt"])
     assert found.unreadable == {
         f"{tmp_path}/list.txt, line 7": "it holds a NUL, which no path has",
-        f"{tmp_path}/pipe.tar": "no whole tar file (it is not a regular file); images before the "
-        "damage are used",
+        f"{tmp_path}/pipe.tar": "not a whole tar file (it is not a regular file); images "
+        "before the damage are used",
     }
     usable, reasons = [], {}
     for file in (*found.training, *found.held_out):
@@ -148,7 +148,7 @@ def test_special_files_are_named_and_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_lists_are_bounded(tmp_path: Path) -> None:
-    """Neither 10 GB nor one endless line is read; a device is no list."""
+    """Neither 10 GB nor one endless line is read; a device is not a list."""
     path = tmp_path / "list.txt"
     with path.open("wb") as file:
         file.truncate(10 * 10**9)
@@ -174,7 +174,7 @@ def test_names_of_any_bytes(tmp_path: Path) -> None:
 
 
 def test_images_are_found_by_content(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever they are called; what is no image is counted."""
+    """Whatever they are called; what is not an image is counted."""
     caplog.set_level(logging.INFO)
     write_folder(tmp_path, ["a.JFIF", "b", "c.jpg"])
     (tmp_path / "notes.doc").write_text("no image")
