@@ -107,7 +107,7 @@ def test_goes_on_without_cuda(monkeypatch, caplog):
 
 
 def test_compiles_once_and_again_by_force():
-    """A second call finds the first one's build; nothing but it, its log and its lock is left."""
+    """A second call finds the first one's build; nothing but it and its log is left."""
     steps = []
     library = build.compile_extension(report=lambda done, total: steps.append((done, total)))
     total = len(flags.sources()) + 1
@@ -120,7 +120,7 @@ def test_compiles_once_and_again_by_force():
     assert build.compile_extension(force=True) == library
     assert stub_extension.times_compiled() == 2
     name = library.parent.name
-    assert {path.name for path in cache().iterdir()} == {name, f"{name}.log", f"{name}.lock"}
+    assert {path.name for path in cache().iterdir()} == {name, f"{name}.log"}
     assert {path.name for path in library.parent.iterdir()} == {"_C.so", "build.json"}
 
 
