@@ -173,8 +173,12 @@ def walk(inner: int, outer: int, dtype: torch.dtype, architecture: int) -> Tile:
     if architecture == INTERPRETER:
         return Tile(512, power_of_2(outer, 16, 64), power_of_2(inner, 16, 64), 1, 1)
     if dtype not in HALF:
-        return Tile(64, power_of_2(outer, 16, 64), power_of_2(inner, 16, 32), 4, 2)
+        columns = power_of_2(outer, 16, 64)
+        warps = 8 if architecture >= 100 and columns > 32 else 4
+        return Tile(64, columns, power_of_2(inner, 16, 32), warps, 2)
     columns, depth = power_of_2(outer, 16, 128), power_of_2(inner, 16, 64)
+    if architecture >= 100:  # there, 64 values a thread and their statistics spill
+        return Tile(64 if columns > 64 else 128, columns, depth, 8 if columns > 32 else 4, 3)
     return Tile(128, columns, depth, 8 if columns > 64 else 4, 3 if architecture >= 90 else 2)
 
 
