@@ -17,46 +17,14 @@ from PIL import Image, UnidentifiedImageError
 from fsdino import files, tiff
 from fsdino.errors import DataError, FsdinoError, UsageError
 from fsdino.image_files import (
-    IMAGE_SUFFIXES,
     MOST_BYTES,
-    Listing,
     check_pixels,
-    list_images,
     open_image,
     printable,
-    scan_folder,
-    why_not_image,
 )
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = [
-    "COLORS",
-    "IMAGE_SUFFIXES",
-    "Color",
-    "Flags",
-    "ImageLike",
-    "Listing",
-    "MaskLike",
-    "Pixels",
-    "decode_file",
-    "encode_image",
-    "label_color",
-    "list_images",
-    "mask_to_tensor",
-    "overlay",
-    "palette",
-    "read_image",
-    "read_image_bytes",
-    "read_mask",
-    "resize_back",
-    "scan_folder",
-    "to_tensor",
-    "why_not_image",
-    "write_image",
-    "write_png",
-]
 
 logger = logging.getLogger("fsdino.images")
 

@@ -63,7 +63,7 @@ def first_page(file: BinaryIO) -> TiffPage | None:
         raise TiffError(f"a tag has more than {_MOST_VALUES} values; export it again")
     import tifffile
 
-    # What it finds odd is no news to users; what fails is raised.
+    # Users need not read what it finds odd; what fails is raised.
     logging.getLogger("tifffile").addHandler(logging.NullHandler())
     try:  # in three of its variants, it would read further pages
         page = tifffile.TiffFile(

@@ -19,7 +19,7 @@ import pytest
 
 from fsdino import files
 from fsdino.errors import CheckpointError, DataError, FsdinoError, UsageError
-from fsdino.images import list_images
+from fsdino.image_files import list_images
 
 CONTENT = bytes(range(256)) * 16
 
@@ -201,7 +201,7 @@ def test_a_read_only_file_is_not_replaced(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
-    """No such folder, a file used as a folder, a folder itself, and what is no regular file."""
+    """No such folder, a file used as a folder, a folder itself, and a pipe."""
     (tmp_path / "file").write_text("kept")
     os.mkfifo(tmp_path / "pipe")
     cases = {

@@ -155,7 +155,9 @@ def test_heic_is_read_once_its_library_is_there(
         [
             sys.executable,
             "-c",
-            "import sys; from fsdino.images import *\n"
+            "import sys\n"
+            "from fsdino.image_files import scan_folder\n"
+            "from fsdino.images import read_image\n"
             "found = scan_folder(sys.argv[1]).images\n"
             "print(len(found), read_image(found[0]).shape)",
             str(folder),

@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from scipy import ndimage
 
 import photo_pairs
-from fsdino import images
+from fsdino import image_files, images
 from fsdino.errors import DataError, FsdinoError, UsageError
 from fsdino.images import read_image, read_mask
 
@@ -251,7 +251,7 @@ def test_other_formats(tmp_path: Path, suffix: str) -> None:
     gray = picture(40, 50)[:, :, :1].repeat(3, axis=2)
     options = {"lossless": True} if suffix == "webp" else {}
     file = saved(Image.fromarray(gray), tmp_path / f"picture.{suffix}", **options)
-    assert f".{suffix}" in images.IMAGE_SUFFIXES
+    assert f".{suffix}" in image_files.IMAGE_SUFFIXES
     assert np.array_equal(read_image(file), gray)
 
 
@@ -707,7 +707,7 @@ def through_jpeg(image: Image.Image, quality: int) -> Image.Image:
 def test_soft_edges_of_every_length(shape: str, side: int) -> None:
     """FSS-1000's own rule, one half of white, for what a person calls a mask: antialiased, blurred
     by a pixel or two, compressed, enlarged; with stray pixels. Small images and thin shapes have
-    much edge for their area, and that is no reason."""
+    much edge for their area, and are masks all the same."""
     plain = drawn(shape, side)
     large = [plain.resize((side * k, side * k), Image.Resampling.BILINEAR) for k in (2, 4, 8)]
     stray, dark = np.array(plain), np.array(plain)
@@ -1209,7 +1209,7 @@ def test_photographs_read_as_they_are() -> None:
     """Every photograph has a mask of its size, a licence in the README, and is small."""
     readme = (PHOTOGRAPHS / "README.md").read_text(encoding="utf-8")
     photographs = [
-        file for file in images.list_images(PHOTOGRAPHS) if not file.stem.endswith("_mask")
+        file for file in image_files.list_images(PHOTOGRAPHS) if not file.stem.endswith("_mask")
     ]
     assert len(photographs) >= 4
     for file in photographs:
