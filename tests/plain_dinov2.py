@@ -1,8 +1,9 @@
 """DINOv2 written out plainly, on a state dict with the names of Meta's files, in float64.
 
-A second formulation of what `fsdino.models.encoder` computes: it shares no code with timm, and it
-resamples position embeddings in NumPy, tap by tap. The plain models resample with the scale factors
-(h + 0.1) / 37 and no antialiasing, those with registers to the target size with antialiasing.
+A second formulation of what `fsdino.models.encoders.vit` computes: it shares no code with timm, and
+it resamples position embeddings in NumPy, tap by tap. The plain models resample with the scale
+factors (h + 0.1) / 37 and no antialiasing, those with registers to the target size with
+antialiasing.
 """
 
 from __future__ import annotations

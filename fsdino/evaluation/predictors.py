@@ -12,7 +12,7 @@ from fsdino.data.episodes import Batch
 from fsdino.errors import DataError
 from fsdino.evaluation.protocols import Fusion
 from fsdino.evaluation.questions import Questions
-from fsdino.models.encoder import Features
+from fsdino.models.encoders import Features
 from fsdino.models.segmenter import Segmenter, pool_supports
 
 # A batch of episodes -> mask logits [B, V, h, w], V of which are fused, at any resolution: the

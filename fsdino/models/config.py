@@ -25,6 +25,7 @@ _ENCODER = re.compile(r"\w+(\.\w+)?", re.ASCII)  # no scheme and no path: timm w
 # memory or time before the weights' own shapes have been compared.
 _WHOLE = {
     "image_size": (1, 2**14),
+    "token_stride": (1, 256),
     "adapter_layer": (1, 256),
     "correlation_stride": (1, 256),
     "width": (1, 2**13),
@@ -46,18 +47,31 @@ _SWITCHES = (
 )
 _TUPLES = ("correlation_layers", "correlation_channels", "mean", "std")
 
-# What `encoder_args` may hold: what shapes a ViT, nothing that names a file or an address.
+# What `encoder_args` may hold: what shapes a network, nothing that names a file or an address.
 _ARG_WHOLE = {
     "img_size": (1, 2**14),
     "patch_size": (1, 256),
     "embed_dim": (1, 2**14),
     "depth": (1, 128),
+    "depths": (1, 128),
+    "layers": (1, 128),
+    "dims": (1, 2**13),
+    "channels": (1, 2**13),
     "num_heads": (1, 256),
+    "head_dim": (1, 2**12),
+    "window_size": (1, 256),
+    "kernel_sizes": (1, 63),
+    "cardinality": (1, 256),
+    "base_width": (1, 2**12),
+    "stem_size": (1, 2**12),
+    "stem_width": (1, 2**12),
+    "output_stride": (1, 32),
     "reg_tokens": (0, 256),
     "num_reg_tokens": (0, 256),
     "swiglu_align_to": (0, 2**12),
 }
-_ARG_PAIRS = ("img_size", "patch_size")
+_ARG_PAIRS = ("img_size", "patch_size", "window_size")  # one number, or one for each side
+_ARG_STAGES = ("depths", "layers", "dims", "channels", "num_heads", "kernel_sizes")  # for each
 _ARG_NUMBERS = {
     "mlp_ratio": (0.01, 64.0),
     "init_values": (-1e6, 1e6),
@@ -80,6 +94,7 @@ _ARG_SWITCHES = (
     ),
     *("qk_norm", "proj_bias", "scale_attn_norm", "scale_mlp_norm", "scale_mlp", "scale_attn_inner"),
     *("swiglu_mlp", "attn_only_layer_scale", "use_abs_pos_emb", "use_rot_pos_emb", "use_post_norm"),
+    *("conv_mlp", "conv_bias", "use_grn", "fix_stem", "avg_down", "always_partition"),
     *("use_fc_norm", "use_pre_transformer_norm", "use_post_transformer_norm", "rope_rotate_half"),
 )
 _ARG_CHOICES = {
@@ -89,6 +104,10 @@ _ARG_CHOICES = {
     "attn_type": ("eva", "rope"),
     "rope_type": ("cat", "mixed", "dinov3"),
     "rope_grid_indexing": ("ij", "xy"),
+    "pad_type": ("", "same", "valid"),
+    "stem_type": (
+        *("", "deep", "deep_tiered", "patch", "overlap", "overlap_tiered", "overlap_act"),
+    ),
 }
 _ARG_LAYERS = ("norm_layer", "act_layer", "embed_norm_layer")  # by timm's names for them, too
 _ARG_CLASSES = (*_ARG_LAYERS, "block_fn", "mlp_layer", "attn_layer")
@@ -103,20 +122,24 @@ class ModelConfig:
     this package's choice and can be changed here.
 
     Attributes:
-        encoder: name of a timm ViT, e.g. "vit_small_patch14_reg4_dinov2.lvd142m".
+        encoder: name of a timm ViT, e.g. "vit_small_patch14_reg4_dinov2.lvd142m", or of a network
+            with stages, e.g. "tf_efficientnet_lite0", "resnet50" or "convnext_tiny".
         encoder_args: arguments for `timm.create_model` that differ from that name's defaults.
-        conv_stem: replace the patch embedding by a stack of strided convolutions.
+        conv_stem: replace a ViT's patch embedding by a stack of strided convolutions.
         pretrained: let timm download the encoder's weights. Nothing is downloaded otherwise.
         variant: "full"; "comp" (no 4D correlation); "comp_frozen" (comp with a frozen decoder);
             "training_free" (encoder only, masks from correspondences); "hsnet" (HSNet's 4D squeeze
             and 2D decoder in place of SAM's, a baseline).
         image_size: side in pixels that images are resized to; a multiple of the patch size.
+        token_stride: side in pixels of a token of a network with stages, whose layers are brought
+            to one grid; a ViT's tokens are its patches.
         keep_aspect: keep the aspect ratio: the longer side becomes `image_size`, both are rounded
-            to multiples of the patch size. Otherwise images are stretched to a square.
+            to multiples of a token's side. Otherwise images are stretched to a square.
         mean, std: per-channel normalisation; None takes the encoder's own.
-        adapter_layer: block (from 1) whose raw output feeds the adapter.
-        correlation_layers: blocks (from 1) whose normalised outputs are correlated; None takes
-            the last half.
+        adapter_layer: block (from 1) whose raw output feeds the adapter. The blocks of a network
+            with stages are counted over all of them.
+        correlation_layers: blocks (from 1) that are correlated, a ViT's after its final norm; None
+            takes the last half.
         correlation_channels: output channels of the 4D blocks.
         correlation_stride: support stride of each 4D block.
         width: channels of adapter, prompts and decoder; 256 is SAM's.
@@ -134,7 +157,7 @@ class ModelConfig:
             probability = sigmoid((s - match_bias) / match_temperature).
 
     Raises:
-        UsageError: a value that cannot be meant; the message names it.
+        UsageError: an invalid value; the message names it.
     """
 
     encoder: str = "vit_base_patch14_dinov2.lvd142m"
@@ -143,6 +166,7 @@ class ModelConfig:
     pretrained: bool = False
     variant: str = "full"
     image_size: int = 518
+    token_stride: int = 16
     keep_aspect: bool = False
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
@@ -303,7 +327,7 @@ def _checked_arg(key: object, value: object) -> Any:
     if key not in _ARGS:
         near = difflib.get_close_matches(str(key)[:64], _ARGS, n=3)
         raise UsageError(
-            f"encoder_args must not have {_shown(key)}, only what shapes a ViT: "
+            f"encoder_args must not have {_shown(key)}, only what shapes a network: "
             + (f"did you mean {', '.join(near)}?" if near else "depth, embed_dim and the like")
         )
     name, label = str(key), f"{key} in encoder_args"
@@ -311,7 +335,10 @@ def _checked_arg(key: object, value: object) -> Any:
         return None
     if name in _ARG_WHOLE:
         least, most = _ARG_WHOLE[name]
-        if name in _ARG_PAIRS and isinstance(value, list | tuple) and len(value) == 2:
+        if isinstance(value, list | tuple) and (
+            (name in _ARG_PAIRS and len(value) == 2)
+            or (name in _ARG_STAGES and 1 <= len(value) <= 16)
+        ):
             return tuple(_whole(label, item, least, most) for item in value)
         return _whole(label, value, least, most)
     if name in _ARG_NUMBERS:

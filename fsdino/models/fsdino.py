@@ -9,7 +9,7 @@ from fsdino.errors import UsageError
 from fsdino.models.adapter import Adapter
 from fsdino.models.config import ModelConfig
 from fsdino.models.decoder import MaskDecoder
-from fsdino.models.encoder import Encoder, Features
+from fsdino.models.encoders import Encoder, Features
 from fsdino.models.hypercorrelation import CorrelationPrior
 from fsdino.models.prompts import DensePrompt, VisualPrompt, cosine_map, dense_maps
 from fsdino.models.segmenter import Segmenter

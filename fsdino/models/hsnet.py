@@ -1,4 +1,4 @@
-"""A baseline that learns from the same frozen features as FS-DINO: HSNet's head on a ViT."""
+"""A baseline that learns from the same frozen features as FS-DINO: HSNet's head."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fsdino import ops
 from fsdino.models.config import ModelConfig
-from fsdino.models.encoder import Encoder, Features
+from fsdino.models.encoders import Encoder, Features
 from fsdino.models.hypercorrelation import CenterPivotBlock4d
 from fsdino.models.segmenter import Segmenter
 from fsdino.models.supports import Shot, SupportFeatures
@@ -20,12 +20,12 @@ LEVELS = 3
 
 
 class HSNet(Segmenter):
-    """Hypercorrelation squeeze over a ViT's blocks (after Min, Kang, Cho, ICCV 2021).
+    """Hypercorrelation squeeze over an encoder's blocks (after Min, Kang, Cho, ICCV 2021).
 
     The correlation layers, from early to late, form up to three levels. Each level's correlation
     of the query with the masked support is squeezed by center-pivot 4D blocks; from the last level
     to the first, the later one is added and mixed by another block. The mean over the support goes
-    through a 2D decoder. Unlike in a CNN all levels have one resolution, so none is upsampled on
+    through a 2D decoder. Unlike in HSNet all levels have one resolution, so none is upsampled on
     the way. K shots: squeezed correlations are averaged, one pass.
 
     Args:

@@ -24,7 +24,7 @@ from fsdino.images import ImageLike, MaskLike
 from fsdino.models import tiling
 from fsdino.models.checkpoints import write_folder
 from fsdino.models.config import ModelConfig
-from fsdino.models.encoder import Encoder, Features
+from fsdino.models.encoders import Encoder, Features, create
 from fsdino.models.hypercorrelation import masked_mean
 from fsdino.models.identity import Identified, plain_names
 from fsdino.models.supports import Shot, Support, SupportFeatures, token_mask
@@ -98,18 +98,19 @@ class Segmenter(Identified):
             kept by `save_pretrained`.
 
     Raises:
-        UsageError: an `image_size` that is no multiple of the patch size.
+        UsageError: an `image_size` that is not a multiple of a token's side.
     """
 
     def __init__(self, config: ModelConfig, encoder: Encoder | None = None) -> None:
         super().__init__()
         self.config = config
-        self.encoder = encoder or Encoder(config)
+        self.encoder = encoder or create(config)
         if config.image_size % self.patch_size and not config.keep_aspect:
+            below = max(config.image_size // self.patch_size, 1)
             raise UsageError(
-                f"image_size {config.image_size} is no multiple of {self.patch_size}, the patch "
-                f"size of {config.encoder}: choose {config.image_size // self.patch_size} or "
-                f"{config.image_size // self.patch_size + 1} times that"
+                f"image_size {config.image_size} is not a multiple of {self.patch_size}, the side "
+                f"of {config.encoder}'s tokens: choose {below * self.patch_size} or "
+                f"{(below + 1) * self.patch_size}"
             )
         self.train_encoder = False
         self.provenance: Mapping[str, Any] | None = None

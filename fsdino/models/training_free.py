@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsdino import ops
-from fsdino.models.encoder import Features
+from fsdino.models.encoders import Features
 from fsdino.models.prompts import cosine_map
 from fsdino.models.supports import Shot, SupportFeatures
 

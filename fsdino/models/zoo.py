@@ -33,7 +33,7 @@ from fsdino.models.checkpoints import (
 )
 from fsdino.models.config import CONFIG_FILE, ModelConfig
 from fsdino.models.decoder import SAM_LEFTOVERS
-from fsdino.models.encoder import Encoder
+from fsdino.models.encoders import Encoder, ViTEncoder
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.hsnet import HSNet
 from fsdino.models.segmenter import Segmenter
@@ -120,6 +120,11 @@ def load_dinov2(encoder: Encoder, path: str | os.PathLike[str]) -> None:
         UsageError: there is no such file.
         CheckpointError: the file is damaged, or its weights are not this encoder's.
     """
+    if not isinstance(encoder, ViTEncoder):
+        raise UsageError(
+            f"weights {path}: only a ViT takes DINOv2's; name a DINOv2 as the encoder, such as "
+            "vit_small_patch14_dinov2"
+        )
     with open_state_dict(path) as state:
         state.pop("mask_token", None)
         if {"register_tokens", "pos_embed", "cls_token"} <= state.keys():

@@ -22,7 +22,7 @@ from fsdino.files import read_json, read_json_lines, write_json
 from fsdino.models import zoo
 from fsdino.models.adapter import Adapter
 from fsdino.models.checkpoints import weights_hash, write_tensors
-from fsdino.models.encoder import Encoder
+from fsdino.models.encoders import Encoder, create
 from fsdino.training.agreement import agreement, on_teachers_grid, stack_targets
 from fsdino.training.corpus import Corpus, ImageFile, find_images
 from fsdino.training.distill_config import DISTILL_FREE, DistillConfig, Stage
@@ -557,7 +557,7 @@ class Distillation:
         wrong = [size for size in self.config.image_sizes if size % patch]
         if wrong:
             raise UsageError(
-                f"image_sizes must be multiples of the encoder's patch of {patch} pixels, got "
+                f"image_sizes must be multiples of the encoder's tokens of {patch} pixels, got "
                 f"{', '.join(map(str, wrong))}"
             )
 
@@ -567,7 +567,7 @@ def _encoder(config: DistillConfig) -> Encoder:
     if config.encoder_from is not None:
         encoder = zoo.load(config.encoder_from).encoder
     else:
-        encoder = Encoder(config.model)
+        encoder = create(config.model)
     if config.encoder_weights is not None:
         zoo.load_dinov2(encoder, config.encoder_weights)
     return encoder.requires_grad_(False).eval()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fsdino import files
 from fsdino.models.checkpoints import first_line, tensors_sha256, write_tensors
-from fsdino.models.encoder import Features
+from fsdino.models.encoders import Features
 from fsdino.models.segmenter import Segmenter
 
 logger = logging.getLogger("fsdino.training")
@@ -150,8 +150,7 @@ class FrozenEncoder:
     def _kept(self, name: str, image: Tensor) -> Features:
         assert self.store is not None
         encoder = self.model.encoder
-        grid = tuple(side // encoder.patch_size for side in image.shape[-2:])
-        plain = (1, encoder.channels, *grid)
+        plain = (1, encoder.channels, *encoder.grid(image.shape[-2], image.shape[-1]))
         correlation = (1, len(encoder.correlation_layers), *plain[1:])
         shapes = {"shallow": plain, "last": plain, "correlation": correlation}
         found = self.store.get(f"{name} {tuple(image.shape[-2:])}", shapes, self.dtype)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fsdino.models.encoder import Features
+from fsdino.models.encoders import Features
 from fsdino.models.segmenter import Segmenter, pool_supports
 from fsdino.models.training_free import prototype_score
 from fsdino.training.losses import TokenClassifier, contrast_loss, mask_loss, prototype_loss

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fsdino
 from fsdino.errors import UsageError
-from fsdino.models.encoder import Encoder
+from fsdino.models.encoders import Encoder, create
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.zoo import parameter_table
 from tiny_models import SIDE, SMALL, episode, randomise, tiny_config, tiny_model
@@ -279,7 +279,7 @@ def test_comp_frozen_trains_as_few_parameters_as_published(dinov2_base: Encoder)
 
 @pytest.fixture(scope="module")
 def dinov2_base() -> Encoder:
-    return Encoder(fsdino.ModelConfig(encoder_args={"weight_init": "skip"}))
+    return create(fsdino.ModelConfig(encoder_args={"weight_init": "skip"}))
 
 
 def test_bfloat16_end_to_end() -> None:
@@ -306,7 +306,7 @@ def test_autocast() -> None:
 
 def test_an_encoder_can_be_shared() -> None:
     """Two heads on one frozen encoder: the weights exist once."""
-    encoder = Encoder(tiny_config())
+    encoder = create(tiny_config())
     randomise(encoder, seed=0)
     first, second = (FSDINO(tiny_config(), encoder) for _ in range(2))
     assert first.encoder is second.encoder is encoder

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fsdino.models.encoder import Features
+from fsdino.models.encoders import Features
 from fsdino.models.supports import Shot, SupportFeatures
 from fsdino.models.training_free import correspondence_score, prototype_score
 

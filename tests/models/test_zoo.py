@@ -28,7 +28,7 @@ import plain_dinov2 as plain
 from fsdino.errors import CheckpointError, UsageError
 from fsdino.models import segmenter as model_module
 from fsdino.models import zoo
-from fsdino.models.encoder import Encoder
+from fsdino.models.encoders import Encoder, create
 from fsdino.models.torch_files import TorchFile, View
 from tiny_models import SMALL, box_mask, episode, picture, randomise, tiny_config, tiny_model
 
@@ -362,7 +362,7 @@ def dinov2_file(folder: Path, registers: int = 0, **changes: torch.Tensor | None
 
 
 def dinov2_encoder(name: str = "vit_small_patch14_dinov2") -> Encoder:
-    return Encoder(fsdino.ModelConfig(encoder=name, encoder_args=DINO))
+    return create(fsdino.ModelConfig(encoder=name, encoder_args=DINO))
 
 
 def test_dinov2_file_with_a_missing_or_unexpected_name(tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ def test_dinov2_file_of_another_size_or_kind(tmp_path: Path) -> None:
         zoo.load_dinov2(dinov2_encoder(), dinov2_file(tmp_path, registers=4))
     with pytest.raises(CheckpointError, match="missing: reg_token"):
         zoo.load_dinov2(dinov2_encoder("vit_small_patch14_reg4_dinov2"), dinov2_file(tmp_path))
-    wide = Encoder(fsdino.ModelConfig(encoder_args={**DINO, "embed_dim": 16}))
+    wide = create(fsdino.ModelConfig(encoder_args={**DINO, "embed_dim": 16}))
     with pytest.raises(CheckpointError, match=r"cls_token \[1, 1, 8\] instead of \[1, 1, 16\]"):
         zoo.load_dinov2(wide, dinov2_file(tmp_path))
     with pytest.raises(CheckpointError):

@@ -1,63 +1,23 @@
-"""The frozen encoder: a timm ViT whose blocks' tokens feed every other part."""
+"""timm's ViTs as frozen encoders, DINOv2 as in Meta's own code."""
 
 from __future__ import annotations
 
-import difflib
-import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
-from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from fsdino.errors import UsageError
 from fsdino.models import attention
-from fsdino.models.checkpoints import first_line
 from fsdino.models.config import ModelConfig
-from fsdino.models.identity import Identified
-
-logger = logging.getLogger("fsdino.models")
+from fsdino.models.encoders.features import Encoder, Features, create_timm
 
 
-@dataclass(frozen=True)
-class Features:
-    """Tokens of one batch of images; h x w is the token grid.
-
-    Attributes:
-        shallow: [B, C, h, w] raw output of the adapter's block.
-        last: [B, C, h, w] last block after the final norm.
-        correlation: [B, L, C, h, w] the correlation layers after the final norm.
-    """
-
-    shallow: Tensor
-    last: Tensor
-    correlation: Tensor
-
-    def __getitem__(self, index: slice | Tensor) -> Features:
-        """The features of some of the images."""
-        return self._map(lambda tokens: tokens[index])
-
-    @classmethod
-    def cat(cls, parts: Iterable[Features]) -> Features:
-        """The images of all parts, in their order."""
-        columns = zip(*((part.shallow, part.last, part.correlation) for part in parts), strict=True)
-        return cls(*(torch.cat(column) for column in columns))
-
-    def to(self, target: torch.dtype | torch.device) -> Features:
-        """The same in another type or place."""
-        return self._map(lambda tokens: tokens.to(target))
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Features:
-        return Features(change(self.shallow), change(self.last), change(self.correlation))
-
-
-class Encoder(Identified):
+class ViTEncoder(Encoder):
     """A timm ViT that returns patch tokens of the blocks the segmenter reads, in one pass.
 
     Plain DINOv2 models resample their position embeddings as Meta's own code does (scale factors
@@ -75,39 +35,25 @@ class Encoder(Identified):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.vit: Any = _create(config)
+        further = {"embed_layer": ConvStem} if config.conv_stem else {}
+        self.vit: Any = create_timm(config, dynamic_img_size=True, **further)
+        if not hasattr(self.vit, "blocks") or not hasattr(self.vit, "patch_embed"):
+            raise UsageError(
+                f"encoder {config.encoder!r} is not a vision transformer: choose a timm ViT"
+            )
         self.depth = len(self.vit.blocks)
         self.channels: int = self.vit.embed_dim
         self.patch_size: int = self.vit.patch_embed.patch_size[0]
-        self.shallow_layer = config.adapter_layer
-        self.correlation_layers = config.correlation_layers or tuple(
-            range(self.depth - self.depth // 2 + 1, self.depth + 1)
-        )
-        for layer in (self.shallow_layer, *self.correlation_layers):
-            if not 1 <= layer <= self.depth:
-                raise UsageError(
-                    f"adapter_layer or correlation_layers: {config.encoder} has blocks 1 to "
-                    f"{self.depth}, got {layer}"
-                )
+        self._choose_layers(config)
         self.read_layers = sorted({self.shallow_layer, *self.correlation_layers, self.depth})
-        self.mean: Tensor
-        self.std: Tensor
-        for name, value in (("mean", config.mean), ("std", config.std)):
-            values = torch.tensor(value or self.vit.pretrained_cfg[name], dtype=torch.float32)
-            self.register_buffer(name, values[:, None, None], persistent=False)
+        self.layer_widths = (self.channels,) * len(self.correlation_layers)
+        self._set_normalisation(config, self.vit.pretrained_cfg)
         # The plain DINOv2 models, whose class token has a position embedding of its own.
         self.meta_resampling = (
             "dinov2" in config.encoder
             and isinstance(self.vit, VisionTransformer)
             and not self.vit.no_embed_class
         )
-
-    def train(self, mode: bool = True) -> Encoder:
-        """As in PyTorch; the weights are named again, see `Identified`."""
-        if mode != self.training:
-            self.forget_identity()
-        super().train(mode)
-        return self
 
     def forward(self, images: Tensor) -> Features:
         """Encode images of one size.
@@ -116,16 +62,12 @@ class Encoder(Identified):
             images: [B, 3, H, W] RGB in [0, 1], H and W multiples of the patch size.
 
         Raises:
-            UsageError: a size that is no multiple of the patch size.
+            UsageError: a size that is not a multiple of the patch size.
         """
         return self._features(self._tokens(images, self.read_layers), self._grid(images))
 
     def shallow(self, images: Tensor) -> Tensor:
-        """`Features.shallow` alone, [B, C, h, w]; the blocks after the adapter's do not run.
-
-        Args:
-            images: as in `forward`.
-        """
+        """`Features.shallow` alone, [B, C, h, w]; the blocks after the adapter's do not run."""
         layer = self.shallow_layer
         return _to_map(self._tokens(images, [layer])[layer], self._grid(images))
 
@@ -137,12 +79,12 @@ class Encoder(Identified):
         One pass over all of them where a variable-length attention is usable (`attention.packed`,
         or the one given), else one by one.
         """
-        if len({image.shape for image in images}) == 1:
-            batch = self(torch.stack(list(images)))
-            return [batch[i : i + 1] for i in range(len(images))]
-        packed = (packed or self._packed(images[0])) if self._packable() else None
+        alike = len({image.shape for image in images}) == 1
+        if alike or not self._packable():
+            return super().forward_list(images)
+        packed = packed or self._packed(images[0])
         if packed is None:
-            return [self(image[None]) for image in images]
+            return super().forward_list(images)
         grids = [self._grid(image) for image in images]
         embedded = [self._embed(image[None], g)[0] for image, g in zip(images, grids, strict=True)]
         lengths = [len(tokens) for tokens in embedded]
@@ -190,8 +132,12 @@ class Encoder(Identified):
             dtype = torch.get_autocast_dtype(image.device.type)
         return attention.packed(image.device, dtype, self.vit.blocks[0].attn.head_dim)
 
-    def _grid(self, images: Tensor) -> tuple[int, int]:
-        height, width = images.shape[-2:]
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Tokens along both sides of an image.
+
+        Raises:
+            UsageError: a side that is not a multiple of the patch size.
+        """
         if height % self.patch_size or width % self.patch_size:
             raise UsageError(
                 f"images must have sides that are multiples of the patch size {self.patch_size}, "
@@ -199,8 +145,8 @@ class Encoder(Identified):
             )
         return height // self.patch_size, width // self.patch_size
 
-    def _normalise(self, images: Tensor) -> Tensor:
-        return ((images - self.mean) / self.std).to(next(self.vit.parameters()).dtype)
+    def _grid(self, images: Tensor) -> tuple[int, int]:
+        return self.grid(images.shape[-2], images.shape[-1])
 
     def _embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """Images -> tokens with positions [B, prefix + h*w, C]."""
@@ -265,59 +211,3 @@ class ConvStem(PatchEmbed):
                 layers += [nn.BatchNorm2d(outer), nn.ReLU()]
                 inner = outer
         self.proj = nn.Sequential(*layers, nn.Conv2d(width, width, 1))  # type: ignore[assignment]
-
-
-def _create(config: ModelConfig) -> Any:
-    _check_name(config.encoder)
-    arguments = dict(config.encoder_args)
-    if config.conv_stem:
-        arguments["embed_layer"] = ConvStem
-    try:
-        vit: Any = timm.create_model(
-            config.encoder,
-            pretrained=config.pretrained,
-            num_classes=0,
-            dynamic_img_size=True,
-            **arguments,
-        )
-    except UsageError:
-        raise
-    except Exception as error:  # timm and its layers check arguments in many ways
-        reason = f"({type(error).__name__}: {first_line(error)})"
-        if config.pretrained:
-            raise UsageError(
-                f"encoder {config.encoder!r} cannot be had with its weights {reason}: download "
-                "them, set pretrained to false and load the file"
-            ) from error
-        raise UsageError(
-            f"timm cannot create encoder {config.encoder!r} with encoder_args "
-            f"{dict(config.encoder_args)} {reason}: change them"
-        ) from error
-    if not hasattr(vit, "blocks") or not hasattr(vit, "patch_embed"):
-        raise UsageError(
-            f"encoder {config.encoder!r} is not a vision transformer: choose a timm ViT"
-        )
-    if config.pretrained:
-        logger.info("encoder %s: weights of %s", config.encoder, vit.pretrained_cfg.get("license"))
-    return vit
-
-
-def _check_name(name: str) -> None:
-    """Check that timm has a model of that name, and of that tag if one is given.
-
-    timm itself would take a name with a scheme as an address to download from, or as a folder.
-    """
-    try:
-        if timm.is_model(name):
-            get_pretrained_cfg(name)  # raises for a tag that is not registered
-            return
-    except RuntimeError as error:
-        raise UsageError(
-            f"unknown encoder {name!r}: {first_line(error)} choose "
-            f"{', '.join(sorted(get_arch_pretrained_cfgs(name))) or 'a name without a tag'}"
-        ) from error
-    near = difflib.get_close_matches(name[:64], timm.list_models("*vit*"), n=3)
-    raise UsageError(
-        f"unknown encoder {name!r}: timm has no such model; "
-        + (f"did you mean {', '.join(near)}?" if near else "timm.list_models('*vit*') lists them")
-    )

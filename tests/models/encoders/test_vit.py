@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import plain_dinov2 as plain
 from fsdino.errors import UsageError
 from fsdino.models.config import ModelConfig
-from fsdino.models.encoder import Encoder
+from fsdino.models.encoders import Encoder, create
 from fsdino.models.zoo import load_dinov2
 from tiny_models import PATCH, SMALL, randomise, tiny_config
 
@@ -49,7 +49,7 @@ def official(family: str, tmp_path: Path, **arguments: Any) -> tuple[dict[str, T
     dim, depth = arguments.get("embed_dim", 384), arguments.get("depth", 12)
     state = plain.random_state(dim=dim, depth=depth, **options)
     torch.save(state, tmp_path / "dinov2_pretrain.pth")
-    encoder = Encoder(ModelConfig(encoder=name, encoder_args=arguments)).eval()
+    encoder = create(ModelConfig(encoder=name, encoder_args=arguments)).eval()
     load_dinov2(encoder, tmp_path / "dinov2_pretrain.pth")
     return state, encoder
 
@@ -106,7 +106,7 @@ def test_positions_are_resampled_as_metas_are(
     state["patch_embed.proj.weight"].zero_()
     state["patch_embed.proj.bias"].zero_()
     torch.save(state, tmp_path / "weights.pth")
-    encoder = Encoder(ModelConfig(encoder=name, encoder_args=arguments)).eval()
+    encoder = create(ModelConfig(encoder=name, encoder_args=arguments)).eval()
     load_dinov2(encoder, tmp_path / "weights.pth")
     seen = {}
     encoder.vit.blocks[0].register_forward_pre_hook(lambda _, args: seen.update(tokens=args[0]))
@@ -146,7 +146,7 @@ def test_mixed_sizes_one_by_one_equal_single_images() -> None:
 
 
 def tiny_encoder(**changes: Any) -> Encoder:
-    encoder = Encoder(tiny_config(**changes)).eval()
+    encoder = create(tiny_config(**changes)).eval()
     randomise(encoder, seed=0)
     return encoder
 
@@ -242,7 +242,7 @@ class DoubledAttention(Attention):
 def test_other_vits_give_timms_own_features(name: str, size: tuple[int, int]) -> None:
     """Models that are not DINOv2 (RoPE, no position embeddings) equal timm's own forward."""
     arguments = {"depth": 4, "embed_dim": 48, "num_heads": 3}
-    encoder = Encoder(ModelConfig(encoder=name, encoder_args=arguments)).eval()
+    encoder = create(ModelConfig(encoder=name, encoder_args=arguments)).eval()
     randomise(encoder, seed=0)
     reference = timm.create_model(name, num_classes=0, dynamic_img_size=True, **arguments).eval()
     reference.load_state_dict(encoder.vit.state_dict())
@@ -266,7 +266,7 @@ def test_other_vits_give_timms_own_features(name: str, size: tuple[int, int]) ->
 def test_reads_the_blocks_asked_for() -> None:
     """`adapter_layer` is raw, `correlation_layers` are normalised and keep their order."""
     state = plain.random_state(dim=24, depth=4)
-    encoder = Encoder(
+    encoder = create(
         tiny_config(
             encoder_args={**SMALL, "img_size": 518}, adapter_layer=1, correlation_layers=(4, 2)
         )
@@ -293,7 +293,7 @@ def test_reads_the_blocks_asked_for() -> None:
 def test_default_correlation_layers_are_the_last_half(name: str, layers: tuple[int, ...]) -> None:
     """L = 6 for S and B, 12 for L, 20 for g."""
     arguments = {"embed_dim": 8, "num_heads": 2}
-    encoder = Encoder(ModelConfig(encoder=f"vit_{name}_patch14_dinov2", encoder_args=arguments))
+    encoder = create(ModelConfig(encoder=f"vit_{name}_patch14_dinov2", encoder_args=arguments))
     assert encoder.correlation_layers == layers
 
 
@@ -361,7 +361,7 @@ def conv_stem_encoder() -> Encoder:
     config = ModelConfig(
         encoder="vit_tiny_patch16_224", encoder_args=arguments, conv_stem=True, adapter_layer=1
     )
-    return Encoder(config).eval()
+    return create(config).eval()
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def conv_stem_encoder() -> Encoder:
         ({"encoder": "vit_smal_patch14_dinov2"}, "did you mean vit_small_patch14_dinov2"),
         ({"encoder": "nonsense"}, "unknown encoder 'nonsense'"),
         ({"encoder": "vit_small_patch14_dinov2.nonsense"}, r"choose vit_small_patch14_dinov2\.lvd"),
-        ({"encoder": "resnet18", "encoder_args": {}}, "resnet18"),
+        ({"encoder": "beit_base_patch16_224", "encoder_args": {}}, "'beit_base_.* plain ViT"),
         ({"encoder": "vit_small_patch14_dinov2.nonsense"}, "vit_small_patch14_dinov2.nonsense"),
         ({"encoder_args": {"wings": 2}}, "wings"),
         ({"encoder_args": {**SMALL, "num_heads": 5}}, "encoder_args"),
@@ -382,7 +382,7 @@ def conv_stem_encoder() -> Encoder:
 def test_impossible_encoders_are_usage_errors(changes: dict[str, Any], message: str) -> None:
     """One line that names the value and, where possible, what was meant."""
     with pytest.raises(UsageError, match=message) as caught:
-        Encoder(tiny_config(**changes))
+        create(tiny_config(**changes))
     assert "\n" not in str(caught.value)
 
 
@@ -397,7 +397,7 @@ def test_weights_that_cannot_be_downloaded_are_a_usage_error(
 
     monkeypatch.setattr(timm, "create_model", create_model)
     with pytest.raises(UsageError, match=r"ConnectionError: no route.*download them") as caught:
-        Encoder(tiny_config(pretrained=True))
+        create(tiny_config(pretrained=True))
     assert str(caught.value).isprintable()
 
 

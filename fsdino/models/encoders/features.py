@@ -1,0 +1,203 @@
+"""Features, and what every encoder of them has in common."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import sys
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, model_entrypoint
+from torch import Tensor
+
+from fsdino.errors import UsageError
+from fsdino.models.checkpoints import first_line
+from fsdino.models.config import ModelConfig
+from fsdino.models.identity import Identified
+
+logger = logging.getLogger("fsdino.models")
+
+
+@dataclass(frozen=True)
+class Features:
+    """Tokens of one batch of images; h x w is the token grid.
+
+    Attributes:
+        shallow: [B, C, h, w] raw output of the adapter's block.
+        last: [B, C, h, w] last block after the final norm.
+        correlation: [B, L, C, h, w] the correlation layers after the final norm.
+    """
+
+    shallow: Tensor
+    last: Tensor
+    correlation: Tensor
+
+    def __getitem__(self, index: slice | Tensor) -> Features:
+        """The features of some of the images."""
+        return self._map(lambda tokens: tokens[index])
+
+    @classmethod
+    def cat(cls, parts: Iterable[Features]) -> Features:
+        """The images of all parts, in their order."""
+        columns = zip(*((part.shallow, part.last, part.correlation) for part in parts), strict=True)
+        return cls(*(torch.cat(column) for column in columns))
+
+    def to(self, target: torch.dtype | torch.device) -> Features:
+        """The same in another type or place."""
+        return self._map(lambda tokens: tokens.to(target))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Features:
+        return Features(change(self.shallow), change(self.last), change(self.correlation))
+
+
+class Encoder(Identified):
+    """A network that returns tokens of the blocks that a segmenter reads, in one pass.
+
+    Attributes:
+        channels: C, of all tokens.
+        depth: blocks, which count from 1.
+        patch_size: side of a token in pixels.
+        shallow_layer: block of `Features.shallow`.
+        correlation_layers: blocks of `Features.correlation`, in its order.
+        layer_widths: channels of each of these before zeros fill them up to C.
+        read_layers: all blocks that are read, ascending.
+        mean, std: [3, 1, 1], of the images that the network was trained on.
+    """
+
+    channels: int
+    depth: int
+    patch_size: int
+    shallow_layer: int
+    correlation_layers: tuple[int, ...]
+    layer_widths: tuple[int, ...]
+    read_layers: list[int]
+    mean: Tensor
+    std: Tensor
+
+    def train(self, mode: bool = True) -> Encoder:
+        """As in PyTorch; the weights are named again, see `Identified`."""
+        if mode != self.training:
+            self.forget_identity()
+        super().train(mode)
+        return self
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Features:
+        """Encode images of one size: [B, 3, H, W] RGB in [0, 1]."""
+
+    @abstractmethod
+    def shallow(self, images: Tensor) -> Tensor:
+        """`Features.shallow` alone, [B, C, h, w]; the blocks after the adapter's do not run.
+
+        Args:
+            images: as in `forward`.
+        """
+
+    @abstractmethod
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Tokens along both sides of an image of that many pixels."""
+
+    def forward_list(self, images: Sequence[Tensor]) -> list[Features]:
+        """Encode images [3, H, W] of different sizes, each with B = 1 in the result."""
+        if len({image.shape for image in images}) == 1:
+            batch = self(torch.stack(list(images)))
+            return [batch[i : i + 1] for i in range(len(images))]
+        return [self(image[None]) for image in images]
+
+    def _choose_layers(self, config: ModelConfig) -> None:
+        """Set the blocks that are read, by `depth` and the configuration.
+
+        Raises:
+            UsageError: there is no such block.
+        """
+        self.shallow_layer = config.adapter_layer
+        self.correlation_layers = config.correlation_layers or tuple(
+            range(self.depth - self.depth // 2 + 1, self.depth + 1)
+        )
+        for layer in (self.shallow_layer, *self.correlation_layers):
+            if not 1 <= layer <= self.depth:
+                raise UsageError(
+                    f"adapter_layer or correlation_layers: {config.encoder} has blocks 1 to "
+                    f"{self.depth}, got {layer}"
+                )
+
+    def _set_normalisation(self, config: ModelConfig, own: Mapping[str, Any]) -> None:
+        """Set `mean` and `std`: the configuration's, or the network's own."""
+        for name, value in (("mean", config.mean), ("std", config.std)):
+            values = torch.tensor(value or own[name], dtype=torch.float32)
+            self.register_buffer(name, values[:, None, None], persistent=False)
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        return ((images - self.mean) / self.std).to(next(self.parameters()).dtype)
+
+
+def create_timm(config: ModelConfig, **further: Any) -> Any:
+    """The network that a configuration names, without a classifier.
+
+    Args:
+        config: `encoder`, `encoder_args` and `pretrained` are read.
+        further: arguments for `timm.create_model` beside `encoder_args`.
+
+    Raises:
+        UsageError: timm cannot create it; its weights cannot be downloaded.
+    """
+    try:
+        network: Any = timm.create_model(
+            config.encoder,
+            pretrained=config.pretrained,
+            num_classes=0,
+            **config.encoder_args,
+            **further,
+        )
+    except UsageError:
+        raise
+    except Exception as error:  # timm and its layers check arguments in many ways
+        reason = f"({type(error).__name__}: {first_line(error)})"
+        if config.pretrained:
+            raise UsageError(
+                f"encoder {config.encoder!r} cannot be had with its weights {reason}: download "
+                "them, set pretrained to false and load the file"
+            ) from error
+        raise UsageError(
+            f"timm cannot create encoder {config.encoder!r} with encoder_args "
+            f"{dict(config.encoder_args)} {reason}: change them"
+        ) from error
+    if config.pretrained:
+        licence = network.pretrained_cfg.get("license")
+        logger.info("encoder %s: weights of %s", config.encoder, licence)
+    return network
+
+
+def timm_module(name: str) -> Mapping[str, Any]:
+    """What the file of timm that builds a network defines and imports, by name."""
+    module = sys.modules[model_entrypoint(name.partition(".")[0]).__module__]
+    return vars(module)
+
+
+def check_name(name: str) -> None:
+    """Check that timm has a model of that name, and of that tag if one is given.
+
+    timm itself would take a name with a scheme as an address to download from, or as a folder.
+
+    Raises:
+        UsageError: it has none.
+    """
+    try:
+        if timm.is_model(name):
+            get_pretrained_cfg(name)  # raises for a tag that is not registered
+            return
+    except RuntimeError as error:
+        raise UsageError(
+            f"unknown encoder {name!r}: {first_line(error)} choose "
+            f"{', '.join(sorted(get_arch_pretrained_cfgs(name))) or 'a name without a tag'}"
+        ) from error
+    near = difflib.get_close_matches(name[:64], timm.list_models(), n=3)
+    raise UsageError(
+        f"unknown encoder {name!r}: timm has no such model; "
+        + (f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them")
+    )
