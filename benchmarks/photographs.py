@@ -8,22 +8,17 @@ a JSON file.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from photo_pairs import Pair, load_pairs
+from record import write_record
 
 import fsdino
 from fsdino.models import zoo
 from fsdino.models.config import MATCHERS
 from fsdino.models.segmenter import Segmenter
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-from record import write_record
-
-from photo_pairs import Pair, load_pairs
 
 Mask = npt.NDArray[np.bool_]
 

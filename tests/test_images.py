@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import photo_pairs
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from scipy import ndimage
 
-import photo_pairs
 from fsdino import image_files, images
 from fsdino.errors import DataError, FsdinoError, UsageError
 from fsdino.images import read_image, read_mask
