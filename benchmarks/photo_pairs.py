@@ -1,7 +1,8 @@
 """Supports and queries from a folder with a pairs.json, read with Pillow alone.
 
 `pairs` is a list of {"name", "supports": [part, ...], "query": part}; a part is {"image", "mask"},
-files of the folder, and perhaps "box" (left, top, right, bottom in pixels) and "mirror".
+files of the folder, and perhaps "box" (left, top, right, bottom in pixels) and "mirror". A pair may
+name its "class"; `shows` then lists for each file the classes that it shows.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 FOLDER = Path(__file__).resolve().parent.parent / "tests" / "photographs"
+HELD_OUT = FOLDER / "held_out"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Pair:
         query: with its true mask.
         picture: file that the query is from.
         pictures: files that the query and the supports are from.
+        kind: class of the object; empty where the file names none.
+        shown: classes that the query's file shows, with a mask or without.
     """
 
     name: str
@@ -50,19 +54,29 @@ class Pair:
     query: Photograph
     picture: str
     pictures: frozenset[str]
+    kind: str = ""
+    shown: frozenset[str] = frozenset()
 
 
 def load_pairs(folder: Path = FOLDER) -> list[Pair]:
     """The pairs in the order of the file."""
-    entries = json.loads((folder / "pairs.json").read_text(encoding="utf-8"))["pairs"]
-    return [_pair(folder, entry) for entry in entries]
+    content = json.loads((folder / "pairs.json").read_text(encoding="utf-8"))
+    return [_pair(folder, entry, content.get("shows", {})) for entry in content["pairs"]]
 
 
-def _pair(folder: Path, entry: dict[str, Any]) -> Pair:
+def _pair(folder: Path, entry: dict[str, Any], shows: dict[str, list[str]]) -> Pair:
     parts = [*entry["supports"], entry["query"]]
     *supports, query = (_load(folder, part) for part in parts)
-    pictures = frozenset(part["image"] for part in parts)
-    return Pair(entry["name"], tuple(supports), query, entry["query"]["image"], pictures)
+    picture = entry["query"]["image"]
+    return Pair(
+        entry["name"],
+        tuple(supports),
+        query,
+        picture,
+        frozenset(part["image"] for part in parts),
+        entry.get("class", ""),
+        frozenset(shows.get(picture, ())),
+    )
 
 
 def _load(folder: Path, part: dict[str, Any]) -> Photograph:

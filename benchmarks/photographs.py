@@ -112,10 +112,15 @@ def camvid_trials(frames: camvid.Frames, draws: Sequence[camvid.Draw]) -> Iterat
 
 
 def pair_trials(pairs: Sequence[Pair]) -> Iterator[Trial]:
-    """Each pair; what it does not show are the queries of pairs from other pictures."""
+    """Each pair; what it does not show are the queries of pairs from other pictures, each once,
+    where the classes are known those of pictures without its class."""
     for pair in pairs:
-        without = [p.query.image for p in pairs if not p.pictures & pair.pictures]
-        yield Trial(pair.picture, pair.supports, (pair.query,), (PAIRS,), tuple(without))
+        without = {
+            p.query.image.tobytes(): p.query.image
+            for p in pairs
+            if not p.pictures & pair.pictures and pair.kind not in p.shown
+        }
+        yield Trial(pair.picture, pair.supports, (pair.query,), (PAIRS,), tuple(without.values()))
 
 
 # ---------------------------------------------------------------------------------- what comes out

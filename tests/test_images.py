@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -1250,6 +1251,58 @@ def test_pairs_of_photographs() -> None:
                 left, top, right, bottom = support["box"]
                 x0, y0, x1, y1 = query["box"]
                 assert right <= x0 or x1 <= left or bottom <= y0 or y1 <= top
+
+
+def test_held_out_photographs() -> None:
+    """Each is listed with its licence and masks; masks are 0 and 255, of its size, and show
+    objects of 0.3 to 70 % of the picture; none is one that settings may be chosen by."""
+    folder = photo_pairs.HELD_OUT
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    shows = json.loads((folder / "pairs.json").read_text(encoding="utf-8"))["shows"]
+    photographs = sorted(folder.glob("*.jpg"))
+    assert [file.name for file in photographs] == sorted(shows) and len(photographs) >= 10
+    chosen_by = {file.read_bytes() for file in PHOTOGRAPHS.iterdir() if file.is_file()}
+    masks = set(folder.glob("*.png"))
+    for file in photographs:
+        row = next(line for line in readme.splitlines() if line.startswith(f"| `{file.name}` |"))
+        assert re.search(r"CC0|public[ -]domain|as for `coast.jpg`", row, re.IGNORECASE)
+        assert file.read_bytes() not in chosen_by
+        pixels = read_image(file)
+        assert max(pixels.shape[:2]) <= 640
+        for mask_file in sorted(masks):
+            if mask_file.stem.rpartition("_")[0] != file.stem:
+                continue
+            masks.remove(mask_file)
+            assert f"`{mask_file.name}`" in readme
+            assert mask_file.stem.rpartition("_")[2] in shows[file.name]
+            with Image.open(mask_file) as mask:
+                assert mask.mode == "L" and mask.size == pixels.shape[1::-1]
+                counts = np.array(mask.histogram())
+            assert counts[1:255].sum() == 0
+            assert 0.003 < counts[255] / counts.sum() < 0.7
+    assert not masks
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 1_500_000
+
+
+def test_pairs_of_held_out_photographs() -> None:
+    """At least eight pairs of six classes, each of two photographs that show the class; every
+    class has photographs without it, to ask for what is not there."""
+    folder = photo_pairs.HELD_OUT
+    content = json.loads((folder / "pairs.json").read_text(encoding="utf-8"))
+    entries, shows = content["pairs"], content["shows"]
+    pairs = photo_pairs.load_pairs(folder)
+    assert len({pair.name for pair in pairs}) == len(pairs) == len(entries) >= 8
+    classes = {entry["class"] for entry in entries}
+    assert len(classes) >= 6
+    for entry, pair in zip(entries, pairs, strict=True):
+        parts = [*entry["supports"], entry["query"]]
+        assert len({part["image"] for part in parts}) == len(parts)
+        for part, photograph in zip(parts, [*pair.supports, pair.query], strict=True):
+            assert part["mask"] == f"{Path(part['image']).stem}_{entry['class']}.png"
+            assert entry["class"] in shows[part["image"]]
+            assert photograph.image.shape[:2] == photograph.mask.shape
+    for name in classes:
+        assert sum(name not in shown for shown in shows.values()) >= 10
 
 
 def test_photographs_survive_their_way_in_and_out(tmp_path: Path) -> None:

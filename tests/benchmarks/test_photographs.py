@@ -16,7 +16,7 @@ import photo_statistics
 import pytest
 import torch
 from photo_methods import Answer, Method, Scored, Trial
-from photo_pairs import Photograph, load_pairs
+from photo_pairs import HELD_OUT, Photograph, load_pairs
 from PIL import Image
 from rich.console import Console
 from scipy import stats
@@ -518,6 +518,20 @@ def test_pairs_and_what_they_do_not_show(tmp_path: Path) -> None:
     assert pairs[1].query.image.shape == (50, 65, 3)
     assert pairs[1].query.mask.sum() == 30 * 40
     assert np.array_equal(pairs[3].query.image, pairs[3].supports[0].image[:, ::-1])
+
+
+def test_pictures_without_a_class_that_many_show() -> None:
+    """Sky is in most of the held-out photographs: they are not asked for as pictures without it,
+    and one that is the query of several pairs is asked once."""
+    pairs = load_pairs(HELD_OUT)
+    trials = dict(zip((pair.name for pair in pairs), photographs.pair_trials(pairs), strict=True))
+    pixels = {pair.picture: pair.query.image for pair in pairs}
+    for kind, name in (("sky", "sky, coast to lake"), ("bird", "bird, duck to macaw")):
+        asked = [image.tobytes() for image in trials[name].without]
+        assert len(asked) == len(set(asked)) >= 10
+        found = {picture for picture, image in pixels.items() if image.tobytes() in asked}
+        shows = json.loads((HELD_OUT / "pairs.json").read_text(encoding="utf-8"))["shows"]
+        assert all(kind not in shows[picture] for picture in found)
 
 
 def test_mean_over_pictures() -> None:
