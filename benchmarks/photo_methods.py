@@ -55,6 +55,10 @@ class Trial:
     columns: tuple[str, ...]
     without: tuple[npt.NDArray[np.uint8], ...] = ()
 
+    def support(self) -> int:
+        """The same number for the same shots."""
+        return hash(tuple((s.image.tobytes(), s.mask.tobytes()) for s in self.shots))
+
     def is_cut(self) -> bool:
         """Whether tiles of the shots' size differ from the whole picture for any query."""
         sizes = [shot.mask.shape for shot in self.shots]

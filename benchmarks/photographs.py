@@ -13,11 +13,16 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+# Read when torch is imported: on a busy machine, threads that spin while they wait slow each other
+# down by more than an order of magnitude.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import camvid
 import numpy as np
@@ -54,8 +59,8 @@ CAMVID_PROTOCOL = (
     "bootstrap over supports"
 )
 PAIRS_PROTOCOL = (
-    "IoU per pair, mean over a picture's pairs, then over pictures; 95 % intervals by percentile "
-    "bootstrap over pictures"
+    "IoU per pair, mean over the pairs of a query's picture (of a class), then over pictures "
+    "(classes); 95 % intervals by percentile bootstrap over pictures (classes)"
 )
 
 Row = dict[str, Any]
@@ -65,6 +70,7 @@ Row = dict[str, Any]
 class Asked:
     """The trials of one protocol and every method's answers, in the same order."""
 
+    supports: list[int]
     groups: list[str]
     columns: list[tuple[str, ...]]
     answers: dict[str, list[Answer]]
@@ -80,9 +86,10 @@ def ask_all(trials: Iterator[Trial], count: int, rows: Sequence[Method], tiles: 
     With `tiles` each model but the ablated ones has a second row. Where no picture is larger than
     the supports, a tile is the picture, and the answer is the first row's.
     """
-    asked = Asked([], [], {})
+    asked = Asked([], [], [], {})
     with Progress("photographs", count, unit="supports") as progress:
         for trial in trials:
+            asked.supports.append(trial.support())
             asked.groups.append(trial.group)
             asked.columns.append(trial.columns)
             for method in rows:
@@ -118,7 +125,7 @@ def pair_trials(pairs: Sequence[Pair]) -> Iterator[Trial]:
         without = {
             p.query.image.tobytes(): p.query.image
             for p in pairs
-            if not p.pictures & pair.pictures and pair.kind not in p.shown
+            if p.picture not in pair.pictures and pair.kind not in p.shown
         }
         yield Trial(pair.picture, pair.supports, (pair.query,), (PAIRS,), tuple(without.values()))
 
@@ -146,11 +153,12 @@ def by_support(asked: Asked, column: str, groups: Sequence[str]) -> tuple[list[F
     return sums, counts
 
 
-def by_picture(asked: Asked) -> tuple[list[Floats], ...]:
-    """The pictures in the place of supports: one group of their means."""
-    pictures = list(dict.fromkeys(asked.groups))
-    means = [mean_of_groups(*by_support(asked, PAIRS, [picture])) for picture in pictures]
-    return [np.stack(means)], [np.ones(len(pictures))]
+def by_label(asked: Asked, labels: Sequence[str]) -> tuple[list[Floats], ...]:
+    """Labels in the place of supports: one group of their means over trials of one query."""
+    values = np.array([[answer.ious[0] for answer in row] for row in asked.answers.values()]).T
+    names = np.array(labels)
+    means = [values[names == label].mean(0) for label in dict.fromkeys(labels)]
+    return [np.stack(means)], [np.ones(len(means))]
 
 
 def column_of(
@@ -200,12 +208,16 @@ def presence(answers: Sequence[Answer]) -> Row | None:
     }
 
 
-def explained(answers: Sequence[Answer]) -> Row | None:
+def explained(supports: Sequence[int], answers: Sequence[Answer]) -> Row | None:
     """How a support's quality follows its mean IoU on other pictures."""
-    known = [(a.quality, float(np.mean(a.ious))) for a in answers if a.quality is not None]
+    known: dict[int, tuple[float, list[float]]] = {}
+    for support, answer in zip(supports, answers, strict=True):
+        if answer.quality is not None:
+            known.setdefault(support, (answer.quality, []))[1].extend(answer.ious)
     if not known:
         return None
-    quality, ious = zip(*known, strict=True)
+    quality = [value for value, _ in known.values()]
+    ious = [float(np.mean(found)) for _, found in known.values()]
     return {
         "spearman": _rounded(spearman(quality, ious)),
         "supports": len(known),
@@ -219,7 +231,7 @@ def _rounded(value: float | None) -> float | None:
 
 def explanations(asked: Asked) -> Row:
     """Presence and quality of the methods that tell them."""
-    found = {name: (presence(a), explained(a)) for name, a in asked.answers.items()}
+    found = {name: (presence(a), explained(asked.supports, a)) for name, a in asked.answers.items()}
     return {
         "presence": {name: p for name, (p, _) in found.items() if p is not None},
         "quality": {name: q for name, (_, q) in found.items() if q is not None},
@@ -253,19 +265,24 @@ def camvid_result(asked: Asked, shots: int, model: str) -> Row:
 
 
 def pairs_result(asked: Asked, pairs: Sequence[Pair], model: str) -> Row:
-    """The mean over pictures, each picture, each pair."""
-    sums, counts = by_picture(asked)
-    pictures = list(dict.fromkeys(asked.groups))
-    each = {name: [round(a.ious[0], 1) for a in asked.answers[name]] for name in asked.names}
+    """The mean over pictures, and over classes where they are named; each of them, each pair."""
+    labels = {"pictures": [pair.picture for pair in pairs]}
+    if any(pair.kind for pair in pairs):
+        labels["classes"] = [pair.kind for pair in pairs]
+    labels["pairs"] = [pair.name for pair in pairs]
+    means = {kind: by_label(asked, values) for kind, values in labels.items()}
     return {
-        "columns": {"pictures": column_of(asked.names, sums, counts, model)},
-        "pictures": {
-            picture: dict(zip(asked.names, map(float, sums[0][p].round(1)), strict=True))
-            for p, picture in enumerate(pictures)
+        "columns": {
+            kind: column_of(asked.names, *mean, model=model)
+            for kind, mean in means.items()
+            if kind != "pairs"
         },
-        "pairs": {
-            pair.name: {name: values[p] for name, values in each.items()}
-            for p, pair in enumerate(pairs)
+        "parts": {
+            kind: {
+                label: dict(zip(asked.names, map(float, row.round(1)), strict=True))
+                for label, row in zip(dict.fromkeys(labels[kind]), sums[0], strict=True)
+            }
+            for kind, (sums, _) in means.items()
         },
         **explanations(asked),
     }
@@ -379,8 +396,8 @@ def run_pairs(
     asked = ask_all(pair_trials(pairs), len(pairs), rows, tiles)
     result = pairs_result(asked, pairs, model)
     show(f"{len(pairs)} pairs of {folder.name}", result, asked.names, console)
-    show_parts("pair", result["pairs"], console)
-    show_parts("picture", result["pictures"], console)
+    for kind, parts in result["parts"].items():
+        show_parts(kind, parts, console)
     digest = hashlib.sha256()
     for file in sorted(p for p in folder.iterdir() if p.is_file()):
         digest.update(file.read_bytes())
@@ -423,8 +440,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--pairs",
         type=Path,
-        nargs="+",
-        help="folders with a pairs.json (default: tests/photographs)",
+        nargs="*",
+        help="folders with a pairs.json, or none (default: tests/photographs, none with --labels)",
     )
     parser.add_argument("--methods", nargs="+", help="rows to measure; default: all")
     parser.add_argument("--tiles", action="store_true", help="also in tiles of the supports' size")

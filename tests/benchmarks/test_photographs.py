@@ -448,6 +448,7 @@ def test_columns_of_a_table() -> None:
     """Two classes, whose second has one query in the other column."""
     same, other = "same drive", "other drives"
     asked = photographs.Asked(
+        [0, 1, 2],
         ["sky", "sky", "road"],
         [(same, other), (same,), (same, other)],
         {
@@ -473,7 +474,7 @@ def test_scores_and_quality_of_answers() -> None:
         Answer((80.0, 60.0), 0.9, (0.8, 0.6), (True, True), (0.1,), (False,)),
         Answer((10.0,), 0.2, (0.3,), (False,), (0.4, 0.3), (True, False)),
     ]
-    there, quality = photographs.presence(answers), photographs.explained(answers)
+    there, quality = photographs.presence(answers), photographs.explained([3, 4], answers)
     assert there is not None and quality is not None
     # 9 pairs: 0.8 and 0.6 are above all three, 0.3 is above one and equal to one.
     assert there["auroc"] == pytest.approx(7.5 / 9, abs=1e-3)
@@ -481,7 +482,19 @@ def test_scores_and_quality_of_answers() -> None:
     assert there["found_without_percent"] == pytest.approx(33.3)
     assert (there["queries"], there["queries_without"]) == (3, 3)
     assert quality["spearman"] == 1 and quality["supports"] == 2
-    assert photographs.presence([Answer((1.0,))]) is photographs.explained([Answer((1.0,))]) is None
+    assert photographs.presence([Answer((1.0,))]) is None
+    assert photographs.explained([3], [Answer((1.0,))]) is None
+
+
+def test_a_support_of_several_pairs_counts_once() -> None:
+    """Its quality stands beside the mean over all of its queries."""
+    answers = [Answer((20.0,), 0.6), Answer((90.0,), 0.8), Answer((70.0,), 0.6)]
+    quality = photographs.explained([3, 4, 3], answers)
+    assert quality is not None and quality["supports"] == 2 and quality["spearman"] == 1
+    row = next(row for row in quality["warning"] if row["threshold"] == 0.7)
+    assert (row["precision"], row["recall"]) == (1, 1)  # (20 + 70) / 2 is below 50
+    first, again, other = trial(), trial(queries=(photograph(5),)), trial(shots=(photograph(4),))
+    assert first.support() == again.support() != other.support()
 
 
 def write_pairs(folder: Path) -> Path:
@@ -534,17 +547,22 @@ def test_pictures_without_a_class_that_many_show() -> None:
         assert all(kind not in shows[picture] for picture in found)
 
 
-def test_mean_over_pictures() -> None:
-    """Pairs of one picture count as one."""
-    asked = photographs.Asked(
-        ["a", "a", "b"], [("pairs",)] * 3, {"m": [Answer((10,)), Answer((30,)), Answer((60,))]}
-    )
-    pairs = [SimpleNamespace(name=name) for name in ("x", "y", "z")]
+def test_means_over_pictures_and_classes() -> None:
+    """Pairs of one picture, or of one class, count as one."""
+    answers = [Answer((10,)), Answer((30,)), Answer((60,))]
+    asked = photographs.Asked([0, 1, 2], ["a", "a", "b"], [("pairs",)] * 3, {"m": answers})
+    pairs = [
+        SimpleNamespace(name=name, picture=picture, kind=kind)
+        for name, picture, kind in (("x", "a", "cat"), ("y", "a", "dog"), ("z", "b", "dog"))
+    ]
     result = photographs.pairs_result(asked, pairs, "model")  # type: ignore[arg-type]
-    cell = result["columns"]["pictures"]["methods"]["m"]
-    assert cell == {"iou": 40, "interval": [20, 60]}
-    assert result["pictures"] == {"a": {"m": 20}, "b": {"m": 60}}
-    assert result["pairs"] == {"x": {"m": 10}, "y": {"m": 30}, "z": {"m": 60}}
+    columns = {kind: column["methods"]["m"] for kind, column in result["columns"].items()}
+    assert columns["pictures"] == {"iou": 40, "interval": [20, 60]}
+    assert columns["classes"] == {"iou": 27.5, "interval": [10, 45]}
+    parts = result["parts"]
+    assert parts["pictures"] == {"a": {"m": 20}, "b": {"m": 60}}
+    assert parts["classes"] == {"cat": {"m": 10}, "dog": {"m": 45}}
+    assert parts["pairs"] == {"x": {"m": 10}, "y": {"m": 30}, "z": {"m": 60}}
 
 
 # ----------------------------------------------------------------------------------------- the run
@@ -592,8 +610,8 @@ def test_the_record_of_a_run(
     cars = result["classes"]["car"]["same drive"]["methods"]["everything"]
     assert cars["iou"] == pytest.approx(100 * 12 * 16 / (56 * WIDTH), abs=0.01)
     (pairs,) = record["pairs"]
-    assert list(pairs["pairs"]) == ["one", "two", "three", "four"]
-    assert pairs["pairs"]["one"]["everything"] == 25  # 30 x 40 of 60 x 80
+    assert list(pairs["parts"]["pairs"]) == ["one", "two", "three", "four"]
+    assert pairs["parts"]["pairs"]["one"]["everything"] == 25  # 30 x 40 of 60 x 80
     assert str(tmp_path) not in out.read_text()
     assert {"environment", "source", "command"} <= record.keys()
     printed = capsys.readouterr().out
@@ -626,6 +644,7 @@ def test_labels_alone_leave_the_pairs_closed(folder: Path) -> None:
     """Settings are chosen on some pictures; the others are not opened meanwhile."""
     assert photographs.parse(["--labels", str(folder)]).pairs == []
     assert [p.name for p in photographs.parse([]).pairs] == ["photographs"]
+    assert photographs.parse(["--latency", "--pairs"]).pairs == []
 
 
 # ---------------------------------------------------------------------------------------- latency
