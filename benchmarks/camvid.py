@@ -1,7 +1,8 @@
 """Frames with labels in CamVid's 11 classes, and which of them are asked about which.
 
-A folder has `images/DRIVE_NUMBER.jpg` and `labels/DRIVE_NUMBER.png`, whose pixels are the index of
-a class in `CLASSES` (CamVid as SegNet uses it: Brostow et al., 2009; Badrinarayanan et al., 2017).
+A folder has `images/DRIVE_NUMBER.jpg` (or .png) and `labels/DRIVE_NUMBER.png`, whose pixels are the
+index of a class in `CLASSES` (CamVid as SegNet uses it: Brostow et al., 2009; Badrinarayanan et
+al., 2017).
 """
 
 from __future__ import annotations
@@ -87,10 +88,10 @@ def read_frames(folder: Path, drives: Sequence[str] | None = None) -> Frames:
         if not (folder / part).is_dir():
             raise UsageError(f"--labels {folder}: there is no folder {part}/; it needs both "
                              "images/DRIVE_NUMBER.jpg and labels/DRIVE_NUMBER.png")  # fmt: skip
-    files = sorted((folder / "images").glob("*.jpg"))
+    files = [p for p in sorted((folder / "images").iterdir()) if p.suffix in (".jpg", ".png")]
     known = sorted({_drive(file) for file in files})
     if not files:
-        raise UsageError(f"--labels {folder}: images/ holds no .jpg files")
+        raise UsageError(f"--labels {folder}: images/ holds no .jpg or .png files")
     for drive in drives or ():
         if drive not in known:
             raise UsageError(f"unknown drive {drive!r} in {folder}: choose from {', '.join(known)}")

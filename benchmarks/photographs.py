@@ -27,7 +27,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import camvid
 import numpy as np
 import photo_latency
-import torch
 from photo_methods import ABLATIONS, FREE, OLD, PHOTO, Answer, Method, Trial, label, methods
 from photo_pairs import FOLDER, Pair, load_pairs
 from photo_statistics import (
@@ -46,6 +45,7 @@ from rich.table import Table
 import fsdino
 from fsdino import processes as sharing
 from fsdino.apps.progress import Progress
+from fsdino.environment import environment
 from fsdino.errors import FsdinoError, UsageError
 
 SAME, OTHER = "same drive", "other drives"
@@ -330,7 +330,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def show_latency(found: Row, console: Console) -> None:
-    table = Table("latency", "ms", "slowest", "peak MB", title_justify="left")
+    table = Table("latency", "ms", "slowest", "peak MB", title=environment()["processor"])
     for row in found["array"]:
         values = [row["milliseconds"], row["slowest_milliseconds"], row["peak_megabytes"]]
         table.add_row(f"{row['threads']} threads", *(_number(v, 0) for v in values))
@@ -494,14 +494,14 @@ def run(options: argparse.Namespace, console: Console) -> None:
     rows = chosen(methods(model, name, ablate=options.ablate), options.methods)
     fingerprints = {row.name: row.model.fingerprint() for row in rows if row.model and row.explains}
     facts: Row = {"model": name, "model_fingerprints": fingerprints}
+    if options.latency:  # first, while this process is idle and has no features in memory
+        facts["latency"] = run_latency(options.model, console)
     with sharing.threads(options.threads):
         if options.labels:
             facts["camvid"] = run_camvid(options, rows, name, console)
         facts["pairs"] = [
             run_pairs(folder, options.tiles, rows, name, console) for folder in options.pairs
         ]
-    if options.latency:
-        facts["latency"] = run_latency(options.model, console)
     write_record(options.out, command(options, name), **facts)
 
 
@@ -516,5 +516,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(sharing.cores())
     main()

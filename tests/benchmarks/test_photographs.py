@@ -23,7 +23,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 import photographs
-from fsdino.errors import DataError, UsageError
+from fsdino.errors import DataError, FsdinoError, UsageError
 from fsdino.models.encoders import Features
 from fsdino.models.supports import Shot, SupportFeatures
 from tiny_models import tiny_model
@@ -246,8 +246,18 @@ def test_a_folder_that_is_not_one(folder: Path, tmp_path: Path) -> None:
         camvid.read_frames(folder)
     for file in (folder / "images").iterdir():
         file.unlink()
-    with pytest.raises(UsageError, match=r"holds no \.jpg files"):
+    with pytest.raises(UsageError, match=r"holds no \.jpg or \.png files"):
         camvid.read_frames(folder)
+
+
+def test_frames_may_be_png_files(folder: Path) -> None:
+    """As SegNet's copy of CamVid has them."""
+    file = folder / "images" / "0002BB_000001.jpg"
+    image = np.array(Image.open(file))
+    Image.fromarray(image).save(file.with_suffix(".png"))
+    file.unlink()
+    frames = camvid.read_frames(folder)
+    assert frames.names[6] == "0002BB_000001" and np.array_equal(frames.images[6], image)
 
 
 def test_columns_are_the_drives(folder: Path) -> None:
@@ -679,12 +689,16 @@ def test_each_measurement_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPat
     assert found["folder"]["images_per_second"] == pytest.approx(10)
     assert found["folder"]["images_per_second_with_start"] == pytest.approx(48 / 7.8, abs=0.01)
     for command, env in calls:
+        assert "OMP_WAIT_POLICY" not in env
         assert env["ATEN_CPU_CAPABILITY"] == "avx2" and env["ONEDNN_MAX_CPU_ISA"] == "AVX2"
         assert command[2:5] == ["fsdino-tiny", "--threads", env["OMP_NUM_THREADS"]]
 
 
 def test_a_measurement_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = SimpleNamespace(returncode=1, stdout="", stderr="unknown model 'x'")
+    failed = SimpleNamespace(returncode=1, stdout="", stderr="Traceback\nunknown model 'x'\n")
     monkeypatch.setattr(photo_latency.subprocess, "run", lambda *args, **kwargs: failed)
-    with pytest.raises(RuntimeError, match="unknown model 'x'"):
+    with pytest.raises(FsdinoError, match=r"^x could not be timed with 1 threads: unknown model"):
+        photo_latency.measure("x", 1)
+    failed.stderr = ""
+    with pytest.raises(FsdinoError, match="exit code 1"):
         photo_latency.measure("x", 1)
