@@ -436,17 +436,28 @@ def _kind_of(value: Any) -> str:
 
 
 def load_exactly(
-    module: nn.Module, state: Mapping[str, Tensor | Stored], path: str | os.PathLike[str]
+    module: nn.Module,
+    state: Mapping[str, Tensor | Stored],
+    path: str | os.PathLike[str],
+    without: str | None = None,
 ) -> None:
     """Load a state dict whose names and shapes are exactly the module's.
 
     What a file describes is read only if all of it fits.
+
+    Args:
+        module: what to load into.
+        state: tensors by name.
+        path: of the file, for messages.
+        without: prefix of the names that a file does not have, and which stay as they are.
 
     Raises:
         CheckpointError: lists what is missing, unexpected or of another shape; or names the first
             tensor that is of another kind, or has NaN or infinite values.
     """
     own = module.state_dict()
+    if without is not None:
+        own = {name: tensor for name, tensor in own.items() if not name.startswith(without)}
     compare_shapes(
         {name: tuple(tensor.shape) for name, tensor in own.items()},
         {name: tuple(tensor.shape) for name, tensor in state.items()},
@@ -466,7 +477,7 @@ def load_exactly(
                 f"weights {path}: {_clean(name)} has NaN or infinite values: the file is damaged "
                 "or its training failed; fetch it again or take an earlier checkpoint"
             )
-    module.load_state_dict(read)
+    module.load_state_dict(read, strict=without is None)
 
 
 def compare_shapes(

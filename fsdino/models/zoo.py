@@ -65,7 +65,8 @@ def load(
 
     Raises:
         UsageError: there is no such model, or its weights do not fit the range of `dtype`.
-        CheckpointError: its files are damaged or of another kind.
+        CheckpointError: its files are damaged or of another kind; the package that its encoder's
+            weights are in is not installed or damaged.
     """
     model = _read(_locate(name)).to(device=device, dtype=dtype)
     if dtype is not None:
@@ -276,10 +277,15 @@ def _read(folder: Path) -> Segmenter:
         model = build(config)
     except (ValueError, AssertionError, RuntimeError, TypeError) as error:
         raise _no_model(folder, error) from error
-    load_exactly(model, state, weights)
+    load_exactly(model, state, weights, without=_left_out(config))
     model.provenance = read_provenance(folder)
     model.eval()
     if identity.keys() == {"encoder", "rest"}:
+        if config.encoder_weights is not None and model.encoder.identity() != identity["encoder"]:
+            raise CheckpointError(
+                f"model {folder}: the encoder's weights are not those that it was saved with: "
+                "fetch the model again"
+            )
         model.encoder.set_identity(identity["encoder"])
         model.set_identity(identity["rest"])
     return model
@@ -298,7 +304,13 @@ def _check_fit(config: ModelConfig, folder: Path) -> None:
             sketch = build(config)
     except (ValueError, ArithmeticError, AssertionError, RuntimeError, TypeError) as error:
         raise _no_model(folder, error) from error
-    compare_shapes({k: tuple(t.shape) for k, t in sketch.state_dict().items()}, shapes, weights)
+    state = sketch.own_state() if _left_out(config) else sketch.state_dict()
+    compare_shapes({k: tuple(t.shape) for k, t in state.items()}, shapes, weights)
+
+
+def _left_out(config: ModelConfig) -> str | None:
+    """Prefix of the tensors that a model's file does not have, as its configuration says."""
+    return None if config.encoder_weights is None else "encoder."
 
 
 def _no_model(folder: Path, error: Exception) -> CheckpointError:

@@ -25,6 +25,7 @@ from fsdino.evaluation.evaluate import Settings, evaluate
 from fsdino.evaluation.predictors import predictor
 from fsdino.models import zoo
 from fsdino.models.checkpoints import weights_hash
+from fsdino.models.config import WEIGHTS_FIELDS
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmenter
 from fsdino.training import footprint
@@ -521,7 +522,7 @@ def _build(config: TrainConfig) -> Segmenter:
 def _continued(config: TrainConfig, name: str) -> Segmenter:
     model = zoo.load(name)
     found, asked = model.config.to_dict(), config.model.to_dict()
-    other = [key for key in asked if found.get(key) != asked[key]]
+    other = [key for key in asked if found.get(key) != asked[key] and key not in WEIGHTS_FIELDS]
     if other:
         raise UsageError(
             f"start_from: {name} was built with another {other[0]}, {found.get(other[0])!r} and "

@@ -9,6 +9,7 @@ from fsdino.models.config import ModelConfig
 from fsdino.models.encoders.features import Encoder, Features, check_name, timm_module
 from fsdino.models.encoders.pyramid import PyramidEncoder
 from fsdino.models.encoders.vit import ViTEncoder
+from fsdino.models.encoders.weights import load_installed
 
 __all__ = ["Encoder", "Features", "PyramidEncoder", "ViTEncoder", "create"]
 
@@ -16,14 +17,22 @@ __all__ = ["Encoder", "Features", "PyramidEncoder", "ViTEncoder", "create"]
 def create(config: ModelConfig) -> Encoder:
     """The encoder that a configuration names, of the family that timm has it in.
 
+    Its weights are random unless `config.encoder_weights` or `config.pretrained` names some.
+
     Args:
         config: see `ViTEncoder` and `PyramidEncoder`.
 
     Raises:
         UsageError: timm has no such model, or one of neither family; see there.
+        CheckpointError: the package of `config.encoder_weights` is not installed or damaged, or has
+            the weights of another network.
     """
     check_name(config.encoder)
     # timm's two classes of plain ViTs; what it builds of others is no stack of equal blocks.
     classes = timm_module(config.encoder).values()
     is_vit = any(kind in (VisionTransformer, Eva) for kind in classes)
-    return ViTEncoder(config) if is_vit else PyramidEncoder(config)
+    encoder: Encoder = ViTEncoder(config) if is_vit else PyramidEncoder(config)
+    if config.encoder_weights is not None:
+        load_installed(encoder.network, config.encoder, config.encoder_weights)
+        encoder.note_installed(config.encoder_weights)
+    return encoder

@@ -13,11 +13,11 @@ from typing import Any
 import timm
 import torch
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, model_entrypoint
-from torch import Tensor
+from torch import Tensor, nn
 
 from fsdino.errors import UsageError
 from fsdino.models.checkpoints import first_line
-from fsdino.models.config import ModelConfig
+from fsdino.models.config import EncoderWeights, ModelConfig
 from fsdino.models.identity import Identified
 
 logger = logging.getLogger("fsdino.models")
@@ -78,6 +78,26 @@ class Encoder(Identified):
     read_layers: list[int]
     mean: Tensor
     std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._installed: tuple[EncoderWeights, str] | None = None
+
+    @property
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """timm's module."""
+
+    def note_installed(self, weights: EncoderWeights) -> None:
+        """Remember that the present weights are those of an installed package."""
+        if not any(tensor.is_meta for tensor in self.parameters()):
+            self._installed = weights, self.identity()
+
+    def is_installed(self, weights: EncoderWeights | None) -> bool:
+        """Whether the weights came from that file of a package and are still the same."""
+        if weights is None or self._installed is None:
+            return False
+        return self._installed == (weights, self.identity())
 
     def train(self, mode: bool = True) -> Encoder:
         """As in PyTorch; the weights are named again, see `Identified`."""

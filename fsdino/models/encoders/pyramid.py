@@ -20,8 +20,8 @@ from fsdino.models.encoders.features import Encoder, Features, create_timm, timm
 
 _CONTAINERS = ("stages", "layers", "blocks", "features")  # what timm's networks keep stages in
 _NUMBERED = re.compile(r"(layer|stage|s|level)\d+")  # or they are attributes
-_PROBE = (64, 96)  # the image that shows how a network runs: small, and not a square
-_TINY = (8, 8)  # one that networks without padding cannot take
+_TINY = (8, 12)  # an image that shows how a network runs; one that does not pad cannot take it
+_LARGER = (64, 96)  # one for those
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,11 @@ class PyramidEncoder(Encoder):
         self.layer_widths = tuple(self.plan.widths[n - 1] for n in self.correlation_layers)
         self.channels = max(self.plan.widths[n - 1] for n in self.read_layers)
         self._set_normalisation(config, self.net.pretrained_cfg)
+
+    @property
+    def network(self) -> nn.Module:
+        """timm's module."""
+        return self.net  # type: ignore[no-any-return]
 
     def train(self, mode: bool = True) -> PyramidEncoder:
         """As in PyTorch, but for batch normalisation, whose statistics never change."""
@@ -171,13 +176,13 @@ def _plan(net: Any, name: str) -> Plan:
         stem = tuple(before[: before.index(stages[0].partition(".")[0])])
         fine = [block for stage in stages for block in _blocks(net.get_submodule(stage), stage)]
         for blocks in (fine, [(stage,) for stage in stages]):
-            shapes = _shapes(net, stem, blocks, _PROBE)
-            if shapes is not None:
-                last = getattr(net, "output_fmt", "NCHW") == "NHWC"
-                widths = tuple(shape[-1 if last else 1] for shape in shapes)
-                pads = _shapes(net, stem, blocks, _TINY) is not None
-                least = 1 if pads else _PROBE[0] // shapes[-1][1 if last else 2]
-                return Plan(stem, tuple(blocks), widths, least, last)
+            for size in (_TINY, _LARGER):
+                shapes = _shapes(net, stem, blocks, size)
+                if shapes is not None:
+                    last = getattr(net, "output_fmt", "NCHW") == "NHWC"
+                    widths = tuple(shape[-1 if last else 1] for shape in shapes)
+                    least = 1 if size == _TINY else size[0] // shapes[-1][1 if last else 2]
+                    return Plan(stem, tuple(blocks), widths, least, last)
     raise UsageError(
         f"encoder {name!r} is neither a plain ViT nor a network whose stages run one after "
         "another on images of any size: choose a ViT, EfficientNet, ResNet, ConvNeXt or Swin"

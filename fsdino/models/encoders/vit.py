@@ -55,6 +55,11 @@ class ViTEncoder(Encoder):
             and not self.vit.no_embed_class
         )
 
+    @property
+    def network(self) -> nn.Module:
+        """timm's module."""
+        return self.vit  # type: ignore[no-any-return]
+
     def forward(self, images: Tensor) -> Features:
         """Encode images of one size.
 
