@@ -1,5 +1,7 @@
 """Fail unless a wheel holds every file of fsdino/, kernels/ and csrc/, and no top-level name more.
 
+Its licences are LICENSE and NOTICE.
+
 Usage: python3 .ci/check_wheel.py WHEEL
 """
 
@@ -26,6 +28,9 @@ def main(wheel: str) -> None:
     with zipfile.ZipFile(wheel) as archive:
         present = set(archive.namelist())
     problems = [f"missing: {name}" for name in sorted(expected_files() - present)]
+    for text in ("LICENSE", "NOTICE"):
+        if not any(name.endswith(f".dist-info/licenses/{text}") for name in present):
+            problems.append(f"missing: {text} among the licences")
     for name in sorted({name.partition("/")[0] for name in present}):
         if name != "fsdino" and not name.endswith(".dist-info"):
             problems.append(f"must not be installed at the top level: {name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.resources
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -165,3 +166,21 @@ def test_every_package_is_installed():
     assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == set(modules)
     del modules["fsdino.csrc"]
     assert all((folder / "__init__.py").is_file() for folder in modules.values())
+
+
+def test_packages_of_weights_are_pinned_and_credited():
+    """A shipped model's encoder comes with the installation, and NOTICE says whose it is."""
+    assert PYPROJECT["project"]["license-files"] == ["LICENSE", "NOTICE"]
+    notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
+    named = 0
+    for config in (ROOT / "fsdino" / "weights").glob("*/config.json"):
+        weights = json.loads(config.read_text(encoding="utf-8")).get("encoder_weights")
+        if weights is None:
+            continue
+        named += 1
+        version = importlib.metadata.version(weights["package"])
+        assert f"{weights['package']}=={version}" in PYPROJECT["project"]["dependencies"]
+        assert f"{config.parent.name} reads" in notice
+        assert f"{weights['package']} {version} " in notice
+        assert weights["licence"] == "Apache-2.0" and "Apache License, Version 2.0" in notice
+    assert named
