@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fsdino.models.segmenter import Segmentation, Segmenter
     from fsdino.models.supports import Support
     from fsdino.models.zoo import load
+    from fsdino.sample_photographs import Sample, samples
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ __all__ = [
     "DataError",
     "FsdinoError",
     "ModelConfig",
+    "Sample",
     "Segmentation",
     "Segmenter",
     "Support",
@@ -35,6 +37,7 @@ __all__ = [
     "__version__",
     "load",
     "ops",
+    "samples",
 ]
 
 _HOMES = {
@@ -45,11 +48,13 @@ _HOMES = {
     "FSDINO": "fsdino.models.fsdino",
     "FsdinoError": "fsdino.errors",
     "ModelConfig": "fsdino.models.config",
+    "Sample": "fsdino.sample_photographs",
     "Segmentation": "fsdino.models.segmenter",
     "Segmenter": "fsdino.models.segmenter",
     "Support": "fsdino.models.supports",
     "UsageError": "fsdino.errors",
     "load": "fsdino.models.zoo",
+    "samples": "fsdino.sample_photographs",
 }
 
 # In a checkout `kernels` and `csrc` lie one folder up; installed, they lie in here.

@@ -158,6 +158,21 @@ def test_sources_are_found_as_data():
     assert sources.joinpath("README.md").is_file()
 
 
+def test_samples_leave_torch_alone():
+    """The photographs can be looked at without waiting for torch."""
+    finished = run("-c", "import fsdino, sys; fsdino.samples(); print('torch' in sys.modules)")
+    assert finished.stdout == "False\n", finished.stderr
+
+
+def test_every_data_file_is_installed():
+    """A new folder of data that pyproject.toml does not name would be missing in a wheel."""
+    found = {f for f in (ROOT / "fsdino").rglob("*") if f.is_file()}
+    data = {f for f in found if f.suffix not in {".py", ".pyc", ".so"}}
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["fsdino"]
+    named = {f for pattern in patterns for f in (ROOT / "fsdino").glob(pattern)}
+    assert data <= named, f"missing in package-data: {sorted(map(str, data - named))}"
+
+
 def test_every_package_is_installed():
     """A new folder of modules that pyproject.toml does not name would be missing in a wheel."""
     modules = {"fsdino.csrc": ROOT / "csrc", "fsdino.kernels": ROOT / "kernels"}
