@@ -169,3 +169,22 @@ def write_davis(root: Path, sequences: Sequence[str] = ("bear", "dogs")) -> None
     sets = root / "ImageSets" / "2017"
     sets.mkdir(parents=True)
     (sets / "val.txt").write_text("".join(f"{name}\n" for name in sequences))
+
+
+def disc_photograph(color: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A disc on a textured gray ground, uint8 [96, 128, 3], and the disc's mask."""
+    y, x = np.mgrid[:96, :128]
+    mask = (x + 0.5 - 70) ** 2 + (y + 0.5 - 44) ** 2 < 20**2
+    ground = 100 + 50 * (y > 70) + np.random.default_rng(seed).integers(-6, 7, (96, 128))
+    image = np.repeat(ground[..., None], 3, 2).astype(np.uint8)
+    image[mask] = color
+    return image, mask
+
+
+def write_photographs(folder: Path) -> Path:
+    """A photograph with a red disc, two with gray ones, and a file that is none."""
+    (folder / "more").mkdir(parents=True)
+    for name, color in (("red", (210, 30, 30)), ("dark", (20,) * 3), ("more/bright", (240,) * 3)):
+        Image.fromarray(disc_photograph(color, len(name))[0]).save(folder / f"{name}.png")
+    (folder / "SOURCES.json").write_text("{}")
+    return folder
