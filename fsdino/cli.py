@@ -300,6 +300,10 @@ class Train:
     """Value of label maps that is not a class, or none; default: 0."""
     fold: Integer = None
     """Fold that is held out of training."""
+    photographs: Folder = None
+    """Folder of photographs without labels, whose regions serve as classes."""
+    photograph_share: Number = None
+    """Share of the episodes that are made from photographs, 0 to 1."""
     variant: Name = None
     """full, comp (no 4D correlation), comp_frozen (comp, with a frozen decoder) or hsnet."""
     without: Annotated[

@@ -15,7 +15,16 @@ SELECT_ON = ("base", "novel")
 
 # Settings that decide no number, or only its rounding: they may differ on resume.
 FREE = (
-    *("root", "splits", "workers", "threads", "device", "episodes_per_batch", "feature_cache"),
+    *(
+        "root",
+        "splits",
+        "photographs",
+        "workers",
+        "threads",
+        "device",
+        "episodes_per_batch",
+        "feature_cache",
+    ),
     *("skip_bad", "checkpoint_every"),
 )
 _AT_LEAST_1 = (
@@ -51,6 +60,10 @@ class TrainConfig(Recipe):
         image_sizes: side of each step's images is drawn from these; () means the model's.
         invented: share in [0, 1] of the episodes whose class is made up from base classes' textures
             and shapes, for "procedural" only; see `fsdino.data.invention`.
+        photographs: folder of photographs without labels, for `photograph_share`.
+        photograph_share: share in [0, 1] of the episodes whose class is a region of one of the
+            photographs, with any `data`; `invented` is the share of the others. See
+            `fsdino.data.photographs`.
         augment: share in [0, 1] of the episodes that are changed into another class's; see
             `fsdino.training.augment`.
         crowded: share in [0, 1] of the images that are shrunk, with mirror images around: several
@@ -109,6 +122,8 @@ class TrainConfig(Recipe):
     shots: tuple[int, ...] = (1,)
     image_sizes: tuple[int, ...] = ()
     invented: float = 0.0
+    photographs: str | None = None
+    photograph_share: float = 0.0
     augment: float = 0.0
     crowded: float = 0.0
     learning_rate: float = 1e-3
@@ -155,7 +170,7 @@ class TrainConfig(Recipe):
             }
         )
         self._check_numbers(_AT_LEAST_1, _AT_LEAST_0, _POSITIVE)
-        for name in ("invented", "augment", "crowded"):
+        for name in ("invented", "photograph_share", "augment", "crowded"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.invented and self.data != "procedural":
@@ -201,8 +216,11 @@ class TrainConfig(Recipe):
                 "feature_cache keeps what a frozen encoder says of unchanged images: set "
                 "train_encoder to false, augment and crowded to 0"
             )
-        if self.feature_cache is not None and self.data == "procedural":
-            raise UsageError("feature_cache: no generated image comes twice; use data on disk")
+        if self.feature_cache is not None and (self.data == "procedural" or self.photograph_share):
+            raise UsageError(
+                "feature_cache: no generated image comes twice; use data on disk, and set "
+                "photograph_share to 0"
+            )
         others = ("encoder_from", "encoder_weights", "decoder_weights", "adapter_weights")
         given = [name for name in others if getattr(self, name) is not None]
         if self.start_from is not None and given:

@@ -326,7 +326,13 @@ class Trainer:
     def _provenance(self, done: int) -> dict[str, Any]:
         """What every result of the model says about its training."""
         config = self.config
-        extended = {"restarts": list(config.restarts)} if config.restarts else {}
+        extended: dict[str, Any] = {}
+        if config.restarts:
+            extended["restarts"] = list(config.restarts)
+        if self.steps.photographs is not None:
+            extended["photograph_share"] = config.photograph_share
+            extended["photographs"] = len(self.steps.photographs)
+            extended["photographs_sha256"] = self.steps.photographs.digest
         return {
             "data": config.data,
             "fold": config.fold,
@@ -403,6 +409,10 @@ class Trainer:
             modules["classifier"] = self.objective.classifier
         return modules
 
+    def _photographs_hash(self) -> str | None:
+        photographs = self.steps.photographs
+        return None if photographs is None else photographs.digest
+
     def _save(self, done: int) -> None:
         state = {
             "miou": self.miou,
@@ -414,6 +424,7 @@ class Trainer:
             "batch": self.batch,
             "frozen": self._frozen_hash,
             "lists": self.steps.lists_hash,
+            "photographs": self._photographs_hash(),
         }
         self.run.save(done, pack(self._modules(), self.descent.optimizer), state)
 
@@ -445,6 +456,11 @@ class Trainer:
             raise UsageError(
                 f"{self.run.folder} was trained on other lists of images than --root and --splits "
                 "give now: pass those that it began with"
+            )
+        if state.get("photographs") != self._photographs_hash():
+            raise UsageError(
+                f"{self.run.folder} was trained on other photographs than --photographs gives now: "
+                "pass the folder that it began with"
             )
         unpack(tensors, self._modules(), self.descent.optimizer)
         self.miou, self.best, self.stale = state["miou"], state["best"], state["stale"]

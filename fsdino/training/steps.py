@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,8 +15,9 @@ from fsdino.data.catalog import open_episodes
 from fsdino.data.episodes import Batch, Episode, Episodes, collate
 from fsdino.data.files import FileEpisodes
 from fsdino.data.invention import InventedEpisodes
+from fsdino.data.photographs import PhotographEpisodes, Photographs
 from fsdino.data.sampling import Seeded
-from fsdino.errors import DataError
+from fsdino.errors import DataError, UsageError
 from fsdino.processes import Processes
 from fsdino.training.augment import augment, crowd
 from fsdino.training.config import TrainConfig
@@ -55,7 +57,8 @@ class Steps(Dataset[Step]):
         processes: that share the episodes.
 
     Raises:
-        UsageError, DataError: the data set cannot be opened; see `open_episodes`.
+        UsageError, DataError: the data set cannot be opened; see `open_episodes`. The photographs
+            cannot be read, or of `photographs` and `photograph_share` one is missing.
     """
 
     def __init__(self, config: TrainConfig, processes: Processes | None = None) -> None:
@@ -76,6 +79,12 @@ class Steps(Dataset[Step]):
             (shots, size): InventedEpisodes(config.fold, shots, config.seed, size)
             for shots, size in (self.episodes if config.invented else ())
         }
+        self.photographs = _open_photographs(config)
+        self.regions: dict[tuple[int, int], PhotographEpisodes] = {}
+        if self.photographs is not None:
+            for shots, size in itertools.product(set(config.shots), self.sizes):
+                made = PhotographEpisodes(self.photographs, shots, config.seed, size)
+                self.regions[shots, size] = made
         self.classes = self.of(config.shots[0], self.sizes[0]).classes
         self.lists_hash = self.of(config.shots[0], self.sizes[0]).provenance.lists_hash
 
@@ -109,7 +118,9 @@ class Steps(Dataset[Step]):
             own = np.random.default_rng((config.seed, step, place))
             index = step * config.images_per_step + place
             episode: Episode | None
-            if config.invented and own.random() < config.invented:
+            if config.photograph_share and own.random() < config.photograph_share:
+                episode = self.regions[shots, size][index]
+            elif config.invented and own.random() < config.invented:
                 episode = self.invented[shots, size][index]
             else:
                 episode = self._read(episodes, index, bad)
@@ -175,6 +186,23 @@ def open_training(
         image_size=size,
         skip_bad=config.skip_bad,
     )
+
+
+def _open_photographs(config: TrainConfig) -> Photographs | None:
+    """The photographs of a run that makes episodes from some."""
+    if config.photograph_share and config.photographs is None:
+        raise UsageError(
+            f"photograph_share is {config.photograph_share}: pass a folder as --photographs, or "
+            "set it to 0"
+        )
+    if config.photographs is None:
+        return None
+    if not config.photograph_share:
+        raise UsageError(
+            f"photographs {config.photographs}: photograph_share is 0; set it in the recipe or by "
+            "--photograph-share, or leave --photographs out"
+        )
+    return Photographs(config.photographs)
 
 
 def part(batch: Batch, start: int, stop: int) -> Batch:

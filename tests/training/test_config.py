@@ -66,6 +66,8 @@ def test_bad_recipes(tmp_path: Path, text: str, message: str) -> None:
             {"data": "coco20i", "invented": 0.5},
             "invented: only data 'procedural' can, not 'coco20i'",
         ),
+        ({"photograph_share": 1.5}, r"photograph_share must be in \[0, 1\], got 1.5"),
+        ({"photographs": 3}, "photographs must be text, got 3"),
         ({"images_per_step": 3}, "images_per_step must be greater than the largest of shots"),
         ({"data": "imagenet"}, "unknown data 'imagenet'"),
         ({"data": "davis17"}, "unknown data 'davis17'"),
@@ -78,6 +80,13 @@ def test_bad_recipes(tmp_path: Path, text: str, message: str) -> None:
         (
             {"feature_cache": "f", "train_encoder": False, "augment": 0.0},
             "no generated image comes twice",
+        ),
+        (
+            {
+                **{"data": "coco20i", "feature_cache": "f", "train_encoder": False},
+                **{"augment": 0.0, "photograph_share": 0.5},
+            },
+            "no generated image comes twice; .*photograph_share to 0",
         ),
         ({"encoder_from": "a", "encoder_weights": "b"}, "exclude each other"),
         (

@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 
 import fsdino
-from data_sets import save_jpeg
+from data_sets import save_jpeg, write_photographs
+from fsdino.data.photographs import Photographs
 from fsdino.errors import CheckpointError, DataError, FsdinoError, UsageError
 from fsdino.evaluation import record
 from fsdino.training import meta, run
@@ -223,6 +224,26 @@ def test_other_images_are_no_resumption(tmp_path: Path, photos: TrainConfig) -> 
     (moved / "cat" / "0.jpg").unlink()
     with pytest.raises(UsageError, match="other lists of images than --root"):
         Trainer(config, tmp_path / "run", resume=True)
+
+
+def test_other_photographs_are_no_resumption(tmp_path: Path) -> None:
+    """Their folder may move; a model says how many there were, and which."""
+    folder = write_photographs(tmp_path / "photographs")
+    config = dataclasses.replace(FROZEN, photographs=str(folder), photograph_share=0.5)
+    with pytest.raises(StopError):
+        Trainer(config, tmp_path / "run", report=stop_at(3)).fit()
+    moved = folder.rename(tmp_path / "moved")
+    config = dataclasses.replace(config, photographs=str(moved))
+    resumed = Trainer(config, tmp_path / "run", resume=True)
+    assert resumed.start == 2
+    resumed.fit()
+    said = json.loads((tmp_path / "run" / "model" / "provenance.json").read_text())
+    assert (said["photographs"], said["photograph_share"]) == (3, 0.5)
+    assert said["photographs_sha256"] == Photographs(moved).digest
+    (moved / "red.png").unlink()
+    longer = dataclasses.replace(config, steps=8)
+    with pytest.raises(UsageError, match="other photographs than --photographs gives"):
+        Trainer(longer, tmp_path / "run", resume=True)
 
 
 def test_other_frozen_weights_are_no_resumption(tmp_path: Path, whole: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_sets import write_coco, write_fss, write_voc
+from data_sets import write_coco, write_fss, write_photographs, write_voc
 from fsdino.data.catalog import open_episodes
 from fsdino.data.episodes import NO_CLASS
 from fsdino.errors import UsageError
@@ -126,3 +126,38 @@ def test_a_share_of_the_episodes_is_invented() -> None:
     shares = [Steps(config, Processes(rank, 2))[2] for rank in (0, 1)]
     both = {name for share in shares for episode in share.names for name in episode}
     assert both == {name for episode in alone[2].names for name in episode}
+
+
+def test_a_share_of_the_episodes_is_made_from_photographs(tmp_path: Path) -> None:
+    """Beside base classes and invented ones; workers and processes change none of them."""
+    config = dataclasses.replace(
+        FROZEN, images_per_step=20, shots=(1,), steps=3, invented=0.5, photograph_share=0.5,
+        photographs=str(write_photographs(tmp_path / "photographs")),
+    )  # fmt: skip
+    alone = list(Steps(config).load(0))
+    names = [name for step in alone for episode in step.names for name in episode]
+    assert len(set(names)) == len(names) == 60
+    shares = {
+        kind: sum(name.startswith(kind) for name in names) / len(names)
+        for kind in ("photographs-v1/", "invented-v", "procedural-v")
+    }
+    assert 0.3 < shares["photographs-v1/"] < 0.7 and sum(shares.values()) == 1
+    assert min(shares.values()) > 0.05
+    helped = list(Steps(dataclasses.replace(config, workers=2)).load(0))
+    for one, other in zip(alone, helped, strict=True):
+        assert one.names == other.names
+        assert one.batch.query_images.equal(other.batch.query_images)
+        assert one.batch.support_masks.equal(other.batch.support_masks)
+    both = [Steps(config, Processes(rank, 2))[2] for rank in (0, 1)]
+    found = {name for share in both for episode in share.names for name in episode}
+    assert found == {name for episode in alone[2].names for name in episode}
+
+
+def test_photographs_and_their_share_belong_together(tmp_path: Path) -> None:
+    """A recipe may leave the folder to the command line; a run needs both or neither."""
+    with pytest.raises(UsageError, match=r"share is 0\.5: pass a folder as --photographs"):
+        Steps(dataclasses.replace(FROZEN, photograph_share=0.5))
+    with pytest.raises(UsageError, match=r"photographs .*: photograph_share is 0; set it"):
+        Steps(dataclasses.replace(FROZEN, photographs=str(tmp_path)))
+    with pytest.raises(UsageError, match="photographs: 0 image files in"):
+        Steps(dataclasses.replace(FROZEN, photographs=str(tmp_path), photograph_share=0.5))
