@@ -357,9 +357,11 @@ class Trainer:
         store = None
         if config.feature_cache is not None:
             encoder = weights_hash(self.model.encoder.state_dict())
-            layers = (self.model.encoder.read_layers, self.model.encoder.correlation_layers)
+            read = self.model.encoder
+            layers = (read.read_layers, read.correlation_layers, read.patch_size)
+            colours = (read.mean.flatten().tolist(), read.std.flatten().tolist())
             images = f"{config.data} {Path(config.root or '').resolve()}"
-            key = f"{encoder} {layers} {dtype} {images}"
+            key = f"{encoder} {layers} {colours} {dtype} {images}"
             store = FeatureStore(Path(config.feature_cache), key)
             one = torch.zeros(1, 3, max(config.sizes), max(config.sizes), device=self.team.device)
             features = FrozenEncoder(self.model, dtype, dtype)(one, ["one"])

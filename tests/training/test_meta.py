@@ -28,6 +28,7 @@ from fsdino.training import meta, run
 from fsdino.training.config import TrainConfig
 from fsdino.training.meta import Trainer
 from fsdino.training.steps import Step, Steps
+from pyramids import pyramid_config
 from training_work import CONFIG, FROZEN, MODEL, StopError, die, stop_at, weights
 
 
@@ -555,6 +556,30 @@ def test_kept_features_change_nothing(
     # Every fifth of the 20 images is kept out of training.
     assert "features of 16 images take up to" in caplog.text
     assert same_run(tmp_path / "reads", tmp_path / "fills")
+
+
+def test_features_of_another_reading_are_not_taken_from_the_cache(
+    tmp_path: Path, photos: TrainConfig
+) -> None:
+    """Normalisation and the side of tokens decide them, too, and no weight shows it."""
+    pyramid = pyramid_config("ResNet", variant="comp", adapter_layer=1)
+    vit = photos.model
+    models = [
+        vit,
+        dataclasses.replace(vit, mean=(0.1, 0.2, 0.3)),
+        dataclasses.replace(vit, std=(0.1, 0.2, 0.3)),
+        pyramid,
+        dataclasses.replace(pyramid, token_stride=32),
+    ]
+    keys = set()
+    for number, model in enumerate(models):
+        config = dataclasses.replace(
+            photos, model=model, feature_cache=str(tmp_path / "cache"), workers=0
+        )
+        trainer = Trainer(config, tmp_path / str(number))
+        keys.add(trainer.frozen.store.key)
+        trainer.run.abandon()
+    assert len(keys) == len(models)
 
 
 def test_too_many_processes_are_an_error() -> None:
