@@ -55,6 +55,7 @@ class FSDINO(Segmenter):
                 config.correlation_channels,
                 config.correlation_stride,
                 config.contrastive,
+                self.encoder.layer_widths,
             )
         self.dense_prompt = DensePrompt(dense_maps(config), width, self.prior is not None)
         self.decoder = MaskDecoder(width, config.decoder_heads, config.decoder_mlp)

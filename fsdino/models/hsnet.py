@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fsdino import ops
 from fsdino.models.config import ModelConfig
 from fsdino.models.encoders import Encoder, Features
-from fsdino.models.hypercorrelation import CenterPivotBlock4d
+from fsdino.models.hypercorrelation import CenterPivotBlock4d, correlate
 from fsdino.models.segmenter import Segmenter
 from fsdino.models.supports import Shot, SupportFeatures
 
@@ -60,7 +59,8 @@ class HSNet(Segmenter):
     def _squeezed(self, query: Features, shot: Shot) -> Tensor:
         """What one shot says about every query token: [B, C, h, w]."""
         mask = shot.mask.to(query.correlation.dtype)
-        volume = ops.correlation4d(query.correlation, shot.correlation, mask)
+        widths = self.encoder.layer_widths
+        volume = correlate(query.correlation, shot.correlation, mask, widths)
         mixed: Tensor | None = None
         for index in reversed(range(len(self.levels))):
             squeezed = self.squeeze[index](volume[:, self.levels[index]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,7 @@ class CorrelationPrior(nn.Module):
         channels: output channels of the blocks; the last is the prior's.
         support_stride: of each block.
         contrastive: use the background, too.
+        widths: see `correlate`.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class CorrelationPrior(nn.Module):
         channels: Sequence[int] = (16, 64, 128),
         support_stride: int = 2,
         contrastive: bool = True,
+        widths: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         sides = (layers, *channels)
@@ -120,6 +123,7 @@ class CorrelationPrior(nn.Module):
             )
         )
         self.contrastive = contrastive
+        self.widths = None if widths is None else tuple(widths)
 
     def forward(self, query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
         """Prior over the query from one shot: [B, channels[-1], Hq, Wq].
@@ -130,8 +134,41 @@ class CorrelationPrior(nn.Module):
             mask: [B, Hs, Ws] share of foreground of each support token, in [0, 1].
         """
         weight = 2 * mask - 1 if self.contrastive else mask
-        correlation = ops.correlation4d(query, support, weight.to(query.dtype))
+        correlation = correlate(query, support, weight.to(query.dtype), self.widths)
         return self.blocks(correlation)  # type: ignore[no-any-return]
+
+
+def correlate(
+    query: Tensor, support: Tensor, weight: Tensor, widths: Sequence[int] | None = None
+) -> Tensor:
+    """`ops.correlation4d` that leaves out the zeros which narrower layers are padded with.
+
+    They change no cosine, but cost as much as other channels: layers of one width share a call.
+
+    Args:
+        query: [B, L, C, Hq, Wq].
+        support: [B, L, C, Hs, Ws].
+        weight: [B, Hs, Ws] of the support's tokens.
+        widths: channels of each layer that are not padding; None where none is.
+
+    Returns:
+        [B, L, Hq, Wq, Hs, Ws], in the memory order that the op leaves it in.
+    """
+    if widths is None or set(widths) == {query.shape[2]}:
+        return ops.correlation4d(query, support, weight)
+    parts, first = [], 0
+    for width, layers in groupby(widths):
+        last = first + len(list(layers))
+        parts.append(
+            ops.correlation4d(query[:, first:last, :width], support[:, first:last, :width], weight)
+        )
+        first = last
+    if len(parts) == 1:
+        return parts[0]
+    strides = parts[0].stride()
+    order = [0, 1, *sorted(range(2, 6), key=lambda dim: -strides[dim])]
+    joined = torch.cat([part.permute(order) for part in parts], dim=1)
+    return joined.permute([order.index(dim) for dim in range(6)])
 
 
 def masked_mean(tokens: Tensor, weight: Tensor) -> Tensor:

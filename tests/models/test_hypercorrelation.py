@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fsdino
-from fsdino.models.hypercorrelation import CorrelationPrior, masked_mean
+from fsdino import ops
+from fsdino.models.hypercorrelation import CorrelationPrior, correlate, masked_mean
 from tiny_models import randomise
 
 
@@ -137,3 +138,42 @@ def test_even_kernels_are_refused() -> None:
     layer = fsdino.CenterPivotConv4d(1, 1, kernel_size=2)
     with pytest.raises(ValueError, match="odd k"):
         layer(torch.zeros(1, 1, 3, 3, 3, 3))
+
+
+@pytest.mark.parametrize("widths", [(3, 3, 5, 8, 8), (8, 3, 8, 3, 3), (4,) * 5, (8,) * 5])
+def test_layers_of_one_width_share_a_call_without_their_padding(
+    widths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same correlations and gradients, from products over the channels that are not padding."""
+    generator = torch.Generator().manual_seed(0)
+    query, support = torch.zeros(2, 5, 8, 4, 3), torch.zeros(2, 5, 8, 3, 2)
+    for layer, width in enumerate(widths):
+        query[:, layer, :width] = torch.randn(2, width, 4, 3, generator=generator)
+        support[:, layer, :width] = torch.randn(2, width, 3, 2, generator=generator)
+    weight = torch.rand(2, 3, 2, generator=generator)
+    query.requires_grad_()
+    expected = ops.correlation4d(query, support, weight)
+    (expected_gradient,) = torch.autograd.grad(expected.square().sum(), query)
+
+    calls: list[tuple[int, int]] = []
+    op = ops.correlation4d
+
+    def counted(query: Tensor, *rest: Tensor) -> Tensor:
+        calls.append((query.shape[1], query.shape[2]))
+        return op(query, *rest)
+
+    monkeypatch.setattr(ops, "correlation4d", counted)
+    found = correlate(query, support, weight, widths)
+    (gradient,) = torch.autograd.grad(found.square().sum(), query)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert found.stride() == expected.stride()  # the order that the blocks after it are fast in
+    for layer, width in enumerate(widths):
+        kept = (slice(None), layer, slice(width))
+        torch.testing.assert_close(gradient[kept], expected_gradient[kept], rtol=1e-4, atol=1e-5)
+    runs = {
+        (3, 3, 5, 8, 8): [(2, 3), (1, 5), (2, 8)],
+        (8, 3, 8, 3, 3): [(1, 8), (1, 3), (1, 8), (2, 3)],
+        (4,) * 5: [(5, 4)],
+        (8,) * 5: [(5, 8)],
+    }
+    assert calls == runs[widths]
