@@ -41,7 +41,7 @@ def load_installed(network: nn.Module, name: str, weights: EncoderWeights) -> No
         renamed = in_order(network, state, name, what)
         if not any(tensor.is_meta for tensor in network.parameters()):
             load_exactly(network, renamed, what)
-            logger.info("encoder weights: %s (%s)", what, weights.licence)
+            logger.debug("encoder weights: %s (%s)", what, weights.licence)
 
 
 def locate(weights: EncoderWeights) -> Path:
