@@ -83,18 +83,20 @@ fsdino --version prints the version.
 class Demo:
     """See what it does: a report with pictures, offline, in about a minute.
 
-    Segments the first episodes of the generated data set's held-out fold with the bundled model
-    and with its encoder alone, compares both with the truth, and times the kernels. Builds the C++
-    kernels first, where they are not built and a compiler is there.
+    Segments the photographs that are installed with fsdino, then drawings of the generated data
+    set's held-out fold, compares both with the truth and with what needs no training, and times
+    the kernels. Builds the C++ kernels first, where they are not built and a compiler is there.
     """
 
     out: Path
-    """Folder for report.html, demo.json and overlays/."""
-    model: str = DEFAULT_MODEL
-    """Name, folder or hub id (hf:owner/name) of a model trained without the data set's fold 3."""
-    episodes: int = 48
-    """How many episodes to segment and score."""
-    pictures: int = 5
+    """Folder for report.html, demo.json, photographs/ and overlays/."""
+    model: str = "fsdino-photo"
+    """Name, folder or hub id (hf:owner/name) of the model that segments the photographs."""
+    drawn_model: str = "fsdino-tiny"
+    """Likewise, for the drawings: one that was trained without the data set's fold 3."""
+    episodes: int = 24
+    """How many drawn episodes to segment and score."""
+    pictures: int = 3
     """How many of them to show for each number of shots."""
     workload: str = "W6"
     """Workload of the kernel table; see `fsdino benchmark`."""
@@ -109,7 +111,8 @@ class Demo:
 
         build.run_if_possible()
         settings = demo.Settings(
-            self.model, self.episodes, self.pictures, self.workload, self.repeats,
+            self.model, self.drawn_model, self.episodes, self.pictures, self.workload,
+            self.repeats,
             command=shlex.join(["fsdino", *sys.argv[1:]]),
         )  # fmt: skip
         results = demo.run(settings, self.out)
@@ -1268,13 +1271,23 @@ def _print_table(
 
 
 def _print_demo(results: Results) -> None:
+    means = results.mean_iou()
+    rows = [
+        [answer.support.name, answer.query.name, *(f"{answer.iou[m]:.2f}" for m in means)]
+        for answer in results.photographs
+    ]
+    rows.append(["mean", "", *(f"{value:.2f}" for value in means.values())])
+    _print_table(
+        ["support", "query", *means], rows, f"Photographs: IoU with the truth of {len(rows) - 1}"
+    )
     _print_table(
         ["", "support images", "mIoU %", "FB-IoU %"],
         [
             [method, str(shots), f"{score.miou:.1f}", f"{score.fb_iou:.1f}"]
             for (method, shots), score in results.scores.items()
         ],
-        f"IoU with the truth over {len(results.answers)} held-out episodes",
+        f"Drawings, {results.settings.drawn_model}: IoU with the truth over {len(results.answers)} "
+        "held-out episodes",
     )
     print_comparison(results.kernels)
 

@@ -29,7 +29,7 @@ import fsdino
 import stub_extension
 import tiny_sam
 from fsdino import cli, ops
-from fsdino.apps import build, demo, supports
+from fsdino.apps import build, demo, demo_photographs, supports
 from fsdino.evaluation import journal
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmenter
@@ -1139,24 +1139,35 @@ def test_info_tells_the_whole_reason(stub, capsys):
     assert f"C++ kernels, not used: {reason}\n" in capsys.readouterr().out
 
 
-def test_demo_goes_on_without_a_compiler(stub, mini, capsys, monkeypatch, tmp_path):
+@pytest.fixture
+def two_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {name: fsdino.samples()[name] for name in ("coins", "more-coins")}
+    monkeypatch.setattr(demo, "samples", lambda: chosen)
+
+
+def test_demo_goes_on_without_a_compiler(
+    stub, mini, two_photographs, capsys, monkeypatch, tmp_path
+):
     """What could not be built is said in one line."""
     stub_extension.without_compiler(monkeypatch, tmp_path)
-    arguments = ["demo", "--out", "demo", "--model", "model", "--episodes", "1", "--pictures", "1"]
-    assert cli.main([*arguments, "--workload", "mini", "--repeats", "1"]) == 0
+    arguments = ["demo", "--out", "demo", "--model", "model", "--drawn-model", "model"]
+    arguments += ["--episodes", "1", "--pictures", "1", "--workload", "mini", "--repeats", "1"]
+    assert cli.main(arguments) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "no C++ compiler" in line]
     assert len(lines) == 1
     assert lines[0].startswith("fsdino: warning: the C++ kernels cannot be used, the slower")
 
 
-def test_demo(mini, capsys, monkeypatch):
+def test_demo(mini, two_photographs, capsys, monkeypatch):
     """The report, the table, and the numbers as JSON."""
     monkeypatch.setattr(build, "run_if_possible", lambda: None)
-    arguments = ["demo", "--out", "demo", "--model", "model", "--episodes", "2", "--pictures", "1"]
-    arguments += ["--workload", "mini", "--repeats", "1"]
+    arguments = ["demo", "--out", "demo", "--model", "other", "--drawn-model", "model"]
+    arguments += ["--episodes", "2", "--pictures", "1", "--workload", "mini", "--repeats", "1"]
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
     assert "training-free" in out
+    assert "everything is" in out and "more-coins" in out
+    assert "Drawings, model: " in out
     assert "reference" in out
     assert "demo/report.html" in out
     assert Path("demo/report.html").read_text().startswith("<!doctype html>")
@@ -1172,8 +1183,9 @@ def test_demo_is_interrupted_in_one_line(capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(build, "run_if_possible", lambda: None)
-    monkeypatch.setattr(demo, "_answer", interrupted)
-    assert cli.main(["demo", "--out", "demo", "--model", "model"]) == 130
+    monkeypatch.setattr(demo_photographs, "answers", interrupted)
+    arguments = ["demo", "--out", "demo", "--model", "model", "--drawn-model", "model"]
+    assert cli.main(arguments) == 130
     assert error_line(capsys).startswith("fsdino: interrupted: ")
 
 

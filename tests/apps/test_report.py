@@ -89,6 +89,35 @@ def test_it_suits_phones_and_dark_rooms():
     assert "@media (prefers-color-scheme: dark)" in document
 
 
+def test_a_click_enlarges_a_picture():
+    """Without a script: each picture is the label of a box, whose tick fills the window with it."""
+    document = some_page()
+    outline = Outline(document)
+    boxes = [attributes for tag, attributes in outline.tags if tag == "input"]
+    assert [box["type"] for box in boxes] == ["checkbox"] * 4
+    assert all("Enlarge: " in str(box["aria-label"]) for box in boxes)
+    assert len(re.findall(r'<label class="zoom"><input [^>]*/><img [^>]*></label>', document)) == 4
+    [rule] = re.findall(r"\.zoom input:checked \+ img \{(.*?)\}", document, re.DOTALL)
+    assert "position: fixed" in rule and "width: 100vw" in rule
+
+
+def test_nothing_is_wider_than_a_phone():
+    """Pictures shrink, commands wrap, long words in lists of facts break, bars are left out."""
+    document = report.page("t", "l", [
+        report.command("fsdino segment --out x"),
+        report.table([], [["key", "x" * 300]]),
+        report.table(["a", "b"], [["x", report.bar(0.5)]], wide=(1,)),
+    ])  # fmt: skip
+    styles = dict(re.findall(r"^([^\s{@][^{]*?) \{(.*?)\}", document, re.DOTALL | re.MULTILINE))
+    assert "max-width: 100%" in styles["img"]
+    assert "white-space: pre-wrap" in styles["pre"] and "anywhere" in styles["pre"]
+    assert "overflow-wrap: anywhere" in styles[".facts td:last-child"]
+    assert '<table class="facts">' in document
+    [narrow] = re.findall(r"@media \(max-width: 700px\) \{.*", document, re.DOTALL)
+    assert ".wide { display: none; }" in narrow
+    assert document.count('class="wide"') == 2
+
+
 def test_pictures_survive():
     """What is embedded is the picture, but for JPEG's rounding."""
     smooth = np.linspace(0, 255, 40 * 50).reshape(40, 50).astype(np.uint8)
@@ -124,6 +153,8 @@ def test_number_columns_are_marked():
     assert ("th", None) in marked
     assert ("th", "number") in marked
     assert ("td", "number") in marked
+    both = report.table(["a", "b"], [["x", "1"]], numbers=(1,), wide=(1,))
+    assert '<td class="number wide">1</td>' in both
     assert "thead" not in report.table([], [["x", "1"]])
 
 

@@ -1,0 +1,89 @@
+"""The demo's photographs: those installed with fsdino, each the support for another one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fsdino.apps.demo_drawings import iou
+from fsdino.models import zoo
+from fsdino.models.segmenter import Segmenter
+from fsdino.sample_photographs import Sample
+
+Mask = npt.NDArray[np.bool_]
+
+TRAINING_FREE = "training-free"
+EVERYTHING = "everything is foreground"
+
+
+@dataclass(frozen=True)
+class PhotographAnswer:
+    """What was found in one photograph by one other that shows the same kind of object.
+
+    Attributes:
+        support: the marked example.
+        query: where its object is looked for, with the true mask.
+        masks: bool [H, W] by method: the model first, then training-free if that is another one.
+        iou: with the truth, by method; EVERYTHING last.
+        encode_seconds: that the model took for the support.
+        segment_seconds: that it took for the query then.
+    """
+
+    support: Sample
+    query: Sample
+    masks: Mapping[str, Mask]
+    iou: Mapping[str, float]
+    encode_seconds: float
+    segment_seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers, as plain data for JSON."""
+        return {
+            "support": self.support.name,
+            "query": self.query.name,
+            "iou": [{"method": method, "iou": value} for method, value in self.iou.items()],
+            "encode_seconds": self.encode_seconds,
+            "segment_seconds": self.segment_seconds,
+        }
+
+
+def methods(name: str, model: Segmenter) -> dict[str, Segmenter]:
+    """A model by its name, and its encoder alone, unless the model is nothing else."""
+    if model.config.variant == "training_free":
+        return {name: model}
+    return {name: model, TRAINING_FREE: zoo.training_free(model)}
+
+
+def answers(
+    name: str, model: Segmenter, photographs: Mapping[str, Sample]
+) -> Iterator[PhotographAnswer]:
+    """Look for the object of every photograph in its `query`, in their order.
+
+    Args:
+        name: of the model.
+        model: what segments; its encoder alone, too, where that is not all of it.
+        photographs: as `samples()` returns them.
+    """
+    asked = methods(name, model)
+    for support in photographs.values():
+        yield _answer(asked, support, photographs[support.query])
+
+
+def _answer(asked: Mapping[str, Segmenter], support: Sample, query: Sample) -> PhotographAnswer:
+    truth = np.asarray(query.mask) == 255
+    masks: dict[str, Mask] = {}
+    times = []
+    for method, model in asked.items():
+        began = time.perf_counter()
+        encoded = model.encode_support(support.image, support.mask)
+        between = time.perf_counter()
+        masks[method] = model.segment(query.image, encoded).mask
+        times.append((between - began, time.perf_counter() - between))
+    scores = {method: iou(mask, truth) for method, mask in masks.items()}
+    scores[EVERYTHING] = iou(np.ones_like(truth), truth)
+    return PhotographAnswer(support, query, masks, scores, *times[0])
