@@ -71,10 +71,11 @@ def answers(
     """
     asked = methods(name, model)
     for support in photographs.values():
-        yield _answer(asked, support, photographs[support.query])
+        yield answer(asked, support, photographs[support.query])
 
 
-def _answer(asked: Mapping[str, Segmenter], support: Sample, query: Sample) -> PhotographAnswer:
+def answer(asked: Mapping[str, Segmenter], support: Sample, query: Sample) -> PhotographAnswer:
+    """Look for the support's object in the query, by every method of `asked`."""
     truth = np.asarray(query.mask) == 255
     masks: dict[str, Mask] = {}
     times = []

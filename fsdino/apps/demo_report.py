@@ -97,7 +97,7 @@ def _photograph_card(answer: PhotographAnswer) -> str:
     image, truth = np.asarray(query.image), np.asarray(query.mask) == 255
     figures = [
         report.figure(
-            [_marked(np.asarray(support.image), np.asarray(support.mask) == 255)],
+            [marked(np.asarray(support.image), np.asarray(support.mask) == 255)],
             f"Support photograph, {support.shows}, with {support.covers} marked",
             f"Support: {text(support.covers)}",
         ),
@@ -115,7 +115,7 @@ def _photograph_card(answer: PhotographAnswer) -> str:
     everything = f"{EVERYTHING}: IoU {answer.iou[EVERYTHING]:.2f}"
     figures.append(
         report.figure(
-            [_marked(image, truth)],
+            [marked(image, truth)],
             f"Query with the true mask; {everything}",
             f"Truth. {text(everything[0].upper() + everything[1:])}",
         )
@@ -175,7 +175,7 @@ def _gallery(results: Results, shots: int) -> list[str]:
 
 def _card(answer: Answer, shots: int) -> str:
     episode = answer.shown
-    supports = [_marked(sample.image, sample.mask) for sample in episode.supports[:shots]]
+    supports = [marked(sample.image, sample.mask) for sample in episode.supports[:shots]]
     query, name = episode.query.image, episode.class_name
     figures = [
         report.figure(
@@ -194,7 +194,7 @@ def _card(answer: Answer, shots: int) -> str:
                 f"{text(method)} <b>IoU {iou:.2f}</b>",
             )
         )
-    truth = _marked(query, episode.query.mask)
+    truth = marked(query, episode.query.mask)
     figures.append(report.figure([truth], "Query with the true mask", "Truth"))
     return report.card(f"Task {episode.index}: {name}", figures)
 
@@ -218,7 +218,7 @@ def _way_card(way: WayAnswer, threshold: float) -> str:
     support, query = episode.supports[0], episode.query
     figures = [
         report.figure(
-            [_marked(support.image, np.where(support.mask, way.own, 0))],
+            [marked(support.image, np.where(support.mask, way.own, 0))],
             f"Support image with the {name} marked",
             "Support",
         ),
@@ -229,7 +229,7 @@ def _way_card(way: WayAnswer, threshold: float) -> str:
             f"{text(MODEL)} <b>IoU {way.iou:.2f}</b>",
         ),
         report.figure(
-            [_marked(query.image, np.where(query.mask, way.own, 0))],
+            [marked(query.image, np.where(query.mask, way.own, 0))],
             "Query with the true mask",
             "Truth",
         ),
@@ -273,8 +273,13 @@ def _likeness(one: Fate, other: Fate) -> str:
     return f"; both classes have a {shared} part" if shared else ""
 
 
-def _marked(image: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> Image.Image:
-    """The image as it is, with two lines around the region of its label: a colour, and white."""
+def marked(image: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> Image.Image:
+    """The image as it is, with two lines around the region of its label: a colour, and white.
+
+    Args:
+        image: uint8 [H, W, 3].
+        labels: [H, W], bool, or 0 and one label, whose colour it is.
+    """
     label = int(labels.max())
     region = Image.fromarray((labels > 0).astype(np.uint8))
     size = 2 * max(round(max(image.shape) / 160), 2) + 1

@@ -213,7 +213,7 @@ def test_supports_and_truth_keep_their_colours():
     image = picture(80, 80)
     mask = np.zeros((80, 80), dtype=bool)
     mask[20:60, 20:60] = True
-    shown = np.array(demo_report._marked(image, np.where(mask, 2, 0)))
+    shown = np.array(demo_report.marked(image, np.where(mask, 2, 0)))
     same = (shown == image).all(axis=2)
     assert same[24:56, 24:56].all()
     assert same[:16].all() and same[64:].all() and same[:, :16].all() and same[:, 64:].all()
