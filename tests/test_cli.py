@@ -1176,6 +1176,20 @@ def test_demo(mini, two_photographs, capsys, monkeypatch):
     assert found == json.loads(Path("demo/demo.json").read_text())
 
 
+@pytest.mark.parametrize(("given", "expected"), [("", "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_demo_does_not_fight_for_the_processor(given, expected, monkeypatch):
+    """Its threads sleep while they wait, unless the user says otherwise; set before torch."""
+
+    monkeypatch.setenv("OMP_WAIT_POLICY", given)  # so that it is as before afterwards
+    if not given:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    cli._wait_without_spinning()
+    assert os.environ.get("OMP_WAIT_POLICY", "") == given  # too late, and so left alone
+    monkeypatch.delitem(sys.modules, "torch")
+    cli._wait_without_spinning()
+    assert os.environ["OMP_WAIT_POLICY"] == expected
+
+
 def test_demo_is_interrupted_in_one_line(capsys, monkeypatch):
     """Ctrl-C at any moment of the demo."""
 

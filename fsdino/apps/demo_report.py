@@ -130,16 +130,15 @@ def _photograph_table(results: Results) -> str:
     methods = list(results.mean_iou())
     rows = [
         [
-            text(answer.support.name),
-            text(answer.query.name),
+            f"{text(answer.support.name)} → {text(answer.query.name)}",
             *(f"{answer.iou[method]:.2f}" for method in methods),
         ]
         for answer in results.photographs
     ]
     means = [f"<b>{value:.2f}</b>" for value in results.mean_iou().values()]
-    rows.append(["<b>mean</b>", "", *means])
-    headers = ["support", "query", *map(text, methods)]
-    return report.table(headers, rows, numbers=range(2, len(headers)))
+    rows.append(["<b>mean</b>", *means])
+    headers = ["support → query", *map(text, methods)]
+    return report.table(headers, rows, numbers=range(1, len(headers)))
 
 
 def _drawings(results: Results) -> list[str]:

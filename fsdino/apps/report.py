@@ -115,9 +115,9 @@ def figure(pictures: Sequence[Image.Image], alt: str, caption: str) -> str:
 
 
 def card(title: str, figures: Sequence[str], *, note: str = "") -> str:
-    """A titled row of figures, two rows on narrow screens, with a note (plain text) below."""
+    """A titled row of figures, in pairs on narrow screens, with a note (plain text) below."""
     columns = len(figures)
-    style = f"--columns:{columns};--narrow:{min(-(-columns // 2), 3)}"
+    style = f"--columns:{columns};--narrow:{min(columns, 2)}"
     row = f'<div class="row" style="{style}">{"".join(figures)}</div>'
     below = f'<p class="small">{text(note)}</p>' if note else ""
     return f'<section class="card"><h4>{text(title)}</h4>{row}{below}</section>'
