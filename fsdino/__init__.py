@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fsdino.models.config import ModelConfig
     from fsdino.models.fsdino import FSDINO
     from fsdino.models.hypercorrelation import CenterPivotConv4d
+    from fsdino.models.registry import ModelInfo, list_models
     from fsdino.models.segmenter import Segmentation, Segmenter
     from fsdino.models.supports import Support
     from fsdino.models.zoo import load
@@ -29,12 +30,14 @@ __all__ = [
     "DataError",
     "FsdinoError",
     "ModelConfig",
+    "ModelInfo",
     "Sample",
     "Segmentation",
     "Segmenter",
     "Support",
     "UsageError",
     "__version__",
+    "list_models",
     "load",
     "ops",
     "samples",
@@ -48,11 +51,13 @@ _HOMES = {
     "FSDINO": "fsdino.models.fsdino",
     "FsdinoError": "fsdino.errors",
     "ModelConfig": "fsdino.models.config",
+    "ModelInfo": "fsdino.models.registry",
     "Sample": "fsdino.sample_photographs",
     "Segmentation": "fsdino.models.segmenter",
     "Segmenter": "fsdino.models.segmenter",
     "Support": "fsdino.models.supports",
     "UsageError": "fsdino.errors",
+    "list_models": "fsdino.models.registry",
     "load": "fsdino.models.zoo",
     "samples": "fsdino.sample_photographs",
 }

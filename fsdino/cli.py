@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 import tyro
 
 from fsdino import __version__
+from fsdino.devices import check_dtype, find_device, find_dtype
 from fsdino.errors import DataError, FsdinoError, UsageError, is_out_of_memory
+from fsdino.models.names import DEFAULT as DEFAULT_MODEL
+from fsdino.models.names import DRAWN as DRAWN_MODEL
 
 if TYPE_CHECKING:
-    import torch
-
     from fsdino.apps.benchmark import Comparison
     from fsdino.apps.data import Check
     from fsdino.apps.demo import Results
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fsdino.cli")
 
-DEFAULT_MODEL = "fsdino-tiny"
 _VIDEOS = "davis17"
 _INTERRUPTED = 130  # exit code
 RECIPES = Path(__file__).resolve().parent / "recipes"
@@ -64,7 +64,9 @@ Layout = Annotated[
 ]
 Value = Annotated[str | None, tyro.conf.arg(metavar="INT|none", help_behavior_hint="")]
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
-Dtype = Literal["float32", "float16", "bfloat16"]
+Dtype = Annotated[
+    str, tyro.conf.arg(metavar="float32|float16|bfloat16", help_behavior_hint="(default: float32)")
+]
 Part = Literal["pcs", "svp", "4d", "ce"]
 Learning = Annotated[
     Literal["trained", "frozen"] | None,
@@ -90,9 +92,9 @@ class Demo:
 
     out: Path
     """Folder for report.html, demo.json, photographs/ and overlays/."""
-    model: str = "fsdino-photo"
+    model: str = DEFAULT_MODEL
     """Name, folder or hub id (hf:owner/name) of the model that segments the photographs."""
-    drawn_model: str = "fsdino-tiny"
+    drawn_model: str = DRAWN_MODEL
     """Likewise, for the drawings: one that was trained without the data set's fold 3."""
     episodes: int = 24
     """How many drawn episodes to segment and score."""
@@ -108,6 +110,8 @@ class Demo:
     def run(self) -> int:
         """Run the command; returns the exit code."""
         _wait_without_spinning()
+        for name in (self.model, self.drawn_model):
+            _check_model(name)
         from fsdino.apps import build, demo, demo_report, report
 
         build.run_if_possible()
@@ -154,13 +158,12 @@ class Segment:
     model: Annotated[
         str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=f"(default: {DEFAULT_MODEL})")
     ] = None
-    """Name, folder or hub id (hf:owner/name) of a model."""
-    encoder: Name = None
-    """Instead of --model: a timm ViT such as vit_base_patch14_dinov2.lvd142m, without training."""
-    encoder_weights: File = None
-    """Its weights: one of Meta's dinov2_vit*14*_pretrain.pth (Apache-2.0)."""
+    """Name (see `fsdino models`), folder or hub id (hf:owner/name) of a model."""
+    weights: File = None
+    """Weights of --model dinov2-b and the like, instead of a download: Meta's
+    dinov2_vit*14*_pretrain.pth or timm's model.safetensors."""
     image_size: Integer = None
-    """Side in pixels that images are resized to, with --encoder (default: 518)."""
+    """Side in pixels that --model dinov2-b and the like resize images to (default: 518)."""
     device: str = "auto"
     """cpu, cuda or cuda:N; auto takes a GPU where there is one."""
     dtype: Dtype = "float32"
@@ -180,6 +183,8 @@ class Segment:
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
+        check_dtype(self.dtype)
+        _check_model(self.model or DEFAULT_MODEL, self.weights, self.image_size)
         from fsdino import processes as sharing
 
         with contextlib.ExitStack() as stack:
@@ -231,7 +236,7 @@ class Segment:
         if not is_main:
             return 0
         if self.as_json:
-            found = {"model_name": self.encoder or self.model or DEFAULT_MODEL}
+            found = {"model_name": self.model or DEFAULT_MODEL}
             left_out = [{"file": f, "reason": reason} for f, reason in queries.left_out.items()]
             rest = {**outcome.to_dict(self.out), "left_out": left_out}
             print(json.dumps({**call, **found, **rest}))
@@ -255,21 +260,22 @@ class Segment:
         return image_files.pixel_limit(max(int(megapixels * 1e6), 1))
 
     def _load(self) -> Segmenter:
+        from fsdino.models import zoo
         from fsdino.processes import local_device
 
-        if self.encoder is None and self.image_size is not None:
-            raise UsageError(
-                f"--image-size {self.image_size} needs --encoder: a --model brings its own size"
+        name = self.model or DEFAULT_MODEL
+        if name == DRAWN_MODEL:
+            logger.info(
+                "%s was trained on generated drawings; for photographs, leave out --model, or "
+                "pass another one",
+                name,
             )
-        if self.encoder_weights is not None and self.encoder and self.model:
-            raise UsageError("--model and --encoder exclude each other: pass one of them")
-        return _load_model(
-            self.model or DEFAULT_MODEL,
-            self.encoder,
-            self.encoder_weights,
-            518 if self.image_size is None else self.image_size,
-            local_device(_device(self.device)),
-            self.dtype,
+        return zoo.load(
+            name,
+            device=local_device(find_device(self.device)),
+            dtype=self.dtype,
+            weights=self.weights,
+            image_size=self.image_size,
         )
 
 
@@ -367,6 +373,8 @@ class Train:
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
+        for name in (self.start_from, self.encoder_from):
+            _check_model(name)
         from fsdino.training.meta import Trainer
 
         config = self.configure()
@@ -508,6 +516,7 @@ class Distill:
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
+        _check_model(self.model)
         from fsdino.training.distill import Distillation
 
         config = self.configure()
@@ -685,8 +694,11 @@ class Evaluate:
 
     model: Annotated[
         tyro.conf.Positional[str], tyro.conf.arg(metavar="[MODEL]", help_behavior_hint="")
-    ] = DEFAULT_MODEL
-    """Name, folder or hub id (hf:owner/name) of a model."""
+    ] = DRAWN_MODEL
+    """Name (see `fsdino models`), folder or hub id (hf:owner/name) of a model."""
+    weights: File = None
+    """Weights of dinov2-b and the like, instead of a download: Meta's dinov2_vit*14*_pretrain.pth
+    or timm's model.safetensors."""
     data: str = "procedural"
     """pascal5i, coco20i, fss1000, davis17, folder, procedural or pascal5i-leak-safe."""
     root: Folder = None
@@ -727,14 +739,10 @@ class Evaluate:
         Literal["correspondence", "prototype"] | None, tyro.conf.arg(help_behavior_hint="")
     ] = None
     """The model's encoder alone: 4D matching or prototypes, training-free."""
-    encoder: Name = None
-    """Instead of a model: a timm DINOv2 or DINOv3 ViT, training-free."""
-    encoder_weights: File = None
-    """Its weights: one of Meta's dinov2_vit*14*_pretrain.pth, or a file in timm's names."""
     memory: int = 0
     """Of davis17: so many of the last frames join the first one as supports."""
     image_size: Integer = None
-    """Side in pixels that images are stretched to; default: the model's, with --encoder 518."""
+    """Side in pixels that images are stretched to; default: the model's own."""
     threshold: Number = None
     """Probability from which a pixel belongs to a mask; default: the model's own."""
     batch_size: int = 8
@@ -753,6 +761,8 @@ class Evaluate:
         if self.compare is not None:
             return self._compare(*self.compare)
         self._check_options()
+        check_dtype(self.dtype)
+        _check_model(self.model, self.weights)
         from fsdino import processes as sharing
 
         with sharing.processes() as processes:
@@ -768,6 +778,8 @@ class Evaluate:
 
     def _check_options(self) -> None:
         """Refuse options that would be without effect: a result must not seem to follow them."""
+        from fsdino.models.registry import REGISTERED
+
         episodic = {
             "--shots": self.shots != 1, "--seeds": bool(self.seeds),
             "--fold": self.fold is not None,
@@ -776,7 +788,7 @@ class Evaluate:
             "--layout": self.layout != "auto", "--ignore": self.ignore is not None,
             "--background": self.background is not None,
             "--save-pictures": self.save_pictures > 0, "--skip-bad": self.skip_bad,
-            "--image-size": self.image_size is not None and self.encoder is None,
+            "--image-size": self.image_size is not None and self.model not in REGISTERED,
         }  # fmt: skip
         videos = self.data == _VIDEOS
         given = [option for option, used in episodic.items() if used] if videos else []
@@ -796,13 +808,11 @@ class Evaluate:
         return 0
 
     def _evaluate(self, processes: Processes) -> dict[str, Any]:
-        import torch
-
         from fsdino import processes as sharing
         from fsdino.apps import evaluation
         from fsdino.evaluation import protocols
         from fsdino.evaluation.evaluate import Settings
-        from fsdino.models import zoo
+        from fsdino.models import registry, zoo
 
         seeded = bool(self.seeds) or self.episodes is not None
         protocol = protocols.find(self.protocol, fusion=self.fusion, seeded=seeded)
@@ -811,11 +821,9 @@ class Evaluate:
             self.data, self.root, self.splits, self.fold, self.shots, seeds, self.episodes,
             self.layout, self.ignore, self.background,
         )  # fmt: skip
-        device = sharing.local_device(_device(self.device))
-        model = _load_model(
-            self.model, self.encoder, self.encoder_weights,
-            518 if self.image_size is None else self.image_size, device, "float32",
-        )  # fmt: skip
+        device = sharing.local_device(find_device(self.device))
+        size = self.image_size if self.model in registry.REGISTERED else None
+        model = zoo.load(self.model, device=device, weights=self.weights, image_size=size)
         if self.matcher is not None:
             model = zoo.training_free(model, self.matcher)
         settings = Settings(
@@ -824,17 +832,16 @@ class Evaluate:
             model.config.threshold if self.threshold is None else self.threshold,
             self.batch_size,
             device,
-            getattr(torch, self.dtype),
+            find_dtype(self.dtype),
             min(sharing.cores() - 1, 4) if self.workers is None else self.workers,
             self.skip_bad,
         )
-        name = self.encoder or self.model
         with sharing.threads(max(sharing.cores() - settings.workers, 1)):
             if self.data == _VIDEOS:
-                return self._evaluate_videos(model, name, settings, processes)
+                return self._evaluate_videos(model, settings, processes)
             return evaluation.run(
                 model,
-                name,
+                self.model,
                 request,
                 settings,
                 out=self.out,
@@ -844,7 +851,7 @@ class Evaluate:
             )
 
     def _evaluate_videos(
-        self, model: Segmenter, name: str, settings: Settings, processes: Processes
+        self, model: Segmenter, settings: Settings, processes: Processes
     ) -> dict[str, Any]:
         from fsdino.apps import evaluation
 
@@ -852,7 +859,7 @@ class Evaluate:
             raise UsageError(f"{_VIDEOS} needs --out: masks are written beside the result")
         return evaluation.run_videos(
             model,
-            name,
+            self.model,
             self.root,
             settings,
             memory=self.memory,
@@ -899,12 +906,11 @@ class Benchmark:
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        import torch
-
+        check_dtype(self.dtype)
         from fsdino.apps import benchmark
         from fsdino.environment import environment
 
-        device, dtype = _device(self.device), getattr(torch, self.dtype)
+        device, dtype = find_device(self.device), find_dtype(self.dtype)
         if self.foreground is not None and not 0 <= self.foreground <= 1:
             raise UsageError(f"--foreground must be between 0 and 1, got {self.foreground}")
         comparisons = []
@@ -956,6 +962,40 @@ class Build:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Models:
+    """List the models that go by a name: parts, size, licence, and whether they are here.
+
+    Models on DINOv2 have no trained part. Naming one where a model is asked for downloads its
+    weights, once, into the cache of the Hugging Face hub (~/.cache/huggingface, or HF_HOME).
+    """
+
+    download: Name = None
+    """Fetch the weights of this model now, so that it works without a network later."""
+    as_json: Json = False
+    """Print the list, or the model that was fetched, as JSON."""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        import dataclasses
+
+        from fsdino.models import registry
+
+        file = None if self.download is None else registry.download(self.download)
+        found = [dataclasses.asdict(model) for model in registry.list_models()]
+        if self.download is not None:
+            [model] = [model for model in found if model["name"] == self.download]
+            if self.as_json:
+                print(json.dumps({**model, "file": None if file is None else str(file)}))
+            else:
+                print(f"{self.download} is here: {file or 'installed with fsdino'}")
+        elif self.as_json:
+            print(json.dumps(found))
+        else:
+            _print_models(found)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Info:
     """Show versions, devices, and which backend would run each op here, and why.
 
@@ -971,6 +1011,7 @@ class Info:
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
+        _check_model(self.model)
         from fsdino.apps import info
 
         collected = info.collect(self.model)
@@ -991,6 +1032,7 @@ Command = (
         DataCommand,
         tyro.conf.subcommand("data", description="Check and prepare benchmarks on disk."),
     ]
+    | Annotated[Models, tyro.conf.subcommand("models")]
     | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
     | Annotated[Build, tyro.conf.subcommand("build")]
     | Annotated[Info, tyro.conf.subcommand("info")]
@@ -1107,56 +1149,14 @@ def _warnings(shown: bool) -> Iterator[None]:
         yield
 
 
-def _load_model(
-    name: str,
-    encoder: str | None,
-    weights: Path | None,
-    size: int,
-    device: torch.device,
-    dtype: str,
-) -> Segmenter:
-    """The model of --model, or the training-free one of --encoder and --encoder-weights."""
-    import torch
+def _check_model(
+    name: str | None, weights: Path | None = None, image_size: int | None = None
+) -> None:
+    """Say at once, before slow imports, that a model's weights are not here and cannot be had."""
+    from fsdino.models import registry
 
-    from fsdino.models import zoo
-    from fsdino.models.config import ModelConfig
-
-    kind = getattr(torch, dtype)
-    if encoder is None:
-        if name == DEFAULT_MODEL:
-            logger.info(
-                "%s was trained on generated drawings; for photographs, pass another --model, "
-                "or --encoder and --encoder-weights",
-                DEFAULT_MODEL,
-            )
-        if weights is not None:
-            raise UsageError("--encoder-weights needs --encoder, the name of the architecture")
-        return zoo.load(name, device=device, dtype=kind)
-    if weights is None:
-        raise UsageError("--encoder needs --encoder-weights: random features find nothing")
-    if name != DEFAULT_MODEL:
-        raise UsageError("--model and --encoder exclude each other: pass one of them")
-    model = zoo.build(ModelConfig(encoder, variant="training_free", image_size=size)).eval()
-    zoo.load_dinov2(model.encoder, weights)
-    model.fingerprint()  # of the weights as stored: the same for every dtype and device
-    return model.to(device=device, dtype=kind)
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"unknown device {name!r}: choose auto, cpu, cuda or cuda:N") from error
-    if device.type not in {"cpu", "cuda"}:
-        raise UsageError(f"device {name!r} is not supported: choose auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise UsageError(f"no device {name!r} here ({count} GPUs found): choose cpu or auto")
-    return device
+    if name is not None:
+        registry.check(name, weights, image_size)
 
 
 @contextlib.contextmanager
@@ -1464,6 +1464,21 @@ def _print_parts(parts: Mapping[str, Mapping[str, int]]) -> None:
     rows = [[part, *(f"{counts[kind]:,}" for kind in kinds)] for part, counts in parts.items()]
     totals = [f"{sum(counts[kind] for counts in parts.values()):,}" for kind in kinds]
     _print_table(["parameters", *kinds], [*rows, ["all", *totals]])
+
+
+def _print_models(models: Sequence[Mapping[str, Any]]) -> None:
+    _print_table(
+        ["model", "here", "parameters", "size", "licence", "commercial use"],
+        [
+            [model["name"], "yes" if model["present"] else "no",
+             f"{model['parameters'] / 1e6:,.1f} M", f"{model['size'] / 1e6:,.0f} MB",
+             model["licence"], "yes" if model["commercial_use"] else "no"]
+            for model in models
+        ],
+        numbers=False,
+    )  # fmt: skip
+    for model in models:  # no table: addresses are there to be copied
+        print(f"{model['name']}: {', '.join(model['parts'])}; {model['source']}")
 
 
 def _print_info(collected: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from fsdino.environment import environment
 from fsdino.errors import UsageError
 from fsdino.files import make_folder, write_json
 from fsdino.models import zoo
+from fsdino.models.names import DEFAULT, DRAWN
 from fsdino.models.segmenter import Segmenter
 from fsdino.sample_photographs import samples
 
@@ -45,8 +46,8 @@ class Settings:
         command: how the report says it was made.
     """
 
-    model: str = "fsdino-photo"
-    drawn_model: str = "fsdino-tiny"
+    model: str = DEFAULT
+    drawn_model: str = DRAWN
     episodes: int = 24
     pictures: int = 3
     workload: str = WORKLOAD

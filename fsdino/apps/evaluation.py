@@ -31,13 +31,14 @@ from fsdino.evaluation.predictors import predictor
 from fsdino.evaluation.questions import load
 from fsdino.evaluation.video import VideoSettings, evaluate_videos
 from fsdino.files import Lock, make_folder
+from fsdino.models.names import DRAWN
 from fsdino.models.segmenter import Segmenter
 from fsdino.processes import Processes
 
 logger = logging.getLogger("fsdino.apps")
 
 # The bundled model was trained on the other folds of the generated set.
-BUNDLED, BUNDLED_DATA, BUNDLED_FOLD = "fsdino-tiny", "procedural", 3
+BUNDLED, BUNDLED_DATA, BUNDLED_FOLD = DRAWN, "procedural", 3
 _PICTURE = re.compile(r"(best|worst)-\d+-episode-\d+-iou-[\d.]+\.png")
 _PANEL, _GAP = 224, 6  # height of a picture's panels and the space between them, in pixels
 

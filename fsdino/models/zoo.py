@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import logging
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,9 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import nn
 
+from fsdino.devices import find_device, find_dtype
 from fsdino.errors import CheckpointError, UsageError
+from fsdino.models import hub, registry
 from fsdino.models.checkpoints import (
     PROVENANCE_FILE,
     WEIGHTS_FILE,
@@ -36,41 +37,64 @@ from fsdino.models.decoder import SAM_LEFTOVERS
 from fsdino.models.encoders import Encoder, ViTEncoder
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.hsnet import HSNet
+from fsdino.models.names import DEFAULT
+from fsdino.models.registry import HUB, WEIGHTS, Registered
 from fsdino.models.segmenter import Segmenter
 
 logger = logging.getLogger("fsdino.models")
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
-HUB = "hf:"
-
-_HUB_ID = re.compile(
-    HUB + r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII
-)
-
 
 def load(
-    name: str | os.PathLike[str],
+    name: str | os.PathLike[str] = DEFAULT,
     *,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
 ) -> Segmenter:
     """Load a model, ready to segment.
 
     Args:
-        name: "fsdino-tiny" (ships with the package), a folder written by `save_pretrained`, or
-            a repository on the Hugging Face hub, "hf:owner/name" or "hf:owner/name@revision",
-            which is downloaded.
-        device: where to put it.
-        dtype: floating type of the weights; None keeps float32.
+        name: one that `fsdino.list_models` has; a folder written by `save_pretrained`; or a
+            repository on the Hugging Face hub, "hf:owner/name" or "hf:owner/name@revision". Models
+            on DINOv2, "dinov2-b" and the like, have no trained part; their weights are taken from
+            the hub's local cache. What is not there is downloaded, with progress on stderr.
+        device: where to put it, also by name: "auto" (a GPU where there is one), "cpu", "cuda" or
+            "cuda:N".
+        dtype: floating type of the weights, also by name: "float32", "float16" or "bfloat16"; None
+            keeps float32.
+        weights: of the encoder of a model on DINOv2, instead of a download: Meta's
+            `dinov2_vit*14*_pretrain.pth` or timm's `model.safetensors`.
+        image_size: side in pixels that such a model resizes images to; None is 518.
 
     Raises:
-        UsageError: there is no such model, or its weights do not fit the range of `dtype`.
+        UsageError: there is no such model, device or type; the model is not here and cannot be
+            downloaded; its weights do not fit the range of `dtype`; an option is for other models.
         CheckpointError: its files are damaged or of another kind; the package that its encoder's
             weights are in is not installed or damaged.
     """
-    model = _read(_locate(name)).to(device=device, dtype=dtype)
-    if dtype is not None:
-        _check_range(model, name, dtype)
+    place = find_device(device)
+    kind = None if dtype is None else find_dtype(dtype)
+    text = os.fspath(name)
+    registry.check_options(text, weights, image_size)
+    entry = registry.find(text)
+    model = _read(_locate(text)) if entry is None else _on_dinov2(entry, weights, image_size)
+    model = model.to(device=place, dtype=kind)
+    if kind is not None:
+        _check_range(model, name, kind)
+    return model
+
+
+def _on_dinov2(
+    entry: Registered, weights: str | os.PathLike[str] | None, image_size: int | None
+) -> Segmenter:
+    """The model without trained parts that goes by a name, on the weights of a file or the hub."""
+    size = {} if image_size is None else {"image_size": image_size}
+    config = ModelConfig(entry.encoder, variant="training_free", **size)
+    path = entry.fetch() if weights is None else weights
+    model = build(config).eval()
+    load_dinov2(model.encoder, path)
+    model.fingerprint()  # of the weights as stored: the same for every dtype and device
     return model
 
 
@@ -85,7 +109,7 @@ def _check_range(model: Segmenter, name: str | os.PathLike[str], dtype: torch.dt
 
 def names() -> tuple[str, ...]:
     """Models that ship with the package."""
-    return tuple(sorted(path.parent.name for path in WEIGHTS.glob(f"*/{CONFIG_FILE}")))
+    return registry.bundled(WEIGHTS)
 
 
 def build(config: ModelConfig, encoder: Encoder | None = None) -> Segmenter:
@@ -216,8 +240,9 @@ def _locate(name: str | os.PathLike[str]) -> Path:
     text = os.fspath(name)
     if text in names():
         return WEIGHTS / text
-    if text.startswith(HUB):
-        return _fetch(text)
+    online = registry.hub_file(text)
+    if online is not None:
+        return _fetch(text, online)
     folder = Path(text)
     with contextlib.suppress(OSError):  # a name too long for any file
         if text and folder.is_dir():
@@ -226,12 +251,13 @@ def _locate(name: str | os.PathLike[str]) -> Path:
             raise UsageError(
                 f"model {text!r} is a file: pass the folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
             )
-    near = difflib.get_close_matches(text[:256], [*names(), *_neighbours(folder)], n=3)
+    known = [*names(), *registry.REGISTERED, *_neighbours(folder)]
+    near = difflib.get_close_matches(text[:256], known, n=3)
     raise UsageError(
         f"unknown model {text[:256]!r}: there is no such folder; "
         + (f"did you mean {', '.join(near)}? Else " if near else "")
-        + f"choose {', '.join(names()) or 'a folder'}, a folder written by save_pretrained, or a "
-        f"repository on the Hugging Face hub as {HUB}owner/name"
+        + f"choose {', '.join([*names(), *registry.REGISTERED])}, a folder written by "
+        f"save_pretrained, or a repository on the Hugging Face hub as {HUB}owner/name"
     )
 
 
@@ -243,19 +269,29 @@ def _neighbours(folder: Path) -> list[str]:
         return []
 
 
-def _fetch(text: str) -> Path:
-    """Download a model from the hub, or find it among what was downloaded before."""
-    match = _HUB_ID.fullmatch(text)
-    if match is None:
-        raise UsageError(
-            f"model {text!r} is not the id of a repository: it must be {HUB}owner/name or "
-            f"{HUB}owner/name@revision"
+def _fetch(text: str, file: hub.HubFile) -> Path:
+    """Download a model from the hub, or find it among what was downloaded before.
+
+    Args:
+        text: the model as the user named it.
+        file: its configuration on the hub.
+    """
+    try:
+        hub.reach(file)
+    except hub.UnavailableError as error:
+        config, weights = (
+            hub.cached(file),
+            hub.cached(hub.HubFile(file.repository, WEIGHTS_FILE, file.revision)),
         )
+        if config is None or weights is None:
+            raise registry.unavailable(text, file, error) from error
+        return config.parent
     files = [CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE]
     try:
-        return Path(
-            snapshot_download(match["repository"], revision=match["revision"], allow_patterns=files)
-        )
+        with hub.quiet():
+            return Path(
+                snapshot_download(file.repository, revision=file.revision, allow_patterns=files)
+            )
     except Exception as error:  # the hub's own errors, and those of the library it connects by
         raise UsageError(
             f"model {text!r} cannot be fetched from the hub ({type(error).__name__}: "

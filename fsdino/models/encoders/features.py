@@ -8,6 +8,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -16,6 +17,7 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, model_entr
 from torch import Tensor, nn
 
 from fsdino.errors import UsageError
+from fsdino.models import hub
 from fsdino.models.checkpoints import first_line
 from fsdino.models.config import EncoderWeights, ModelConfig
 from fsdino.models.identity import Identified
@@ -164,8 +166,10 @@ def create_timm(config: ModelConfig, **further: Any) -> Any:
         further: arguments for `timm.create_model` beside `encoder_args`.
 
     Raises:
-        UsageError: timm cannot create it; its weights cannot be downloaded.
+        UsageError: timm cannot create it; its weights are not here and cannot be downloaded.
     """
+    if config.pretrained:  # timm by itself would retry for most of a minute, and say so
+        further["pretrained_cfg_overlay"] = {"file": str(_fetch_weights(config.encoder))}
     try:
         network: Any = timm.create_model(
             config.encoder,
@@ -178,11 +182,6 @@ def create_timm(config: ModelConfig, **further: Any) -> Any:
         raise
     except Exception as error:  # timm and its layers check arguments in many ways
         reason = f"({type(error).__name__}: {first_line(error)})"
-        if config.pretrained:
-            raise UsageError(
-                f"encoder {config.encoder!r} cannot be had with its weights {reason}: download "
-                "them, set pretrained to false and load the file"
-            ) from error
         raise UsageError(
             f"timm cannot create encoder {config.encoder!r} with encoder_args "
             f"{dict(config.encoder_args)} {reason}: change them"
@@ -191,6 +190,30 @@ def create_timm(config: ModelConfig, **further: Any) -> Any:
         licence = network.pretrained_cfg.get("license")
         logger.info("encoder %s: weights of %s", config.encoder, licence)
     return network
+
+
+def _fetch_weights(encoder: str) -> Path:
+    """The weights that timm names for a network, from the hub or its local cache.
+
+    Raises:
+        UsageError: they are not here and cannot be downloaded.
+    """
+    named = get_pretrained_cfg(encoder)
+    repository = None if named is None else named.hf_hub_id
+    if not repository:
+        raise UsageError(
+            f"encoder {encoder!r}: timm names no weights of it on the Hugging Face hub: set "
+            "pretrained to false and load a file"
+        )
+    file = hub.HubFile(repository, named.hf_hub_filename or hub.WEIGHTS_FILE)
+    try:
+        return hub.fetch(file)
+    except hub.UnavailableError as error:
+        raise UsageError(
+            f"encoder {encoder!r}: its weights cannot be downloaded ({error}): get {file.name} "
+            f"from {file.address} in another way, set pretrained to false and load the file with "
+            "zoo.load_dinov2 or --encoder-weights"
+        ) from error
 
 
 def timm_module(name: str) -> Mapping[str, Any]:

