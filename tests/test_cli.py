@@ -25,12 +25,14 @@ import yaml
 from PIL import Image
 
 import data_sets
+import fake_hub
 import fsdino
 import stub_extension
 import tiny_sam
 from fsdino import cli, ops
 from fsdino.apps import build, demo, demo_photographs, supports
 from fsdino.evaluation import journal
+from fsdino.models.config import ModelConfig
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmenter
 from fsdino.ops import backends, baseline, native
@@ -38,7 +40,7 @@ from fsdino.ops.baseline import Workload
 from fsdino.training.config import TrainConfig
 from fsdino.training.distill import ADAPTER_FILE
 from fsdino.training.distill_config import DistillConfig
-from tiny_models import box_mask, picture, tiny_config, tiny_model
+from tiny_models import SMALL, box_mask, picture, tiny_config, tiny_model
 
 MINI = Workload("mini", batch=1, layers=2, grid=7, channels=16, block_channels=(8, 16))
 
@@ -122,6 +124,11 @@ Prepare = Callable[[pytest.MonkeyPatch], object]
 
 def nothing(patch: pytest.MonkeyPatch) -> None:
     pass
+
+
+def offline(patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("HF_HUB_OFFLINE", "1")
+    patch.setenv("HF_HUB_CACHE", "cache")
 
 
 def empty_mask(patch: pytest.MonkeyPatch) -> None:
@@ -245,29 +252,54 @@ BAD_INPUT = {
     "foreign pickle": (
         foreign_pickle,
         ["segment", "--support", "a.png", "mask.png", "--query", "queries", "--out", "out",
-         "--encoder", "vit_small_patch14_dinov2", "--encoder-weights", "evil.pth"],
+         "--model", "dinov2-s", "--weights", "evil.pth"],
         1,
         ["evil.pth", "cannot be read safely"],
     ),
-    "encoder without weights": (
-        nothing,
-        [*segment(), "--encoder", "vit_small_patch14_dinov2"],
+    "DINOv2 without weights": (
+        offline,
+        segment("--model", "dinov2-s"),
         2,
-        ["--encoder-weights"],
+        ["'dinov2-s'", "HF_HUB_OFFLINE", "dinov2_vits14_pretrain.pth", "--weights FILE"],
+    ),
+    "DINOv2's missing file": (
+        nothing, segment("--model", "dinov2-s", "--weights", "x.pth"), 2, ["x.pth", "no such file"]
     ),
     "a size beside a model": (
-        nothing, segment("--image-size", "500"), 2, ["--image-size 500", "--encoder", "--model"]
+        nothing, segment("--image-size", "500"), 2, ["--image-size 500", "dinov2-b", "'model'"]
     ),
     "a size of the default model": (
         nothing,
         ["segment", "--support", "a.png", "mask.png", "--query", "queries", "--out", "out",
-         "--image-size", "518"], 2, ["--image-size 518", "--encoder"],
+         "--image-size", "518"], 2, ["--image-size 518", "--model", "fsdino-photo"],
     ),
-    "model and encoder": (
-        nothing,
-        [*segment("--model", "fsdino-tiny"), "--encoder", "x", "--encoder-weights", "y"], 2,
-        ["--model and --encoder exclude each other"],
+    "weights beside a model": (
+        nothing, segment("--weights", "y.pth"), 2, ["--weights y.pth", "dinov2-b", "'model'"]
     ),
+    "weights to evaluate beside a model": (
+        nothing, ["evaluate", "model", "--weights", "y.pth"], 2, ["--weights y.pth", "dinov2-b"]
+    ),
+    "DINOv2 to evaluate without weights": (
+        offline, ["evaluate", "dinov2-b-reg"], 2, ["'dinov2-b-reg'", "_reg4_pretrain.pth"]
+    ),
+    "DINOv2 to describe without weights": (offline, ["info", "dinov2-b"], 2, ["--weights FILE"]),
+    "an encoder to train on that is not here": (
+        offline, ["train", "dinov2-b-coco20i", "--out", "out", "--encoder-from", "dinov2-b"], 2,
+        ["'dinov2-b'", "dinov2_vitb14_pretrain.pth"],
+    ),
+    "a model to download": (
+        offline, ["models", "--download", "dinov2-l"], 2, ["'dinov2-l'", "HF_HUB_OFFLINE"]
+    ),
+    "an unknown model to download": (
+        nothing, ["models", "--download", "dinov3-l"], 2, ["'dinov3-l'", "dinov2-l"]
+    ),
+    "a floating type": (
+        nothing, segment("--dtype", "float8"), 2, ["'float8'", "float32, float16, bfloat16"]
+    ),
+    "a floating type to evaluate": (
+        nothing, ["evaluate", "model", "--dtype", "float64"], 2, ["'float64'", "bfloat16"]
+    ),
+    "a floating type to time": (nothing, ["benchmark", "--dtype", "int8"], 2, ["'int8'"]),
     "no pixels at most": (nothing, segment("--max-megapixels", "0"), 2, ["--max-megapixels", "0"]),
     "NaN pixels at most": (nothing, segment("--max-megapixels", "nan"), 2, ["--max-megapixels"]),
     "a support to save nowhere": (
@@ -582,27 +614,32 @@ def test_tiles_are_used(capsys, monkeypatch):
     assert used[-1] is True
 
 
-def test_dinov2_weights_without_training(capsys, monkeypatch):
-    """--encoder with Meta's weights gives the training-free model on exactly those weights."""
+@pytest.fixture
+def small_dinov2(monkeypatch: pytest.MonkeyPatch) -> FSDINO:
+    """The model that dinov2-s is, on an encoder of four blocks, whose weights are dinov2.pth."""
     encoder = tiny_model(5).encoder
-    torch.save(encoder.vit.state_dict(), "dinov2_tiny.pth")
-    small = tiny_config().encoder_args
-    real = FSDINO.__init__
+    torch.save(encoder.vit.state_dict(), "dinov2.pth")
+    real = ModelConfig.__post_init__
 
-    def shrunk(self: FSDINO, config: Any, *rest: Any) -> None:
-        assert (config.variant, config.image_size) == ("training_free", 70)
-        assert config.encoder == "vit_small_patch14_dinov2"
-        real(self, dataclasses.replace(config, encoder_args=small), *rest)
+    def shrunk(self: ModelConfig) -> None:
+        if self.encoder == "vit_small_patch14_dinov2.lvd142m":
+            object.__setattr__(self, "encoder_args", SMALL)
+        real(self)
 
+    monkeypatch.setattr(ModelConfig, "__post_init__", shrunk)
+    config = ModelConfig("vit_small_patch14_dinov2.lvd142m", variant="training_free", image_size=70)
+    return FSDINO(config, encoder).eval()
+
+
+def test_dinov2_weights_without_training(small_dinov2: FSDINO, monkeypatch: pytest.MonkeyPatch):
+    """--model dinov2-s with Meta's weights is the training-free model on exactly those weights."""
+    offline(monkeypatch)
     arguments = ["segment", "--support", "a.png", "mask.png", "--query", "b.png", "--out", "out"]
-    arguments += ["--encoder", "vit_small_patch14_dinov2", "--encoder-weights", "dinov2_tiny.pth"]
-    with monkeypatch.context() as patch:
-        patch.setattr(FSDINO, "__init__", shrunk)
-        assert cli.main([*arguments, "--image-size", "70", "--device", "cpu"]) == 0
-    expected = FSDINO(tiny_config(variant="training_free"), encoder).eval()
-    support = expected.encode_support(["a.png"], ["mask.png"])
+    arguments += ["--model", "dinov2-s", "--weights", "dinov2.pth"]
+    assert cli.main([*arguments, "--image-size", "70", "--device", "cpu"]) == 0
+    support = small_dinov2.encode_support(["a.png"], ["mask.png"])
     with Image.open("out/masks/b.png") as mask:
-        assert np.array_equal(np.array(mask) > 0, expected.segment("b.png", support).mask)
+        assert np.array_equal(np.array(mask) > 0, small_dinov2.segment("b.png", support).mask)
 
 
 @pytest.fixture
@@ -975,18 +1012,86 @@ def test_evaluate_baselines(capsys):
     assert len(hashes) == 3
 
 
-def test_evaluate_any_dinov2_encoder(capsys, monkeypatch):
-    """--encoder and --encoder-weights take the place of a model, as in `segment`."""
-    model = tiny_model(variant="training_free")
-    torch.save(model.encoder.vit.state_dict(), "dinov2.pth")
-    monkeypatch.setattr("fsdino.models.config.ModelConfig", lambda *_, **__: model.config)
-    arguments = ["evaluate", "--encoder", "vit_small_patch14_dinov2", "--workers", "0",
-                 "--encoder-weights", "dinov2.pth", "--image-size", "70", "--episodes", "2",
-                 "--device", "cpu", "--json"]  # fmt: skip
+def test_evaluate_dinov2_by_name(
+    small_dinov2: FSDINO, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """A name with --weights takes the place of a model, as in `segment`."""
+    offline(monkeypatch)
+    arguments = ["evaluate", "dinov2-s", "--workers", "0", "--weights", "dinov2.pth",
+                 "--image-size", "70", "--episodes", "2", "--device", "cpu", "--json"]  # fmt: skip
     assert cli.main(arguments) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["model"] == "vit_small_patch14_dinov2"
-    assert (found["variant"], found["image_size"]) == ("training_free", 70)
+    assert (found["model"], found["variant"], found["image_size"]) == (
+        "dinov2-s", "training_free", 70,
+    )  # fmt: skip
+    assert found["model_hash"] == small_dinov2.fingerprint()
+
+
+def test_models_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """A table and addresses to copy, or JSON with all that Python says."""
+    offline(monkeypatch)
+    assert cli.main(["models", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads(json.dumps([dataclasses.asdict(m) for m in fsdino.list_models()]))
+    assert cli.main(["models"]) == 0
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    for model in fsdino.list_models():
+        here = "yes" if model.present else "no"
+        [row] = [line.split() for line in lines if line.split()[:2] == [model.name, here]]
+        assert f"{model.size / 1e6:,.0f}" in row and model.licence in row
+        assert any(line.startswith(model.name) and line.endswith(model.source) for line in lines)
+
+
+def test_models_are_downloaded(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """By their name, from a hub: then they are here, and a second call fetches nothing."""
+    monkeypatch.setenv("HF_HUB_CACHE", "cache")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with fake_hub.serve(b"weights") as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        for _ in range(2):
+            assert cli.main(["models", "--download", "dinov2-g", "--json"]) == 0
+            found = json.loads(capsys.readouterr().out)
+            assert found["present"] and Path(found["file"]).read_bytes() == b"weights"
+        assert server.asked == [("HEAD", None), ("GET", None)]
+    assert cli.main(["models", "--download", "fsdino-tiny"]) == 0
+    assert "fsdino-tiny is here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["models"], 0),
+        (["segment", "--support", "a.png", "mask.png", "--query", "b.png", "--out", "out",
+          "--model", "dinov2-b"], 2),
+        (["evaluate", "dinov2-b"], 2),
+        (["info", "dinov2-b"], 2),
+        (["demo", "--model", "dinov2-b", "--out", "out"], 2),
+        (["distill", "--model", "dinov2-b", "--out", "out"], 2),
+        (["train", "fsdino-tiny", "--start-from", "dinov2-b", "--out", "out"], 2),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)  # fmt: skip
+def test_what_needs_no_network_imports_nothing_slow(arguments, code, monkeypatch):
+    """The list, and the line about what is missing, come before PyTorch and the hub's library."""
+    offline(monkeypatch)
+    slow = "{'torch', 'timm', 'torchvision', 'numpy', 'huggingface_hub'}"
+    check = (
+        "import atexit, os; atexit.register(lambda: "
+        f"print('imported', *sorted({slow} & sys.modules.keys())))"
+    )
+    finished = subprocess.run(
+        command(*arguments, code=check),
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert finished.returncode == code, finished.stderr
+    assert finished.stdout.splitlines()[-1] == "imported"
+    assert finished.stderr.count("\n") == bool(code)
 
 
 def test_evaluate_compares(capsys):
@@ -1255,7 +1360,7 @@ def test_usage_errors_exit_with_2(arguments, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["demo", "segment", "train", "evaluate", "benchmark", "build", "info"]
+    "name", ["demo", "segment", "train", "evaluate", "models", "benchmark", "build", "info"]
 )
 def test_every_command_explains_itself(name, capsys):
     """--help of each command names its options, and no placeholder of the parser's is left."""

