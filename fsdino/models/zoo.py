@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -89,7 +90,7 @@ def _on_dinov2(
     entry: Registered, weights: str | os.PathLike[str] | None, image_size: int | None
 ) -> Segmenter:
     """The model without trained parts that goes by a name, on the weights of a file or the hub."""
-    size = {} if image_size is None else {"image_size": image_size}
+    size: dict[str, Any] = {} if image_size is None else {"image_size": image_size}
     config = ModelConfig(entry.encoder, variant="training_free", **size)
     path = entry.fetch() if weights is None else weights
     model = build(config).eval()

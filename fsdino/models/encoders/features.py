@@ -199,13 +199,12 @@ def _fetch_weights(encoder: str) -> Path:
         UsageError: they are not here and cannot be downloaded.
     """
     named = get_pretrained_cfg(encoder)
-    repository = None if named is None else named.hf_hub_id
-    if not repository:
+    if named is None or not named.hf_hub_id:
         raise UsageError(
             f"encoder {encoder!r}: timm names no weights of it on the Hugging Face hub: set "
             "pretrained to false and load a file"
         )
-    file = hub.HubFile(repository, named.hf_hub_filename or hub.WEIGHTS_FILE)
+    file = hub.HubFile(named.hf_hub_id, named.hf_hub_filename or hub.WEIGHTS_FILE)
     try:
         return hub.fetch(file)
     except hub.UnavailableError as error:
