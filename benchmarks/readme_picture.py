@@ -19,8 +19,9 @@ from fsdino import images
 from fsdino.apps import demo_photographs
 from fsdino.apps.demo_photographs import EVERYTHING, PhotographAnswer
 from fsdino.apps.demo_report import marked
+from fsdino.models.names import DEFAULT
 
-MODEL = "fsdino-photo"
+MODEL = DEFAULT
 FILE = Path(__file__).resolve().parent.parent / "docs" / "photographs.jpg"
 WIDTH, HEIGHT = 310, 232  # of the place of one picture
 GAP, LINE = 10, 30
