@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from fsdino import ops
 from fsdino.models import zoo
 from fsdino.models.encoders import Features
 from fsdino.models.prompts import cosine_map
-from fsdino.models.segmenter import Segmenter
+from fsdino.models.segmenter import Segmentation, Segmenter
 from fsdino.models.supports import Shot, SupportFeatures
 from fsdino.models.tiling import tile_boxes
 
@@ -32,7 +31,7 @@ EVERYTHING, PROTOTYPES, OLD, FREE = "everything", "prototypes", "mutual nearest"
 TINY, PHOTO = "fsdino-tiny", "fsdino-photo"
 TEMPERATURE = 0.1  # of the token scores that are cut at 0; the mask does not depend on it
 REMEMBERED = 2**31  # bytes of features that are kept
-EXPLAINS = "quality" in inspect.signature(Segmenter.encode_support).parameters
+EXPLAINS = hasattr(Segmentation, "score")
 
 Score = Callable[[Features, SupportFeatures], Tensor]
 
@@ -112,12 +111,12 @@ class Method:
         support = self.model.encode_support(
             [shot.image for shot in trial.shots],
             [shot.mask for shot in trial.shots],
-            **({"quality": True} if self.explains and EXPLAINS else {}),
+            quality=self.explains,
         )
         found = self.model.segment([q.image for q in trial.queries], support, tiles=tiles)
         ious = tuple(iou(f.mask, *truth) for f, truth in zip(found, truths, strict=True))
         if not (self.explains and EXPLAINS):
-            return Answer(ious)
+            return Answer(ious, support.quality)
         without = self.model.segment(list(trial.without), support, tiles=tiles)
         return Answer(
             ious,
@@ -203,12 +202,30 @@ def _match(query: Features, shot: Shot) -> tuple[Tensor, Tensor]:
 
 # ------------------------------------------------------------------------------- the table's rows
 
+
+def free_without(changes: dict[str, Any], model: Segmenter) -> Segmenter:
+    """The training-free model on a model's encoder, with its score changed."""
+    free = zoo.training_free(model)
+    assert free.score is not None
+    free.score = dataclasses.replace(free.score, **changes)
+    return free
+
+
+# What switches each part of the training-free score off.
+_PARTS: dict[str, dict[str, Any]] = {
+    "classifier": {"ridge": 1e6},
+    "matches": {"matches": 0.0},
+    "held-out threshold": {"held_out": False},
+    "adaptation": {"adapt": False},
+    "leaving borders out": {"border": 0.5},
+}
+
 ABLATIONS: dict[str, Callable[[Segmenter], Segmenter]] = {  # row: the model, of the one asked about
     f"{OLD} without {part}": lambda model, part=part: Scored(
         model, partial(mutual_nearest, without=part)
     )
     for part in ("prototypes", "matches", "votes")
-}
+} | {f"{FREE} without {part}": partial(free_without, changes) for part, changes in _PARTS.items()}
 
 
 def methods(model: Segmenter, name: str, *, ablate: bool = False) -> list[Method]:

@@ -31,7 +31,6 @@ from fsdino import processes as sharing
 from fsdino.apps import memory
 from fsdino.models import hypercorrelation
 from fsdino.models.config import ModelConfig
-from fsdino.models.segmenter import pool_supports
 from fsdino.ops import backends, baseline
 from fsdino.training.config import TrainConfig
 from fsdino.training.meta import Trainer
@@ -98,7 +97,7 @@ def prior_step(trainer: Trainer, step: Step) -> Callable[[], object]:
     names = [name for names in step.names for name in names]
     query = trainer.frozen(images.to(device), names)
     others = supports_of(len(images), 1).to(device)
-    [shot] = pool_supports(query[others], masks[others], 1).shots
+    [shot] = trainer.model.pool(query[others], masks[others], 1).shots
 
     def run() -> None:
         trainer.model.prior(query.correlation, shot.correlation, shot.mask).sum().backward()

@@ -67,7 +67,7 @@ Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 Dtype = Annotated[
     str, tyro.conf.arg(metavar="float32|float16|bfloat16", help_behavior_hint="(default: float32)")
 ]
-Part = Literal["pcs", "svp", "4d", "ce"]
+Part = Literal["pcs", "svp", "4d", "ce", "score"]
 Learning = Annotated[
     Literal["trained", "frozen"] | None,
     tyro.conf.arg(metavar="trained|frozen", help_behavior_hint=""),
@@ -317,7 +317,7 @@ class Train:
     variant: Name = None
     """full, comp (no 4D correlation), comp_frozen (comp, with a frozen decoder) or hsnet."""
     without: Annotated[
-        tuple[Part, ...], tyro.conf.arg(metavar="pcs|svp|4d|ce ...", help_behavior_hint="")
+        tuple[Part, ...], tyro.conf.arg(metavar="pcs|svp|4d|ce|score ...", help_behavior_hint="")
     ] = ()
     """Parts of the prompt generator to leave out."""
     adapter: Learning = None
@@ -413,7 +413,7 @@ class Train:
             given["episodes_per_batch"] = int(self.episodes_per_batch)
         parts = {
             "pcs": "cosine_prompt", "svp": "visual_prompt", "4d": "correlation_prompt",
-            "ce": "contrastive",
+            "ce": "contrastive", "score": "score_prompt",
         }  # fmt: skip
         changes: dict[str, Any] = {parts[part]: False for part in self.without}
         if self.variant is not None:
@@ -1203,9 +1203,8 @@ def _check_start(config: TrainConfig) -> None:
 
 def _knows_nothing(config: TrainConfig | DistillConfig) -> bool:
     """Whether a run starts from an encoder with random weights."""
-    return (config.encoder_from, config.encoder_weights) == (None, None) and (
-        not config.model.pretrained
-    )
+    given = (config.encoder_from, config.encoder_weights, config.model.encoder_weights)
+    return given == (None, None, None) and not config.model.pretrained
 
 
 def _find_recipe(name: str, command: Literal["train", "distill"]) -> Path:

@@ -808,7 +808,8 @@ def test_shipped_recipes_are_found_by_name_and_can_be_read():
     names = {path.stem for path in cli.RECIPES.glob("*.yaml")}
     sizes = {"s": "small", "b": "base", "l": "large"}
     benchmarks = {f"dinov2-{size}-{data}" for size in sizes for data in ("pascal5i", "coco20i")}
-    assert names == {*TINY_RUNS, *benchmarks, *(f"distill-dinov2-{size}" for size in sizes)}
+    distilled = (f"distill-dinov2-{size}" for size in sizes)
+    assert names == {*TINY_RUNS, "fsdino-photo", *benchmarks, *distilled}
     for size, long in sizes.items():
         first = stage_one(f"distill-dinov2-{size}")
         assert first.model.encoder == f"vit_{long}_patch14_dinov2.lvd142m"

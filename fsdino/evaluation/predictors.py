@@ -13,7 +13,7 @@ from fsdino.errors import DataError
 from fsdino.evaluation.protocols import Fusion
 from fsdino.evaluation.questions import Questions
 from fsdino.models.encoders import Features
-from fsdino.models.segmenter import Segmenter, pool_supports
+from fsdino.models.segmenter import Segmenter
 
 # A batch of episodes -> mask logits [B, V, h, w], V of which are fused, at any resolution: the
 # protocol resizes them to where they are scored.
@@ -94,7 +94,7 @@ class ModelPredictor:
         )
         votes = []
         for chosen in together:
-            support = pool_supports(
+            support = self.model.pool(
                 Features.cat(features[key.supports[k]] for key in keys for k in chosen),
                 batch.support_masks[:, chosen.start : chosen.stop].flatten(0, 1),
                 len(chosen),

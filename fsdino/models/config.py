@@ -47,7 +47,7 @@ _NUMBERS = {
 }
 _SWITCHES = (
     *("conv_stem", "pretrained", "keep_aspect", "cosine_prompt", "visual_prompt"),
-    *("correlation_prompt", "contrastive"),
+    *("score_prompt", "correlation_prompt", "contrastive"),
 )
 _TUPLES = ("correlation_layers", "correlation_channels", "mean", "std")
 
@@ -187,6 +187,7 @@ class ModelConfig:
         decoder_mlp: width of the decoder's feed-forward layers; 2048 is SAM's.
         prompt_hidden: hidden width of the sparse prompt's bottleneck MLP.
         prompt_tokens: number of sparse prompt tokens.
+        score_prompt: the training-free score as one more dense map of the prompt generator.
         cosine_prompt, visual_prompt, correlation_prompt, contrastive: the four parts of the
             prompt generator (PCS, SVP, 4D and CE in the paper), each one a switch. None for
             `correlation_prompt` lets the variant decide.
@@ -225,6 +226,7 @@ class ModelConfig:
     visual_prompt: bool = True
     correlation_prompt: bool | None = None
     contrastive: bool = True
+    score_prompt: bool = False
     threshold: float = 0.5
     matcher: str = "correspondence"
     match_temperature: float = 0.1
@@ -240,10 +242,11 @@ class ModelConfig:
         if not 0 < self.threshold < 1:
             raise UsageError(f"threshold must lie between 0 and 1, got {self.threshold}")
         if self.variant not in {"training_free", "hsnet"} and not (
-            self.cosine_prompt or self.uses_correlation
+            self.cosine_prompt or self.score_prompt or self.uses_correlation
         ):
             raise UsageError(
-                "cosine_prompt and correlation_prompt are both off: the decoder needs one of them"
+                "cosine_prompt, score_prompt and correlation_prompt are off: the decoder needs one "
+                "of them"
             )
 
     def _check_names(self) -> None:

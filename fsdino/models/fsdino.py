@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from fsdino.errors import UsageError
 from fsdino.models.adapter import Adapter
@@ -13,8 +16,11 @@ from fsdino.models.encoders import Encoder, Features
 from fsdino.models.hypercorrelation import CorrelationPrior
 from fsdino.models.prompts import DensePrompt, VisualPrompt, cosine_map, dense_maps
 from fsdino.models.segmenter import Segmenter
-from fsdino.models.supports import SupportFeatures
-from fsdino.models.training_free import correspondence_score, prototype_score
+from fsdino.models.supports import Shot, SupportFeatures, TokenFit
+from fsdino.models.training_free import TrainingFree, prototype_score
+
+_LIMIT = 3.0  # of the training-free score as a dense map
+_GATE = 0.01  # of the decoder beside that score, before training
 
 
 class FSDINO(Segmenter):
@@ -38,7 +44,11 @@ class FSDINO(Segmenter):
         self.adapter: Adapter | None = None
         self.prior: CorrelationPrior | None = None
         self.visual_prompt: VisualPrompt | None = None
-        if config.variant != "training_free":
+        free = config.variant == "training_free"
+        self.score: TrainingFree | None = None
+        if config.score_prompt or (free and config.matcher == "correspondence"):
+            self.score = TrainingFree(self.encoder.layer_widths)
+        if not free:
             self._build_segmenter(config)
         self.set_trainable()
 
@@ -59,6 +69,8 @@ class FSDINO(Segmenter):
             )
         self.dense_prompt = DensePrompt(dense_maps(config), width, self.prior is not None)
         self.decoder = MaskDecoder(width, config.decoder_heads, config.decoder_mlp)
+        if config.score_prompt:  # the model begins as the training-free one
+            self.gate = nn.Parameter(torch.tensor(_GATE))
 
     def set_trainable(
         self, *, encoder: bool = False, adapter: bool = False, decoder: bool = True
@@ -73,17 +85,29 @@ class FSDINO(Segmenter):
             self.decoder.requires_grad_(decoder and self.config.variant != "comp_frozen")
             self.decoder.freeze_unused()
 
+    @property
+    def fits(self) -> bool:
+        """Whether the training-free score is part of the model."""
+        return self.score is not None
+
+    def fit(self, shots: Sequence[Shot], places: Sequence[Tensor] | None = None) -> TokenFit | None:
+        """What the training-free score fits to the supports, where the model has that."""
+        return None if self.score is None else self.score.fit(shots, places)
+
     def decode(self, query: Features, support: SupportFeatures) -> Tensor:
         """Logits of the queries' masks: [B, 1, 4h, 4w], or [B, 1, h, w] when training-free."""
         if self.adapter is None:
-            score = (
-                correspondence_score if self.config.matcher == "correspondence" else prototype_score
-            )
-            return (score(query, support) - self.config.match_bias) / self.config.match_temperature
+            measure = prototype_score if self.score is None else self.score.score
+            found = measure(query, support) - self.config.match_bias
+            return found / self.config.match_temperature
         dtype = query.last.dtype
         maps = []
         if self.config.cosine_prompt:
             maps.append(cosine_map(query.last, support.foreground).to(dtype))
+        score: Tensor | None = None
+        if self.score is not None:
+            score = self.score.score(query, support).clamp(-_LIMIT, _LIMIT).to(dtype)
+            maps.append(score)
         if self.prior is not None:
             shots = [self.prior(query.correlation, s.correlation, s.mask) for s in support.shots]
             maps.append(torch.stack(shots).mean(0))
@@ -91,4 +115,8 @@ class FSDINO(Segmenter):
         sparse = image.new_empty(len(image), 0, self.config.width)
         if self.visual_prompt is not None:
             sparse = self.visual_prompt(support.foreground.to(dtype))
-        return self.decoder(image, sparse, self.dense_prompt(torch.cat(maps, dim=1)))  # type: ignore[no-any-return]
+        logits: Tensor = self.decoder(image, sparse, self.dense_prompt(torch.cat(maps, dim=1)))
+        if score is not None:
+            start = F.interpolate(score, logits.shape[-2:], mode="bilinear", align_corners=False)
+            logits = self.gate * logits + start / self.config.match_temperature
+        return logits

@@ -58,4 +58,4 @@ class DensePrompt(nn.Module):
 def dense_maps(config: ModelConfig) -> int:
     """How many dense maps a configuration fuses."""
     prior = config.correlation_channels[-1] if config.uses_correlation else 0
-    return int(config.cosine_prompt) + prior
+    return int(config.cosine_prompt) + int(config.score_prompt) + prior

@@ -6,9 +6,10 @@ import dataclasses
 import hashlib
 import os
 import tempfile
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import numpy as np
@@ -28,8 +29,23 @@ from fsdino.models.config import ModelConfig
 from fsdino.models.encoders import Encoder, Features, create
 from fsdino.models.hypercorrelation import masked_mean
 from fsdino.models.identity import Identified, plain_names
-from fsdino.models.supports import Shot, Support, SupportFeatures, token_mask
+from fsdino.models.supports import (
+    Shot,
+    Support,
+    SupportFeatures,
+    TokenFit,
+    positions,
+    token_mask,
+)
+from fsdino.models.views import View, closer
 
+LEAST_QUALITY = 0.3  # below it, masks of other images are more often wrong than right
+ADVICE = (
+    "masks of other images may be poor; more examples, a tighter mask, or an object that stands "
+    "out from its surroundings help"
+)
+_VIEW = 0.6  # of both sides, of a second view of a single support
+_SMALL = 0.02  # share of its image, below which the second view is fitted, too
 _BATCH = 8  # queries that share an encoder pass
 _MOST_TILES = 2500
 _BAND = 2**22  # pixels whose labels are found at once
@@ -140,7 +156,8 @@ class Segmenter(Identified):
             return logits
         prototypes = [support.foreground, support.background]
         shots = [tokens for shot in support.shots for tokens in (shot.correlation, shot.mask)]
-        if not all(tokens.isfinite().all() for tokens in (*prototypes, *shots)):
+        fit = [] if support.fit is None else support.fit.tensors()
+        if not all(tokens.isfinite().all() for tokens in (*prototypes, *shots, *fit)):
             raise DataError(
                 f"support {name!r} holds NaN or infinity: encode it again with encode_support"
             )
@@ -280,7 +297,43 @@ class Segmenter(Identified):
             query, support = features[:batch], features[batch:]
         else:
             query, support = self.encode(query_images), self.encode(supports)
-        return query, pool_supports(support, support_masks.flatten(0, 1), shots)
+        return query, self.pool(support, support_masks.flatten(0, 1), shots)
+
+    def pool(self, features: Features, masks: Tensor, shots: int) -> SupportFeatures:
+        """Encoded supports of B episodes, as `decode` takes them.
+
+        Args:
+            features: of B * K images, the K of an episode side by side.
+            masks: [B * K, H, W] in [0, 1].
+            shots: K.
+        """
+        covers = token_mask(masks, _grid(features))
+        by_shot = (-1, shots)
+        correlation, cover = (
+            features.correlation.unflatten(0, by_shot),
+            covers.unflatten(0, by_shot),
+        )
+        parts = [Shot(correlation[:, k], cover[:, k]) for k in range(shots)]
+        return SupportFeatures(
+            masked_mean(features.last, covers).unflatten(0, by_shot).mean(1),
+            masked_mean(features.last, 1 - covers).unflatten(0, by_shot).mean(1),
+            parts,
+            self.fit(parts),
+        )
+
+    @property
+    def fits(self) -> bool:
+        """Whether the model fits something to its supports."""
+        return False
+
+    def fit(self, shots: Sequence[Shot], places: Sequence[Tensor] | None = None) -> TokenFit | None:
+        """What the model fits to the supports of B episodes; None where it fits nothing.
+
+        Args:
+            shots: the supports, and other views of them.
+            places: [h, w] of each: the number of its image plus horizontal positions in it.
+        """
+        return None
 
     def own_tensors(self) -> list[Tensor]:
         """All but the encoder's, which may be shared and has an identity of its own."""
@@ -307,12 +360,17 @@ class Segmenter(Identified):
         self,
         images: ImageLike | Sequence[ImageLike],
         masks: MaskLike | Sequence[MaskLike],
+        *,
+        quality: bool = False,
     ) -> Support:
         """Encode one to any number of annotated images of one class.
 
         Args:
             images: paths, PIL images, uint8 arrays [H, W, 3] or tensors; any sizes.
             masks: one per image and of its size: bool, 0/1 or 0/255 arrays, PIL, or paths.
+            quality: also find out how well the support finds itself (`Support.quality`), and warn
+                where that promises little: each image is segmented by the others, a single one
+                by a mirrored crop of it seen from nearer.
 
         Raises:
             UsageError: no image, another number of masks, a mask of another size.
@@ -332,8 +390,25 @@ class Segmenter(Identified):
             pixels.read_mask(x, sizes[k], _name("mask", k), image=image_list[k])
             for k, x in enumerate(mask_list)
         ]
-        features = self.encode_list([self._prepare(array) for array in arrays])
-        return self._support(features, flags)
+        single = len(arrays) == 1
+        # A small object has few tokens: from nearer it has more.
+        small = single and self.fits and flags[0].mean() < _SMALL
+        view = closer(arrays[0], flags[0], _VIEW) if single and (small or quality) else None
+        if view is None:
+            features = self.encode_list([self._prepare(array) for array in arrays])
+            support = self._support(features, flags)
+        else:
+            features = self.encode_list([self._prepare(a) for a in (*arrays, view.image)])
+            support = self._support(features[:1], flags, [(features[1], view)] if small else [])
+            flags = [*flags, view.mask]
+        if not quality:
+            return support
+        found = self._quality(features, flags, [1] if single else range(len(flags)))
+        if found is not None and found < LEAST_QUALITY:
+            warnings.warn(
+                f"the support finds itself with an IoU of {found:.2f} only: {ADVICE}", stacklevel=3
+            )
+        return replace(support, quality=found)
 
     @torch.inference_mode()
     def encode_objects(self, image: ImageLike, masks: Mapping[str, MaskLike]) -> dict[str, Support]:
@@ -353,26 +428,58 @@ class Segmenter(Identified):
         return {name: self._support(features, [flag]) for name, flag in flags.items()}
 
     def _support(
-        self, features: Sequence[Features], flags: Sequence[npt.NDArray[np.bool_]]
+        self,
+        features: Sequence[Features],
+        flags: Sequence[npt.NDArray[np.bool_]],
+        views: Sequence[tuple[Features, View]] = (),
     ) -> Support:
-        """Encoded images, each with its mask bool [H, W]."""
+        """Encoded images, each with its mask bool [H, W], and views of the first one."""
         self._check_weights()
         for k, tokens in enumerate(features):
             _check_features(tokens, f"support image {k + 1}")
-        grids = [(f.last.shape[-2], f.last.shape[-1]) for f in features]
-        covers = [
-            token_mask(pixels.mask_to_tensor(m, grid).to(self.device)[None], grid)
-            for m, grid in zip(flags, grids, strict=True)
-        ]
-        pooled = list(zip(features, covers, strict=True))
+        pooled = [(f, self._cover(f, flag)) for f, flag in zip(features, flags, strict=True)]
+        shots = [Shot(f.correlation, cover) for f, cover in pooled]
+        further = [Shot(f.correlation, self._cover(f, view.mask)) for f, view in views]
+        places = [k + positions(shot.mask) for k, shot in enumerate(shots)]
+        places += [view.places(_grid(f)).to(self.device) for f, view in views]
         return Support(
             torch.cat([masked_mean(f.last, cover) for f, cover in pooled]),
             torch.cat([masked_mean(f.last, 1 - cover) for f, cover in pooled]),
-            tuple(f.correlation[0] for f in features),
-            tuple(cover[0] for cover in covers),
+            tuple(shot.correlation[0] for shot in shots),
+            tuple(shot.mask[0] for shot in shots),
             tuple((flag.shape[0], flag.shape[1]) for flag in flags),
             self.fingerprint(),
+            self.fit([*shots, *further], places),
+            views=tuple(Shot(shot.correlation[0], shot.mask[0]) for shot in further),
         )
+
+    def _quality(
+        self,
+        features: Sequence[Features],
+        flags: Sequence[npt.NDArray[np.bool_]],
+        asked: Sequence[int],
+    ) -> float | None:
+        """Mean IoU of some of the encoded images, each segmented by all others.
+
+        None where there is only one.
+        """
+        if len(features) < 2:
+            return None
+        ious = []
+        for k in asked:
+            others = [n for n in range(len(features)) if n != k]
+            support = self._support([features[n] for n in others], [flags[n] for n in others])
+            logits = self.finite_logits(features[k], support.features(1))[0]
+            size = (flags[k].shape[0], flags[k].shape[1])
+            found = pixels.resize_back(logits.float(), size).sigmoid_()[0].cpu().numpy()
+            inside = found >= self.config.threshold
+            ious.append((inside & flags[k]).sum() / max((inside | flags[k]).sum(), 1))
+        return float(np.mean(ious))
+
+    def _cover(self, features: Features, flag: npt.NDArray[np.bool_]) -> Tensor:
+        """Share of foreground of each token of one image: [1, h, w]."""
+        grid = _grid(features)
+        return token_mask(pixels.mask_to_tensor(flag, grid).to(self.device)[None], grid)
 
     @overload
     def segment(  # type: ignore[overload-overlap]  # a path is a sequence, too
@@ -512,29 +619,18 @@ class Segmenter(Identified):
                     f"it has {found[0]} layers of {found[1]} channels, this model has {wanted[0]} "
                     f"of {wanted[1]}"
                 )
+            elif support.fit is not None and support.fit.mean.shape[1] != wanted[0]:
+                problem = f"what was fitted to it has {support.fit.mean.shape[1]} layers"
+            elif support.fit is None and self.fits:
+                problem = "it was made by an earlier version, which fitted nothing to it"
         if problem is not None:
             raise DataError(
                 f"support {name!r} cannot be used: {problem}; encode it again with encode_support"
             )
 
 
-def pool_supports(features: Features, masks: Tensor, shots: int) -> SupportFeatures:
-    """Encoded supports of B episodes, as `Segmenter.decode` takes them.
-
-    Args:
-        features: of B * K images, the K of an episode side by side.
-        masks: [B * K, H, W] in [0, 1].
-        shots: K.
-    """
-    grid = (features.last.shape[-2], features.last.shape[-1])
-    covers = token_mask(masks, grid)
-    by_shot = (-1, shots)
-    correlation, cover = features.correlation.unflatten(0, by_shot), covers.unflatten(0, by_shot)
-    return SupportFeatures(
-        masked_mean(features.last, covers).unflatten(0, by_shot).mean(1),
-        masked_mean(features.last, 1 - covers).unflatten(0, by_shot).mean(1),
-        [Shot(correlation[:, k], cover[:, k]) for k in range(shots)],
-    )
+def _grid(features: Features) -> tuple[int, int]:
+    return features.last.shape[-2], features.last.shape[-1]
 
 
 def _check_features(features: Features, what: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from torch import Tensor
 from fsdino.errors import CheckpointError, UsageError
 from fsdino.models.checkpoints import first_line, tensors_sha256, write_tensors
 
-_FORMAT = "fsdino-support-2"
+_FORMAT = "fsdino-support-3"
+_WITHOUT_FIT = "fsdino-support-2"  # as 0.2 wrote it
 _UNHASHED = "fsdino-support-1"  # as versions before 0.2 wrote it
+_FIT = ("mean", "scale", "weight", "bias", "levels")
 _HASH = "sha256"
 _SIZE = re.compile(r"([1-9][0-9]{0,9})x([1-9][0-9]{0,9})", re.ASCII)
 _MOST_VALUES = 2**30  # of one shot; a ViT-g at 1,022 pixels makes 2**27
@@ -35,6 +37,39 @@ class Shot:
 
 
 @dataclass(frozen=True)
+class TokenFit:
+    """What `training_free.TrainingFree.fit` knows of the supports of B episodes, in float32.
+
+    Attributes:
+        mean: [B, L, C] of the supports' tokens.
+        scale: [B, L, C] one over their standard deviation; 0 where that is 0.
+        weight: [B, L, C] classifier of standardised tokens.
+        bias: [B] its bias.
+        levels: [B, 6] of the scores on the supports: the cut, means of foreground and background,
+            their standard deviations, and the share of foreground.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+    levels: Tensor
+
+    @classmethod
+    def cat(cls, parts: Sequence[TokenFit]) -> TokenFit:
+        """The episodes of all parts, in their order."""
+        return cls(*map(torch.cat, zip(*(part.tensors() for part in parts), strict=True)))
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in the order of the fields."""
+        return [self.mean, self.scale, self.weight, self.bias, self.levels]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> TokenFit:
+        """The same with every tensor changed."""
+        return TokenFit(*map(change, self.tensors()))
+
+
+@dataclass(frozen=True)
 class SupportFeatures:
     """K shots as a forward pass takes them.
 
@@ -42,11 +77,15 @@ class SupportFeatures:
         foreground: [B, C] prototype, averaged over shots.
         background: [B, C] likewise.
         shots: one per annotated image; their grids may differ.
+        fit: for models with a training-free score, else None.
+        views: further views of the shots, for that score alone.
     """
 
     foreground: Tensor
     background: Tensor
     shots: Sequence[Shot]
+    fit: TokenFit | None = None
+    views: Sequence[Shot] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +101,11 @@ class Support:
         masks: K tensors [h, w], share of foreground per token.
         image_sizes: (height, width) of the K images, in pixels.
         model_fingerprint: of the model that made it.
+        fit: for models with a training-free score, with B = 1; else None.
+        quality: how well the support finds itself, a mean IoU in [0, 1]; None where it was not
+            asked for.
+        views: further views of the images, for the training-free score alone: each the tokens
+            [L, C, h, w] and the mask [h, w].
     """
 
     foreground: Tensor
@@ -70,6 +114,9 @@ class Support:
     masks: tuple[Tensor, ...]
     image_sizes: tuple[tuple[int, int], ...]
     model_fingerprint: str
+    fit: TokenFit | None = None
+    quality: float | None = None
+    views: tuple[Shot, ...] = ()
 
     @property
     def shots(self) -> int:
@@ -84,22 +131,31 @@ class Support:
             background=self.background.to(device),
             correlation=tuple(t.to(device, dtype) for t in self.correlation),
             masks=tuple(t.to(device) for t in self.masks),
+            fit=None if self.fit is None else self.fit.map(lambda t: t.to(device)),
+            views=tuple(
+                Shot(v.correlation.to(device, dtype), v.mask.to(device)) for v in self.views
+            ),
         )
 
     def features(self, batch: int) -> SupportFeatures:
         """For `batch` queries; expanded, not copied."""
+
+        def spread(tensor: Tensor) -> Tensor:
+            return tensor.expand(batch, *tensor.shape)
+
         return SupportFeatures(
-            self.foreground.mean(0, keepdim=True).expand(batch, -1),
-            self.background.mean(0, keepdim=True).expand(batch, -1),
-            [
-                Shot(c.expand(batch, *c.shape), m.expand(batch, *m.shape))
-                for c, m in zip(self.correlation, self.masks, strict=True)
-            ],
+            spread(self.foreground.mean(0)),
+            spread(self.background.mean(0)),
+            [Shot(spread(c), spread(m)) for c, m in zip(self.correlation, self.masks, strict=True)],
+            None if self.fit is None else self.fit.map(lambda t: t.expand(batch, *t.shape[1:])),
+            [Shot(spread(v.correlation), spread(v.mask)) for v in self.views],
         )
 
     def tensors(self) -> list[Tensor]:
-        """All tensors: prototypes, tokens and masks."""
-        return [self.foreground, self.background, *self.correlation, *self.masks]
+        """All tensors: prototypes, tokens, masks and what was fitted to them."""
+        fit = [] if self.fit is None else self.fit.tensors()
+        views = [tensor for view in self.views for tensor in (view.correlation, view.mask)]
+        return [self.foreground, self.background, *self.correlation, *self.masks, *fit, *views]
 
     def problem(self) -> str | None:
         """Why no model can use it: parts that do not fit together, values that encode nothing.
@@ -119,10 +175,15 @@ class Support:
         for k in range(self.shots):
             tensors[f"correlation.{k}"] = self.correlation[k]
             tensors[f"masks.{k}"] = self.masks[k]
+        if self.fit is not None:
+            tensors |= {f"fit.{n}": t for n, t in zip(_FIT, self.fit.tensors(), strict=True)}
+        for k, view in enumerate(self.views):
+            tensors |= {f"views.{k}.correlation": view.correlation, f"views.{k}.mask": view.mask}
         metadata = {
             "format": _FORMAT,
             "model_fingerprint": self.model_fingerprint,
             "image_sizes": " ".join(f"{height}x{width}" for height, width in self.image_sizes),
+            **({} if self.quality is None else {"quality": repr(float(self.quality))}),
         }
         write_tensors(path, tensors, {**metadata, _HASH: _content_hash(tensors, metadata)})
 
@@ -141,7 +202,7 @@ class Support:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") not in (_FORMAT, _UNHASHED):
+                if metadata.get("format") not in (_FORMAT, _WITHOUT_FIT, _UNHASHED):
                     raise CheckpointError(
                         f"support {path} was not written by Support.save, or by a newer version: "
                         "encode the support again"
@@ -163,7 +224,7 @@ def _from_content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
     Raises:
         KeyError, ValueError: its content is not what was written.
     """
-    if metadata["format"] == _FORMAT:
+    if metadata["format"] != _UNHASHED:
         rest = {key: value for key, value in metadata.items() if key != _HASH}
         if metadata[_HASH] != _content_hash(tensors, rest):
             raise ValueError("its content is not what was written")
@@ -193,6 +254,13 @@ def _from_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> S
     shots = range(len(sizes))
     names = {"foreground", "background"}
     names |= {f"{part}.{k}" for part in ("correlation", "masks") for k in shots}
+    fit = None
+    if any(name.startswith("fit.") for name in tensors):
+        names |= {f"fit.{part}" for part in _FIT}
+        fit = TokenFit(*(tensors[f"fit.{part}"] for part in _FIT))
+    count = sum(name.startswith("views.") for name in tensors) // 2
+    views = [(f"views.{k}.correlation", f"views.{k}.mask") for k in range(count)]
+    names |= {name for pair in views for name in pair}
     if names != tensors.keys():
         different = ", ".join(sorted(names ^ tensors.keys())[:5])
         raise ValueError(f"tensors are missing or too many: {different}")
@@ -203,6 +271,9 @@ def _from_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> S
         tuple(tensors[f"masks.{k}"] for k in shots),
         tuple((int(size[1]), int(size[2])) if size else (0, 0) for size in sizes),
         metadata["model_fingerprint"],
+        fit,
+        float(metadata["quality"]) if "quality" in metadata else None,
+        tuple(Shot(tensors[tokens], tensors[mask]) for tokens, mask in views),
     )
 
 
@@ -225,24 +296,37 @@ def _shape_problem(support: Support) -> str | None:
         return "its parts have different numbers of shots"
     if any(min(size) < 1 for size in support.image_sizes):
         return "a size of its images is not one"
+    if support.quality is not None and not 0 <= support.quality <= 1:
+        return "its quality leaves [0, 1]"
     layers = support.correlation[0].shape[:1]
-    for k, (tokens, mask) in enumerate(zip(support.correlation, support.masks, strict=True)):
+    parts = [
+        (f"shot {k + 1}", *part)
+        for k, part in enumerate(zip(support.correlation, support.masks, strict=True))
+    ]
+    parts += [(f"view {k + 1}", v.correlation, v.mask) for k, v in enumerate(support.views)]
+    for name, tokens, mask in parts:
         expected = (*layers, support.foreground.shape[1], *mask.shape)
         if mask.ndim != 2 or tokens.ndim != 4 or tokens.shape != expected or tokens.numel() == 0:
             return (
-                f"shot {k + 1} has tokens {list(tokens.shape)} and a mask {list(mask.shape)}, "
+                f"{name} has tokens {list(tokens.shape)} and a mask {list(mask.shape)}, "
                 f"which do not fit {support.foreground.shape[1]} channels"
             )
         if tokens.numel() > _MOST_VALUES:
-            return f"shot {k + 1} has tokens {list(tokens.shape)}, more than any model makes"
+            return f"{name} has tokens {list(tokens.shape)}, more than any model makes"
+    if support.fit is not None:
+        per_channel = (1, *support.fit.mean.shape[1:2], support.foreground.shape[1])
+        shapes = [tuple(t.shape) for t in support.fit.tensors()]
+        if shapes != [per_channel] * 3 + [(1,), (1, 6)]:
+            return f"what was fitted to its tokens has the shapes {shapes}"
     return None
 
 
 def _value_problem(support: Support) -> str | None:
     if not _all_finite(support.tensors()):
         return "it holds NaN or infinity"
-    low = torch.stack([mask.amin() for mask in support.masks]).min()
-    high = torch.stack([mask.amax() for mask in support.masks])
+    masks = [*support.masks, *(view.mask for view in support.views)]
+    low = torch.stack([mask.amin() for mask in masks]).min()
+    high = torch.stack([mask.amax() for mask in masks])
     if low < -_SLACK or high.max() > 1 + _SLACK:
         return "a mask leaves [0, 1]"
     return "a mask is empty" if high.min() <= 0 else None
@@ -261,3 +345,10 @@ def token_mask(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     """
     mean = F.adaptive_avg_pool2d(mask.float()[:, None], grid)[:, 0]
     return mean / mean.amax((1, 2), keepdim=True).clamp_min(1e-6)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Horizontal positions in [0, 1) of the tokens of a mask [..., h, w]: [h, w]."""
+    height, width = mask.shape[-2:]
+    columns = (torch.arange(width, device=mask.device) + 0.5) / width
+    return columns.expand(height, width)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsdino.models.encoders import Features
-from fsdino.models.segmenter import Segmenter, pool_supports
+from fsdino.models.segmenter import Segmenter
 from fsdino.models.training_free import prototype_score
 from fsdino.training.losses import TokenClassifier, contrast_loss, mask_loss, prototype_loss
 
@@ -53,7 +53,7 @@ class Objective(nn.Module):
         with torch.autocast(masks.device.type, self.dtype, enabled=on):
             query = images if isinstance(images, Features) else self.model.encode(images)
             others = supports_of(len(masks), shots).to(masks.device)
-            support = pool_supports(query[others], masks[others], shots)
+            support = self.model.pool(query[others], masks[others], shots)
             logits = self.model.decode(query, support)
         size = masks.shape[-2:]
         logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)

@@ -22,7 +22,7 @@ from fsdino.evaluation.predictors import predictor
 from fsdino.evaluation.questions import load
 from fsdino.models import zoo
 from fsdino.models.hsnet import HSNet
-from fsdino.models.segmenter import Segmenter, pool_supports
+from fsdino.models.segmenter import Segmenter
 from tiny_models import SIDE, randomise, tiny_config, tiny_model
 
 FOLD, EPISODES = 1, 6
@@ -86,7 +86,7 @@ def hard_mask(
     mask = (F.interpolate(read_labels(root, support), (SIDE, SIDE), mode="nearest") == number)[0]
     encoded = model.encode(read_image(root, support))
     logit = model.decode(
-        model.encode(read_image(root, query)), pool_supports(encoded, mask.float(), 1)
+        model.encode(read_image(root, query)), model.pool(encoded, mask.float(), 1)
     )
     two = torch.cat([torch.zeros_like(logit), logit], dim=1)
     two = F.interpolate(two, size, mode="bilinear", align_corners=True)

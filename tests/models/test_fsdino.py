@@ -107,7 +107,11 @@ def test_prior_is_averaged_over_shots_after_the_squeeze() -> None:
 
 @pytest.mark.parametrize("variant", ["full", "comp", "training_free"])
 def test_the_same_weights_serve_any_number_of_shots(variant: str) -> None:
-    """Repeating or reordering shots changes nothing; another shot does."""
+    """Reordering shots changes nothing, another shot does; nor does repeating them.
+
+    But for the training-free score, whose threshold comes from leaving images out: a repeated one
+    is never left out.
+    """
     model = tiny_model(variant=variant)
     supports, masks, queries = episode(2, 3)
     masks[:, 1] = masks[:, 1].flip(-2)
@@ -117,7 +121,8 @@ def test_the_same_weights_serve_any_number_of_shots(variant: str) -> None:
         repeated = model(*(x.repeat_interleave(5, dim=1) for x in one), queries)
         forward = model(supports, masks, queries)
         backward = model(supports.flip(1), masks.flip(1), queries)
-    torch.testing.assert_close(repeated, single, rtol=1e-4, atol=1e-4)
+    if variant != "training_free":
+        torch.testing.assert_close(repeated, single, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(backward, forward, rtol=1e-4, atol=1e-4)
     assert (forward - single).abs().max() > 1e-3
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fsdino.models import segmenter
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmentation
 from fsdino.models.supports import Support
+from fsdino.models.views import closer
 from tiny_models import PATCH, SIDE, box_mask, picture, tiny_config, tiny_model
 
 
@@ -571,6 +573,9 @@ def test_images_that_a_model_cannot_normalise_are_named() -> None:
 
 def damage(support: Support, part: str, change: Any) -> Support:
     value = getattr(support, part)
+    if part == "correlation":  # of views likewise
+        views = tuple(replace(v, correlation=change(v.correlation.clone())) for v in support.views)
+        support = replace(support, views=views)
     if isinstance(value, tuple):
         return replace(support, **{part: (change(value[0].clone()), *value[1:])})
     return replace(support, **{part: change(value.clone())})
@@ -652,3 +657,74 @@ def test_compact_labels(names: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(result.labels, expected)
     assert np.array_equal(result.compact_labels(), expected)
     assert result.compact_labels().itemsize == (1 if names < 256 else 2)
+
+
+def test_quality_of_a_single_support_is_the_iou_of_its_second_view() -> None:
+    """A crop of 60 % around the object, mirrored, segmented by the whole image."""
+    model = tiny_model(variant="training_free", matcher="prototype")
+    image, mask = picture(40, 60), box_mask(40, 60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        support = model.encode_support(image, mask, quality=True)
+    view = closer(image, mask, 0.6)
+    assert view is not None
+    found = model.segment(view.image, model.encode_support(image, mask)).mask
+    expected = (found & view.mask).sum() / (found | view.mask).sum()
+    assert support.quality == pytest.approx(expected, abs=1e-6)
+
+
+def test_quality_of_several_leaves_each_out_in_turn() -> None:
+    model = tiny_model(variant="training_free")
+    images = [picture(40, 60), picture(40, 60)[::-1].copy(), picture(60, 40)]
+    masks = [box_mask(40, 60), box_mask(40, 60), box_mask(60, 40)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        support = model.encode_support(images, masks, quality=True)
+    ious = []
+    for k in range(3):
+        others = [n for n in range(3) if n != k]
+        rest = model._support(
+            model.encode_list([model._prepare(images[n]) for n in others]),
+            [masks[n] for n in others],
+        )
+        found = model.segment(images[k], rest).mask
+        ious.append((found & masks[k]).sum() / (found | masks[k]).sum())
+    assert support.quality == pytest.approx(np.mean(ious), abs=1e-6)
+
+
+def test_a_support_that_does_not_find_itself_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below the limit, with the number and what may help; above it, or unasked, not at all."""
+    model = tiny_model()
+    monkeypatch.setattr(segmenter, "LEAST_QUALITY", 1.01)
+    with pytest.warns(
+        UserWarning, match=r"finds itself with an IoU of 0\.\d\d only: .*help"
+    ) as found:
+        support = model.encode_support(picture(40, 60), box_mask(40, 60), quality=True)
+    assert len(found) == 1 and support.quality is not None
+    assert model.encode_support(picture(40, 60), box_mask(40, 60)).quality is None
+    monkeypatch.setattr(segmenter, "LEAST_QUALITY", support.quality)
+    model.encode_support(picture(40, 60), box_mask(40, 60), quality=True)
+
+
+def test_a_small_object_is_looked_at_from_nearer() -> None:
+    """Below 2 % of its image the tokens of a second view are fitted and matched, too."""
+    model = tiny_model(variant="training_free")
+    small = np.zeros((60, 80), bool)
+    small[20:28, 30:40] = True  # 1.7 %
+    support = model.encode_support(picture(60, 80), small)
+    assert len(support.views) == 1 and support.shots == 1
+    assert not model.encode_support(picture(60, 80), box_mask(60, 80)).views
+    assert not model.encode_support([picture(60, 80)] * 2, [small] * 2).views
+    assert not tiny_model().encode_support(picture(60, 80), small).views
+    alone = replace(support, views=())
+    query = picture(60, 80)[::-1].copy()
+    both = model.segment(query, support).probability - model.segment(query, alone).probability
+    assert np.abs(both).max() > 1e-3
+
+
+def test_a_support_without_a_fit_says_to_encode_again() -> None:
+    """As an earlier version saved it for a training-free model."""
+    model = tiny_model(variant="training_free")
+    support = model.encode_support(picture(40, 60), box_mask(40, 60))
+    with pytest.raises(DataError, match=r"earlier version.*encode it again with encode_support"):
+        model.segment(picture(40, 60), replace(support, fit=None))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import fsdino
 from fsdino.errors import CheckpointError, FsdinoError, UsageError
 from fsdino.models import supports
-from fsdino.models.supports import Support, token_mask
+from fsdino.models.supports import Shot, Support, TokenFit, token_mask
 from tiny_models import box_mask, episode, picture, tiny_model
 
 
@@ -201,7 +203,7 @@ def test_files_of_the_first_format_still_load(tmp_path: Path) -> None:
     assert_equal(Support.load(tmp_path / "old.safetensors"), support)
     support.save(tmp_path / "new.safetensors")
     with safe_open(tmp_path / "new.safetensors", framework="pt") as file:
-        assert file.metadata()["format"] == "fsdino-support-2"
+        assert file.metadata()["format"] == "fsdino-support-3"
 
 
 @pytest.mark.parametrize(
@@ -363,3 +365,49 @@ def test_to_moves_every_tensor() -> None:
     meta = hand_made().to("meta")
     tensors = [meta.foreground, meta.background, *meta.correlation, *meta.masks]
     assert {t.device.type for t in tensors} == {"meta"}
+
+
+def fitted(shots: int = 2) -> Support:
+    """As a model with a training-free score makes it, with a view and a quality."""
+    per_channel = [torch.rand(1, 2, 4) for _ in range(3)]
+    return replace(
+        hand_made(shots),
+        fit=TokenFit(*per_channel, torch.rand(1), torch.rand(1, 6)),
+        views=(Shot(torch.rand(2, 4, 3, 2), torch.rand(3, 2)),),
+        quality=0.625,
+    )
+
+
+def test_what_was_fitted_is_kept_in_the_file(tmp_path: Path) -> None:
+    support = fitted()
+    support.save(tmp_path / "cat.safetensors")
+    found = Support.load(tmp_path / "cat.safetensors")
+    assert_equal(found, support)
+    assert found.quality == 0.625
+    assert found.fit is not None and support.fit is not None
+    pairs = zip(found.fit.tensors(), support.fit.tensors(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert torch.equal(found.views[0].correlation, support.views[0].correlation)
+    assert torch.equal(found.views[0].mask, support.views[0].mask)
+
+
+def with_view(support: Support, mask: torch.Tensor) -> Support:
+    return replace(support, views=(Shot(torch.rand(2, 4, 3, 2), mask),))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: replace(s, quality=1.5), r"quality leaves \[0, 1\]"),
+        (lambda s: replace(s, quality=math.nan), r"quality leaves \[0, 1\]"),
+        (lambda s: replace(s, fit=replace(s.fit, levels=torch.rand(1, 5))), "fitted to its tokens"),
+        (lambda s: replace(s, fit=replace(s.fit, weight=torch.rand(1, 2, 3))), "fitted to its"),
+        (lambda s: replace(s, fit=s.fit.map(lambda t: t / 0)), "NaN or infinity"),
+        (lambda s: with_view(s, torch.rand(2, 2)), "view 1 has"),
+        (lambda s: with_view(s, 2 * torch.ones(3, 2)), "a mask leaves"),
+    ],
+)
+def test_a_damaged_fit_or_view_is_named(change: Any, words: str) -> None:
+    assert fitted().problem() is None
+    problem = change(fitted()).problem()
+    assert problem is not None and re.search(words, problem)

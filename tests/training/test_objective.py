@@ -21,13 +21,13 @@ def test_every_image_of_an_episode_is_the_query_once(monkeypatch: pytest.MonkeyP
     masks = torch.cat([batch.query_masks[:, None], batch.support_masks], 1)  # [2, 3, H, W]
     images = torch.cat([batch.query_images[:, None], batch.support_images], 1).flatten(0, 1)
     seen: dict[str, torch.Tensor] = {}
-    pool = objective.pool_supports
+    pool = objective.Segmenter.pool
 
-    def spy(features, masks, shots):
+    def spy(model, features, masks, shots):
         seen["support_masks"] = masks
-        return pool(features, masks, shots)
+        return pool(model, features, masks, shots)
 
-    monkeypatch.setattr(objective, "pool_supports", spy)
+    monkeypatch.setattr(objective.Segmenter, "pool", spy)
     monkeypatch.setattr(
         objective, "mask_loss", lambda logits, masks: seen.update(truth=masks) or logits.sum()
     )
