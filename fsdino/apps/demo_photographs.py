@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,8 @@ class PhotographAnswer:
         query: where its object is looked for, with the true mask.
         masks: bool [H, W] by method: the model first, then training-free if that is another one.
         iou: with the truth, by method; EVERYTHING last.
-        encode_seconds: that the model took for the support.
+        quality: how well the support finds itself, by the model; None where that has no answer.
+        encode_seconds: that the model took for the support, with its quality.
         segment_seconds: that it took for the query then.
     """
 
@@ -38,6 +40,7 @@ class PhotographAnswer:
     query: Sample
     masks: Mapping[str, Mask]
     iou: Mapping[str, float]
+    quality: float | None
     encode_seconds: float
     segment_seconds: float
 
@@ -47,6 +50,7 @@ class PhotographAnswer:
             "support": self.support.name,
             "query": self.query.name,
             "iou": [{"method": method, "iou": value} for method, value in self.iou.items()],
+            "quality": self.quality,
             "encode_seconds": self.encode_seconds,
             "segment_seconds": self.segment_seconds,
         }
@@ -78,13 +82,16 @@ def answer(asked: Mapping[str, Segmenter], support: Sample, query: Sample) -> Ph
     """Look for the support's object in the query, by every method of `asked`."""
     truth = np.asarray(query.mask) == 255
     masks: dict[str, Mask] = {}
-    times = []
+    qualities, times = [], []
     for method, model in asked.items():
         began = time.perf_counter()
-        encoded = model.encode_support(support.image, support.mask)
+        with warnings.catch_warnings():  # of a low quality, which is shown
+            warnings.simplefilter("ignore", UserWarning)
+            encoded = model.encode_support(support.image, support.mask, quality=True)
+        qualities.append(encoded.quality)
         between = time.perf_counter()
         masks[method] = model.segment(query.image, encoded).mask
         times.append((between - began, time.perf_counter() - between))
     scores = {method: iou(mask, truth) for method, mask in masks.items()}
     scores[EVERYTHING] = iou(np.ones_like(truth), truth)
-    return PhotographAnswer(support, query, masks, scores, *times[0])
+    return PhotographAnswer(support, query, masks, scores, qualities[0], *times[0])

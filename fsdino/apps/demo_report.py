@@ -67,7 +67,7 @@ def _summary(results: Results) -> list[str]:
         **{f"{method}, on the same": f"{value:.2f}" for method, value in means.items()
            if method != name},
         "for one photograph on this CPU, its support encoded before": _duration(times[0]),
-        "to encode a support": _duration(times[1]),
+        "to encode a support and to find its quality": _duration(times[1]),
     }  # fmt: skip
     return [report.tiles(numbers)]
 
@@ -77,7 +77,8 @@ def _photographs(results: Results) -> list[str]:
     intro = (
         f"These are the {len(answers)} photographs that are installed with fsdino, each as the "
         "support for another one, and none left out. Masks were drawn by hand. IoU is the area "
-        "that result and truth share over the area that either covers: 1 is perfect, 0 is a miss."
+        "that result and truth share over the area that either covers: 1 is perfect, 0 is a miss. "
+        "A support's quality is the IoU with which it finds itself, seen from nearer and mirrored."
     )
     if TRAINING_FREE in answers[0].iou:
         intro += f" “{TRAINING_FREE}” is the same encoder without what was trained on top."
@@ -99,7 +100,7 @@ def _photograph_card(answer: PhotographAnswer) -> str:
         report.figure(
             [marked(np.asarray(support.image), np.asarray(support.mask) == 255)],
             f"Support photograph, {support.shows}, with {support.covers} marked",
-            f"Support: {text(support.covers)}",
+            f"Support: {text(support.covers)}. Quality <b>{_quality_of(answer)}</b>",
         ),
         report.figure([query.image], f"Query photograph, {query.shows}", "Query"),
     ]
@@ -126,18 +127,23 @@ def _photograph_card(answer: PhotographAnswer) -> str:
     return report.card(title, figures, note=origin)
 
 
+def _quality_of(answer: PhotographAnswer) -> str:
+    return "–" if answer.quality is None else f"{answer.quality:.2f}"
+
+
 def _photograph_table(results: Results) -> str:
     methods = list(results.mean_iou())
     rows = [
         [
             f"{text(answer.support.name)} → {text(answer.query.name)}",
             *(f"{answer.iou[method]:.2f}" for method in methods),
+            _quality_of(answer),
         ]
         for answer in results.photographs
     ]
     means = [f"<b>{value:.2f}</b>" for value in results.mean_iou().values()]
-    rows.append(["<b>mean</b>", *means])
-    headers = ["support → query", *map(text, methods)]
+    rows.append(["<b>mean</b>", *means, ""])
+    headers = ["support → query", *map(text, methods), "quality of the support"]
     return report.table(headers, rows, numbers=range(1, len(headers)))
 
 

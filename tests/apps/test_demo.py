@@ -96,6 +96,7 @@ def test_all_numbers_are_in_the_json(results, folder):
     for row, answer in zip(data["photographs"], results.photographs, strict=True):
         assert (row["support"], row["query"]) == (answer.support.name, answer.query.name)
         assert [entry["method"] for entry in row["iou"]] == methods
+        assert row["quality"] == answer.quality
         assert [entry["iou"] for entry in row["iou"]] == list(answer.iou.values())
     assert [entry["method"] for entry in data["mean_iou"]] == methods
     assert data["fingerprint"] == tiny_model(0).fingerprint()

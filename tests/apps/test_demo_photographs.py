@@ -31,6 +31,8 @@ def test_each_is_the_support_for_its_query():
             assert answer.iou[method] == pytest.approx(both / either)
         assert list(answer.iou) == ["mine", TRAINING_FREE, EVERYTHING]
         assert answer.iou[EVERYTHING] == pytest.approx(truth.mean())
+        encoded = model.encode_support(support.image, support.mask, quality=True)
+        assert answer.quality == encoded.quality
         assert answer.encode_seconds > 0 and answer.segment_seconds > 0
 
 

@@ -41,7 +41,7 @@ def photo_answer(support: str, query: str, **iou: float) -> PhotographAnswer:
     one, other = photograph(support, query, 1), photograph(query, support, 2)
     values = {name.replace("_", "-"): value for name, value in iou.items()}
     masks = dict.fromkeys(values, box_mask(20, 30))
-    return PhotographAnswer(one, other, masks, {**values, EVERYTHING: 0.125}, 0.25, 1.5)
+    return PhotographAnswer(one, other, masks, {**values, EVERYTHING: 0.125}, 0.625, 0.25, 1.5)
 
 
 def way(index: int, **changes: object) -> WayAnswer:
@@ -101,6 +101,7 @@ def test_the_numbers_are_on_the_page(results):
         assert number in page
     for number in (">61.2<", "500 ms", "1000 ms", ">0.50<", "IoU 0.11"):
         assert number in page
+    assert page.count("Quality <b>0.62</b>") == 2 and page.count(">0.62</td>") == 2
     assert "fsdino demo --out &lt;here&gt;" in page
     assert "class &lt;1&gt;" in page
 
@@ -118,6 +119,14 @@ def test_photographs_lead(results):
         photo_answer("cup", "mug", **{"my models/x": 0.5})])  # fmt: skip
     last = re.findall(r"<pre>(.*?)</pre>", demo_report.render(other))[-1]
     assert last.endswith("--out found --model &#x27;my models/x&#x27;")
+
+
+def test_a_support_without_a_quality(results):
+    """Its place is kept, without a number."""
+    first, *others = results.photographs
+    first = dataclasses.replace(first, quality=None)
+    page = demo_report.render(dataclasses.replace(results, photographs=[first, *others]))
+    assert page.count("Quality <b>–</b>") == 1 and page.count(">–</td>") >= 1
 
 
 def test_photographs_name_author_and_licence(results):
