@@ -83,7 +83,9 @@ def _photographs(results: Results) -> list[str]:
     if TRAINING_FREE in answers[0].iou:
         intro += f" “{TRAINING_FREE}” is the same encoder without what was trained on top."
     elif results.model.config.variant == "training_free":
-        intro += f" {results.settings.model} compares features of an encoder; no part of it was "
+        intro += (
+            f" {results.settings.model} takes an encoder's features as they are; no part of it was "
+        )
         intro += "trained for this task."
     return [
         "<h2>Photographs</h2>",
@@ -144,7 +146,8 @@ def _photograph_table(results: Results) -> str:
     means = [f"<b>{value:.2f}</b>" for value in results.mean_iou().values()]
     rows.append(["<b>mean</b>", *means, ""])
     headers = ["support → query", *map(text, methods), "quality of the support"]
-    return report.table(headers, rows, numbers=range(1, len(headers)))
+    last = len(headers) - 1  # which the cards have, too
+    return report.table(headers, rows, numbers=range(1, len(headers)), wide=(last,))
 
 
 def _drawings(results: Results) -> list[str]:

@@ -101,7 +101,10 @@ def test_the_numbers_are_on_the_page(results):
         assert number in page
     for number in (">61.2<", "500 ms", "1000 ms", ">0.50<", "IoU 0.11"):
         assert number in page
-    assert page.count("Quality <b>0.62</b>") == 2 and page.count(">0.62</td>") == 2
+    assert (
+        page.count("Quality <b>0.62</b>") == 2
+        and page.count('<td class="number wide">0.62</td>') == 2
+    )
     assert "fsdino demo --out &lt;here&gt;" in page
     assert "class &lt;1&gt;" in page
 
