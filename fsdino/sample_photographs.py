@@ -57,7 +57,7 @@ def samples() -> dict[str, Sample]:
     photograph (coins: other coins of one photograph).
 
     Returns:
-        the samples, read anew in each call, so that changing an image changes no other call's.
+        the samples, read again in each call, so that changing an image changes no other call's.
 
     Raises:
         DataError: the installation is damaged.

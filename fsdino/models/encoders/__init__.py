@@ -28,7 +28,7 @@ def create(config: ModelConfig) -> Encoder:
             the weights of another network.
     """
     check_name(config.encoder)
-    # timm's two classes of plain ViTs; what it builds of others is no stack of equal blocks.
+    # timm's two classes of plain ViTs; what it builds of others is not a stack of equal blocks.
     classes = timm_module(config.encoder).values()
     is_vit = any(kind in (VisionTransformer, Eva) for kind in classes)
     encoder: Encoder = ViTEncoder(config) if is_vit else PyramidEncoder(config)
