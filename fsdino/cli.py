@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     from fsdino.apps.data import Check
     from fsdino.apps.demo import Results
     from fsdino.apps.folder import Outcome, Output
+    from fsdino.apps.supports import SupportFiles
     from fsdino.evaluation.evaluate import Settings
     from fsdino.evaluation.record import Difference
     from fsdino.models.config import ModelConfig
     from fsdino.models.segmenter import Segmenter
+    from fsdino.models.supports import Support
     from fsdino.processes import Processes
     from fsdino.training.config import TrainConfig
     from fsdino.training.distill import Distillation
@@ -138,6 +140,9 @@ class Segment:
 
     Several, each with a name: --support cat=a.jpg a.png --support dog=b.jpg b.png c.jpg c.png
 
+    Says how well each support finds itself, and warns where that promises little;
+    --check-support does only this.
+
     Writes masks/NAME.png (0 and 255, or one label per class), overlays/NAME.jpg (or .png where an
     image is too long for JPEG) and results.jsonl. The same command goes on where it was
     interrupted. With
@@ -153,8 +158,12 @@ class Segment:
         tuple[Path, ...], tyro.conf.arg(metavar="IMAGE|FOLDER ...", help_behavior_hint="(required)")
     ] = ()
     """What to segment; folders are searched with their subfolders."""
-    out: Path
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(required)")] = (
+        None
+    )
     """Folder for the results."""
+    check_support: Flag = False
+    """Only say how well each support finds itself; needs no --query and no --out."""
     model: Annotated[
         str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=f"(default: {DEFAULT_MODEL})")
     ] = None
@@ -199,13 +208,17 @@ class Segment:
         is_main = processes.rank == 0
         if self.save_support is not None:
             supports.check_saving(self.save_support, files)
-        queries = folder.find_queries(self.query, self.out)
+        if self.check_support:
+            self._check_support(files, is_main)
+            return 0
+        if self.out is None:
+            raise UsageError("no --out given: pass --out with a folder for the results")
+        out = self.out
+        queries = folder.find_queries(self.query, out)
         if queries.left_out and is_main:
             logger.warning("%s", queries.summary())
         model = self._load()
-        encoded = {support.name: support.encode(model) for support in files}
-        threshold = model.config.threshold if self.threshold is None else self.threshold
-        model.segment([], encoded, threshold=threshold)  # checks both before anything is written
+        encoded, threshold = self._encode(model, files, is_main)
         call = {
             "format": folder.FORMAT,
             "model": model.fingerprint(),
@@ -219,7 +232,7 @@ class Segment:
         overwrite = self.overwrite and is_main
         output = stack.enter_context(
             contextlib.closing(
-                processes.in_turn(lambda: folder.Output(self.out, call, overwrite=overwrite))
+                processes.in_turn(lambda: folder.Output(out, call, overwrite=overwrite))
             )
         )
         if self.save_support is not None and is_main:
@@ -236,9 +249,9 @@ class Segment:
         if not is_main:
             return 0
         if self.as_json:
-            found = {"model_name": self.model or DEFAULT_MODEL}
+            found = {"model_name": self.model or DEFAULT_MODEL, "quality": _qualities(encoded)}
             left_out = [{"file": f, "reason": reason} for f, reason in queries.left_out.items()]
-            rest = {**outcome.to_dict(self.out), "left_out": left_out}
+            rest = {**outcome.to_dict(out), "left_out": left_out}
             print(json.dumps({**call, **found, **rest}))
         else:
             _print_segments(outcome, output, len(queries.left_out))
@@ -246,9 +259,42 @@ class Segment:
             reasons = "; ".join(outcome.failed.values())
             raise DataError(
                 f"{len(outcome.failed)} of {len(queries)} queries failed, the others are in "
-                f"{self.out}: {reasons}"
+                f"{out}: {reasons}"
             )
         return 0
+
+    def _encode(
+        self, model: Segmenter, files: Sequence[SupportFiles], is_main: bool
+    ) -> tuple[dict[str, Support], float]:
+        """The supports and the threshold, both checked; tells the supports' quality."""
+        from fsdino.apps import supports
+
+        encoded = {support.name: support.encode(model) for support in files}
+        threshold = model.config.threshold if self.threshold is None else self.threshold
+        model.segment([], encoded, threshold=threshold)  # checks both before anything is written
+        for name, support in encoded.items() if is_main else ():
+            if not self.as_json:
+                print(supports.quality(name, support), flush=True)
+            warning = supports.warning(name, support)
+            if warning is not None:
+                logger.warning("%s", warning)
+        return encoded, threshold
+
+    def _check_support(self, files: Sequence[SupportFiles], is_main: bool) -> None:
+        """Tell the supports' quality, and save what --save-support asks for."""
+        from fsdino.apps import supports
+
+        model = self._load()
+        encoded, _ = self._encode(model, files, is_main)
+        if not is_main:
+            return
+        if self.save_support is not None:
+            with supports.saving(self.save_support):
+                encoded[files[0].name].save(self.save_support)
+        if self.as_json:
+            called = {"model": model.fingerprint(), "model_name": self.model or DEFAULT_MODEL}
+            digests = {support.name: support.digest() for support in files}
+            print(json.dumps({**called, "support": digests, "quality": _qualities(encoded)}))
 
     def _pixel_limit(self, megapixels: float) -> contextlib.AbstractContextManager[None]:
         from fsdino import image_files
@@ -1307,6 +1353,11 @@ def print_comparison(comparison: Comparison) -> None:
 
     peak = f"; sgemm {comparison.peak / 1e9:.1f} GFLOP/s"
     _print_table(*benchmark.table(comparison), comparison.title + peak)
+
+
+def _qualities(encoded: Mapping[str, Support]) -> dict[str, float | None]:
+    """How well each support finds itself; None where that is not known."""
+    return {name: support.quality for name, support in encoded.items()}
 
 
 def _print_segments(outcome: Outcome, output: Output, left_out: int) -> None:

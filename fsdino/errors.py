@@ -29,6 +29,10 @@ class BackendError(FsdinoError, RuntimeError):
     """A backend asked for by name that cannot run the call here."""
 
 
+class SupportWarning(UserWarning):
+    """A support that hardly finds itself, so that little can be expected of it elsewhere."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out: Python's, NumPy's, or PyTorch's on any device."""
     torch = sys.modules.get("torch")

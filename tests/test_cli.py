@@ -7,11 +7,13 @@ import errno
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import stat
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,9 +34,11 @@ import tiny_sam
 from fsdino import cli, ops
 from fsdino.apps import build, demo, demo_photographs, supports
 from fsdino.evaluation import journal
+from fsdino.models import segmenter
 from fsdino.models.config import ModelConfig
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmenter
+from fsdino.models.supports import Support
 from fsdino.ops import backends, baseline, native
 from fsdino.ops.baseline import Workload
 from fsdino.training.config import TrainConfig
@@ -573,6 +577,78 @@ def test_segment_prints_a_table(capsys):
     out = capsys.readouterr().out
     assert "b.png" in out
     assert "2 masks and overlays in out" in out
+
+
+def test_each_supports_quality_is_told_and_stored(capsys):
+    """With two decimals, by name; the number of the Python interface in JSON and in the file."""
+    model = fsdino.load("model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = [
+            model.encode_support(image, "mask.png", quality=True).quality
+            for image in ("a.png", "b.png")
+        ]
+    query = ("--query", "b.png")
+    assert cli.main(segment(*query, "--save-support", "kept.safetensors")) == 0
+    assert f"quality of the support: {expected[0]:.2f}" in capsys.readouterr().out
+    assert Support.load("kept.safetensors").quality == pytest.approx(expected[0])
+    named = segment(*query, "--out", "both", support=("x=kept.safetensors",))
+    named += ["--support", "y=b.png", "mask.png", "--support", "z=model.safetensors"]
+    assert cli.main(named) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        f"quality of support '{name}': {value:.2f}"
+        for name, value in zip("xy", expected, strict=True)
+    ]
+    assert lines[2] == "quality of support 'z': not known"
+    assert cli.main([*named, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["quality"] == {
+        "x": pytest.approx(expected[0]), "y": pytest.approx(expected[1]), "z": None
+    }  # fmt: skip
+
+
+def test_a_poor_support_is_warned_of_in_the_command_lines_way(capsys, monkeypatch):
+    """Once for each support, also for a saved one, without Python's own warning."""
+    for module in (segmenter, supports):
+        monkeypatch.setattr(module, "LEAST_QUALITY", 1.01)
+    assert cli.main(segment("--query", "b.png", "--save-support", "kept.safetensors")) == 0
+    [line, _progress] = capsys.readouterr().err.splitlines()
+    assert line.startswith("fsdino: warning: the support finds itself with an IoU of 0.")
+    assert "more examples" in line
+    arguments = ["--support", "x=a.png", "mask.png", "--support", "y=kept.safetensors"]
+    assert cli.main(["segment", *arguments, "--model", "model", "--check-support", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)["quality"]) == 2
+    assert [line.split(" finds")[0] for line in err.splitlines()] == [
+        "fsdino: warning: support 'x'", "fsdino: warning: support 'y'"
+    ]  # fmt: skip
+
+
+def test_check_support_does_only_this(capsys, workplace):
+    """Neither queries nor a folder are needed, nothing is written but what is to be saved."""
+    before = visible_and_hidden(workplace)
+    check = ["segment", "--model", "model", "--device", "cpu", "--check-support"]
+    pair = ["--support", "a.png", "mask.png"]
+    assert cli.main([*check, *pair]) == 0
+    [line] = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"quality of the support: 0\.\d\d", line)
+    assert cli.main([*check, *pair, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert f"{found['quality']['foreground']:.2f}" == line[-4:]
+    assert found["model"] == fsdino.load("model").fingerprint()
+    assert cli.main([*check, "--support", "model.safetensors"]) == 0
+    assert capsys.readouterr().out == "quality of the support: not known\n"
+    assert visible_and_hidden(workplace) == before
+    assert cli.main([*check, "--support", "other.safetensors"]) == 2
+    assert "another model" in error_line(capsys)
+    assert cli.main([*check, *pair, "--save-support", "new.safetensors"]) == 0
+    assert f"{Support.load('new.safetensors').quality:.2f}" == line[-4:]
+
+
+def test_results_need_a_folder(capsys):
+    assert cli.main(["segment", "--support", "a.png", "mask.png", "--query", "queries"]) == 2
+    assert "no --out given" in error_line(capsys)
 
 
 def test_saved_supports_give_the_same_masks(capsys):

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fsdino.apps.demo_drawings import iou
+from fsdino.errors import SupportWarning
 from fsdino.models import zoo
 from fsdino.models.segmenter import Segmenter
 from fsdino.sample_photographs import Sample
@@ -86,7 +87,7 @@ def answer(asked: Mapping[str, Segmenter], support: Sample, query: Sample) -> Ph
     for method, model in asked.items():
         began = time.perf_counter()
         with warnings.catch_warnings():  # of a low quality, which is shown
-            warnings.simplefilter("ignore", UserWarning)
+            warnings.simplefilter("ignore", SupportWarning)
             encoded = model.encode_support(support.image, support.mask, quality=True)
         qualities.append(encoded.quality)
         between = time.perf_counter()

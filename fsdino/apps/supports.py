@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fsdino import files
-from fsdino.errors import UsageError
-from fsdino.models.segmenter import Segmenter
+from fsdino.errors import SupportWarning, UsageError
+from fsdino.models.segmenter import LEAST_QUALITY, Segmenter, doubt
 from fsdino.models.supports import Support
 
 UNNAMED = "foreground"
@@ -45,7 +46,9 @@ class SupportFiles:
         return digest.hexdigest()[:16]
 
     def encode(self, model: Segmenter) -> Support:
-        """The support as `model` sees it.
+        """The support as `model` sees it, with its quality.
+
+        A file that was saved without a quality gives None for it.
 
         Raises:
             UsageError: a mask of another size than its image, a support of another model.
@@ -55,7 +58,11 @@ class SupportFiles:
         if self.saved:
             return Support.load(self.files[0])
         images, masks = self.files[0::2], self.files[1::2]
-        return model.encode_support([str(x) for x in images], [str(x) for x in masks])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SupportWarning)  # `warning` says it with the name
+            return model.encode_support(
+                [str(x) for x in images], [str(x) for x in masks], quality=True
+            )
 
 
 def parse(groups: Sequence[Sequence[str]]) -> list[SupportFiles]:
@@ -82,6 +89,23 @@ def parse(groups: Sequence[Sequence[str]]) -> list[SupportFiles]:
     if len(names) > MAX_CLASSES:
         raise UsageError(f"{len(names)} supports: at most {MAX_CLASSES} fit one label image")
     return found
+
+
+def quality(name: str, support: Support) -> str:
+    """How well a support finds itself, in a line."""
+    found = "not known" if support.quality is None else f"{support.quality:.2f}"
+    return f"quality of {_called(name)}: {found}"
+
+
+def warning(name: str, support: Support) -> str | None:
+    """What is to be said of a support that hardly finds itself, in a line; else None."""
+    if support.quality is None or support.quality >= LEAST_QUALITY:
+        return None
+    return f"{_called(name)} {doubt(support.quality)}"
+
+
+def _called(name: str) -> str:
+    return "the support" if name == UNNAMED else f"support {name!r}"
 
 
 def check_saving(path: Path, supports: Sequence[SupportFiles]) -> None:

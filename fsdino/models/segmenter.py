@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from fsdino import images as pixels
-from fsdino.errors import DataError, UsageError
+from fsdino.errors import DataError, SupportWarning, UsageError
 from fsdino.images import ImageLike, MaskLike
 from fsdino.models import tiling
 from fsdino.models.checkpoints import write_folder
@@ -405,9 +405,7 @@ class Segmenter(Identified):
             return support
         found = self._quality(features, flags, [1] if single else range(len(flags)))
         if found is not None and found < LEAST_QUALITY:
-            warnings.warn(
-                f"the support finds itself with an IoU of {found:.2f} only: {ADVICE}", stacklevel=3
-            )
+            warnings.warn(f"the support {doubt(found)}", SupportWarning, stacklevel=3)
         return replace(support, quality=found)
 
     @torch.inference_mode()
@@ -627,6 +625,11 @@ class Segmenter(Identified):
             raise DataError(
                 f"support {name!r} cannot be used: {problem}; encode it again with encode_support"
             )
+
+
+def doubt(quality: float) -> str:
+    """What to say of a support whose quality is below `LEAST_QUALITY`, after its name."""
+    return f"finds itself with an IoU of {quality:.2f} only: {ADVICE}"
 
 
 def _grid(features: Features) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from fsdino.apps import supports
 from fsdino.apps.supports import SupportFiles
 from fsdino.errors import UsageError
+from fsdino.models.segmenter import LEAST_QUALITY
 from fsdino.models.supports import Support
 from tiny_models import box_mask, picture, tiny_model
 
@@ -91,6 +93,19 @@ def test_encode_reads_pairs_and_saved_supports():
         assert isinstance(found, Support)
         assert found.foreground.equal(expected.foreground)
         assert found.image_sizes == ((60, 80),)
+
+
+def test_quality_in_a_line():
+    """Two decimals, the name where there is one; a warning below the limit alone."""
+    support = tiny_model().encode_support(picture(60, 80), box_mask(60, 80))
+    assert supports.quality("cat", support) == "quality of support 'cat': not known"
+    assert supports.warning("cat", support) is None
+    poor, good = (replace(support, quality=value) for value in (0.126, LEAST_QUALITY))
+    assert supports.quality("foreground", poor) == "quality of the support: 0.13"
+    assert str(supports.warning("cat", poor)).startswith(
+        "support 'cat' finds itself with an IoU of 0.13 only: "
+    )
+    assert supports.warning("cat", good) is None
 
 
 def test_saving_is_checked_before_the_work():
