@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ from torch import Tensor, nn
 
 import fsdino
 from fsdino import ops
+from fsdino.errors import SupportWarning
 from fsdino.models import zoo
 from fsdino.models.encoders import Features
 from fsdino.models.prompts import cosine_map
-from fsdino.models.segmenter import Segmentation, Segmenter
+from fsdino.models.segmenter import Segmenter
 from fsdino.models.supports import Shot, SupportFeatures
 from fsdino.models.tiling import tile_boxes
 
@@ -31,7 +33,6 @@ EVERYTHING, PROTOTYPES, OLD, FREE = "everything", "prototypes", "mutual nearest"
 TINY, PHOTO = "fsdino-tiny", "fsdino-photo"
 TEMPERATURE = 0.1  # of the token scores that are cut at 0; the mask does not depend on it
 REMEMBERED = 2**31  # bytes of features that are kept
-EXPLAINS = hasattr(Segmentation, "score")
 
 Score = Callable[[Features, SupportFeatures], Tensor]
 
@@ -108,14 +109,16 @@ class Method:
         truths = [(query.mask, query.ignored) for query in trial.queries]
         if self.model is None:
             return Answer(tuple(iou(np.ones_like(t), t, ignored) for t, ignored in truths))
-        support = self.model.encode_support(
-            [shot.image for shot in trial.shots],
-            [shot.mask for shot in trial.shots],
-            quality=self.explains,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SupportWarning)  # how far it is right is reported
+            support = self.model.encode_support(
+                [shot.image for shot in trial.shots],
+                [shot.mask for shot in trial.shots],
+                quality=self.explains,
+            )
         found = self.model.segment([q.image for q in trial.queries], support, tiles=tiles)
         ious = tuple(iou(f.mask, *truth) for f, truth in zip(found, truths, strict=True))
-        if not (self.explains and EXPLAINS):
+        if not self.explains:
             return Answer(ious, support.quality)
         without = self.model.segment(list(trial.without), support, tiles=tiles)
         return Answer(

@@ -610,8 +610,7 @@ def test_each_supports_quality_is_told_and_stored(capsys):
 
 def test_a_poor_support_is_warned_of_in_the_command_lines_way(capsys, monkeypatch):
     """Once for each support, also for a saved one, without Python's own warning."""
-    for module in (segmenter, supports):
-        monkeypatch.setattr(module, "LEAST_QUALITY", 1.01)
+    monkeypatch.setattr(segmenter, "LEAST_QUALITY", 1.01)
     assert cli.main(segment("--query", "b.png", "--save-support", "kept.safetensors")) == 0
     [line, _progress] = capsys.readouterr().err.splitlines()
     assert line.startswith("fsdino: warning: the support finds itself with an IoU of 0.")

@@ -31,7 +31,7 @@ from fsdino.processes import Processes, is_first
 
 logger = logging.getLogger("fsdino.apps")
 
-FORMAT = "fsdino-segment-1"
+FORMAT = "fsdino-segment-2"
 CALL_FILE, ROWS_FILE, LOCK_FILE = "segment.json", "results.jsonl", "segment.lock"
 MASKS, OVERLAYS = "masks", "overlays"
 
@@ -58,6 +58,8 @@ class Row:
         sizes: of these files, in bytes, to notice what was cut off.
         foreground: share of the pixels in the mask, 0 to 1.
         classes: the same by class.
+        scores: how likely it is that each class is in the image at all, 0 to 1.
+        found: whether that is enough for a mask, by class.
         seconds: that reading and segmenting it took; a batch's time is shared equally.
     """
 
@@ -68,6 +70,8 @@ class Row:
     sizes: tuple[int, int]
     foreground: float
     classes: dict[str, float]
+    scores: dict[str, float]
+    found: dict[str, bool]
     seconds: float
 
     @property
@@ -80,15 +84,17 @@ class Row:
         """A row of ROWS_FILE; None if it is not one, or if its files would lie elsewhere."""
         if set(data) != {part.name for part in fields(cls)}:
             return None
-        numbers, classes = [data["foreground"], data["seconds"]], data["classes"]
+        numbers, shares = [data["foreground"], data["seconds"]], [data["classes"], data["scores"]]
+        found = data["found"]
         texts = [data["query"], data["mask"], data["overlay"]]
         pairs = [data["stamp"], data["sizes"]]
         if not (
             all(isinstance(text, str) for text in texts)
             and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
             and all(type(number) is int for pair in pairs for number in pair)
-            and isinstance(classes, dict)
-            and all(_is_number(number) for number in [*numbers, *classes.values()])
+            and all(isinstance(part, dict) for part in (*shares, found))
+            and all(_is_number(n) for n in [*numbers, *(n for s in shares for n in s.values())])
+            and all(type(flag) is bool for flag in found.values())
         ):
             return None
         row = cls(**{**data, "stamp": tuple(data["stamp"]), "sizes": tuple(data["sizes"])})
@@ -262,6 +268,8 @@ class Output:
             sizes=(0, 0),
             foreground=round(1 - float(shares[0]), 6),
             classes={n: round(float(shares[i]), 6) for i, n in enumerate(result.names, 1)},
+            scores={n: round(s, 4) for n, s in zip(result.names, result.scores, strict=True)},
+            found=dict(zip(result.names, result.founds, strict=True)),
             seconds=round(seconds, 4),
         )
         drawn = pixels.overlay(result.image, labels)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fsdino import files
 from fsdino.errors import SupportWarning, UsageError
-from fsdino.models.segmenter import LEAST_QUALITY, Segmenter, doubt
+from fsdino.models.segmenter import Segmenter, doubt
 from fsdino.models.supports import Support
 
 UNNAMED = "foreground"
@@ -99,9 +99,8 @@ def quality(name: str, support: Support) -> str:
 
 def warning(name: str, support: Support) -> str | None:
     """What is to be said of a support that hardly finds itself, in a line; else None."""
-    if support.quality is None or support.quality >= LEAST_QUALITY:
-        return None
-    return f"{_called(name)} {doubt(support.quality)}"
+    words = doubt(support)
+    return None if words is None else f"{_called(name)} {words}"
 
 
 def _called(name: str) -> str:

@@ -94,19 +94,34 @@ class FSDINO(Segmenter):
         """What the training-free score fits to the supports, where the model has that."""
         return None if self.score is None else self.score.fit(shots, places)
 
-    def decode(self, query: Features, support: SupportFeatures) -> Tensor:
-        """Logits of the queries' masks: [B, 1, 4h, 4w], or [B, 1, h, w] when training-free."""
+    def answer(self, query: Features, support: SupportFeatures) -> tuple[Tensor, Tensor | None]:
+        """`decode`, and [B] in [0, 1] by the training-free score, where the model has that."""
+        if self.score is None:
+            return self.decode(query, support), None
+        score, presence = self.score.score(query, support)
+        return self.decode(query, support, score), presence
+
+    def decode(
+        self, query: Features, support: SupportFeatures, score: Tensor | None = None
+    ) -> Tensor:
+        """Logits of the queries' masks: [B, 1, 4h, 4w], or [B, 1, h, w] when training-free.
+
+        Args:
+            query: B queries.
+            support: what they are asked for.
+            score: their training-free score [B, 1, h, w], where it is known already.
+        """
+        if score is None and self.score is not None:
+            score, _ = self.score.score(query, support)
         if self.adapter is None:
-            measure = prototype_score if self.score is None else self.score.score
-            found = measure(query, support) - self.config.match_bias
-            return found / self.config.match_temperature
+            found = prototype_score(query, support) if score is None else score
+            return (found - self.config.match_bias) / self.config.match_temperature
         dtype = query.last.dtype
         maps = []
         if self.config.cosine_prompt:
             maps.append(cosine_map(query.last, support.foreground).to(dtype))
-        score: Tensor | None = None
-        if self.score is not None:
-            score = self.score.score(query, support).clamp(-_LIMIT, _LIMIT).to(dtype)
+        if score is not None:
+            score = score.clamp(-_LIMIT, _LIMIT).to(dtype)
             maps.append(score)
         if self.prior is not None:
             shots = [self.prior(query.correlation, s.correlation, s.mask) for s in support.shots]

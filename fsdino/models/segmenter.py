@@ -39,13 +39,17 @@ from fsdino.models.supports import (
 )
 from fsdino.models.views import View, closer
 
-LEAST_QUALITY = 0.3  # below it, masks of other images are more often wrong than right
+LEAST_SCORE = 0.1  # below it, a class is not found
+# Below these, masks of other images are more often wrong than right: of a single image, which was
+# asked for itself, and of several, each of which was asked of the others.
+LEAST_QUALITY, LEAST_QUALITY_OF_SEVERAL = 0.7, 0.5
 ADVICE = (
     "masks of other images may be poor; more examples, a tighter mask, or an object that stands "
     "out from its surroundings help"
 )
 _VIEW = 0.6  # of both sides, of a second view of a single support
 _SMALL = 0.02  # share of its image, below which the second view is fitted, too
+_CLEAREST = 0.005  # of the pixels, by which a model without a score of its own is judged
 _BATCH = 8  # queries that share an encoder pass
 _MOST_TILES = 2500
 _BAND = 2**22  # pixels whose labels are found at once
@@ -60,12 +64,31 @@ class Segmentation:
         probabilities: float32 [N, H, W] in [0, 1], one map per support.
         names: the N supports' names; ("foreground",) for a single unnamed one.
         threshold: probability from which a pixel belongs to a mask.
+        scores: N numbers in [0, 1]: how likely it is that each support's class is in the image at
+            all. A class below 0.1 is not found: no pixel of the mask or of the labels is its own,
+            while its probabilities stay as they are.
     """
 
     image: npt.NDArray[np.uint8]
     probabilities: npt.NDArray[np.float32]
     names: tuple[str, ...]
     threshold: float
+    scores: tuple[float, ...]
+
+    @property
+    def score(self) -> float:
+        """In [0, 1], the highest of `scores`."""
+        return max(self.scores)
+
+    @property
+    def founds(self) -> tuple[bool, ...]:
+        """Whether each of the N classes is in the image."""
+        return tuple(score >= LEAST_SCORE for score in self.scores)
+
+    @property
+    def found(self) -> bool:
+        """Whether any of the classes is in the image: else the mask is empty."""
+        return any(self.founds)
 
     @property
     def probability(self) -> npt.NDArray[np.float32]:
@@ -74,14 +97,18 @@ class Segmentation:
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
-        """bool [H, W]: where any support's class is."""
-        return self.probability >= self.threshold
+        """bool [H, W]: where any support's class is, of those that were found."""
+        inside = np.zeros(self.probabilities.shape[1:], np.bool_)
+        for place in self._places():
+            inside |= self.probabilities[place] >= self.threshold
+        return inside
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
         """int64 [H, W]: 0 is background, i the class `names[i - 1]`.
 
-        The class of the highest probability, where that passes the threshold.
+        Of the classes that were found, that of the highest probability, where that passes the
+        threshold.
         """
         return self.compact_labels().astype(np.int64)
 
@@ -89,12 +116,22 @@ class Segmentation:
         """`labels` in the smallest unsigned type, which large images need: [H, W]."""
         kind = np.min_scalar_type(len(self.names))
         labels = np.zeros(self.probabilities.shape[1:], kind)
+        places = self._places()
+        if not places:
+            return labels
+        numbers = np.array(places, kind) + kind.type(1)
         step = max(_BAND // max(labels.shape[1], 1), 1)
         for top in range(0, len(labels), step):
             band = self.probabilities[:, top : top + step]
-            found = band.argmax(0).astype(kind) + kind.type(1)
+            if len(places) < len(band):
+                band = band[places]
+            found = numbers[band.argmax(0)]
             np.copyto(labels[top : top + step], found, where=band.max(0) >= self.threshold)
         return labels
+
+    def _places(self) -> list[int]:
+        """Of the classes that were found."""
+        return [place for place, found in enumerate(self.founds) if found]
 
     def overlay(self) -> Image.Image:
         """The query with the classes drawn over it."""
@@ -137,10 +174,26 @@ class Segmenter(Identified):
     def decode(self, query: Features, support: SupportFeatures) -> Tensor:
         """Mask logits [B, 1, h', w'] of B queries at a resolution of the model's choice."""
 
+    def answer(self, query: Features, support: SupportFeatures) -> tuple[Tensor, Tensor | None]:
+        """`decode`, and [B] in [0, 1]: how likely it is that the queries show the object at all.
+
+        None where the model has nothing to say of that beyond its logits.
+        """
+        return self.decode(query, support), None
+
     def finite_logits(
         self, query: Features, support: SupportFeatures, name: str = "foreground"
     ) -> Tensor:
         """`decode`, for everything that makes masks of logits: NaN would become an empty mask.
+
+        Args and errors are those of `finite_answer`.
+        """
+        return self.finite_answer(query, support, name)[0]
+
+    def finite_answer(
+        self, query: Features, support: SupportFeatures, name: str = "foreground"
+    ) -> tuple[Tensor, Tensor | None]:
+        """`answer`, of finite logits.
 
         Args:
             query: B queries.
@@ -151,9 +204,9 @@ class Segmenter(Identified):
             DataError: logits, or the model's weights, are not finite; names the cause.
         """
         self._check_weights()
-        logits = self.decode(query, support)
+        logits, presence = self.answer(query, support)
         if logits.isfinite().all():
-            return logits
+            return logits, presence
         prototypes = [support.foreground, support.background]
         shots = [tokens for shot in support.shots for tokens in (shot.correlation, shot.mask)]
         fit = [] if support.fit is None else support.fit.tensors()
@@ -404,9 +457,11 @@ class Segmenter(Identified):
         if not quality:
             return support
         found = self._quality(features, flags, [1] if single else range(len(flags)))
-        if found is not None and found < LEAST_QUALITY:
-            warnings.warn(f"the support {doubt(found)}", SupportWarning, stacklevel=3)
-        return replace(support, quality=found)
+        support = replace(support, quality=found)
+        words = doubt(support)
+        if words is not None:
+            warnings.warn(f"the support {words}", SupportWarning, stacklevel=3)
+        return support
 
     @torch.inference_mode()
     def encode_objects(self, image: ImageLike, masks: Mapping[str, MaskLike]) -> dict[str, Support]:
@@ -540,35 +595,40 @@ class Segmenter(Identified):
         for name, encoded in supports.items():
             self._check_content(name, encoded)
         if tiles:
-            maps = [self._probabilities_tiled(array, supports) for array in arrays]
+            found = [self._probabilities_tiled(array, supports) for array in arrays]
         else:
-            maps = []
+            found = []
             for start in range(0, len(arrays), _BATCH):
-                maps += self._probabilities(arrays[start : start + _BATCH], supports)
+                found += self._probabilities(arrays[start : start + _BATCH], supports)
         results = [
-            Segmentation(array, m.cpu().numpy(), tuple(named), threshold)
-            for array, m in zip(arrays, maps, strict=True)
+            Segmentation(array, maps.cpu().numpy(), tuple(named), threshold, tuple(scores.tolist()))
+            for array, (maps, scores) in zip(arrays, found, strict=True)
         ]
         return results if isinstance(query, list | tuple) else results[0]
 
     def _probabilities(
         self, arrays: Sequence[npt.NDArray[np.uint8]], supports: Mapping[str, Support]
-    ) -> list[Tensor]:
-        """One map [N, H, W] per image, at its own size."""
-        maps = []
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Per image the maps [N, H, W], at its own size, and the scores [N]."""
+        found = []
         for array, features in zip(
             arrays, self.encode_list([self._prepare(a) for a in arrays]), strict=True
         ):
-            logits = torch.cat(
-                [self.finite_logits(features, s.features(1), n)[0] for n, s in supports.items()]
-            )
+            answers = [self.finite_answer(features, s.features(1), n) for n, s in supports.items()]
+            logits = torch.cat([logits[0] for logits, _ in answers])
             size = (array.shape[0], array.shape[1])
-            maps.append(pixels.resize_back(logits.float(), size).sigmoid_())
-        return maps
+            maps = pixels.resize_back(logits.float(), size).sigmoid_()
+            scores = [
+                _clearest(coarse) if presence is None else presence[0].float()
+                for coarse, presence in answers
+            ]
+            found.append((maps, torch.stack(scores)))
+        return found
 
     def _probabilities_tiled(
         self, array: npt.NDArray[np.uint8], supports: Mapping[str, Support]
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """The blended maps, and the scores of the tile that shows each class best."""
         sizes = [size for s in supports.values() for size in s.image_sizes]
         height, width = (int(np.median([size[i] for size in sizes])) for i in (0, 1))
         boxes = tiling.tile_boxes((array.shape[0], array.shape[1]), (height, width))
@@ -579,10 +639,11 @@ class Segmenter(Identified):
                 "support images, or no tiles"
             )
         crops = [array[box.rows, box.columns] for box in boxes]
-        maps = []
+        found = []
         for start in range(0, len(crops), _BATCH):
-            maps += self._probabilities(crops[start : start + _BATCH], supports)
-        return tiling.blend(maps, boxes, (array.shape[0], array.shape[1]))
+            found += self._probabilities(crops[start : start + _BATCH], supports)
+        maps = tiling.blend([m for m, _ in found], boxes, (array.shape[0], array.shape[1]))
+        return maps, torch.stack([scores for _, scores in found]).amax(0)
 
     def _prepare(self, array: npt.NDArray[np.uint8]) -> Tensor:
         """uint8 [H, W, 3] -> [3, h, w] in [0, 1] at the model's size."""
@@ -627,9 +688,18 @@ class Segmenter(Identified):
             )
 
 
-def doubt(quality: float) -> str:
-    """What to say of a support whose quality is below `LEAST_QUALITY`, after its name."""
-    return f"finds itself with an IoU of {quality:.2f} only: {ADVICE}"
+def _clearest(logits: Tensor) -> Tensor:
+    """Mean probability of the clearest pixels of one map of logits, a scalar in [0, 1]."""
+    flat = logits.float().flatten()
+    return flat.topk(max(round(_CLEAREST * len(flat)), 1)).values.sigmoid().mean()
+
+
+def doubt(support: Support) -> str | None:
+    """What to say of a support of low quality, after its name; of others None."""
+    least = LEAST_QUALITY if support.shots == 1 else LEAST_QUALITY_OF_SEVERAL
+    if support.quality is None or support.quality >= least:
+        return None
+    return f"finds itself with an IoU of {support.quality:.2f} only: {ADVICE}"
 
 
 def _grid(features: Features) -> tuple[int, int]:

@@ -24,6 +24,8 @@ _PLATEAU = 0.95  # of the best IoU: thresholds that do as well
 _ROUNDS = 5  # of expectation and maximisation
 _TRUST = 0.025  # in the support's levels, as a share of the query's tokens
 _SPREAD = 0.05  # least standard deviation of scores
+_TOP = 4  # tokens by which a query is said to show the object
+_EVEN, _STEEP = 0.4, 2.0  # mean of their scores at which that is as likely as not; its slope
 _TINY = 1e-6
 
 
@@ -83,12 +85,16 @@ class TrainingFree:
         return TokenFit.cat([self._fit(row, places) for row in rows])
 
     @torch.no_grad()
-    def score(self, query: Features, support: SupportFeatures) -> Tensor:
-        """Scores of the queries' tokens: [B, 1, h, w], positive where the object is likely.
+    def score(self, query: Features, support: SupportFeatures) -> tuple[Tensor, Tensor]:
+        """Where the object is likely, and how likely it is that the queries show it at all.
 
         Args:
             query: B queries.
             support: with the `fit` of this object.
+
+        Returns:
+            Scores of the queries' tokens [B, 1, h, w], positive where the object is likely; and
+            [B] in [0, 1], by the mean of the best tokens' scores before the cut.
         """
         fit = support.fit
         assert fit is not None
@@ -99,7 +105,8 @@ class TrainingFree:
                 shots = (*support.shots, *support.views)
                 score = score + self.matches * self._matches(tokens, shots, fit)
             cut = _adapted(score.flatten(1), fit) if self.adapt else fit.levels[:, 0]
-            return (score - cut[:, None, None])[:, None]
+            best = score.flatten(1).topk(min(_TOP, score[0].numel())).values.mean(1)
+            return (score - cut[:, None, None])[:, None], ((best - _EVEN) * _STEEP).sigmoid()
 
     def _fit(self, shots: Sequence[Shot], places: Sequence[Tensor]) -> TokenFit:
         """Of one episode, whose shots have B = 1."""

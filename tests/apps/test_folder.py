@@ -259,7 +259,18 @@ def test_outcome_as_json_has_paths_that_exist(model, support, queries, tmp_path,
     assert len(data["queries"]) == 11
     for row in data["queries"]:
         assert all(os.path.isfile(row[kind]) for kind in ("query", "mask", "overlay"))
-        assert set(row) == {"query", "mask", "overlay", "foreground", "classes", "seconds"}
+        assert 0 <= row["scores"]["foreground"] <= 1
+        assert row["found"] == {"foreground": row["scores"]["foreground"] >= 0.1}
+        assert set(row) == {
+            "query",
+            "mask",
+            "overlay",
+            "foreground",
+            "classes",
+            "scores",
+            "found",
+            "seconds",
+        }
 
 
 # ------------------------------------------------------------------------- damage and hard edges

@@ -11,7 +11,7 @@ from PIL import Image
 from fsdino.apps import supports
 from fsdino.apps.supports import SupportFiles
 from fsdino.errors import UsageError
-from fsdino.models.segmenter import LEAST_QUALITY
+from fsdino.models.segmenter import LEAST_QUALITY, LEAST_QUALITY_OF_SEVERAL
 from fsdino.models.supports import Support
 from tiny_models import box_mask, picture, tiny_model
 
@@ -106,6 +106,9 @@ def test_quality_in_a_line():
         "support 'cat' finds itself with an IoU of 0.13 only: "
     )
     assert supports.warning("cat", good) is None
+    two = tiny_model().encode_support([picture(60, 80)] * 2, [box_mask(60, 80)] * 2)
+    assert supports.warning("cat", replace(two, quality=LEAST_QUALITY_OF_SEVERAL)) is None
+    assert supports.warning("cat", replace(two, quality=0.49)) is not None
 
 
 def test_saving_is_checked_before_the_work():

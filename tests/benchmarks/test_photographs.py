@@ -368,9 +368,8 @@ def test_everything_is_foreground() -> None:
     assert found == pytest.approx(100 * 30 * 40 / (50 * WIDTH))
 
 
-def test_what_a_model_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_model_says_of_itself() -> None:
     """The support's quality, and a score for queries with the object and for those without."""
-    monkeypatch.setattr(photo_methods, "EXPLAINS", True, raising=False)
 
     class Model:
         def encode_support(self, images: Any, masks: Any, *, quality: bool = False) -> Any:

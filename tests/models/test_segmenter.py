@@ -45,15 +45,15 @@ def encoded_images(model: FSDINO) -> list[int]:
 # ---------------------------------------------------------------------------- Segmentation
 
 
-def two_classes() -> Segmentation:
+def two_classes(*scores: float) -> Segmentation:
     """Two maps of 2 x 2 pixels."""
     probabilities = np.array([[[0.9, 0.2], [0.6, 0.5]], [[0.8, 0.3], [0.7, 0.1]]], np.float32)
-    return Segmentation(picture(2, 2), probabilities, ("cat", "dog"), threshold=0.5)
+    return Segmentation(picture(2, 2), probabilities, ("cat", "dog"), 0.5, scores)
 
 
 def test_segmentation_by_hand() -> None:
     """The class of the highest probability where that passes the threshold, else background."""
-    result = two_classes()
+    result = two_classes(0.9, 0.8)
     np.testing.assert_array_equal(result.probability, np.float32([[0.9, 0.3], [0.7, 0.5]]))
     np.testing.assert_array_equal(result.mask, [[True, False], [True, True]])
     np.testing.assert_array_equal(result.labels, [[1, 0], [2, 1]])
@@ -61,9 +61,56 @@ def test_segmentation_by_hand() -> None:
     assert result.probability.dtype == np.float32
 
 
+@pytest.mark.parametrize(
+    ("scores", "found", "mask", "labels"),
+    [
+        ((0.1, 0.7), (True, True), [[1, 0], [1, 1]], [[1, 0], [2, 1]]),
+        ((0.09, 0.7), (False, True), [[1, 0], [1, 0]], [[2, 0], [2, 0]]),
+        ((0.7, 0.0), (True, False), [[1, 0], [1, 1]], [[1, 0], [1, 1]]),
+        ((0.0, 0.0), (False, False), [[0, 0], [0, 0]], [[0, 0], [0, 0]]),
+    ],
+)
+def test_a_class_that_is_not_found_has_no_pixel(
+    scores: tuple[float, float], found: tuple[bool, bool], mask: list[Any], labels: list[Any]
+) -> None:
+    """Below 0.1; another class may take its pixels, and the probability stays as it is."""
+    result = two_classes(*scores)
+    assert (result.scores, result.score) == (scores, max(scores))
+    assert (result.founds, result.found) == (found, any(found))
+    np.testing.assert_array_equal(result.mask, np.array(mask, bool))
+    np.testing.assert_array_equal(result.labels, labels)
+    np.testing.assert_array_equal(result.probability, np.float32([[0.9, 0.3], [0.7, 0.5]]))
+
+
+def test_score_of_a_model_without_its_own_is_that_of_the_clearest_pixels() -> None:
+    """The mean probability of the highest 0.5 % of the logits, at least one of them."""
+    many = torch.full((1, 1, 20, 20), -9.0)
+    many[0, 0, 3, 4:6] = torch.tensor([0.0, np.log(3)])  # 1/2 and 3/4
+    assert float(segmenter._clearest(many)) == pytest.approx(0.625)
+    assert float(segmenter._clearest(torch.zeros(1, 1, 2, 2))) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("variant", ["full", "training_free"])
+def test_scores_stand_in_the_order_of_the_names_and_the_best_tile_decides(variant: str) -> None:
+    model = tiny_model(variant=variant)
+    query = picture(90, 120)
+    names = ("cat", "dog")
+    supports = {
+        name: model.encode_support(picture(60, 80, seed), box_mask(60, 80))
+        for seed, name in enumerate(names)
+    }
+    alone = [model.segment(query, supports[name]).score for name in names]
+    assert model.segment(query, supports).scores == pytest.approx(alone, abs=1e-5)
+    crops = [query[top : top + 60, left : left + 80] for top in (0, 30) for left in (0, 40)]
+    found = [result.scores for result in model.segment(crops, supports)]
+    tiles = model.segment(query, supports, tiles=True).scores
+    assert tiles == pytest.approx(np.max(found, 0), abs=1e-5)
+    assert alone[0] != alone[1] and all(0 <= score <= 1 for score in (*alone, *tiles))
+
+
 def test_overlay_is_a_picture_of_the_querys_size() -> None:
     """Background pixels stay as they were."""
-    overlay = two_classes().overlay()
+    overlay = two_classes(0.9, 0.8).overlay()
     assert isinstance(overlay, Image.Image)
     assert overlay.size == (2, 2)
     assert tuple(np.asarray(overlay)[0, 1]) == tuple(picture(2, 2)[0, 1])
@@ -652,7 +699,7 @@ def test_compact_labels(names: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segmenter, "_BAND", 20)
     random = np.random.default_rng(0)
     maps = random.random((names, 7, 9), dtype=np.float32)
-    result = Segmentation(picture(7, 9), maps, tuple(map(str, range(names))), 0.7)
+    result = Segmentation(picture(7, 9), maps, tuple(map(str, range(names))), 0.7, (1.0,) * names)
     expected = np.where(maps.max(0) >= 0.7, maps.argmax(0) + 1, 0)
     assert np.array_equal(result.labels, expected)
     assert np.array_equal(result.compact_labels(), expected)

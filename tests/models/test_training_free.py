@@ -137,13 +137,26 @@ def matches_by_hand(query: np.ndarray, support: list[np.ndarray], sides: list[np
     return total / LAYERS
 
 
+def test_presence_is_that_of_the_four_best_tokens_before_the_cut() -> None:
+    """1 / (1 + exp(2 (0.4 - mean))), whatever the query's own tokens do to the cut."""
+    query, support = random_case(1)
+    score = plain()
+    fit = score.fit(support)
+    tokens, presence = replace(score, adapt=False).score(query, as_support(support, fit))
+    before = (tokens[:, 0].flatten(1) + fit.levels[:, :1]).double().numpy()
+    for b in range(2):
+        mean = np.sort(before[b])[-4:].mean()
+        assert float(presence[b]) == pytest.approx(1 / (1 + np.exp(2 * (0.4 - mean))), abs=1e-5)
+    torch.testing.assert_close(score.score(query, as_support(support, fit))[1], presence)
+
+
 def test_score_written_out() -> None:
     """The classifier plus twice the matches, over shots and views together, against loops."""
     query, support = random_case(2)
     view = random_case(1, seed=5)[1][0]
     score = plain(adapt=False)
     fit = score.fit([*support, view])
-    found = score.score(query, as_support(support, fit, (view,)))
+    found = score.score(query, as_support(support, fit, (view,)))[0]
     for b in range(2):
         mean, scale = fit.mean[b].double().numpy(), fit.scale[b].double().numpy()
         tokens, share = tokens_of([*support, view], b)
@@ -175,8 +188,8 @@ def test_adaptation_written_out() -> None:
     query, support = random_case(1, seed=2)
     score = plain()
     fit = score.fit(support)
-    raw = replace(score, adapt=False).score(query, as_support(support, fit))
-    found = score.score(query, as_support(support, fit))
+    raw = replace(score, adapt=False).score(query, as_support(support, fit))[0]
+    found = score.score(query, as_support(support, fit))[0]
     for b in range(2):
         cut, upper, lower, upper_spread, lower_spread, share = fit.levels[b].double().tolist()
         s = raw[b].double().numpy().ravel() + cut
@@ -200,8 +213,8 @@ def test_what_all_tokens_share_is_no_evidence() -> None:
     score = plain()
     shifted = [Shot(s.correlation + common, s.mask) for s in support]
     moved = Features(query.shallow, query.last, query.correlation + common)
-    before = score.score(query, as_support(support, score.fit(support)))
-    after = score.score(moved, as_support(shifted, score.fit(shifted)))
+    before = score.score(query, as_support(support, score.fit(support)))[0]
+    after = score.score(moved, as_support(shifted, score.fit(shifted)))[0]
     torch.testing.assert_close(after, before, atol=2e-3, rtol=0)
 
 
@@ -209,20 +222,20 @@ def test_channels_of_zeros_change_nothing() -> None:
     """Layers that are padded to the widest score as they do alone."""
     query, support = random_case(1)
     score = plain()
-    before = score.score(query, as_support(support, score.fit(support)))
+    before = score.score(query, as_support(support, score.fit(support)))[0]
     wide = Features(query.shallow, query.last, F.pad(query.correlation, (0, 0, 0, 0, 0, 4)))
     padded = [Shot(F.pad(s.correlation, (0, 0, 0, 0, 0, 4)), s.mask) for s in support]
-    after = score.score(wide, as_support(padded, score.fit(padded)))
+    after = score.score(wide, as_support(padded, score.fit(padded)))[0]
     torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
 
 
 def test_episodes_of_a_batch_do_not_mix() -> None:
     query, support = random_case(2)
     score = plain()
-    both = score.score(query, as_support(support, score.fit(support)))
+    both = score.score(query, as_support(support, score.fit(support)))[0]
     for b in range(2):
         one = [Shot(s.correlation[b : b + 1], s.mask[b : b + 1]) for s in support]
-        alone = score.score(query[b : b + 1], as_support(one, score.fit(one)))
+        alone = score.score(query[b : b + 1], as_support(one, score.fit(one)))[0]
         torch.testing.assert_close(alone[0], both[b], atol=1e-5, rtol=1e-5)
 
 
@@ -235,7 +248,7 @@ def test_support_with_one_side_only(share: float, shots: int) -> None:
     only = [Shot(s.correlation, torch.full_like(s.mask, share)) for s in support]
     fit = score.fit(only)
     assert all(bool(t.isfinite().all()) for t in fit.tensors())
-    assert bool(score.score(query, as_support(only, fit)).isfinite().all())
+    assert bool(score.score(query, as_support(only, fit))[0].isfinite().all())
 
 
 def test_support_whose_tokens_are_all_alike() -> None:
@@ -243,7 +256,7 @@ def test_support_whose_tokens_are_all_alike() -> None:
     query, support = random_case(1)
     score = plain()
     same = [Shot(torch.ones_like(s.correlation), s.mask) for s in support]
-    assert bool(score.score(query, as_support(same, score.fit(same))).isfinite().all())
+    assert bool(score.score(query, as_support(same, score.fit(same)))[0].isfinite().all())
 
 
 def test_the_object_scores_above_the_rest() -> None:
@@ -254,7 +267,7 @@ def test_the_object_scores_above_the_rest() -> None:
     query = Features(tokens, tokens, tokens[:, None])
     score = TrainingFree((16,))
     support = [Shot(tokens[:, None], mask)]
-    found = score.score(query, as_support(support, score.fit(support)))[0, 0]
+    found = score.score(query, as_support(support, score.fit(support)))[0][0, 0]
     assert found[mask[0] == 1].min() > found[mask[0] == 0].max()
 
 
@@ -264,12 +277,12 @@ def test_half_precision_scores_are_float32() -> None:
     score = plain()
     half = Features(*(x.to(torch.bfloat16) for x in (query.shallow, query.last, query.correlation)))
     shots = [Shot(s.correlation.to(torch.bfloat16), s.mask) for s in support]
-    found = score.score(half, as_support(shots, score.fit(shots)))
+    found = score.score(half, as_support(shots, score.fit(shots)))[0]
     assert found.dtype == torch.float32
-    exact = score.score(query, as_support(support, score.fit(support)))
+    exact = score.score(query, as_support(support, score.fit(support)))[0]
     assert (found - exact).abs().max() < 0.05
     with torch.autocast("cpu", torch.bfloat16):
-        again: Tensor = score.score(query, as_support(support, score.fit(support)))
+        again: Tensor = score.score(query, as_support(support, score.fit(support)))[0]
     assert torch.equal(again, exact)
     prototypes = prototype_score(
         half, SupportFeatures(torch.ones(2, CHANNELS), -torch.ones(2, CHANNELS), [])
