@@ -9,6 +9,7 @@ from torch import nn
 
 from fsdino.models.config import ModelConfig
 from fsdino.models.encoders import PyramidEncoder, create
+from tiny_models import tiny_config
 
 # Per family: a name in timm, and what makes it small.
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -27,20 +28,8 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 def pyramid_config(family: str, **changes: Any) -> ModelConfig:
     """A pipeline on one of them, at 64 pixels: 4 x 4 tokens."""
     name, arguments = NETWORKS[family]
-    settings: dict[str, Any] = {
-        "encoder": name,
-        "encoder_args": arguments,
-        "image_size": 64,
-        "adapter_layer": 2,
-        "correlation_channels": (4, 8),
-        "width": 16,
-        "adapter_width": 8,
-        "adapter_heads": 2,
-        "decoder_heads": 2,
-        "decoder_mlp": 32,
-        "prompt_hidden": 8,
-    }
-    return ModelConfig(**{**settings, **changes})
+    own = {"encoder": name, "encoder_args": arguments, "image_size": 64}
+    return tiny_config(**{**own, **changes})
 
 
 def pyramid(family: str, seed: int = 0, **changes: Any) -> PyramidEncoder:
