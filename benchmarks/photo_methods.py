@@ -207,10 +207,26 @@ def _match(query: Features, shot: Shot) -> tuple[Tensor, Tensor]:
 
 
 def free_without(changes: dict[str, Any], model: Segmenter) -> Segmenter:
-    """The training-free model on a model's encoder, with its score changed."""
+    """The training-free model on a model's encoder, with its score changed.
+
+    Whether the object is there is not asked: a part less changes what scores mean.
+    """
     free = zoo.training_free(model)
     assert free.score is not None
     free.score = dataclasses.replace(free.score, **changes)
+    free.answer = lambda query, support: (free.decode(query, support), None)
+    return free
+
+
+def unrefined(model: Segmenter) -> Segmenter:
+    """The training-free model on a model's encoder, with masks of plainly resized scores."""
+    free = zoo.training_free(model)
+    assert free.score is not None
+
+    def decode(query: Features, support: SupportFeatures, score: Tensor | None = None) -> Tensor:
+        return (free.score.score(query, support)[0] if score is None else score) / TEMPERATURE
+
+    free.decode = decode
     return free
 
 
@@ -221,6 +237,7 @@ _PARTS: dict[str, dict[str, Any]] = {
     "held-out threshold": {"held_out": False},
     "adaptation": {"adapt": False},
     "leaving borders out": {"border": 0.5},
+    "the query's classifier": {"own": 0.0},
 }
 
 ABLATIONS: dict[str, Callable[[Segmenter], Segmenter]] = {  # row: the model, of the one asked about
@@ -229,6 +246,7 @@ ABLATIONS: dict[str, Callable[[Segmenter], Segmenter]] = {  # row: the model, of
     )
     for part in ("prototypes", "matches", "votes")
 } | {f"{FREE} without {part}": partial(free_without, changes) for part, changes in _PARTS.items()}
+ABLATIONS[f"{FREE} without refinement"] = unrefined
 
 
 def methods(model: Segmenter, name: str, *, ablate: bool = False) -> list[Method]:
@@ -276,7 +294,7 @@ def remember(encoder: nn.Module, most_bytes: int = REMEMBERED) -> None:
 
 
 def _bytes(features: Features) -> int:
-    return sum(t.nbytes for t in (features.shallow, features.last, features.correlation))
+    return sum(tensor.nbytes for tensor in features.tensors())
 
 
 def label(model: str) -> str:

@@ -128,7 +128,7 @@ def predictor(model: Segmenter, fusion: Fusion = "joint") -> Predictor:
 
 def _suspects(features: Mapping[str, Features], questions: Questions) -> str:
     """Images whose features are not finite; where all are, the batch's queries."""
-    bad = [name for name, found in features.items() if not all(_finite(t) for t in _parts(found))]
+    bad = [name for name, found in features.items() if not all(map(_finite, found.tensors()))]
     names = bad or [key.query for key in questions.keys]
     return ", ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
 
@@ -137,9 +137,5 @@ def _finite(tensor: Tensor) -> bool:
     return bool(tensor.isfinite().all())
 
 
-def _parts(features: Features) -> tuple[Tensor, Tensor, Tensor]:
-    return features.shallow, features.last, features.correlation
-
-
 def _bytes(features: Features) -> int:
-    return sum(t.numel() * t.element_size() for t in _parts(features))
+    return sum(t.numel() * t.element_size() for t in features.tensors())

@@ -19,7 +19,7 @@ from fsdino.evaluation.metrics import VideoScores
 from fsdino.files import make_folder, read_object, write_json
 from fsdino.images import palette, write_png
 from fsdino.models.segmenter import Segmentation, Segmenter
-from fsdino.models.supports import Support
+from fsdino.models.supports import Shot, Support
 from fsdino.processes import Processes
 
 _REMEDY = "pass another --out, or --overwrite"
@@ -98,7 +98,7 @@ def segment_video(
     yield 0, truth
     for index in range(1, len(video)):
         image = video.frame(index)
-        supports = {name: _joined([first[name], *_of(recent, name)]) for name in numbers}
+        supports = {name: _joined(model, [first[name], *_of(recent, name)]) for name in numbers}
         found = model.segment(image, supports, threshold=settings.threshold)
         labels = _labels(found, numbers)
         yield index, labels
@@ -173,8 +173,15 @@ def _of(memory: Sequence[Mapping[str, Support]], name: str) -> list[Support]:
     return [supports[name] for supports in memory if name in supports]
 
 
-def _joined(supports: Sequence[Support]) -> Support:
-    """The shots of several supports as one."""
+def _joined(model: Segmenter, supports: Sequence[Support]) -> Support:
+    """The shots of several supports as one; what the model fits to them, it fits anew."""
+    if len(supports) == 1:
+        return supports[0]
+    shots = [
+        Shot(tokens[None], mask[None])
+        for support in supports
+        for tokens, mask in zip(support.correlation, support.masks, strict=True)
+    ]
     return replace(
         supports[0],
         foreground=torch.cat([s.foreground for s in supports]),
@@ -182,6 +189,7 @@ def _joined(supports: Sequence[Support]) -> Support:
         correlation=tuple(c for s in supports for c in s.correlation),
         masks=tuple(m for s in supports for m in s.masks),
         image_sizes=tuple(size for s in supports for size in s.image_sizes),
+        fit=model.fit(shots),
     )
 
 

@@ -194,7 +194,8 @@ class ModelConfig:
         threshold: probability from which a pixel belongs to the mask.
         matcher: how "training_free" finds the mask: "correspondence" or "prototype".
         match_temperature, match_bias: calibrate the training-free score s:
-            probability = sigmoid((s - match_bias) / match_temperature).
+            probability = sigmoid((s - match_bias) / match_temperature). The correspondence score
+            is clipped to 0.5 on both sides of the bias, see `fsdino.models.refinement`.
 
     Raises:
         UsageError: an invalid value; the message names it.

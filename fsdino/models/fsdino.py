@@ -15,6 +15,7 @@ from fsdino.models.decoder import MaskDecoder
 from fsdino.models.encoders import Encoder, Features
 from fsdino.models.hypercorrelation import CorrelationPrior
 from fsdino.models.prompts import DensePrompt, VisualPrompt, cosine_map, dense_maps
+from fsdino.models.refinement import refine
 from fsdino.models.segmenter import Segmenter
 from fsdino.models.supports import Shot, SupportFeatures, TokenFit
 from fsdino.models.training_free import TrainingFree, prototype_score
@@ -104,7 +105,7 @@ class FSDINO(Segmenter):
     def decode(
         self, query: Features, support: SupportFeatures, score: Tensor | None = None
     ) -> Tensor:
-        """Logits of the queries' masks: [B, 1, 4h, 4w], or [B, 1, h, w] when training-free.
+        """Logits of the queries' masks: [B, 1, 4h, 4w], or [B, 1, h, w] by prototypes alone.
 
         Args:
             query: B queries.
@@ -113,9 +114,13 @@ class FSDINO(Segmenter):
         """
         if score is None and self.score is not None:
             score, _ = self.score.score(query, support)
+        found = None
+        if score is not None:
+            found = refine(score - self.config.match_bias, query.guide)
         if self.adapter is None:
-            found = prototype_score(query, support) if score is None else score
-            return (found - self.config.match_bias) / self.config.match_temperature
+            if found is None:
+                found = prototype_score(query, support) - self.config.match_bias
+            return found / self.config.match_temperature
         dtype = query.last.dtype
         maps = []
         if self.config.cosine_prompt:
@@ -131,7 +136,7 @@ class FSDINO(Segmenter):
         if self.visual_prompt is not None:
             sparse = self.visual_prompt(support.foreground.to(dtype))
         logits: Tensor = self.decoder(image, sparse, self.dense_prompt(torch.cat(maps, dim=1)))
-        if score is not None:
-            start = F.interpolate(score, logits.shape[-2:], mode="bilinear", align_corners=False)
+        if found is not None:
+            start = F.interpolate(found, logits.shape[-2:], mode="bilinear", align_corners=False)
             logits = self.gate * logits + start / self.config.match_temperature
         return logits

@@ -143,7 +143,28 @@ def correlate(
 ) -> Tensor:
     """`ops.correlation4d` that leaves out the zeros which narrower layers are padded with.
 
-    They change no cosine, but cost as much as other channels: layers of one width share a call.
+    Args:
+        query, support, weight, widths: see `correlations`.
+
+    Returns:
+        [B, L, Hq, Wq, Hs, Ws], in the memory order that the op leaves it in.
+    """
+    parts = correlations(query, support, weight, widths)
+    if len(parts) == 1:
+        return parts[0]
+    strides = parts[0].stride()
+    order = [0, 1, *sorted(range(2, 6), key=lambda dim: -strides[dim])]
+    joined = torch.cat([part.permute(order) for part in parts], dim=1)
+    return joined.permute([order.index(dim) for dim in range(6)])
+
+
+def correlations(
+    query: Tensor, support: Tensor, weight: Tensor, widths: Sequence[int] | None = None
+) -> list[Tensor]:
+    """`correlate` in parts of neighbouring layers of one width, which share a call.
+
+    The zeros that narrower layers are padded with change no cosine, but cost as much as other
+    channels.
 
     Args:
         query: [B, L, C, Hq, Wq].
@@ -152,23 +173,17 @@ def correlate(
         widths: channels of each layer that are not padding; None where none is.
 
     Returns:
-        [B, L, Hq, Wq, Hs, Ws], in the memory order that the op leaves it in.
+        Parts [B, l, Hq, Wq, Hs, Ws] whose l add up to L, in the memory order of the op.
     """
     if widths is None or set(widths) == {query.shape[2]}:
-        return ops.correlation4d(query, support, weight)
+        return [ops.correlation4d(query, support, weight)]
     parts, first = [], 0
     for width, layers in groupby(widths):
         last = first + len(list(layers))
-        parts.append(
-            ops.correlation4d(query[:, first:last, :width], support[:, first:last, :width], weight)
-        )
+        asked, shown = query[:, first:last, :width], support[:, first:last, :width]
+        parts.append(ops.correlation4d(asked, shown, weight))
         first = last
-    if len(parts) == 1:
-        return parts[0]
-    strides = parts[0].stride()
-    order = [0, 1, *sorted(range(2, 6), key=lambda dim: -strides[dim])]
-    joined = torch.cat([part.permute(order) for part in parts], dim=1)
-    return joined.permute([order.index(dim) for dim in range(6)])
+    return parts
 
 
 def masked_mean(tokens: Tensor, weight: Tensor) -> Tensor:

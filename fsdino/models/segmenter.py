@@ -503,7 +503,6 @@ class Segmenter(Identified):
             tuple((flag.shape[0], flag.shape[1]) for flag in flags),
             self.fingerprint(),
             self.fit([*shots, *further], places),
-            views=tuple(Shot(shot.correlation[0], shot.mask[0]) for shot in further),
         )
 
     def _quality(
@@ -707,7 +706,7 @@ def _grid(features: Features) -> tuple[int, int]:
 
 
 def _check_features(features: Features, what: str) -> None:
-    if not all(t.isfinite().all() for t in (features.shallow, features.last, features.correlation)):
+    if not all(tokens.isfinite().all() for tokens in features.tensors()):
         raise DataError(
             f"{what}: the encoder's output is not finite in {features.last.dtype}: use float32 or "
             "bfloat16, or a model with other weights, mean and std"

@@ -18,8 +18,9 @@ from torch import Tensor
 from fsdino.errors import CheckpointError, UsageError
 from fsdino.models.checkpoints import first_line, tensors_sha256, write_tensors
 
-_FORMAT = "fsdino-support-3"
-_WITHOUT_FIT = "fsdino-support-2"  # as 0.2 wrote it
+_FORMAT = "fsdino-support-4"
+# Of models without a fit, whose files have not changed since.
+_WITHOUT_FIT = ("fsdino-support-2", "fsdino-support-3")
 _UNHASHED = "fsdino-support-1"  # as versions before 0.2 wrote it
 _FIT = ("mean", "scale", "weight", "bias", "levels")
 _HASH = "sha256"
@@ -30,7 +31,10 @@ _SLACK = 1e-3  # what rounding may add to a share of 1
 
 @dataclass(frozen=True)
 class Shot:
-    """One annotated image as tokens: correlation [B, L, C, h, w] and mask [B, h, w] in [0, 1]."""
+    """One annotated image as tokens: correlation [B, L, C, h, w] and mask [B, h, w].
+
+    The mask is the share of foreground, in [0, 1]; in a `TokenFit` it tells sides.
+    """
 
     correlation: Tensor
     mask: Tensor
@@ -47,6 +51,8 @@ class TokenFit:
         bias: [B] its bias.
         levels: [B, 6] of the scores on the supports: the cut, means of foreground and background,
             their standard deviations, and the share of foreground.
+        shots: the supports and further views of them, their tokens standardised; masks are 1 on
+            the object, -1 beside it, 0 where that is ambiguous.
     """
 
     mean: Tensor
@@ -54,19 +60,27 @@ class TokenFit:
     weight: Tensor
     bias: Tensor
     levels: Tensor
+    shots: tuple[Shot, ...] = ()
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> TokenFit:
+        """What `tensors` returned, put together again."""
+        mean, scale, weight, bias, levels, *rest = tensors
+        return cls(mean, scale, weight, bias, levels, tuple(map(Shot, rest[::2], rest[1::2])))
 
     @classmethod
     def cat(cls, parts: Sequence[TokenFit]) -> TokenFit:
         """The episodes of all parts, in their order."""
-        return cls(*map(torch.cat, zip(*(part.tensors() for part in parts), strict=True)))
+        return cls.of([*map(torch.cat, zip(*(part.tensors() for part in parts), strict=True))])
 
     def tensors(self) -> list[Tensor]:
-        """All of them, in the order of the fields."""
-        return [self.mean, self.scale, self.weight, self.bias, self.levels]
+        """All of them, in the order of the fields; of each shot, tokens and mask."""
+        own = [self.mean, self.scale, self.weight, self.bias, self.levels]
+        return own + [tensor for shot in self.shots for tensor in (shot.correlation, shot.mask)]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> TokenFit:
         """The same with every tensor changed."""
-        return TokenFit(*map(change, self.tensors()))
+        return self.of([*map(change, self.tensors())])
 
 
 @dataclass(frozen=True)
@@ -78,14 +92,12 @@ class SupportFeatures:
         background: [B, C] likewise.
         shots: one per annotated image; their grids may differ.
         fit: for models with a training-free score, else None.
-        views: further views of the shots, for that score alone.
     """
 
     foreground: Tensor
     background: Tensor
     shots: Sequence[Shot]
     fit: TokenFit | None = None
-    views: Sequence[Shot] = ()
 
 
 @dataclass(frozen=True)
@@ -104,8 +116,6 @@ class Support:
         fit: for models with a training-free score, with B = 1; else None.
         quality: how well the support finds itself, a mean IoU in [0, 1]; None where it was not
             asked for.
-        views: further views of the images, for the training-free score alone: each the tokens
-            [L, C, h, w] and the mask [h, w].
     """
 
     foreground: Tensor
@@ -116,7 +126,6 @@ class Support:
     model_fingerprint: str
     fit: TokenFit | None = None
     quality: float | None = None
-    views: tuple[Shot, ...] = ()
 
     @property
     def shots(self) -> int:
@@ -132,9 +141,6 @@ class Support:
             correlation=tuple(t.to(device, dtype) for t in self.correlation),
             masks=tuple(t.to(device) for t in self.masks),
             fit=None if self.fit is None else self.fit.map(lambda t: t.to(device)),
-            views=tuple(
-                Shot(v.correlation.to(device, dtype), v.mask.to(device)) for v in self.views
-            ),
         )
 
     def features(self, batch: int) -> SupportFeatures:
@@ -148,14 +154,12 @@ class Support:
             spread(self.background.mean(0)),
             [Shot(spread(c), spread(m)) for c, m in zip(self.correlation, self.masks, strict=True)],
             None if self.fit is None else self.fit.map(lambda t: t.expand(batch, *t.shape[1:])),
-            [Shot(spread(v.correlation), spread(v.mask)) for v in self.views],
         )
 
     def tensors(self) -> list[Tensor]:
         """All tensors: prototypes, tokens, masks and what was fitted to them."""
         fit = [] if self.fit is None else self.fit.tensors()
-        views = [tensor for view in self.views for tensor in (view.correlation, view.mask)]
-        return [self.foreground, self.background, *self.correlation, *self.masks, *fit, *views]
+        return [self.foreground, self.background, *self.correlation, *self.masks, *fit]
 
     def problem(self) -> str | None:
         """Why no model can use it: parts that do not fit together, values that encode nothing.
@@ -176,9 +180,8 @@ class Support:
             tensors[f"correlation.{k}"] = self.correlation[k]
             tensors[f"masks.{k}"] = self.masks[k]
         if self.fit is not None:
-            tensors |= {f"fit.{n}": t for n, t in zip(_FIT, self.fit.tensors(), strict=True)}
-        for k, view in enumerate(self.views):
-            tensors |= {f"views.{k}.correlation": view.correlation, f"views.{k}.mask": view.mask}
+            names = _fit_names(len(self.fit.shots))
+            tensors |= dict(zip(names, self.fit.tensors(), strict=True))
         metadata = {
             "format": _FORMAT,
             "model_fingerprint": self.model_fingerprint,
@@ -202,7 +205,7 @@ class Support:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") not in (_FORMAT, _WITHOUT_FIT, _UNHASHED):
+                if metadata.get("format") not in (_FORMAT, *_WITHOUT_FIT, _UNHASHED):
                     raise CheckpointError(
                         f"support {path} was not written by Support.save, or by a newer version: "
                         "encode the support again"
@@ -256,11 +259,9 @@ def _from_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> S
     names |= {f"{part}.{k}" for part in ("correlation", "masks") for k in shots}
     fit = None
     if any(name.startswith("fit.") for name in tensors):
-        names |= {f"fit.{part}" for part in _FIT}
-        fit = TokenFit(*(tensors[f"fit.{part}"] for part in _FIT))
-    count = sum(name.startswith("views.") for name in tensors) // 2
-    views = [(f"views.{k}.correlation", f"views.{k}.mask") for k in range(count)]
-    names |= {name for pair in views for name in pair}
+        fitted = _fit_names(sum(name.startswith("fit.sides.") for name in tensors))
+        names |= set(fitted)
+        fit = TokenFit.of([tensors[name] for name in fitted])
     if names != tensors.keys():
         different = ", ".join(sorted(names ^ tensors.keys())[:5])
         raise ValueError(f"tensors are missing or too many: {different}")
@@ -273,8 +274,13 @@ def _from_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> S
         metadata["model_fingerprint"],
         fit,
         float(metadata["quality"]) if "quality" in metadata else None,
-        tuple(Shot(tensors[tokens], tensors[mask]) for tokens, mask in views),
     )
+
+
+def _fit_names(shots: int) -> list[str]:
+    """What a file calls the tensors of a fit with that many shots, in their order."""
+    parts = [part for k in range(shots) for part in (f"tokens.{k}", f"sides.{k}")]
+    return [f"fit.{part}" for part in (*_FIT, *parts)]
 
 
 def _content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -303,7 +309,6 @@ def _shape_problem(support: Support) -> str | None:
         (f"shot {k + 1}", *part)
         for k, part in enumerate(zip(support.correlation, support.masks, strict=True))
     ]
-    parts += [(f"view {k + 1}", v.correlation, v.mask) for k, v in enumerate(support.views)]
     for name, tokens, mask in parts:
         expected = (*layers, support.foreground.shape[1], *mask.shape)
         if mask.ndim != 2 or tokens.ndim != 4 or tokens.shape != expected or tokens.numel() == 0:
@@ -315,20 +320,32 @@ def _shape_problem(support: Support) -> str | None:
             return f"{name} has tokens {list(tokens.shape)}, more than any model makes"
     if support.fit is not None:
         per_channel = (1, *support.fit.mean.shape[1:2], support.foreground.shape[1])
-        shapes = [tuple(t.shape) for t in support.fit.tensors()]
+        shapes = [tuple(t.shape) for t in support.fit.tensors()[: len(_FIT)]]
         if shapes != [per_channel] * 3 + [(1,), (1, 6)]:
             return f"what was fitted to its tokens has the shapes {shapes}"
+        if len(support.fit.shots) < shots:
+            return f"{len(support.fit.shots)} of its {shots} shots were fitted"
+        for k, shot in enumerate(support.fit.shots):
+            fits = shot.mask.ndim == 3 and 0 < shot.correlation.numel() <= _MOST_VALUES
+            if not fits or shot.correlation.shape != (*per_channel, *shot.mask.shape[1:]):
+                return (
+                    f"fitted shot {k + 1} has tokens {list(shot.correlation.shape)} and a mask "
+                    f"{list(shot.mask.shape)}"
+                )
     return None
 
 
 def _value_problem(support: Support) -> str | None:
     if not _all_finite(support.tensors()):
         return "it holds NaN or infinity"
-    masks = [*support.masks, *(view.mask for view in support.views)]
-    low = torch.stack([mask.amin() for mask in masks]).min()
-    high = torch.stack([mask.amax() for mask in masks])
+    low = torch.stack([mask.amin() for mask in support.masks]).min()
+    high = torch.stack([mask.amax() for mask in support.masks])
     if low < -_SLACK or high.max() > 1 + _SLACK:
         return "a mask leaves [0, 1]"
+    if support.fit is not None:
+        sides = torch.stack([shot.mask.abs().amax() for shot in support.fit.shots])
+        if sides.max() > 1:
+            return "a fitted shot has a mask that leaves [-1, 1]"
     return "a mask is empty" if high.min() <= 0 else None
 
 

@@ -3,19 +3,20 @@
 What concerns the supports is done once (`TrainingFree.fit`): their tokens are standardised, a
 ridge classifier in closed form tells the object's tokens from the others, and how well it does on
 parts of the supports that it was not fitted to sets the threshold. A query then costs one product
-with the classifier and one correlation with the supports (`TrainingFree.score`).
+with the classifier, one correlation with the supports, and a classifier of its own that is fitted
+to what these two say (`TrainingFree.score`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fsdino.models.encoders import Features
-from fsdino.models.hypercorrelation import correlate
+from fsdino.models.hypercorrelation import correlations
 from fsdino.models.prompts import cosine_map
 from fsdino.models.supports import Shot, SupportFeatures, TokenFit, positions
 
@@ -24,8 +25,12 @@ _PLATEAU = 0.95  # of the best IoU: thresholds that do as well
 _ROUNDS = 5  # of expectation and maximisation
 _TRUST = 0.025  # in the support's levels, as a share of the query's tokens
 _SPREAD = 0.05  # least standard deviation of scores
+_OWN_RIDGE = 1.0  # of the classifier fitted to a query
+_LEAST_CLEAR = 1.0  # clear tokens of a side, below which it weighs less than the other
+_SURE = 0.3  # score from which a query's token is all but certain
 _TOP = 4  # tokens by which a query is said to show the object
-_EVEN, _STEEP = 0.4, 2.0  # mean of their scores at which that is as likely as not; its slope
+# How far their mean lies above the support's background where that is as likely as not; its slope.
+_EVEN, _STEEP = 1.25, 7.0
 _TINY = 1e-6
 
 
@@ -45,8 +50,11 @@ class TrainingFree:
     A token's score is that of a ridge classifier on the standardised tokens of all correlation
     layers, plus `matches` times (best foreground match minus best background match), the mean over
     layers of cosines between standardised tokens. Standardising takes away what all tokens of the
-    supports share, which tells no class. The threshold is the one that segments held-out parts of
-    the supports best; each query moves it by the levels of its own tokens.
+    supports share, which tells no class; each layer's tokens then have one length. The threshold is
+    the one that segments held-out parts of the supports best; each query moves it by the levels of
+    its own tokens. What is above and below it is what a second classifier learns from, on the
+    query's tokens alone: the object looks more like itself in one image than in two (Fan et al.,
+    Self-Support Few-Shot Semantic Segmentation, ECCV 2022, with prototypes).
 
     Attributes:
         widths: channels of each correlation layer before zeros fill them up.
@@ -57,14 +65,16 @@ class TrainingFree:
         held_out: set the threshold by parts of the supports that the classifier has not seen;
             otherwise by all tokens.
         adapt: move the threshold by each query's own tokens.
+        own: share of the query's own classifier in its score; 0 leaves it out.
     """
 
     widths: tuple[int, ...]
     ridge: float = 0.2
-    matches: float = 2.0
+    matches: float = 1.0
     border: float = 0.2
     held_out: bool = True
     adapt: bool = True
+    own: float = 0.3
 
     @torch.no_grad()
     def fit(self, shots: Sequence[Shot], places: Sequence[Tensor] | None = None) -> TokenFit:
@@ -94,19 +104,23 @@ class TrainingFree:
 
         Returns:
             Scores of the queries' tokens [B, 1, h, w], positive where the object is likely; and
-            [B] in [0, 1], by the mean of the best tokens' scores before the cut.
+            [B] in [0, 1], by how far the best tokens' scores lie above the support's background.
         """
         fit = support.fit
         assert fit is not None
         with torch.autocast(query.correlation.device.type, enabled=False):
-            tokens = _standardise(query.correlation, fit)  # [B, L, C, h, w]
+            tokens = _standardise(query.correlation, fit.mean, fit.scale)  # [B, L, C, h, w]
             score = torch.einsum("blchw,blc->bhw", tokens, fit.weight) + fit.bias[:, None, None]
             if self.matches:
-                shots = (*support.shots, *support.views)
-                score = score + self.matches * self._matches(tokens, shots, fit)
-            cut = _adapted(score.flatten(1), fit) if self.adapt else fit.levels[:, 0]
-            best = score.flatten(1).topk(min(_TOP, score[0].numel())).values.mean(1)
-            return (score - cut[:, None, None])[:, None], ((best - _EVEN) * _STEEP).sigmoid()
+                found = [self._best(tokens, shot) for shot in fit.shots]
+                score = score + self.matches * _contrast(found).view_as(score)
+            flat = score.flatten(1)
+            best = flat.topk(min(_TOP, flat.shape[1])).values.mean(1) - fit.levels[:, 2]
+            cut = _adapted(flat, fit) if self.adapt else fit.levels[:, 0]
+            flat = flat - cut[:, None]
+            if self.own:
+                flat = torch.lerp(flat, self._own_score(query.correlation, flat), self.own)
+            return flat.view_as(score)[:, None], ((best - _EVEN) * _STEEP).sigmoid()
 
     def _fit(self, shots: Sequence[Shot], places: Sequence[Tensor]) -> TokenFit:
         """Of one episode, whose shots have B = 1."""
@@ -115,49 +129,93 @@ class TrainingFree:
             share = torch.cat([s.mask.flatten() for s in shots]).float()  # [N]
             mean, spread = raw.mean(2), raw.std(2, correction=0)
             scale = torch.where(spread > _TINY, 1 / spread.clamp_min(_TINY), 0)  # [L, C]
-            tokens = ((raw - mean[..., None]) * scale[..., None]).flatten(0, 1)  # [L * C, N]
-            sides = torch.cat([_sides(s.mask, self.border).flatten() for s in shots])
+            own = [
+                Shot(
+                    _standardise(s.correlation, mean[None], scale[None]),
+                    _sides(s.mask, self.border),
+                )
+                for s in shots
+            ]
+            tokens = torch.cat([s.correlation[0].flatten(2) for s in own], 2).flatten(0, 1)
+            sides = torch.cat([s.mask.flatten() for s in own])
             classifier = _Classifier(tokens[scale.flatten() > 0], sides, self.ridge, len(raw))
             weight = raw.new_zeros(scale.numel())
             weight[scale.flatten() > 0], bias = classifier.solve()
-            partial = TokenFit(
-                mean[None], scale[None], weight.view_as(scale)[None], bias[None],
-                raw.new_zeros(1, len(_LEVELS)),
-            )  # fmt: skip
             folds = _folds(places, sides) if self.held_out else None
             scores = classifier.held_out(folds)
             if self.matches:
-                scores = scores + self.matches * self._own_matches(shots, partial, folds)
-            return replace(partial, levels=_levels(scores, share)[None])
+                scores = scores + self.matches * self._own_matches(own, folds)
+            levels = _levels(scores, share)
+            return TokenFit(
+                mean[None], scale[None], weight.view_as(scale)[None], bias[None], levels[None],
+                tuple(own),
+            )  # fmt: skip
 
-    def _matches(self, tokens: Tensor, shots: Sequence[Shot], fit: TokenFit) -> Tensor:
-        """Best foreground minus best background match of standardised tokens: [B, h, w]."""
-        found = []
-        for shot in shots:
-            others = _standardise(shot.correlation, fit)
-            found.append(_best(self._correlate(tokens, others, shot.mask)))
-        return _contrast(found).view(len(tokens), *tokens.shape[-2:])
+    def _own_matches(self, shots: Sequence[Shot], folds: Tensor | None) -> Tensor:
+        """Best foreground minus best background match of the supports' own tokens: [N].
 
-    def _own_matches(self, shots: Sequence[Shot], fit: TokenFit, folds: Tensor | None) -> Tensor:
-        """The same for the supports' own tokens [N], matches within a token's fold left out."""
-        maps = [_standardise(shot.correlation, fit) for shot in shots]
+        Matches within a token's fold are left out.
+        """
         parts = None if folds is None else folds.split([shot.mask.numel() for shot in shots])
         scores = []
-        for k, tokens in enumerate(maps):
+        for k, asked in enumerate(shots):
             found = []
-            for n, others in enumerate(maps):
-                volume = self._correlate(tokens, others, shots[n].mask)
+            for n, shot in enumerate(shots):
+                same = None
                 if parts is not None:
                     same = (parts[k][:, None] == parts[n]) & (parts[k] >= 0)[:, None]
-                    volume = volume.masked_fill(same, 0)
-                found.append(_best(volume))
+                found.append(self._best(asked.correlation, shot, same))
             scores.append(_contrast(found)[0])
         return torch.cat(scores)
 
-    def _correlate(self, query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
-        """Correlation weighted by the support's sides: [B, L, n, m]."""
-        volume = correlate(query, support, _sides(mask, self.border), self.widths)
-        return volume.flatten(4).flatten(2, 3)
+    def _own_score(self, tokens: Tensor, score: Tensor) -> Tensor:
+        """Score [B, N] by a ridge classifier of tokens [B, L, C, h, w] that their score teaches.
+
+        Every second layer is read, always including the last: the others add nothing but time.
+        Each token is weighted by how clear its score is; both sides have the same total weight,
+        unless one of them has not even one clear token.
+        """
+        chosen = range(len(self.widths))[1 - len(self.widths) % 2 :: 2]
+        layers = [tokens[:, n, : self.widths[n]].flatten(2) for n in chosen]
+        rows = torch.cat(layers, 1).float()  # [B, D, N]
+        rows = rows - rows.mean(2, keepdim=True)
+        spread = rows.square().mean(2, keepdim=True).sqrt()
+        rows = rows / spread.where(spread > _TINY, torch.inf) / len(layers) ** 0.5
+        clear = (score / (2 * _SURE)).tanh()  # in [-1, 1]
+        halves = torch.stack([clear, -clear]).clamp_min(0)
+        weight = (halves / halves.sum(2, keepdim=True).clamp_min(_LEAST_CLEAR)).sum(0)
+        weight = weight / weight.sum(1, keepdim=True).clamp_min(_TINY)
+        side = clear.sign()
+        level = (weight * side).sum(1, keepdim=True)
+        rows = rows - rows @ weight[:, :, None]
+        if rows.shape[2] < rows.shape[1]:  # as in `_Classifier`, the smaller of the two systems
+            products, root = rows.mT @ rows, weight.sqrt()
+            system = root[:, :, None] * products * root[:, None]
+            system.diagonal(dim1=1, dim2=2).add_(_OWN_RIDGE)
+            solved = root * torch.linalg.solve(system, root * (side - level))
+            found: Tensor = torch.einsum("bnm,bm->bn", products, solved) + level
+        else:
+            system = (rows * weight[:, None]) @ rows.mT
+            system.diagonal(dim1=1, dim2=2).add_(_OWN_RIDGE)
+            slope = torch.linalg.solve(system, rows @ (weight * (side - level))[:, :, None])
+            found = (rows.mT @ slope)[:, :, 0] + level
+        return found
+
+    def _best(self, query: Tensor, shot: Shot, unseen: Tensor | None = None) -> Tensor:
+        """Cosines of the best foreground and the best background match: [2, B, L, n].
+
+        Args:
+            query: standardised tokens [B, L, C, h, w].
+            shot: of a fit.
+            unseen: bool [n, m], pairs of tokens that do not count.
+        """
+        found = []
+        for volume in correlations(query, shot.correlation, shot.mask, self.widths):
+            signed = volume.flatten(4).flatten(2, 3)  # [B, l, n, m]; the sign tells the side
+            if unseen is not None:
+                signed = signed.masked_fill(unseen, 0)
+            found.append(torch.stack([signed.amax(3), -signed.amin(3)]))
+        return torch.cat(found, 2).clamp_min(0)
 
 
 # What a fit knows of the scores on the supports, in the order of `TokenFit.levels`.
@@ -248,10 +306,15 @@ class _Classifier:
         return root * torch.linalg.solve(system, target), kernel
 
 
-def _standardise(tokens: Tensor, fit: TokenFit) -> Tensor:
-    """[B, L, C, h, w] by the supports' mean and spread, in float32."""
-    shape = (*fit.mean.shape, 1, 1)
-    return (tokens.float() - fit.mean.view(shape)) * fit.scale.view(shape)
+def _standardise(tokens: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """[B, L, C, h, w] by mean and 1 / spread [B, L, C]; each token is then as long as unit noise.
+
+    That is the root of the number of its layer's channels that vary. In float32.
+    """
+    centred = (tokens.float() - mean[..., None, None]) * scale[..., None, None]
+    length = (scale > 0).sum(2).sqrt()[:, :, None, None, None]
+    found: Tensor = centred * (length / centred.norm(dim=2, keepdim=True).clamp_min(_TINY))
+    return found
 
 
 def _sides(mask: Tensor, border: float) -> Tensor:
@@ -279,11 +342,6 @@ def _folds(places: Sequence[Tensor], sides: Tensor) -> Tensor:
         if not ((left > 0).any() and (left < 0).any()):
             folds[folds == fold] = -1
     return folds
-
-
-def _best(volume: Tensor) -> Tensor:
-    """Best foreground and background cosine [2, B, L, n] of a signed volume [B, L, n, m]."""
-    return torch.stack([volume.amax(3), -volume.amin(3)]).clamp_min(0)
 
 
 def _contrast(best: Sequence[Tensor]) -> Tensor:
@@ -315,10 +373,11 @@ def _adapted(scores: Tensor, fit: TokenFit) -> Tensor:
     """The cut for the scores [B, N] of queries: [B].
 
     Two normal distributions, begun at the support's levels and held to them by prior tokens, are
-    fitted to the scores by expectation and maximisation; the cut keeps its place between them.
+    fitted to the scores by expectation and maximisation; the cut keeps its place between them. A
+    support that does not find itself again may have its levels anywhere: the place stays between.
     """
     cut, upper, lower, upper_spread, lower_spread, share = fit.levels[:, :, None].unbind(1)
-    place = (cut - lower) / (upper - lower).clamp_min(_SPREAD)
+    place = ((cut - lower) / (upper - lower).clamp_min(_SPREAD)).clamp(0, 1)
     first_upper, first_lower, first_share = upper, lower, share
     prior = _TRUST * scores.shape[1]
     for _ in range(_ROUNDS):

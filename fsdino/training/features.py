@@ -15,13 +15,13 @@ from torch import Tensor
 
 from fsdino import files
 from fsdino.models.checkpoints import first_line, tensors_sha256, write_tensors
-from fsdino.models.encoders import Features
+from fsdino.models.encoders import GUIDE, Features
 from fsdino.models.segmenter import Segmenter
 
 logger = logging.getLogger("fsdino.training")
 
-FORMAT = "fsdino-features-2"
-_PARTS = ("shallow", "last", "correlation")
+FORMAT = "fsdino-features-3"
+_PARTS = ("shallow", "last", "correlation", "guide")
 
 
 class FeatureStore:
@@ -66,7 +66,7 @@ class FeatureStore:
 
         Args:
             name: the image's.
-            shapes: of `shallow`, `last` and `correlation`.
+            shapes: of each part.
             dtype: of all of them.
         """
         path = self._path(name)
@@ -108,7 +108,7 @@ class FeatureStore:
         return {**said, "sha256": tensors_sha256(tensors, json.dumps(said, sort_keys=True))}
 
     def _path(self, name: str) -> Path:
-        digest = hashlib.sha256(f"{self.key}\n{name}".encode()).hexdigest()[:32]
+        digest = hashlib.sha256(f"{FORMAT}\n{self.key}\n{name}".encode()).hexdigest()[:32]
         return self.folder / digest[:2] / f"{digest}.safetensors"
 
 
@@ -152,7 +152,8 @@ class FrozenEncoder:
         encoder = self.model.encoder
         plain = (1, encoder.channels, *encoder.grid(image.shape[-2], image.shape[-1]))
         correlation = (1, len(encoder.correlation_layers), *plain[1:])
-        shapes = {"shallow": plain, "last": plain, "correlation": correlation}
+        guide = (1, 3, GUIDE * plain[2], GUIDE * plain[3])
+        shapes = {"shallow": plain, "last": plain, "correlation": correlation, "guide": guide}
         found = self.store.get(f"{name} {tuple(image.shape[-2:])}", shapes, self.dtype)
         if found is not None:
             return found.to(image.device)

@@ -313,7 +313,7 @@ def test_mutual_nearest_by_loops() -> None:
                 votes[row, column] += grid[row : row + 3, column : column + 3].sum() / 9 / 2
 
     tensor = lambda array: torch.from_numpy(np.asarray(array, np.float32))[None]  # noqa: E731
-    features = Features(tensor(query[0]), tensor(query[-1]), tensor(query))
+    features = Features(tensor(query[0]), tensor(query[-1]), tensor(query), torch.empty(0))
     support = SupportFeatures(
         tensor(fore), tensor(back),
         [Shot(tensor(s), tensor(m)) for s, m in zip(shots, masks, strict=True)],
@@ -415,11 +415,11 @@ def test_features_are_forgotten() -> None:
     class Encoder(nn.Module):
         def forward_list(self, images: Any) -> list[Features]:
             passed.extend(float(image.mean()) for image in images)
-            return [Features(image, image, image) for image in images]
+            return [Features(image, image, image, image) for image in images]
 
     encoder = Encoder()
-    pictures = [torch.full((1, 5, 5), float(n)) for n in range(3)]  # 3 * 100 bytes each
-    photo_methods.remember(encoder, 600)
+    pictures = [torch.full((1, 5, 5), float(n)) for n in range(3)]  # 4 * 100 bytes each
+    photo_methods.remember(encoder, 800)
     for wanted in ([0, 1], [0], [2], [0], [1]):  # 2 puts 1 out, 0 was used since
         found = encoder.forward_list([pictures[n] for n in wanted])
         assert [float(f.last.mean()) for f in found] == wanted

@@ -18,6 +18,7 @@ import fsdino
 from fsdino.errors import UsageError
 from fsdino.models.encoders import Encoder, create
 from fsdino.models.fsdino import FSDINO
+from fsdino.models.refinement import refine
 from fsdino.models.zoo import parameter_table
 from tiny_models import SIDE, SMALL, episode, randomise, tiny_config, tiny_model
 
@@ -238,14 +239,18 @@ def test_the_encoder_can_be_trained_when_asked() -> None:
 
 
 def test_training_free_has_nothing_but_the_encoder() -> None:
-    """No trained part, and the probability calibrated as the configuration says."""
-    plain = tiny_model(variant="training_free", match_temperature=1.0, match_bias=0.0)
-    sharp = tiny_model(variant="training_free", match_temperature=0.25, match_bias=0.5)
-    assert {name for name, _ in plain.named_children()} == {"encoder"}
-    assert not any(p.requires_grad for p in plain.parameters())
+    """No trained part; the score around the bias, refined by the image, over the temperature."""
+    model = tiny_model(variant="training_free", match_temperature=0.25, match_bias=0.1)
+    assert {name for name, _ in model.named_children()} == {"encoder"}
+    assert not any(p.requires_grad for p in model.parameters())
+    assert model.score is not None
     with torch.no_grad():
-        score = plain(*episode(1, 2))
-        torch.testing.assert_close(sharp(*episode(1, 2)), (score - 0.5) / 0.25)
+        query, support = model.encode_episodes(*episode(1, 2))
+        score, _ = model.score.score(query, support)
+        logits = model.decode(query, support)
+    rows, columns = query.last.shape[-2:]
+    assert logits.shape == (1, 1, 4 * rows, 4 * columns)
+    torch.testing.assert_close(logits, refine(score - 0.1, query.guide) / 0.25)
 
 
 def test_matcher_prototype_uses_last_tokens_only() -> None:

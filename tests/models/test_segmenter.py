@@ -20,7 +20,7 @@ from fsdino.errors import DataError, UsageError
 from fsdino.models import segmenter
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmentation
-from fsdino.models.supports import Support
+from fsdino.models.supports import Shot, Support
 from fsdino.models.views import closer
 from tiny_models import PATCH, SIDE, box_mask, picture, tiny_config, tiny_model
 
@@ -620,9 +620,6 @@ def test_images_that_a_model_cannot_normalise_are_named() -> None:
 
 def damage(support: Support, part: str, change: Any) -> Support:
     value = getattr(support, part)
-    if part == "correlation":  # of views likewise
-        views = tuple(replace(v, correlation=change(v.correlation.clone())) for v in support.views)
-        support = replace(support, views=views)
     if isinstance(value, tuple):
         return replace(support, **{part: (change(value[0].clone()), *value[1:])})
     return replace(support, **{part: change(value.clone())})
@@ -759,14 +756,21 @@ def test_a_small_object_is_looked_at_from_nearer() -> None:
     small = np.zeros((60, 80), bool)
     small[20:28, 30:40] = True  # 1.7 %
     support = model.encode_support(picture(60, 80), small)
-    assert len(support.views) == 1 and support.shots == 1
-    assert not model.encode_support(picture(60, 80), box_mask(60, 80)).views
-    assert not model.encode_support([picture(60, 80)] * 2, [small] * 2).views
-    assert not tiny_model().encode_support(picture(60, 80), small).views
-    alone = replace(support, views=())
+    assert len(seen(support)) == 2 and support.shots == 1
+    assert len(seen(model.encode_support(picture(60, 80), box_mask(60, 80)))) == 1
+    assert len(seen(model.encode_support([picture(60, 80)] * 2, [small] * 2))) == 2
+    assert tiny_model().encode_support(picture(60, 80), small).fit is None
+    assert support.fit is not None
+    alone = replace(support, fit=replace(support.fit, shots=seen(support)[:1]))
     query = picture(60, 80)[::-1].copy()
     both = model.segment(query, support).probability - model.segment(query, alone).probability
     assert np.abs(both).max() > 1e-3
+
+
+def seen(support: Support) -> tuple[Shot, ...]:
+    """What queries are matched with."""
+    assert support.fit is not None
+    return support.fit.shots
 
 
 def test_a_support_without_a_fit_says_to_encode_again() -> None:

@@ -196,14 +196,14 @@ def content(support: Support) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def test_files_of_the_first_format_still_load(tmp_path: Path) -> None:
-    """Without a hash; saving writes the second."""
+    """Without a hash; saving writes the newest."""
     support = hand_made()
     tensors, metadata = content(support)
     save_file(tensors, tmp_path / "old.safetensors", metadata=metadata)
     assert_equal(Support.load(tmp_path / "old.safetensors"), support)
     support.save(tmp_path / "new.safetensors")
     with safe_open(tmp_path / "new.safetensors", framework="pt") as file:
-        assert file.metadata()["format"] == "fsdino-support-3"
+        assert file.metadata()["format"] == "fsdino-support-4"
 
 
 @pytest.mark.parametrize(
@@ -362,20 +362,18 @@ def test_to_moves_every_tensor() -> None:
     moved = hand_made().to("cpu", torch.bfloat16)
     assert {t.dtype for t in moved.correlation} == {torch.bfloat16}
     assert {t.dtype for t in moved.masks} == {torch.float32}
-    meta = hand_made().to("meta")
-    tensors = [meta.foreground, meta.background, *meta.correlation, *meta.masks]
-    assert {t.device.type for t in tensors} == {"meta"}
+    meta = fitted().to("meta")
+    assert meta.fit is not None and len(meta.fit.shots) == 3
+    assert {t.device.type for t in (*meta.tensors(), *meta.fit.tensors())} == {"meta"}
 
 
 def fitted(shots: int = 2) -> Support:
-    """As a model with a training-free score makes it, with a view and a quality."""
+    """As a model with a training-free score makes it, with a quality."""
     per_channel = [torch.rand(1, 2, 4) for _ in range(3)]
-    return replace(
-        hand_made(shots),
-        fit=TokenFit(*per_channel, torch.rand(1), torch.rand(1, 6)),
-        views=(Shot(torch.rand(2, 4, 3, 2), torch.rand(3, 2)),),
-        quality=0.625,
-    )
+    sides = torch.tensor([[[-1.0, 0], [1, 1], [-1, 1]]])
+    seen = tuple(Shot(torch.rand(1, 2, 4, 3, 2), sides.clone()) for _ in range(shots + 1))
+    fit = TokenFit(*per_channel, torch.rand(1), torch.rand(1, 6), seen)
+    return replace(hand_made(shots), fit=fit, quality=0.625)
 
 
 def test_what_was_fitted_is_kept_in_the_file(tmp_path: Path) -> None:
@@ -387,12 +385,19 @@ def test_what_was_fitted_is_kept_in_the_file(tmp_path: Path) -> None:
     assert found.fit is not None and support.fit is not None
     pairs = zip(found.fit.tensors(), support.fit.tensors(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-    assert torch.equal(found.views[0].correlation, support.views[0].correlation)
-    assert torch.equal(found.views[0].mask, support.views[0].mask)
+    assert len(found.fit.shots) == 3
 
 
-def with_view(support: Support, mask: torch.Tensor) -> Support:
-    return replace(support, views=(Shot(torch.rand(2, 4, 3, 2), mask),))
+def with_shot(support: Support, batch: int, mask: torch.Tensor) -> Support:
+    assert support.fit is not None
+    shots = (*support.fit.shots, Shot(torch.rand(batch, 2, 4, 3, 2), mask))
+    return replace(support, fit=replace(support.fit, shots=shots))
+
+
+def with_empty_shot(support: Support) -> Support:
+    assert support.fit is not None
+    empty = Shot(torch.rand(1, 2, 4, 0, 2), torch.ones(1, 0, 2))
+    return replace(support, fit=replace(support.fit, shots=(*support.fit.shots, empty)))
 
 
 @pytest.mark.parametrize(
@@ -403,11 +408,16 @@ def with_view(support: Support, mask: torch.Tensor) -> Support:
         (lambda s: replace(s, fit=replace(s.fit, levels=torch.rand(1, 5))), "fitted to its tokens"),
         (lambda s: replace(s, fit=replace(s.fit, weight=torch.rand(1, 2, 3))), "fitted to its"),
         (lambda s: replace(s, fit=s.fit.map(lambda t: t / 0)), "NaN or infinity"),
-        (lambda s: with_view(s, torch.rand(2, 2)), "view 1 has"),
-        (lambda s: with_view(s, 2 * torch.ones(3, 2)), "a mask leaves"),
+        (lambda s: replace(s, fit=replace(s.fit, shots=s.fit.shots[:1])), "1 of its 2 shots"),
+        (lambda s: replace(s, fit=replace(s.fit, shots=())), "0 of its 2 shots"),
+        (lambda s: with_shot(s, 1, torch.ones(1, 2, 2)), "fitted shot 4 has tokens"),
+        (lambda s: with_shot(s, 1, torch.ones(1)), "fitted shot 4 has tokens"),
+        (with_empty_shot, "fitted shot 4 has tokens"),
+        (lambda s: with_shot(s, 2, torch.ones(2, 3, 2)), "fitted shot 4 has tokens"),
+        (lambda s: with_shot(s, 1, 1.5 * torch.ones(1, 3, 2)), r"fitted shot .* leaves \[-1, 1\]"),
     ],
 )
-def test_a_damaged_fit_or_view_is_named(change: Any, words: str) -> None:
+def test_a_damaged_fit_is_named(change: Any, words: str) -> None:
     assert fitted().problem() is None
     problem = change(fitted()).problem()
     assert problem is not None and re.search(words, problem)

@@ -22,13 +22,18 @@ def plain(**changes: float) -> TrainingFree:
     return replace(TrainingFree((CHANNELS,) * LAYERS), **changes)
 
 
+def features(last: Tensor, correlation: Tensor) -> Features:
+    """All that the score reads."""
+    return Features(torch.empty(0), last, correlation, torch.empty(0))
+
+
 def random_case(
     shots: int, seed: int = 0, channels: int = CHANNELS, support_grid: tuple[int, int] = (4, 8)
 ) -> tuple[Features, list[Shot]]:
     """Two queries of 3 x 4 tokens, and shots of another grid, of 2 correlation layers."""
     generator = torch.Generator().manual_seed(seed)
     correlation = torch.randn(2, LAYERS, channels, 3, 4, generator=generator)
-    query = Features(torch.empty(0), torch.randn(2, channels, 3, 4), correlation)
+    query = features(torch.randn(2, channels, 3, 4), correlation)
     pairs = []
     for _ in range(shots):
         mask = torch.rand(2, *support_grid, generator=generator)
@@ -38,14 +43,14 @@ def random_case(
     return query, pairs
 
 
-def as_support(shots: list[Shot], fit: TokenFit, views: tuple[Shot, ...] = ()) -> SupportFeatures:
-    return SupportFeatures(torch.empty(0), torch.empty(0), shots, fit, views)
+def as_support(shots: list[Shot], fit: TokenFit) -> SupportFeatures:
+    return SupportFeatures(torch.empty(0), torch.empty(0), shots, fit)
 
 
 def test_prototype_score_by_hand() -> None:
     """Cosine to the foreground minus cosine to the background, in [-2, 2]."""
     tokens = torch.tensor([[4.0, 0.0, -1.0, 2.0], [0.0, 3.0, 0.0, 2.0]]).reshape(1, 2, 2, 2)
-    query = Features(tokens, tokens, tokens[:, None])
+    query = features(tokens, tokens[:, None])
     foreground, background = torch.tensor([[2.0, 0.0]]), torch.tensor([[-1.0, 0.0]])
     score = prototype_score(query, SupportFeatures(foreground, background, []))
     half = float(np.sqrt(0.5))
@@ -59,6 +64,13 @@ def tokens_of(shots: list[Shot], b: int) -> tuple[np.ndarray, np.ndarray]:
               for s in shots]  # fmt: skip
     shares = [s.mask[b].double().numpy().ravel() for s in shots]
     return np.concatenate(tokens, 2).transpose(2, 0, 1), np.concatenate(shares)
+
+
+def standard(tokens: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """[N, L, C], each token of each layer as long as the root of the number of channels."""
+    tokens = (tokens - mean) / spread
+    lengths = np.linalg.norm(tokens, axis=2, keepdims=True)
+    return tokens / lengths * math.sqrt(tokens.shape[2])  # type: ignore[no-any-return]
 
 
 def ridge_by_hand(x: np.ndarray, y: np.ndarray, w: np.ndarray, penalty: float) -> np.ndarray:
@@ -83,7 +95,7 @@ def test_fit_written_out(channels: int, shots: int) -> None:
         mean, spread = tokens.mean(0), tokens.std(0)
         assert fit.mean[b].numpy() == pytest.approx(mean, abs=1e-5)
         assert fit.scale[b].numpy() == pytest.approx(1 / spread, rel=1e-4)
-        x = ((tokens - mean) / spread).reshape(len(tokens), -1) / math.sqrt(LAYERS)
+        x = standard(tokens, mean, spread).reshape(len(tokens), -1) / math.sqrt(LAYERS)
         y = np.where(share >= 0.8, 1.0, np.where(share <= 0.2, -1.0, 0.0))
         w = np.where(y > 0, 1 / (y > 0).sum(), np.where(y < 0, 1 / (y < 0).sum(), 0.0))
         found = ridge_by_hand(x, y, w, 0.2)
@@ -137,37 +149,124 @@ def matches_by_hand(query: np.ndarray, support: list[np.ndarray], sides: list[np
     return total / LAYERS
 
 
-def test_presence_is_that_of_the_four_best_tokens_before_the_cut() -> None:
-    """1 / (1 + exp(2 (0.4 - mean))), whatever the query's own tokens do to the cut."""
+def test_presence_is_that_of_the_four_best_tokens_above_the_background() -> None:
+    """1 / (1 + exp(7 (1.25 - mean))), whatever the query's own tokens do to the cut."""
     query, support = random_case(1)
     score = plain()
     fit = score.fit(support)
-    tokens, presence = replace(score, adapt=False).score(query, as_support(support, fit))
+    tokens, presence = replace(score, adapt=False, own=0.0).score(query, as_support(support, fit))
     before = (tokens[:, 0].flatten(1) + fit.levels[:, :1]).double().numpy()
     for b in range(2):
-        mean = np.sort(before[b])[-4:].mean()
-        assert float(presence[b]) == pytest.approx(1 / (1 + np.exp(2 * (0.4 - mean))), abs=1e-5)
+        mean = np.sort(before[b])[-4:].mean() - float(fit.levels[b, 2])
+        assert float(presence[b]) == pytest.approx(1 / (1 + np.exp(7 * (1.25 - mean))), abs=1e-5)
     torch.testing.assert_close(score.score(query, as_support(support, fit))[1], presence)
 
 
 def test_score_written_out() -> None:
-    """The classifier plus twice the matches, over shots and views together, against loops."""
+    """The classifier plus the matches, over shots and views together, against loops."""
     query, support = random_case(2)
     view = random_case(1, seed=5)[1][0]
-    score = plain(adapt=False)
+    score = plain(adapt=False, own=0.0)
     fit = score.fit([*support, view])
-    found = score.score(query, as_support(support, fit, (view,)))[0]
+    found = score.score(query, as_support(support, fit))[0]
     for b in range(2):
-        mean, scale = fit.mean[b].double().numpy(), fit.scale[b].double().numpy()
+        mean, spread = fit.mean[b].double().numpy(), 1 / fit.scale[b].double().numpy()
         tokens, share = tokens_of([*support, view], b)
-        tokens = (tokens - mean) * scale
+        tokens = standard(tokens, mean, spread)
         sides = np.where(share >= 0.8, 1, np.where(share <= 0.2, -1, 0))
         asked = query.correlation[b].double().numpy().reshape(LAYERS, CHANNELS, -1)
-        for n, token in enumerate((asked.transpose(2, 0, 1) - mean) * scale):
+        for n, token in enumerate(standard(asked.transpose(2, 0, 1), mean, spread)):
             linear = (token * fit.weight[b].double().numpy()).sum() + float(fit.bias[b])
-            expected = linear + 2 * matches_by_hand(token, list(tokens), list(sides))
+            expected = linear + matches_by_hand(token, list(tokens), list(sides))
             expected -= float(fit.levels[b, 0])
             assert float(found[b, 0].flatten()[n]) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_own_classifier_written_out(layers: int) -> None:
+    """Seven tenths of the score, three of a classifier that the query's own tokens teach."""
+    query, support = random_case(1, seed=4)
+    more = torch.randn(2, 1, CHANNELS, 3, 4, generator=torch.Generator().manual_seed(9))
+    tokens = torch.cat([query.correlation, more], 1)[:, :layers]
+    query = features(query.last, tokens)
+    shots = [Shot(torch.cat([s.correlation] * 2, 1)[:, :layers], s.mask) for s in support]
+    score = TrainingFree((CHANNELS,) * layers)
+    fit = score.fit(shots)
+    before = replace(score, own=0.0).score(query, as_support(shots, fit))[0]
+    found = score.score(query, as_support(shots, fit))[0]
+    read = {1: [0], 2: [1], 3: [0, 2]}[layers]
+    for b in range(2):
+        said = before[b].double().numpy().ravel()
+        x = tokens[b, read].double().numpy().reshape(len(read) * CHANNELS, -1).T
+        x = (x - x.mean(0)) / x.std(0) / math.sqrt(len(read))
+        clear = np.tanh(said / 0.6)
+        sums = {side: max(1.0, (side * clear).clip(0).sum()) for side in (1, -1)}
+        w = np.where(clear > 0, clear / sums[1], -clear / sums[-1])
+        solved = ridge_by_hand(x, np.sign(clear), w, 1.0)
+        expected = 0.7 * said + 0.3 * (x @ solved[:-1] + solved[-1])
+        assert found[b].numpy().ravel() == pytest.approx(expected, abs=1e-4)
+
+
+def own_score(tokens: Tensor, score: Tensor, widths: tuple[int, ...]) -> Tensor:
+    return TrainingFree(widths)._own_score(tokens, score)
+
+
+def test_own_classifier_solves_the_smaller_system() -> None:
+    """Over tokens where those are fewer than channels: repeated channels change nothing."""
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randn(2, 1, 7, 3, 4, generator=generator)  # 12 tokens of 7 channels
+    score = torch.randn(2, 12, generator=generator)
+    by_channels = own_score(tokens, score, (7,))
+    four = torch.cat([tokens / 2] * 4, 2)  # 28 channels; each is standardised again
+    wide = TrainingFree((28,))
+    torch.testing.assert_close(
+        wide._own_score(four, score),
+        own_score(four[:, :, torch.randperm(28, generator=generator)], score, (28,)),
+        atol=1e-5, rtol=1e-5,
+    )  # fmt: skip
+    split = own_score(torch.cat([tokens] * 2, 1), score, (7, 7))  # two layers, of which one is read
+    torch.testing.assert_close(split, by_channels, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [5, 20], ids=["by channels", "by tokens"])
+def test_own_classifier_by_least_squares(channels: int) -> None:
+    """Both systems against NumPy; channels that do not vary, and zeros of padding, are no rows."""
+    generator = torch.Generator().manual_seed(6)
+    tokens = torch.randn(1, 3, channels, 3, 4, generator=generator)
+    tokens[:, 0, 1] = 2.5  # without variance
+    tokens[:, 2, channels - 2 :] = 0  # padding
+    score = torch.randn(1, 12, generator=generator)
+    found = own_score(tokens, score, (channels, channels, channels - 2))
+    first = np.delete(tokens[0, 0].double().numpy().reshape(channels, -1), 1, 0)
+    x = np.concatenate([first, tokens[0, 2, :-2].double().numpy().reshape(channels - 2, -1)]).T
+    x = (x - x.mean(0)) / x.std(0) / math.sqrt(2)
+    clear = np.tanh(score[0].double().numpy() / 0.6)
+    sums = {side: max(1.0, (side * clear).clip(0).sum()) for side in (1, -1)}
+    w = np.where(clear > 0, clear / sums[1], -clear / sums[-1])
+    solved = ridge_by_hand(x, np.sign(clear), w, 1.0)
+    assert found[0].numpy() == pytest.approx(x @ solved[:-1] + solved[-1], abs=1e-4)
+
+
+def test_own_classifier_of_one_side() -> None:
+    """Where every token is background, the query teaches that and nothing else."""
+    query, support = random_case(1)
+    score = plain(adapt=False)
+    fit = score.fit(support)
+    low = replace(fit, bias=fit.bias - 50)
+    before = replace(score, own=0.0).score(query, as_support(support, low))[0]
+    found = score.score(query, as_support(support, low))[0]
+    torch.testing.assert_close(found, 0.7 * before - 0.3, atol=1e-4, rtol=1e-4)
+
+
+def test_own_classifier_does_not_learn_from_noise() -> None:
+    """One token above the cut by a hair, of 400: it had half of all weight, and won."""
+    tokens = torch.randn(1, 1, 16, 20, 20, generator=torch.Generator().manual_seed(0))
+    score = torch.full((1, 400), -0.5)
+    score[0, 7] = -1e-6
+    below = own_score(tokens, score, (16,))
+    score[0, 7] = 1e-6
+    torch.testing.assert_close(own_score(tokens, score, (16,)), below, atol=1e-3, rtol=0)
+    assert below.max() < 0
 
 
 def test_own_matches_leave_out_a_tokens_own_part() -> None:
@@ -180,7 +279,7 @@ def test_own_matches_leave_out_a_tokens_own_part() -> None:
         TrainingFree((4,), ridge=1e6, held_out=held_out).fit([Shot(tokens, mask)]).levels[0, 1]
         for held_out in (True, False)
     )
-    assert float(seen - held) > 0.3  # one of five foreground tokens loses a match of weight 2
+    assert float(seen - held) > 0.15  # one of five foreground tokens loses a match of weight 1
 
 
 def test_adaptation_written_out() -> None:
@@ -188,12 +287,13 @@ def test_adaptation_written_out() -> None:
     query, support = random_case(1, seed=2)
     score = plain()
     fit = score.fit(support)
-    raw = replace(score, adapt=False).score(query, as_support(support, fit))[0]
-    found = score.score(query, as_support(support, fit))[0]
+    raw = replace(score, adapt=False, own=0.0).score(query, as_support(support, fit))[0]
+    found = replace(score, own=0.0).score(query, as_support(support, fit))[0]
     for b in range(2):
         cut, upper, lower, upper_spread, lower_spread, share = fit.levels[b].double().tolist()
         s = raw[b].double().numpy().ravel() + cut
-        place, first = (cut - lower) / (upper - lower), (upper, lower, share)
+        place = min(max((cut - lower) / (upper - lower), 0), 1)
+        first = (upper, lower, share)
         prior = 0.025 * len(s)
         for _ in range(5):
             up = share * np.exp(-(((s - upper) / upper_spread) ** 2) / 2) / upper_spread
@@ -206,13 +306,24 @@ def test_adaptation_written_out() -> None:
         assert found[b].numpy().ravel() == pytest.approx(expected, abs=1e-4)
 
 
+def test_levels_the_wrong_way_round_keep_the_cut_between_them() -> None:
+    """A support that finds itself worse than the rest: every score was above the cut by far."""
+    query, support = random_case(1)
+    score = plain(own=0.0)
+    fit = score.fit(support)
+    wrong = torch.tensor([[3.0, 0.1, 0.4, 0.3, 0.3, 0.4]]).expand(2, -1)
+    asked = as_support(support, replace(fit, levels=wrong))
+    found = score.score(query, asked)[0].flatten(1)
+    assert found.abs().max() < 3
+
+
 def test_what_all_tokens_share_is_no_evidence() -> None:
     """A large common vector in every token changes nothing: it is subtracted."""
     query, support = random_case(1)
     common = 50 * torch.randn(CHANNELS, generator=torch.Generator().manual_seed(1))[:, None, None]
     score = plain()
     shifted = [Shot(s.correlation + common, s.mask) for s in support]
-    moved = Features(query.shallow, query.last, query.correlation + common)
+    moved = features(query.last, query.correlation + common)
     before = score.score(query, as_support(support, score.fit(support)))[0]
     after = score.score(moved, as_support(shifted, score.fit(shifted)))[0]
     torch.testing.assert_close(after, before, atol=2e-3, rtol=0)
@@ -223,7 +334,7 @@ def test_channels_of_zeros_change_nothing() -> None:
     query, support = random_case(1)
     score = plain()
     before = score.score(query, as_support(support, score.fit(support)))[0]
-    wide = Features(query.shallow, query.last, F.pad(query.correlation, (0, 0, 0, 0, 0, 4)))
+    wide = features(query.last, F.pad(query.correlation, (0, 0, 0, 0, 0, 4)))
     padded = [Shot(F.pad(s.correlation, (0, 0, 0, 0, 0, 4)), s.mask) for s in support]
     after = score.score(wide, as_support(padded, score.fit(padded)))[0]
     torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
@@ -261,10 +372,10 @@ def test_support_whose_tokens_are_all_alike() -> None:
 
 def test_the_object_scores_above_the_rest() -> None:
     """A query that is the support itself: every token inside scores higher than any outside."""
-    tokens = torch.randn(1, 16, 5, 8, generator=torch.Generator().manual_seed(3))
     mask = torch.zeros(1, 5, 8)
     mask[:, 1:4, 1:6] = 1
-    query = Features(tokens, tokens, tokens[:, None])
+    tokens = torch.randn(1, 16, 5, 8, generator=torch.Generator().manual_seed(3)) + mask[:, None]
+    query = features(tokens, tokens[:, None])
     score = TrainingFree((16,))
     support = [Shot(tokens[:, None], mask)]
     found = score.score(query, as_support(support, score.fit(support)))[0][0, 0]
@@ -275,7 +386,7 @@ def test_half_precision_scores_are_float32() -> None:
     """Fit and scores are not left to bfloat16, and come near float32's."""
     query, support = random_case(1)
     score = plain()
-    half = Features(*(x.to(torch.bfloat16) for x in (query.shallow, query.last, query.correlation)))
+    half = query.to(torch.bfloat16)
     shots = [Shot(s.correlation.to(torch.bfloat16), s.mask) for s in support]
     found = score.score(half, as_support(shots, score.fit(shots)))[0]
     assert found.dtype == torch.float32

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fsdino.errors import FsdinoError
 from fsdino.models.checkpoints import tensors_sha256
+from fsdino.training import features
 from fsdino.training.features import FeatureStore, FrozenEncoder
 from tiny_models import SIDE, tiny_model
 
@@ -60,7 +61,7 @@ def test_kept_features_are_the_same_bits(tmp_path: Path, caplog: pytest.LogCaptu
     first = encoder(images, ["a", "b", "c"])
     again = encoder(images[[2, 0]], ["c", "a"])
     assert calls == [1, 1, 1]
-    for part in ("shallow", "last", "correlation"):
+    for part in PARTS:
         assert torch.equal(getattr(first, part)[[2, 0]], getattr(again, part))
     for file in (tmp_path / "cache").glob("*/*.safetensors"):
         file.write_bytes(file.read_bytes()[:100])
@@ -85,19 +86,22 @@ def test_the_disk_it_takes_is_announced(tmp_path: Path, caplog: pytest.LogCaptur
     caplog.set_level(logging.INFO)
     model = tiny_model()
     store = FeatureStore(tmp_path, "key")
-    # 24 channels, 5 x 5 tokens, 4 bytes; shallow, last and two correlation layers
-    assert (24 * 25 * 4) * 4 == 9600
+    # 24 channels, 5 x 5 tokens, 4 bytes; shallow, last and two correlation layers; 20 x 20 pixels
+    assert (24 * 25 * 4 + 3 * 20 * 20) * 4 == 14400
     store.announce(1000, model.encode(torch.rand(1, 3, SIDE, SIDE)))
     store.announce(10**12, model.encode(torch.rand(1, 3, SIDE, SIDE)))
     texts = [(r.levelname, r.getMessage()) for r in caplog.records]
     assert texts[0][0] == "INFO" and "1000 images take up to 0.0 GB" in texts[0][1]
-    assert texts[1][0] == "WARNING" and "up to 9600000.0 GB" in texts[1][1]
+    assert texts[1][0] == "WARNING" and "up to 14400000.0 GB" in texts[1][1]
 
 
 def test_an_unusable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FsdinoError, match=r"cannot create .*file"):
         FeatureStore(tmp_path / "file" / "cache", "key")
+
+
+PARTS = ("shallow", "last", "correlation", "guide")
 
 
 @pytest.fixture
@@ -125,10 +129,21 @@ def test_no_flipped_bit_is_believed(kept, caplog: pytest.LogCaptureFixture) -> N
         calls.clear()
         caplog.clear()
         found = encoder(images[:1], ["a"])
-        for part in ("shallow", "last", "correlation"):
+        for part in PARTS:
             assert torch.equal(getattr(found, part), getattr(expected, part)), place
         assert calls == [1] and "is damaged" in caplog.text, place
-        assert load_file(file).keys() == {"shallow", "last", "correlation"}  # written again
+        assert load_file(file).keys() == set(PARTS)  # written again
+
+
+def test_files_of_another_format_are_not_damaged(
+    kept, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not found: features are computed again, and nothing is said of each file."""
+    encoder, images, calls, _ = kept
+    calls.clear()
+    monkeypatch.setattr(features, "FORMAT", "fsdino-features-2")
+    encoder(images[:1], ["a"])
+    assert calls == [1] and not caplog.text
 
 
 def test_a_file_of_another_image_or_cache_is_not_taken(kept, tmp_path: Path) -> None:

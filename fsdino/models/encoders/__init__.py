@@ -6,12 +6,12 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
 from fsdino.models.config import ModelConfig
-from fsdino.models.encoders.features import Encoder, Features, check_name, timm_module
+from fsdino.models.encoders.features import GUIDE, Encoder, Features, check_name, timm_module
 from fsdino.models.encoders.pyramid import PyramidEncoder
 from fsdino.models.encoders.vit import ViTEncoder
 from fsdino.models.encoders.weights import load_installed
 
-__all__ = ["Encoder", "Features", "PyramidEncoder", "ViTEncoder", "create"]
+__all__ = ["GUIDE", "Encoder", "Features", "PyramidEncoder", "ViTEncoder", "create"]
 
 
 def create(config: ModelConfig) -> Encoder:

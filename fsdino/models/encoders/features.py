@@ -13,6 +13,7 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, model_entrypoint
 from torch import Tensor, nn
 
@@ -24,6 +25,8 @@ from fsdino.models.identity import Identified
 
 logger = logging.getLogger("fsdino.models")
 
+GUIDE = 4  # pixels of `Features.guide` along the side of a token
+
 
 @dataclass(frozen=True)
 class Features:
@@ -33,11 +36,14 @@ class Features:
         shallow: [B, C, h, w] raw output of the adapter's block.
         last: [B, C, h, w] last block after the final norm.
         correlation: [B, L, C, h, w] the correlation layers after the final norm.
+        guide: [B, 3, 4h, 4w] the images themselves in [0, 1], by area means; masks of token scores
+            follow its edges.
     """
 
     shallow: Tensor
     last: Tensor
     correlation: Tensor
+    guide: Tensor
 
     def __getitem__(self, index: slice | Tensor) -> Features:
         """The features of some of the images."""
@@ -46,15 +52,19 @@ class Features:
     @classmethod
     def cat(cls, parts: Iterable[Features]) -> Features:
         """The images of all parts, in their order."""
-        columns = zip(*((part.shallow, part.last, part.correlation) for part in parts), strict=True)
+        columns = zip(*(part.tensors() for part in parts), strict=True)
         return cls(*(torch.cat(column) for column in columns))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them, in the order of the fields."""
+        return self.shallow, self.last, self.correlation, self.guide
 
     def to(self, target: torch.dtype | torch.device) -> Features:
         """The same in another type or place."""
         return self._map(lambda tokens: tokens.to(target))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Features:
-        return Features(change(self.shallow), change(self.last), change(self.correlation))
+        return Features(*map(change, self.tensors()))
 
 
 class Encoder(Identified):
@@ -153,6 +163,11 @@ class Encoder(Identified):
         for name, value in (("mean", config.mean), ("std", config.std)):
             values = torch.tensor(value or own[name], dtype=torch.float32)
             self.register_buffer(name, values[:, None, None], persistent=False)
+
+    def _guide(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """`Features.guide` of images [B, 3, H, W] with that grid, in the type of the tokens."""
+        small = F.adaptive_avg_pool2d(images, (GUIDE * grid[0], GUIDE * grid[1]))
+        return small.to(next(self.parameters()).dtype)
 
     def _normalise(self, images: Tensor) -> Tensor:
         return ((images - self.mean) / self.std).to(next(self.parameters()).dtype)

@@ -69,7 +69,7 @@ class ViTEncoder(Encoder):
         Raises:
             UsageError: a size that is not a multiple of the patch size.
         """
-        return self._features(self._tokens(images, self.read_layers), self._grid(images))
+        return self._features(self._tokens(images, self.read_layers), images)
 
     def shallow(self, images: Tensor) -> Tensor:
         """`Features.shallow` alone, [B, C, h, w]; the blocks after the adapter's do not run."""
@@ -101,8 +101,8 @@ class ViTEncoder(Encoder):
             if index in self.read_layers:
                 kept[index] = [t[None, self.vit.num_prefix_tokens :] for t in x.split(lengths)]
         return [
-            self._features({layer: tokens[n] for layer, tokens in kept.items()}, grid)
-            for n, grid in enumerate(grids)
+            self._features({layer: tokens[n] for layer, tokens in kept.items()}, image[None])
+            for n, image in enumerate(images)
         ]
 
     def _tokens(self, images: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
@@ -177,15 +177,16 @@ class ViTEncoder(Encoder):
         class_token = (self.vit.cls_token + positions[:, :1]).expand(tokens.shape[0], -1, -1)
         return torch.cat([class_token, tokens + patches], dim=1)
 
-    def _features(self, kept: Mapping[int, Tensor], grid: tuple[int, int]) -> Features:
-        """Raw patch tokens [B, h*w, C] of the blocks that are read -> Features."""
-
+    def _features(self, kept: Mapping[int, Tensor], images: Tensor) -> Features:
+        """Raw patch tokens [B, h*w, C] of the blocks that are read -> Features of the images."""
+        grid = self._grid(images)
         normed = {
             layer: _to_map(self.vit.norm(kept[layer]), grid)
             for layer in {*self.correlation_layers, self.depth}
         }
         correlation = torch.stack([normed[layer] for layer in self.correlation_layers], dim=1)
-        return Features(_to_map(kept[self.shallow_layer], grid), normed[self.depth], correlation)
+        shallow = _to_map(kept[self.shallow_layer], grid)
+        return Features(shallow, normed[self.depth], correlation, self._guide(images, grid))
 
 
 def _to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:

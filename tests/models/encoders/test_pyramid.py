@@ -185,6 +185,18 @@ def test_images_in_a_batch_do_not_see_each_other(family: str) -> None:
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+@pytest.mark.parametrize("size", [(64, 96), (50, 70)], ids=str)
+def test_the_guide_is_the_image_at_quarters_of_tokens(size: tuple[int, int]) -> None:
+    """Means over areas, each pixel weighing the same where the sides divide."""
+    encoder, images = pyramid("EfficientNet"), pixels(2, 3, *size)
+    found = encoder(images)
+    rows, columns = found.last.shape[-2:]
+    assert found.guide.shape == (2, 3, 4 * rows, 4 * columns)
+    torch.testing.assert_close(found.guide, on_grid(images, (4 * rows, 4 * columns)))
+    if size == (64, 96):
+        torch.testing.assert_close(found.guide, F.avg_pool2d(images, 4))
+
+
 def test_mixed_sizes_equal_single_images() -> None:
     encoder = pyramid("EfficientNet")
     images = [pixels(3, 64, 64, seed=1), pixels(3, 40, 70, seed=2)]

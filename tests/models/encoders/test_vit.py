@@ -146,6 +146,16 @@ def test_mixed_sizes_one_by_one_equal_single_images() -> None:
         assert relative_error(found.last, expected.last) < 1e-6
 
 
+def test_the_guide_is_the_image_at_quarters_of_tokens() -> None:
+    """Means of all pixels that each touches: 3.5 along each side, so 4."""
+    images = pixels(2, 3, 70, 42)
+    found = tiny_encoder()(images)
+    assert found.guide.shape == (2, 3, 20, 12)
+    torch.testing.assert_close(found.guide[..., 0, 0], images[..., :4, :4].mean((2, 3)))
+    torch.testing.assert_close(found.guide[..., 1, 0], images[..., 3:7, :4].mean((2, 3)))
+    torch.testing.assert_close(found.guide[..., 19, 11], images[..., 66:, 38:].mean((2, 3)))
+
+
 def tiny_encoder(**changes: Any) -> Encoder:
     encoder = create(tiny_config(**changes)).eval()
     randomise(encoder, seed=0)
@@ -190,6 +200,7 @@ def test_mixed_sizes_in_one_pass_equal_one_by_one(name: str, arguments: dict[str
     for found, expected in zip(features, alone, strict=True):
         for part in ("shallow", "last", "correlation"):
             assert relative_error(getattr(found, part), getattr(expected, part)) < 1e-5
+        assert torch.equal(found.guide, expected.guide)
 
 
 @pytest.mark.parametrize("positions", ["learn", "none"])
