@@ -50,8 +50,11 @@ def measure(model: str, threads: int, *, repeats: int = 20, files: int | None = 
     """
     command = [sys.executable, __file__, model, "--threads", str(threads)]
     command += ["--repeats", str(repeats)] if files is None else ["--files", str(files)]
-    # Threads wait as they do where nobody chose how: a benchmark beside others may have chosen.
+    # Threads wait as they do where nobody chose how: a benchmark beside others may have chosen. A
+    # folder is segmented by a command, which chooses.
     inherited = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    if files is not None:
+        inherited["OMP_WAIT_POLICY"] = "PASSIVE"
     run = subprocess.run(
         command,
         check=False,

@@ -192,6 +192,7 @@ class Segment:
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
+        _wait_without_spinning()
         check_dtype(self.dtype)
         _check_model(self.model or DEFAULT_MODEL, self.weights, self.image_size)
         from fsdino import processes as sharing
@@ -804,6 +805,7 @@ class Evaluate:
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
+        _wait_without_spinning()
         if self.compare is not None:
             return self._compare(*self.compare)
         self._check_options()

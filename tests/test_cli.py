@@ -1371,6 +1371,23 @@ def test_demo_does_not_fight_for_the_processor(given, expected, monkeypatch):
     assert os.environ["OMP_WAIT_POLICY"] == expected
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["demo", "--out", "demo", "--model", "nonsense"],
+        ["segment", "--support", "a.png", "b.png", "--query", "c", "--out", "d", "--dtype", "int3"],
+        ["evaluate", "fsdino-tiny", "--dtype", "int3"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_commands_that_segment_let_threads_sleep(arguments, monkeypatch, capsys):
+    """Before anything is loaded: beside another program, spinning makes them many times slower."""
+    calls = []
+    monkeypatch.setattr(cli, "_wait_without_spinning", lambda: calls.append(1))
+    assert cli.main(arguments) == 2
+    assert calls == [1]
+
+
 def test_demo_is_interrupted_in_one_line(capsys, monkeypatch):
     """Ctrl-C at any moment of the demo."""
 

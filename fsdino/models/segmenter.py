@@ -51,6 +51,7 @@ _VIEW = 0.6  # of both sides, of a second view of a single support
 _SMALL = 0.02  # share of its image, below which the second view is fitted, too
 _CLEAREST = 0.005  # of the pixels, by which a model without a score of its own is judged
 _BATCH = 8  # queries that share an encoder pass
+_CPU_PIXELS = 2**20  # of such a pass on a CPU, where more takes memory and no less time
 _MOST_TILES = 2500
 _BAND = 2**22  # pixels whose labels are found at once
 
@@ -597,13 +598,20 @@ class Segmenter(Identified):
             found = [self._probabilities_tiled(array, supports) for array in arrays]
         else:
             found = []
-            for start in range(0, len(arrays), _BATCH):
-                found += self._probabilities(arrays[start : start + _BATCH], supports)
+            for start in range(0, len(arrays), self._batch):
+                found += self._probabilities(arrays[start : start + self._batch], supports)
         results = [
             Segmentation(array, maps.cpu().numpy(), tuple(named), threshold, tuple(scores.tolist()))
             for array, (maps, scores) in zip(arrays, found, strict=True)
         ]
         return results if isinstance(query, list | tuple) else results[0]
+
+    @property
+    def _batch(self) -> int:
+        """How many queries share an encoder pass."""
+        if self.device.type != "cpu":
+            return _BATCH
+        return min(max(_CPU_PIXELS // self.config.image_size**2, 1), _BATCH)
 
     def _probabilities(
         self, arrays: Sequence[npt.NDArray[np.uint8]], supports: Mapping[str, Support]
@@ -639,8 +647,8 @@ class Segmenter(Identified):
             )
         crops = [array[box.rows, box.columns] for box in boxes]
         found = []
-        for start in range(0, len(crops), _BATCH):
-            found += self._probabilities(crops[start : start + _BATCH], supports)
+        for start in range(0, len(crops), self._batch):
+            found += self._probabilities(crops[start : start + self._batch], supports)
         maps = tiling.blend([m for m, _ in found], boxes, (array.shape[0], array.shape[1]))
         return maps, torch.stack([scores for _, scores in found]).amax(0)
 

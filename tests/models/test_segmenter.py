@@ -275,6 +275,16 @@ def test_queries_share_encoder_passes(support: Support) -> None:
     assert passes == [8, 2]
 
 
+@pytest.mark.parametrize(("size", "expected"), [(980, [1, 1, 1]), (700, [2, 1])])
+def test_passes_on_a_cpu_are_small(size: int, expected: list[int]) -> None:
+    """A million pixels at once, or one image: more takes memory and no less time."""
+    model = tiny_model(image_size=size)
+    support = model.encode_support(picture(40, 60), box_mask(40, 60))
+    passes = encoded_images(model)
+    model.segment([picture(40, 60)] * 3, support)
+    assert passes == expected
+
+
 def test_n_way_shares_one_encoder_pass() -> None:
     """Three classes cost one pass over the query; each map is the one its support gives alone."""
     model = tiny_model()
