@@ -174,7 +174,7 @@ def _of(memory: Sequence[Mapping[str, Support]], name: str) -> list[Support]:
 
 
 def _joined(model: Segmenter, supports: Sequence[Support]) -> Support:
-    """The shots of several supports as one; what the model fits to them, it fits anew."""
+    """The shots of several supports as one, with what the model fits to all of them."""
     if len(supports) == 1:
         return supports[0]
     shots = [
