@@ -27,7 +27,7 @@ _TRUST = 0.025  # in the support's levels, as a share of the query's tokens
 _SPREAD = 0.05  # least standard deviation of scores
 _OWN_RIDGE = 1.0  # of the classifier fitted to a query
 _LEAST_CLEAR = 1.0  # clear tokens of a side, below which it weighs less than the other
-_SURE = 0.3  # score from which a query's token is all but certain
+_SURE = 0.3  # score of a query's token at which the odds of its side are e to one
 _TOP = 4  # tokens by which a query is said to show the object
 # How far their mean lies above the support's background where that is as likely as not; its slope.
 _EVEN, _STEEP = 1.25, 7.0
@@ -115,7 +115,7 @@ class TrainingFree:
                 found = [self._best(tokens, shot) for shot in fit.shots]
                 score = score + self.matches * _contrast(found).view_as(score)
             flat = score.flatten(1)
-            best = flat.topk(min(_TOP, flat.shape[1])).values.mean(1) - fit.levels[:, 2]
+            best = flat.topk(min(_TOP, flat.shape[1])).values.mean(1) - fit.levels[:, _BACKGROUND]
             cut = _adapted(flat, fit) if self.adapt else fit.levels[:, 0]
             flat = flat - cut[:, None]
             if self.own:
@@ -220,6 +220,7 @@ class TrainingFree:
 
 # What a fit knows of the scores on the supports, in the order of `TokenFit.levels`.
 _LEVELS = ("cut", "foreground", "background", "foreground_spread", "background_spread", "share")
+_BACKGROUND = _LEVELS.index("background")
 
 
 class _Classifier:
