@@ -1,6 +1,6 @@
 """Time the 4D ops on the CPU: `pytest benchmarks --benchmark-only`.
 
-`fsdino.apps.benchmark` does the measuring: all implementations of a case take turns in one process,
+`fsdino.bench.compare` does the measuring: all implementations of a case take turns in one process,
 and none is timed whose results are wrong. Here its seconds are handed to pytest-benchmark, one test
 for each implementation; the tables at the end also show ratio, speed and memory.
 """
@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from record import write_record
 
-from fsdino.apps.benchmark import EAGER, Bench, Comparison
-from fsdino.apps.exactness import FORWARD_BOUND
+from fsdino.bench.compare import EAGER, Bench, Comparison
+from fsdino.bench.exactness import FORWARD_BOUND
+from fsdino.bench.workloads import TINY, WORKLOADS
 from fsdino.cli import print_comparison
 from fsdino.ops import backends
-from fsdino.ops.baseline import TINY, WORKLOADS
 
 SUITE = {"tiny": TINY, **WORKLOADS}
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FORWARD_BOUND}

@@ -24,7 +24,7 @@ from record import write_record
 from training_speed import ENCODER, peak, timed
 
 from fsdino import processes as sharing
-from fsdino.apps import memory
+from fsdino.bench import memory
 from fsdino.models.checkpoints import write_tensors
 from fsdino.models.config import ModelConfig
 from fsdino.training.distill import Distillation

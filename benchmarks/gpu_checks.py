@@ -19,8 +19,7 @@ import cases
 import formulation
 from cases import CASES, Case
 from fsdino import ops
-from fsdino.apps import exactness
-from fsdino.ops import baseline
+from fsdino.bench import eager, exactness
 
 Tensors = list[Tensor | None]
 BLOCK = "center_pivot_block4d"
@@ -65,15 +64,13 @@ def problem(op: str, case: Case, dtype: torch.dtype) -> Problem:
     stride: dict[str, Any] = {"support_stride": case.stride}
     if op == "correlation4d":
         return Problem(
-            features, ops.correlation4d, baseline.correlation4d, formulation.correlation4d, False
+            features, ops.correlation4d, eager.correlation4d, formulation.correlation4d, False
         )
     if op == "correlation_center_pivot4d":
         return Problem(
             features | convolution,
             functools.partial(ops.correlation_center_pivot4d, **stride),
-            lambda *t: baseline.center_pivot_conv4d(
-                baseline.correlation4d(*t[:3]), *t[3:], **stride
-            ),
+            lambda *t: eager.center_pivot_conv4d(eager.correlation4d(*t[:3]), *t[3:], **stride),
             lambda *t: formulation.center_pivot_conv4d(
                 formulation.correlation4d(*t[:3]), *t[3:], case.stride
             ),
@@ -84,7 +81,7 @@ def problem(op: str, case: Case, dtype: torch.dtype) -> Problem:
         return Problem(
             x | convolution,
             functools.partial(ops.center_pivot_conv4d, **stride),
-            functools.partial(baseline.center_pivot_conv4d, **stride),
+            functools.partial(eager.center_pivot_conv4d, **stride),
             lambda *t: formulation.center_pivot_conv4d(*t, case.stride),
             False,
         )
@@ -92,7 +89,7 @@ def problem(op: str, case: Case, dtype: torch.dtype) -> Problem:
     return Problem(
         x | parameters,
         functools.partial(ops.center_pivot_block4d, **settings),
-        functools.partial(baseline.center_pivot_block4d, **settings),
+        functools.partial(eager.center_pivot_block4d, **settings),
         lambda *t: formulation.block(*t, case.stride, case.groups, op == REDUCED),
         True,
     )

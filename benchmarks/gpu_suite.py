@@ -45,7 +45,7 @@ from record import write_record
 from workers import NOT_BEGUN, Job, Outcome, Worker, run_all
 
 import cases
-from fsdino.ops.baseline import WORKLOADS, Workload
+from fsdino.bench.workloads import WORKLOADS, Workload
 
 HERE = Path(__file__).resolve().parent
 # Seconds of the default budget by which each part has ended; what one leaves, the next may use.

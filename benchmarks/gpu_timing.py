@@ -24,9 +24,8 @@ import torch
 from torch import Tensor
 
 from fsdino import ops
-from fsdino.apps import exactness
-from fsdino.ops import baseline
-from fsdino.ops.baseline import STRIDE, Block, Inputs, Workload
+from fsdino.bench import eager, exactness, workloads
+from fsdino.bench.workloads import STRIDE, Block, Inputs, Workload
 
 EAGER, COMPILED = "eager", "compiled"
 LAYOUTS = ("contiguous", "tokens")
@@ -88,16 +87,16 @@ def chain_row(
     """
     torch._dynamo.reset()
     dtype = getattr(torch, dtype_name)
-    inputs = baseline.make_inputs(workload, device=device, dtype=dtype)
-    chains: dict[str, Chain] = {EAGER: baseline.chain} | {name: _ours(name) for name in backends}
+    inputs = workloads.make_inputs(workload, device=device, dtype=dtype)
+    chains: dict[str, Chain] = {EAGER: eager.chain} | {name: _ours(name) for name in backends}
     if compile_seconds:
         chains[COMPILED] = _compiled()
     found: dict[str, dict[str, Any]] = {}
     steps: dict[str, Step] = {}
     with torch.set_grad_enabled(workload.backward):
         exact = exactness.expected("chain", inputs)
-        eager = exactness.step(lambda: baseline.chain(inputs), inputs)
-        allowed = exactness.bounds(eager, exact, dtype, chained=True)
+        by_eager = exactness.step(lambda: eager.chain(inputs), inputs)
+        allowed = exactness.bounds(by_eager, exact, dtype, chained=True)
         for layout in LAYOUTS:
             sets = _rotation(lay_out(inputs, layout), device)
             for name, chain in chains.items():
@@ -126,10 +125,10 @@ def stages_row(
 ) -> dict[str, Any]:
     """Forward seconds of the correlation and of each block, by op, each on its own inputs."""
     dtype = getattr(torch, dtype_name)
-    inputs = lay_out(baseline.make_inputs(workload, device=device, dtype=dtype), "tokens")
+    inputs = lay_out(workloads.make_inputs(workload, device=device, dtype=dtype), "tokens")
     features = (inputs.query, inputs.support, inputs.support_weight)
     chains: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
-        EAGER: (baseline.correlation4d, baseline.center_pivot_block4d),
+        EAGER: (eager.correlation4d, eager.center_pivot_block4d),
     }
     for name in backends:
         chains[name] = (
@@ -160,7 +159,7 @@ def kernels_row(
     Where runs differ in what they launch, the seconds of each name in all, over the runs.
     """
     dtype, repeats = getattr(torch, dtype_name), 5
-    inputs = lay_out(baseline.make_inputs(workload, device=device, dtype=dtype), layout)
+    inputs = lay_out(workloads.make_inputs(workload, device=device, dtype=dtype), layout)
     kind = torch.profiler.ProfilerActivity.CPU
     if device != "cpu":
         kind = torch.profiler.ProfilerActivity.CUDA
@@ -213,7 +212,7 @@ def memory_row(
         backends: beside the eager formulation.
     """
     dtype = getattr(torch, dtype_name)
-    inputs = lay_out(baseline.make_inputs(workload, device=device, dtype=dtype), "tokens")
+    inputs = lay_out(workloads.make_inputs(workload, device=device, dtype=dtype), "tokens")
     found: dict[str, dict[str, Any]] = {}
     with torch.set_grad_enabled(workload.backward or part == "fused-gradients"):
         exact = _exact_of(part, inputs)
@@ -249,13 +248,13 @@ def scaling_row(
             with _noted(found, name):
                 shares[name] = gpu_checks.check_rows(*sizes, device, name)
             _forget(device)
-    inputs = lay_out(baseline.make_inputs(workload, device=device, dtype=dtype), "tokens")
+    inputs = lay_out(workloads.make_inputs(workload, device=device, dtype=dtype), "tokens")
     chains = {name: _ours(name) for name in backends if not found.get(name)}
     allowed: list[float] = []
     with torch.no_grad():
         exact = None if large else exactness.expected("chain", inputs)
         _forget(device)
-        for name, chain in (chains | {EAGER: baseline.chain}).items():
+        for name, chain in (chains | {EAGER: eager.chain}).items():
             with _noted(found, name):
                 results = _call(chain, inputs)
                 if exact is None:
@@ -263,9 +262,9 @@ def scaling_row(
                     found[name]["error"] = shares.get(name, 0.0) if finite else float("inf")
                 else:
                     if not allowed:
-                        eager = _call(baseline.chain, inputs)
-                        allowed = exactness.bounds(eager, exact, dtype, chained=True)
-                        del eager
+                        by_eager = _call(eager.chain, inputs)
+                        allowed = exactness.bounds(by_eager, exact, dtype, chained=True)
+                        del by_eager
                     found[name]["error"] = _error(name, results, exact, allowed, dtype)
                 if found[name]["error"] <= 1:
                     steps[name] = lambda _, chain=chain: _call(chain, inputs)
@@ -277,7 +276,7 @@ def scaling_row(
 
 def warm(workload: Workload, dtype_name: str, device: str, backend: str) -> None:
     """Compile what a workload's chain and its fused first block launch, in both layouts."""
-    inputs = baseline.make_inputs(workload, device=device, dtype=getattr(torch, dtype_name))
+    inputs = workloads.make_inputs(workload, device=device, dtype=getattr(torch, dtype_name))
     with torch.set_grad_enabled(workload.backward):
         for layout in LAYOUTS:
             _call(_ours(backend), lay_out(inputs, layout))
@@ -291,7 +290,7 @@ def warm(workload: Workload, dtype_name: str, device: str, backend: str) -> None
 
 def warm_compiled(workload: Workload, dtype_name: str, device: str, layout: str) -> None:
     """Fill torch.compile's caches with the eager formulation of a workload."""
-    inputs = baseline.make_inputs(workload, device=device, dtype=getattr(torch, dtype_name))
+    inputs = workloads.make_inputs(workload, device=device, dtype=getattr(torch, dtype_name))
     with torch.set_grad_enabled(workload.backward):
         _call(_compiled(), lay_out(inputs, layout))
     _wait(device)
@@ -384,7 +383,7 @@ def _ours(backend: str) -> Chain:
         features = (inputs.query, inputs.support, inputs.support_weight)
         x = ops.correlation4d(*features, backend=backend)
         block4d = functools.partial(ops.center_pivot_block4d, backend=backend)
-        return baseline.run_blocks(x, inputs.blocks, block4d)
+        return workloads.run_blocks(x, inputs.blocks, block4d)
 
     return chain
 
@@ -398,7 +397,7 @@ def _compiled() -> Chain:
     @functools.partial(torch.compile, dynamic=False)
     def compiled(query: Tensor, support: Tensor, weight: Tensor, *parameters: Tensor) -> Tensor:
         blocks = tuple(Block(*parameters[i : i + 5]) for i in range(0, len(parameters), 5))
-        return baseline.chain(Inputs(query, support, weight, blocks))
+        return eager.chain(Inputs(query, support, weight, blocks))
 
     def chain(inputs: Inputs) -> Tensor:
         parameters = [tensor for block in inputs.blocks for tensor in block.tensors()]
@@ -451,17 +450,19 @@ def _error(
 
 
 def _memory_step(part: str, name: str, inputs: Inputs) -> Callable[[], list[Tensor]]:
-    chain = baseline.chain if name == EAGER else _ours(name)
+    chain = eager.chain if name == EAGER else _ours(name)
     if part == "chain":
         return lambda: _call(chain, inputs)
     if part == "fused-block":
         return lambda: _call(lambda given: _first_block(name, given), inputs)
     if part == "fused-chain":
-        block4d: Callable[..., Tensor] = baseline.center_pivot_block4d
+        block4d: Callable[..., Tensor] = eager.center_pivot_block4d
         if name != EAGER:
             block4d = functools.partial(ops.center_pivot_block4d, backend=name)
         return lambda: _call(
-            lambda given: baseline.run_blocks(_first_block(name, given), given.blocks[1:], block4d),
+            lambda given: workloads.run_blocks(
+                _first_block(name, given), given.blocks[1:], block4d
+            ),
             inputs,
         )
     return lambda: _fused_gradients(name, inputs)
@@ -472,12 +473,12 @@ def _first_block(name: str, inputs: Inputs) -> Tensor:
     block = inputs.blocks[0]
     features = (inputs.query, inputs.support, inputs.support_weight)
     if name == EAGER:
-        corr = baseline.correlation4d(*features)
-        return baseline.center_pivot_block4d(corr, *block.tensors(), support_stride=STRIDE)
+        corr = eager.correlation4d(*features)
+        return eager.center_pivot_block4d(corr, *block.tensors(), support_stride=STRIDE)
     raw = ops.correlation_center_pivot4d(
         *features, *block.tensors()[:3], support_stride=STRIDE, backend=name
     )
-    return baseline.norm_relu(raw, block.norm_weight, block.norm_bias)
+    return eager.norm_relu(raw, block.norm_weight, block.norm_bias)
 
 
 def _fused_gradients(name: str, inputs: Inputs) -> list[Tensor]:
@@ -485,8 +486,8 @@ def _fused_gradients(name: str, inputs: Inputs) -> list[Tensor]:
     tensors = (inputs.query, inputs.support, inputs.support_weight, *inputs.blocks[0].tensors()[:3])
     leaves = [t.detach().requires_grad_() for t in tensors]
     if name == EAGER:
-        corr = baseline.correlation4d(*leaves[:3])
-        y = baseline.center_pivot_conv4d(corr, *leaves[3:], support_stride=STRIDE)
+        corr = eager.correlation4d(*leaves[:3])
+        y = eager.center_pivot_conv4d(corr, *leaves[3:], support_stride=STRIDE)
         del corr
     else:
         y = ops.correlation_center_pivot4d(*leaves, support_stride=STRIDE, backend=name)

@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 
+from fsdino.bench.workloads import KERNEL, STRIDE, WORKLOADS, Workload
 from fsdino.kernels import tiles
-from fsdino.ops.baseline import KERNEL, STRIDE, WORKLOADS, Workload
 
 TAPS = 2 * KERNEL**2
 

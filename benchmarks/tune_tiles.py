@@ -29,10 +29,10 @@ from torch import Tensor
 from workers import Job, Outcome, Worker, run_all
 
 from fsdino import ops
-from fsdino.apps import exactness
+from fsdino.bench import exactness
+from fsdino.bench.workloads import KERNEL, STRIDE, WORKLOADS, Workload
 from fsdino.kernels import tiles
 from fsdino.kernels.tiles import Tile
-from fsdino.ops.baseline import KERNEL, STRIDE, WORKLOADS, Workload
 
 BATCH, CHECKED_BATCH = 8, 2  # timed volumes are larger than the L2 cache, checked ones need not
 GAIN = 0.02  # less is noise

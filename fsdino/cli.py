@@ -30,11 +30,11 @@ from fsdino.models.names import DEFAULT as DEFAULT_MODEL
 from fsdino.models.names import DRAWN as DRAWN_MODEL
 
 if TYPE_CHECKING:
-    from fsdino.apps.benchmark import Comparison
     from fsdino.apps.data import Check
     from fsdino.apps.demo import Results
     from fsdino.apps.folder import Outcome, Output
     from fsdino.apps.supports import SupportFiles
+    from fsdino.bench.compare import Comparison
     from fsdino.evaluation.evaluate import Settings
     from fsdino.evaluation.record import Difference
     from fsdino.models.config import ModelConfig
@@ -955,17 +955,15 @@ class Benchmark:
     def run(self) -> int:
         """Run the command; returns the exit code."""
         check_dtype(self.dtype)
-        from fsdino.apps import benchmark
+        from fsdino.bench import compare
         from fsdino.environment import environment
 
         device, dtype = find_device(self.device), find_dtype(self.dtype)
         if self.foreground is not None and not 0 <= self.foreground <= 1:
             raise UsageError(f"--foreground must be between 0 and 1, got {self.foreground}")
         comparisons = []
-        for workload in benchmark.find_workloads(self.workloads):
-            bench = benchmark.Bench(
-                workload, device=device, dtype=dtype, foreground=self.foreground
-            )
+        for workload in compare.find_workloads(self.workloads):
+            bench = compare.Bench(workload, device=device, dtype=dtype, foreground=self.foreground)
             for part, threads in itertools.product(self.parts, self.threads or (None,)):
                 comparison = bench.compare(
                     part,
@@ -1351,10 +1349,10 @@ def _print_demo(results: Results) -> None:
 
 def print_comparison(comparison: Comparison) -> None:
     """A table on stdout: time, ratio, speed and, where it was measured, memory."""
-    from fsdino.apps import benchmark
+    from fsdino.bench import compare
 
     peak = f"; sgemm {comparison.peak / 1e9:.1f} GFLOP/s"
-    _print_table(*benchmark.table(comparison), comparison.title + peak)
+    _print_table(*compare.table(comparison), comparison.title + peak)
 
 
 def _qualities(encoded: Mapping[str, Support]) -> dict[str, float | None]:

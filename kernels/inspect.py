@@ -25,9 +25,9 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from fsdino.bench import workloads as standard
+from fsdino.bench.workloads import Workload
 from fsdino.kernels import center_pivot, correlation, fused, layout, tiles
-from fsdino.ops import baseline
-from fsdino.ops.baseline import Workload
 
 ARCHITECTURES = (80, 90, 100)
 WORKLOADS = ("W4", "W6", "W12", "W12x8", "HR", "T12")
@@ -171,7 +171,7 @@ def rows(
         seen: dict[tuple[Any, ...], Launch] = {}
         for dtype in dtypes:
             for name in workloads:
-                for launch in launches(baseline.WORKLOADS[name], dtype, architecture):
+                for launch in launches(standard.WORKLOADS[name], dtype, architecture):
                     seen.setdefault(launch.key, launch)
         for launch in seen.values():
             if launch.kernel.__name__.startswith(only):
@@ -183,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fsdino.kernels.inspect", description=__doc__)
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
     parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float16"])
-    parser.add_argument("--workload", nargs="+", default=WORKLOADS, choices=baseline.WORKLOADS)
+    parser.add_argument("--workload", nargs="+", default=WORKLOADS, choices=standard.WORKLOADS)
     parser.add_argument("--only", default="", help="kernels whose name begins with this")
     parser.add_argument("--json", action="store_true", help="a list of rows instead of a table")
     given = parser.parse_args(arguments)
@@ -261,23 +261,23 @@ def _run(workload: Workload, dtype: torch.dtype) -> None:
     if workload.backward:
         correlation.correlation4d_backward(x, *features, 1e-5, [True] * 3)
     for index, channels in enumerate(workload.block_channels):
-        taps = (channels, x.shape[1], baseline.KERNEL, baseline.KERNEL)
+        taps = (channels, x.shape[1], standard.KERNEL, standard.KERNEL)
         weights = (empty(*taps, **options), empty(*taps, **options))
         vector = empty(channels, **options)
         if index == 0:
             _run_fused(features, (*weights, vector), workload.backward)
         last = index == len(workload.block_channels) - 1
         settings: Any = (
-            baseline.GROUPS,
-            baseline.NORM_EPS,
-            baseline.STRIDE,
+            standard.GROUPS,
+            standard.NORM_EPS,
+            standard.STRIDE,
             last,
             workload.backward,
         )
         saved: Any
         y, *saved = center_pivot.center_pivot_block4d(x, *weights, *(vector,) * 3, *settings)
         if workload.backward:
-            saved += [baseline.STRIDE, last, [index > 0, *(True,) * 5]]
+            saved += [standard.STRIDE, last, [index > 0, *(True,) * 5]]
             center_pivot.center_pivot_block4d_backward(
                 torch.empty_like(y), x, *weights, vector, vector, *saved
             )
@@ -285,10 +285,10 @@ def _run(workload: Workload, dtype: torch.dtype) -> None:
 
 
 def _run_fused(features: Any, weights: Any, backward: bool) -> None:
-    settings: Any = (*features, *weights, baseline.STRIDE, 1e-5)
+    settings: Any = (*features, *weights, standard.STRIDE, 1e-5)
     y = fused.correlation_center_pivot4d(*settings)
     if backward:
-        settings = (*features, *weights[:2], baseline.STRIDE, 1e-5, [True] * 6)
+        settings = (*features, *weights[:2], standard.STRIDE, 1e-5, [True] * 6)
         fused.correlation_center_pivot4d_backward(y, *settings)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fsdino import ops
-from fsdino.apps import memory
+from fsdino.bench import memory
 
 MEGABYTE = 2**20
 

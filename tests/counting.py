@@ -11,8 +11,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fsdino.ops import baseline
-from fsdino.ops.baseline import STRIDE, WORKLOADS
+from fsdino.bench import eager
+from fsdino.bench.workloads import STRIDE, WORKLOADS
 
 
 class Peak(TorchDispatchMode):
@@ -72,5 +72,5 @@ def eager_first_block(
     query: Tensor, support: Tensor, weight: Tensor, *parameters: Tensor
 ) -> Tensor:
     """The formulation that ours are measured by."""
-    x = baseline.correlation4d(query, support, weight)
-    return baseline.center_pivot_conv4d(x, *parameters, support_stride=STRIDE)
+    x = eager.correlation4d(query, support, weight)
+    return eager.center_pivot_conv4d(x, *parameters, support_stride=STRIDE)

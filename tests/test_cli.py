@@ -33,14 +33,15 @@ import stub_extension
 import tiny_sam
 from fsdino import cli, ops
 from fsdino.apps import build, demo, demo_photographs, supports
+from fsdino.bench import eager, workloads
+from fsdino.bench.workloads import Workload
 from fsdino.evaluation import journal
 from fsdino.models import segmenter
 from fsdino.models.config import ModelConfig
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmenter
 from fsdino.models.supports import Support
-from fsdino.ops import backends, baseline, native
-from fsdino.ops.baseline import Workload
+from fsdino.ops import backends, native
 from fsdino.training.config import TrainConfig
 from fsdino.training.distill import ADAPTER_FILE
 from fsdino.training.distill_config import DistillConfig
@@ -1240,7 +1241,7 @@ def test_data_commands_explain_themselves(name, capsys):
 
 @pytest.fixture
 def mini(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(baseline.WORKLOADS, "mini", MINI)
+    monkeypatch.setitem(workloads.WORKLOADS, "mini", MINI)
 
 
 def test_benchmark_as_table_and_json(mini, capsys):
@@ -1256,7 +1257,7 @@ def test_benchmark_as_table_and_json(mini, capsys):
 
 def test_benchmark_fails_on_wrong_results(mini, capsys, monkeypatch):
     """No time is printed for them, and the exit code says so."""
-    monkeypatch.setattr(baseline, "chain", lambda inputs: torch.ones(1, 16, 7, 7))
+    monkeypatch.setattr(eager, "chain", lambda inputs: torch.ones(1, 16, 7, 7))
     arguments = ["benchmark", "--workloads", "mini", "--repeats", "1", "--device", "cpu"]
     assert cli.main(arguments) == 1
     captured = capsys.readouterr()

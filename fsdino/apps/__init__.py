@@ -1,1 +1,1 @@
-"""Things a person looks at: the demo and its report, segmented folders, benchmark tables."""
+"""Things a person looks at: the demo and its report, segmented folders."""

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from fsdino import images as pixels
-from fsdino.apps import benchmark, demo_drawings, demo_photographs
-from fsdino.apps.benchmark import Comparison
+from fsdino.apps import demo_drawings, demo_photographs
 from fsdino.apps.demo_drawings import FOLD, MODEL, SCALE, SEED, SHOTS, Answer, Score, WayAnswer
 from fsdino.apps.demo_photographs import PhotographAnswer
 from fsdino.apps.progress import Progress
+from fsdino.bench import compare
+from fsdino.bench.compare import Comparison
 from fsdino.data import procedural
 from fsdino.environment import environment
 from fsdino.errors import UsageError
@@ -123,7 +124,7 @@ def run(settings: Settings, out: Path) -> Results:
     for name in ("episodes", "pictures", "repeats"):
         if getattr(settings, name) < 1:
             raise UsageError(f"{name} must be at least 1, got {getattr(settings, name)}")
-    [workload] = benchmark.find_workloads([settings.workload])
+    [workload] = compare.find_workloads([settings.workload])
     model, drawn_model = zoo.load(settings.model), zoo.load(settings.drawn_model)
     for folder in ("photographs", "overlays"):
         make_folder(out / folder, _REMEDY)
@@ -143,7 +144,7 @@ def run(settings: Settings, out: Path) -> Results:
             answers.append(answer)
             progress.advance()
     ways = demo_drawings.answer_ways(drawn_model)
-    kernels = benchmark.compare(workload, device=torch.device("cpu"), repeats=settings.repeats)
+    kernels = compare.compare(workload, device=torch.device("cpu"), repeats=settings.repeats)
     results = Results(
         settings, model, photographs, drawn_model, answers, demo_drawings.scores(answers), ways,
         kernels, first, time.monotonic() - began,

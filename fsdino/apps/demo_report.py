@@ -13,7 +13,6 @@ from PIL import Image, ImageFilter
 
 from fsdino import images as pixels
 from fsdino.apps import report
-from fsdino.apps.benchmark import Comparison, Timing
 from fsdino.apps.demo import Results, Settings
 from fsdino.apps.demo_drawings import (
     BASELINE,
@@ -28,6 +27,7 @@ from fsdino.apps.demo_drawings import (
 )
 from fsdino.apps.demo_photographs import EVERYTHING, TRAINING_FREE, PhotographAnswer
 from fsdino.apps.report import text
+from fsdino.bench.compare import Comparison, Timing
 from fsdino.data import procedural
 from fsdino.environment import environment
 

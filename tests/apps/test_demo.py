@@ -12,9 +12,9 @@ from PIL import Image
 import fsdino
 from fsdino.apps import demo, demo_drawings
 from fsdino.apps.demo import Results, Settings
+from fsdino.bench import workloads
+from fsdino.bench.workloads import Workload
 from fsdino.errors import FsdinoError, UsageError
-from fsdino.ops import baseline
-from fsdino.ops.baseline import Workload
 from tiny_models import tiny_model
 
 MINI = Workload("mini", batch=1, layers=2, grid=7, channels=16, block_channels=(4, 8))
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(folder: Path) -> Results:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(baseline.WORKLOADS, "mini", MINI)
+        patch.setitem(workloads.WORKLOADS, "mini", MINI)
         models = str(folder / "photo"), str(folder / "drawn")
         settings = Settings(*models, 2, 1, "mini", 1, "fsdino demo --out here")
         return demo.run(settings, folder / "out")

@@ -12,10 +12,10 @@ from PIL import Image
 
 from fsdino import images
 from fsdino.apps import demo_report
-from fsdino.apps.benchmark import Comparison, Timing
 from fsdino.apps.demo import Results, Settings
 from fsdino.apps.demo_drawings import Answer, Fate, Score, WayAnswer
 from fsdino.apps.demo_photographs import PhotographAnswer
+from fsdino.bench.compare import Comparison, Timing
 from fsdino.data import procedural
 from fsdino.data.episodes import Episode, Sample
 from fsdino.sample_photographs import Sample as Photograph

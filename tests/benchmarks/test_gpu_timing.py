@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fake_gpu import CACHE_BYTES, TURN_MS, Graph
-from fsdino.ops import baseline
-from fsdino.ops.baseline import Workload
+from fsdino.bench import workloads
+from fsdino.bench.workloads import Workload
 
 MINI = Workload("mini", batch=1, layers=2, grid=5, channels=16, block_channels=(8, 8))
 BACK = replace(MINI, backward=True)
@@ -110,7 +110,7 @@ def test_the_compiled_formulation() -> None:
 
 def test_layouts() -> None:
     """The same values; "tokens" has the channels innermost, as an encoder's output has."""
-    inputs = baseline.make_inputs(MINI)
+    inputs = workloads.make_inputs(MINI)
     tokens = gpu_timing.lay_out(inputs, "tokens")
     assert torch.equal(tokens.query, inputs.query) and inputs.query.is_contiguous()
     assert tokens.support.permute(0, 1, 3, 4, 2).is_contiguous()
@@ -120,10 +120,10 @@ def test_rotation(fake_gpu: str) -> None:
     """By hand: as many inputs as make twice the cache, between 2 and 6, all different."""
     size = 2 * 2 * 16 * 25 * 4
     assert size > CACHE_BYTES
-    sets = gpu_timing._rotation(baseline.make_inputs(MINI), fake_gpu)
+    sets = gpu_timing._rotation(workloads.make_inputs(MINI), fake_gpu)
     assert len(sets) == 2 and not torch.equal(sets[0].query, sets[1].query)
     small = replace(MINI, layers=1, channels=1, grid=3)  # 72 bytes: 2000 / 72 is more than 6
-    assert len(gpu_timing._rotation(baseline.make_inputs(small), fake_gpu)) == 6
+    assert len(gpu_timing._rotation(workloads.make_inputs(small), fake_gpu)) == 6
 
 
 def test_turns() -> None:

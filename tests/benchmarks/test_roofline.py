@@ -12,8 +12,8 @@ import pytest
 import roofline
 import torch
 
+from fsdino.bench.workloads import WORKLOADS, Workload
 from fsdino.kernels import tiles
-from fsdino.ops.baseline import WORKLOADS, Workload
 
 ROOT = Path(__file__).resolve().parents[2]
 BF16 = torch.bfloat16
@@ -105,7 +105,7 @@ import math
 from unittest import mock
 import torch, triton
 from fsdino.kernels import inspect, layout
-from fsdino.ops.baseline import WORKLOADS
+from fsdino.bench.workloads import WORKLOADS
 
 grids = []
 def record(kernel, *args, grid, warmup, **settings):

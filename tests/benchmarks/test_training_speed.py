@@ -11,8 +11,8 @@ import pytest
 import torch
 import training_speed
 
+from fsdino.bench import eager
 from fsdino.models import hypercorrelation
-from fsdino.ops import baseline
 from training_work import FROZEN
 
 
@@ -20,13 +20,13 @@ def test_both_formulations_give_one_loss(monkeypatch: pytest.MonkeyPatch) -> Non
     """Otherwise one of them would be timed on other work."""
     config = dataclasses.replace(FROZEN, shots=(1,), image_sizes=(), steps=1)
     calls: list[str] = []
-    eager = baseline.center_pivot_block4d
+    block4d = eager.center_pivot_block4d
 
     def spy(*args, **options):
         calls.append("eager")
-        return eager(*args, **options)
+        return block4d(*args, **options)
 
-    monkeypatch.setattr(baseline, "center_pivot_block4d", spy)
+    monkeypatch.setattr(eager, "center_pivot_block4d", spy)
     ops = hypercorrelation.ops
     rows = {}
     for name in ("ops", "eager"):

@@ -18,9 +18,9 @@ import tune_tiles
 from tune_tiles import Target, Tuner
 from workers import Job, Outcome
 
+from fsdino.bench.workloads import WORKLOADS, Workload
 from fsdino.kernels import tiles
 from fsdino.kernels.tiles import Tile
-from fsdino.ops.baseline import WORKLOADS, Workload
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI = Workload("mini", batch=8, layers=3, grid=4, channels=16, block_channels=(16,), backward=True)
@@ -158,7 +158,7 @@ import sys
 sys.path[:0] = {paths!r}
 import tune_tiles
 from fsdino.kernels import tiles
-from fsdino.ops.baseline import Workload
+from fsdino.bench.workloads import Workload
 
 mini = Workload("mini", 2, 3, grid=3, channels=16, block_channels=(16, 32), backward=True)
 for target in tune_tiles.targets([mini], "float16"):

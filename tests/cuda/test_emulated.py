@@ -146,7 +146,7 @@ def test_plans(library: Path) -> None:
 
 MEMORY = """
 from counting import bytes_beyond_results, eager_first_block, hr_first_block
-from fsdino.ops.baseline import STRIDE
+from fsdino.bench.workloads import STRIDE
 emulated.set_skipping(True)
 ops = torch.ops.fsdino_emulated
 for hopper in (False, True):

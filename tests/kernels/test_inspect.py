@@ -78,7 +78,7 @@ def test_one_workload_is_read() -> None:
 ONE_TOKEN = """
 import torch
 from fsdino.kernels import inspect
-from fsdino.ops.baseline import Workload
+from fsdino.bench.workloads import Workload
 
 one = Workload("one", 1, 1, grid=1, channels=1, block_channels=(4, 4), backward=True)
 for launch in inspect.launches(one, torch.float16, 80):

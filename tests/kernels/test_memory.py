@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from counting import bytes_beyond_results, eager_first_block, hr_first_block
-from fsdino.ops.baseline import STRIDE
+from fsdino.bench.workloads import STRIDE
 
 triton = pytest.importorskip("triton")
 

@@ -9,7 +9,8 @@ import cases
 import formulation
 from cases import CASES, DTYPES, TOLERANCE, Case
 from fsdino import ops
-from fsdino.ops import backends, baseline
+from fsdino.bench import eager
+from fsdino.ops import backends
 
 
 def skip_unless_usable(backend: str, dtype: torch.dtype, op: str = "center_pivot_conv4d") -> None:
@@ -104,18 +105,18 @@ def test_block_equals_the_formulation(
             )
         )
         return
-    eager = baseline.center_pivot_block4d(
+    by_eager = eager.center_pivot_block4d(
         *ordered(inputs),
         num_groups=case.groups,
         support_stride=case.stride,
         reduce_support=reduce_support,
     )
-    cases.assert_no_worse(actual, eager, expected, TOLERANCE[dtype][0])
+    cases.assert_no_worse(actual, by_eager, expected, TOLERANCE[dtype][0])
     leaves = list(inputs.values())
     for name, a, b, e in zip(
         inputs,
         torch.autograd.grad(actual, leaves, grad),
-        torch.autograd.grad(eager, leaves, grad),
+        torch.autograd.grad(by_eager, leaves, grad),
         torch.autograd.grad(expected, list(twins.values()), grad.double()),
         strict=True,
     ):
@@ -136,8 +137,8 @@ def test_block_in_half_precision_errs_less_than_twice_the_eager_code(
     settings = {"num_groups": case.groups, "support_stride": case.stride}
     expected = formulation.block(x, *parameters.values(), case.stride, case.groups, False)
     ours = ops.center_pivot_block4d(x, *parameters.values(), backend=backend, **settings)
-    eager = baseline.center_pivot_block4d(x, *parameters.values(), **settings)
-    cases.assert_no_worse(ours, eager, expected, torch.finfo(dtype).eps)
+    by_eager = eager.center_pivot_block4d(x, *parameters.values(), **settings)
+    cases.assert_no_worse(ours, by_eager, expected, torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("reduce_support", [False, True], ids=["map", "reduced"])
@@ -154,14 +155,14 @@ def test_block_of_many_channels_far_from_zero(backend: str, reduce_support: bool
     settings = {"num_groups": 2, "support_stride": 2, "reduce_support": reduce_support}
     expected = formulation.block(*twins, 2, 2, reduce_support)
     actual = ops.center_pivot_block4d(*leaves, backend=backend, **settings)
-    eager = baseline.center_pivot_block4d(*leaves, **settings)
-    cases.assert_no_worse(actual, eager, expected, TOLERANCE[torch.float32][0])
+    by_eager = eager.center_pivot_block4d(*leaves, **settings)
+    cases.assert_no_worse(actual, by_eager, expected, TOLERANCE[torch.float32][0])
     grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3))
     if not reduce_support:
         grad = grad * (expected.detach() > 1e-4)
     cases.assert_no_worse(
         torch.autograd.grad(actual, leaves[0], grad)[0],
-        torch.autograd.grad(eager, leaves[0], grad)[0],
+        torch.autograd.grad(by_eager, leaves[0], grad)[0],
         torch.autograd.grad(expected, twins[0], grad.double())[0],
         TOLERANCE[torch.float32][1],
     )

@@ -9,7 +9,8 @@ import cases
 import formulation
 from cases import CASES, DTYPES, Case
 from fsdino import ops
-from fsdino.ops import backends, baseline
+from fsdino.bench import eager
+from fsdino.ops import backends
 
 OP = "correlation_center_pivot4d"
 
@@ -41,9 +42,9 @@ def test_errs_less_than_twice_the_eager_code(case: Case, dtype: torch.dtype, bac
     actual = ops.correlation_center_pivot4d(*inputs, support_stride=case.stride, backend=backend)
     assert actual.dtype == dtype
     expected = expected_of(inputs, case.stride)
-    corr = baseline.correlation4d(*inputs[:3])
-    eager = baseline.center_pivot_conv4d(corr, *inputs[3:], support_stride=case.stride)
-    cases.assert_no_worse(actual, eager, expected, torch.finfo(dtype).eps)
+    corr = eager.correlation4d(*inputs[:3])
+    by_eager = eager.center_pivot_conv4d(corr, *inputs[3:], support_stride=case.stride)
+    cases.assert_no_worse(actual, by_eager, expected, torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)

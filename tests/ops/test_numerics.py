@@ -15,8 +15,8 @@ import formulation
 from allocations import peak_of_shots
 from cases import DTYPES, TOLERANCE, Case
 from fsdino import ops
-from fsdino.apps import memory
-from fsdino.ops import backends, baseline
+from fsdino.bench import eager, memory
+from fsdino.ops import backends
 
 CASE = Case("several tiles", batch=2, query=(9, 7), support=(6, 5), out=12, groups=3)
 OPS = {
@@ -116,18 +116,18 @@ def test_flat_groups(
     skip_unless_usable(backend, dtype)
     settings = {"num_groups": groups, "support_stride": 2, "reduce_support": reduce_support}
     inputs = flat_inputs(dtype, *flat)
-    ours, eager, exact = ([t.clone().requires_grad_() for t in inputs] for _ in range(3))
+    ours, theirs, exact = ([t.clone().requires_grad_() for t in inputs] for _ in range(3))
     exact = [t.detach().double().requires_grad_() for t in exact]
     expected = formulation.block(*exact, 2, groups, reduce_support)
     results = (
         ops.center_pivot_block4d(*ours, backend=backend, **settings),
-        baseline.center_pivot_block4d(*eager, **settings),
+        eager.center_pivot_block4d(*theirs, **settings),
     )
     cases.assert_no_worse(*results, expected, TOLERANCE[dtype][0])
     grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
     grads = (
         torch.autograd.grad(results[0], ours, grad),
-        torch.autograd.grad(results[1], eager, grad),
+        torch.autograd.grad(results[1], theirs, grad),
         torch.autograd.grad(expected, exact, grad.double()),
     )
     for name, a, b, e in zip(OPS["center_pivot_block4d"], *grads, strict=True):

@@ -10,27 +10,27 @@ import torch
 import cases
 from cases import CASES, Case
 from fsdino import ops
-from fsdino.ops import baseline
-from fsdino.ops.baseline import WORKLOADS
+from fsdino.bench import eager, workloads
+from fsdino.bench.workloads import WORKLOADS
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_equals_the_reference(case: Case) -> None:
     """A speed-up over the baseline means something: both compute the same numbers."""
     query, support, weight = cases.features(case, torch.float32)
-    corr = baseline.correlation4d(query, support, weight)
+    corr = eager.correlation4d(query, support, weight)
     cases.assert_close(corr, ops.correlation4d(query, support, weight, backend="reference"), 1e-6)
     x, parameters = cases.volume(case, torch.float32), cases.parameters(case, torch.float32)
     conv = (x, *list(parameters.values())[:3])
     cases.assert_close(
-        baseline.center_pivot_conv4d(*conv, support_stride=case.stride),
+        eager.center_pivot_conv4d(*conv, support_stride=case.stride),
         ops.center_pivot_conv4d(*conv, support_stride=case.stride, backend="reference"),
         1e-6,
     )
     settings = {"num_groups": case.groups, "support_stride": case.stride, "reduce_support": True}
     if case.batch:  # F.group_norm refuses empty batches
         cases.assert_close(
-            baseline.center_pivot_block4d(x, *parameters.values(), **settings),
+            eager.center_pivot_block4d(x, *parameters.values(), **settings),
             ops.center_pivot_block4d(x, *parameters.values(), backend="reference", **settings),
             2e-6,
         )
@@ -40,11 +40,11 @@ def test_equals_the_reference(case: Case) -> None:
 def test_chain_equals_the_reference(foreground: float | None) -> None:
     """The whole chain, too, with and without contrastive weights, on a small workload."""
     small = replace(WORKLOADS["W4"], grid=9, channels=24)
-    inputs = baseline.make_inputs(small, foreground=foreground)
+    inputs = workloads.make_inputs(small, foreground=foreground)
     corr = ops.correlation4d(inputs.query, inputs.support, inputs.support_weight)
-    expected = baseline.run_blocks(corr, inputs.blocks, ops.center_pivot_block4d)
+    expected = workloads.run_blocks(corr, inputs.blocks, ops.center_pivot_block4d)
     assert expected.shape == (1, 128, 9, 9)
-    cases.assert_close(baseline.chain(inputs), expected, 1e-5)
+    cases.assert_close(eager.chain(inputs), expected, 1e-5)
 
 
 def test_flop_counts() -> None:

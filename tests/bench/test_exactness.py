@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from fsdino import ops
-from fsdino.apps import exactness
-from fsdino.ops import baseline
-from fsdino.ops.baseline import Inputs, Workload
+from fsdino.bench import eager, exactness, workloads
+from fsdino.bench.workloads import Inputs, Workload
 
 MINI = Workload("mini", batch=2, layers=2, grid=7, channels=16, block_channels=(8, 16))
 
@@ -36,24 +35,24 @@ def test_errors_are_measured_by_the_contract():
 def test_bounds():
     """One op has its own; a chain may err twice as much as eager does, or as much as one op."""
     exact = [torch.ones(4, dtype=torch.float64)] * 3
-    eager = [exact[0] + 1e-5, exact[1] + 1e-7, exact[2] + 1e-4]
-    chained = exactness.bounds(eager, exact, torch.float32, chained=True)
+    by_eager = [exact[0] + 1e-5, exact[1] + 1e-7, exact[2] + 1e-4]
+    chained = exactness.bounds(by_eager, exact, torch.float32, chained=True)
     assert chained == pytest.approx([2e-5, 1e-5, 2e-4])
-    assert exactness.bounds(eager, exact, torch.float32, chained=False) == [1e-6, 1e-5, 1e-5]
+    assert exactness.bounds(by_eager, exact, torch.float32, chained=False) == [1e-6, 1e-5, 1e-5]
     # 1e-5 of 100 times 1e-6, and 1e-4 of 100 times 1e-5: a tenth of what is allowed.
-    assert exactness.yardstick_error(eager, exact, torch.float32) == pytest.approx(0.1)
+    assert exactness.yardstick_error(by_eager, exact, torch.float32) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("slab", [1, 3 * 2 * 2 * 7**3, 2**26], ids=["a row", "3 rows", "whole"])
 @pytest.mark.parametrize("foreground", [None, 0.2])
 def test_expected_results_hold_no_more_than_a_slab(monkeypatch, slab, foreground):
     """However few query rows are held at once, the results are those of the reference."""
-    inputs = baseline.make_inputs(MINI, dtype=torch.float64, foreground=foreground)
+    inputs = workloads.make_inputs(MINI, dtype=torch.float64, foreground=foreground)
     with ops.use_backend("reference"):
         x = ops.correlation4d(inputs.query, inputs.support, inputs.support_weight)
         first = Inputs(inputs.query, inputs.support, inputs.support_weight, inputs.blocks[:1])
         block = ops.center_pivot_block4d(x, *first.blocks[0].tensors(), support_stride=2)
-        chain = baseline.run_blocks(x, inputs.blocks, ops.center_pivot_block4d)
+        chain = workloads.run_blocks(x, inputs.blocks, ops.center_pivot_block4d)
     monkeypatch.setattr(exactness, "_SLAB", slab)
     for part, whole in (("correlation", x), ("fused-block", block), ("chain", chain)):
         [found] = exactness.expected(part, inputs)
@@ -62,12 +61,12 @@ def test_expected_results_hold_no_more_than_a_slab(monkeypatch, slab, foreground
 
 def test_a_step_returns_output_and_gradients():
     """Each parameter has one; a part that stops early has fewer, without a backward pass none."""
-    inputs = baseline.make_inputs(replace(MINI, backward=True))
-    output, *gradients = exactness.step(lambda: baseline.chain(inputs), inputs)
+    inputs = workloads.make_inputs(replace(MINI, backward=True))
+    output, *gradients = exactness.step(lambda: eager.chain(inputs), inputs)
     parameters = [tensor for block in inputs.blocks for tensor in block.tensors()]
     assert [g.shape for g in gradients] == [p.shape for p in parameters]
     assert not output.requires_grad
-    x = baseline.correlation4d(inputs.query, inputs.support)
+    x = eager.correlation4d(inputs.query, inputs.support)
     assert len(exactness.step(lambda: x, inputs)) == 1
     first = inputs.blocks[0].tensors()
-    assert len(exactness.step(lambda: baseline.center_pivot_block4d(x, *first), inputs)) == 6
+    assert len(exactness.step(lambda: eager.center_pivot_block4d(x, *first), inputs)) == 6

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsdino import ops
-from fsdino.ops import baseline
-from fsdino.ops.baseline import GROUPS, KERNEL, NORM_EPS, STRIDE, Block, Inputs
+from fsdino.bench import workloads
+from fsdino.bench.workloads import GROUPS, KERNEL, NORM_EPS, STRIDE, Block, Inputs
 
 # Largest ||y - y64|| / ||y64|| of one op; y64 is the reference in float64 on the same inputs.
 FORWARD_BOUND = {torch.float32: 1e-6, torch.float16: 6e-4, torch.bfloat16: 4e-3}
@@ -47,7 +47,7 @@ def expected(part: str, inputs: Inputs) -> list[Tensor]:
     def chain() -> Tensor:
         with ops.use_backend("reference"):
             x = _first_block(exact)
-            return baseline.run_blocks(x, exact.blocks[1:], ops.center_pivot_block4d)
+            return workloads.run_blocks(x, exact.blocks[1:], ops.center_pivot_block4d)
 
     return step(chain, exact)
 

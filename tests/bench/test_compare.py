@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from fsdino import ops
-from fsdino.apps import benchmark, exactness
-from fsdino.apps.benchmark import Bench, Comparison, Timing
+from fsdino.bench import compare, eager, exactness
+from fsdino.bench.compare import Bench, Comparison, Timing
+from fsdino.bench.workloads import WORKLOADS, Workload
 from fsdino.errors import BackendError, UsageError
-from fsdino.ops import backends, baseline, reference
+from fsdino.ops import backends, reference
 from fsdino.ops.backends import Backend
-from fsdino.ops.baseline import WORKLOADS, Workload
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ MINI_BACKWARD = Workload("mini-t", 1, 2, grid=7, channels=16, block_channels=(8,
 @pytest.fixture(autouse=True)
 def small_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """The speed of the machine is of no interest here."""
-    monkeypatch.setitem(benchmark._SGEMM_SIDE, "cpu", 64)
+    monkeypatch.setitem(compare._SGEMM_SIDE, "cpu", 64)
 
 
 def here() -> list[str]:
@@ -55,7 +55,7 @@ def add_backend(monkeypatch: pytest.MonkeyPatch, name: str, why: str | None = No
 @pytest.mark.parametrize("dtype", exactness.FORWARD_BOUND, ids=str)
 def test_correct_backends_are_timed(workload: Workload, dtype: torch.dtype):
     """Eager comes first, every implementation is timed as often, ratios are against eager."""
-    found = benchmark.compare(workload, device=CPU, dtype=dtype, repeats=3)
+    found = compare.compare(workload, device=CPU, dtype=dtype, repeats=3)
     assert [timing.name for timing in found.timings] == ["eager", *here()]
     assert all(timing.passed and len(timing.seconds) == 3 for timing in found.timings)
     assert found.ratio(found.timings[0]) == 1
@@ -95,7 +95,7 @@ def wrong_gradient(*args: Any) -> tuple[torch.Tensor, ...]:
 def test_wrong_results_are_not_timed(monkeypatch, workload, changes):
     """A backend that fails its check has an error above 1 and no seconds; others go on."""
     add_backend(monkeypatch, "wrong", **changes)
-    found = benchmark.compare(workload, device=CPU, repeats=2)
+    found = compare.compare(workload, device=CPU, repeats=2)
     by_name = {timing.name: timing for timing in found.timings}
     assert by_name["wrong"].error > 1
     assert (by_name["wrong"].seconds, by_name["wrong"].median) == ((), None)
@@ -106,8 +106,8 @@ def test_wrong_results_are_not_timed(monkeypatch, workload, changes):
 
 def test_a_wrong_baseline_is_not_timed(monkeypatch):
     """The yardstick itself is checked too."""
-    monkeypatch.setattr(baseline, "chain", lambda inputs: torch.ones(1, 16, 7, 7))
-    found = benchmark.compare(MINI, device=CPU, repeats=1)
+    monkeypatch.setattr(eager, "chain", lambda inputs: torch.ones(1, 16, 7, 7))
+    found = compare.compare(MINI, device=CPU, repeats=1)
     assert found.timings[0].seconds == ()
     assert all(found.ratio(timing) is None for timing in found.timings)
 
@@ -116,18 +116,18 @@ def test_implementations_take_turns():
     """What slows the machine down for a while slows all of them down."""
     order: list[str] = []
     steps = {name: partial(order.append, name) for name in "ab"}
-    seconds = benchmark.take_turns(steps, 3, CPU, "time")
+    seconds = compare.take_turns(steps, 3, CPU, "time")
     assert order == ["a", "b"] * 3
     assert [len(times) for times in seconds.values()] == [3, 3]
 
 
 def test_the_large_product_takes_part_in_the_first_rounds():
     """A thousand rounds of a tiny workload do not wait for a thousand of them."""
-    seconds = benchmark.take_turns({"a": int, "sgemm": int}, 7, CPU, "time")
+    seconds = compare.take_turns({"a": int, "sgemm": int}, 7, CPU, "time")
     assert {name: len(times) for name, times in seconds.items()} == {"a": 7, "sgemm": 5}
 
 
-@pytest.mark.parametrize("part", benchmark.PARTS)
+@pytest.mark.parametrize("part", compare.PARTS)
 @pytest.mark.parametrize("workload", [MINI, MINI_BACKWARD], ids=["forward", "backward"])
 @pytest.mark.parametrize("foreground", [None, 0.2])
 def test_every_part_is_checked_and_timed(part, workload, foreground):
@@ -198,7 +198,7 @@ def test_operations_of_the_parts():
     Forward 34.5 + 3.4 + 5.0 + 10.1 GFLOP; backward 3.4 + 2 x 5.0 + 2 x 10.1.
     """
     w12, t12 = WORKLOADS["W12"], WORKLOADS["T12"]
-    gflop = {part: benchmark._flop(w12, part) / 1e9 for part in benchmark.PARTS}
+    gflop = {part: compare._flop(w12, part) / 1e9 for part in compare.PARTS}
     expected = {
         "chain": 34.5 + 18.5,
         "correlation": 34.5,
@@ -208,7 +208,7 @@ def test_operations_of_the_parts():
         "fused-chain": 34.5 + 18.5,
     }
     assert gflop == pytest.approx(expected, abs=0.15)  # they are published with one decimal
-    backward = (benchmark._flop(t12, "chain") - benchmark._flop(w12, "chain")) / 1e9
+    backward = (compare._flop(t12, "chain") - compare._flop(w12, "chain")) / 1e9
     assert backward == pytest.approx(33.6, abs=0.2)
 
 
@@ -239,16 +239,16 @@ def test_memory_of_a_workload():
     size = 2 * 41**4 * 4  # 22.6 MB
     bench = Bench(wide, device=CPU)
     found = bench.compare("correlation", repeats=1, only=["reference"], measure_memory=True)
-    eager, reference = (timing.memory for timing in found.timings)
-    assert eager == pytest.approx(size, rel=0.1)
+    by_eager, reference = (timing.memory for timing in found.timings)
+    assert by_eager == pytest.approx(size, rel=0.1)
     assert reference > 0
-    assert found.to_dict()["timings"][0]["memory"] == eager
+    assert found.to_dict()["timings"][0]["memory"] == by_eager
 
 
 def test_memory_of_wrong_results_is_not_measured(monkeypatch):
     """As their time."""
-    monkeypatch.setattr(baseline, "chain", lambda inputs: torch.ones(1, 16, 7, 7))
-    monkeypatch.setattr(benchmark.memory, "in_new_process", lambda *args: 123)
+    monkeypatch.setattr(eager, "chain", lambda inputs: torch.ones(1, 16, 7, 7))
+    monkeypatch.setattr(compare.memory, "in_new_process", lambda *args: 123)
     found = Bench(MINI, device=CPU).compare(repeats=1, measure_memory=True)
     assert [timing.memory for timing in found.timings][:2] == [None, 123]
     [row] = [row for row in found.to_dict()["timings"] if row["name"] == "eager"]
@@ -259,37 +259,37 @@ def test_memory_of_wrong_results_is_not_measured(monkeypatch):
 def test_backends_that_cannot_run_say_why(monkeypatch):
     """They are listed with their reason, and an error when asked for by name."""
     add_backend(monkeypatch, "gpu", why="it needs a GPU")
-    found = benchmark.compare(MINI, device=CPU, repeats=1)
+    found = compare.compare(MINI, device=CPU, repeats=1)
     assert found.missing["gpu"] == "it needs a GPU"
     assert "gpu" not in {timing.name for timing in found.timings}
     with pytest.raises(BackendError, match="'gpu' cannot run correlation4d here: it needs a GPU"):
-        benchmark.compare(MINI, device=CPU, only=["gpu"])
+        compare.compare(MINI, device=CPU, only=["gpu"])
 
 
 def test_only_the_asked_backends_run(monkeypatch):
     """And the baseline, which they are compared with."""
     add_backend(monkeypatch, "other")
-    found = benchmark.compare(MINI, device=CPU, repeats=1, only=["other"])
+    found = compare.compare(MINI, device=CPU, repeats=1, only=["other"])
     assert [timing.name for timing in found.timings] == ["eager", "other"]
 
 
 def test_the_forced_backend_comes_back():
     """Timing a backend leaves the caller's choice as it was."""
     with ops.use_backend("reference"):
-        benchmark.compare(MINI, device=CPU, repeats=1)
+        compare.compare(MINI, device=CPU, repeats=1)
         assert backends.select("correlation4d", torch.zeros(1)) == "reference"
 
 
 def test_mistakes_are_named():
     """Unknown workloads and backends, and no repeats."""
     with pytest.raises(UsageError, match="unknown workload 'W5': choose from W4, W6"):
-        benchmark.find_workloads(["W6", "W5"])
+        compare.find_workloads(["W6", "W5"])
     with pytest.raises(UsageError, match="no workload given"):
-        benchmark.find_workloads([])
+        compare.find_workloads([])
     with pytest.raises(UsageError, match="unknown backend 'fast'"):
-        benchmark.compare(MINI, device=CPU, only=["fast"])
+        compare.compare(MINI, device=CPU, only=["fast"])
     with pytest.raises(UsageError, match="repeats must be at least 1, got 0"):
-        benchmark.compare(MINI, device=CPU, repeats=0)
+        compare.compare(MINI, device=CPU, repeats=0)
     with pytest.raises(UsageError, match="threads must be at least 1, got 0"):
         Bench(MINI, device=CPU).compare(threads=0)
     with pytest.raises(UsageError, match="unknown part 'half': choose from chain, correlation"):
@@ -298,9 +298,9 @@ def test_mistakes_are_named():
 
 def test_medians_and_ratios():
     """By hand: medians 4 and 2, so twice as fast; an outlier changes nothing."""
-    eager, fast = Timing("eager", 0.1, (4.0, 3.0, 90.0)), Timing("fast", 0.5, (2.0, 1.0, 3.0))
-    found = Comparison("W6", "float32", "cpu", (eager, fast), {}, flop=8e9, peak=16e9)
-    assert (eager.median, fast.median, found.ratio(fast)) == (4.0, 2.0, 2.0)
+    slow, fast = Timing("eager", 0.1, (4.0, 3.0, 90.0)), Timing("fast", 0.5, (2.0, 1.0, 3.0))
+    found = Comparison("W6", "float32", "cpu", (slow, fast), {}, flop=8e9, peak=16e9)
+    assert (slow.median, fast.median, found.ratio(fast)) == (4.0, 2.0, 2.0)
     rows = found.to_dict()["timings"]
     keys = ("name", "ratio", "passed", "gflops", "share_of_peak")
     assert [tuple(row[key] for key in keys) for row in rows] == [
@@ -318,7 +318,7 @@ def test_the_table_says_it_to_people():
     )
     why = {"gpu": "it needs a GPU"}
     found = Comparison("W6", "float32", "cpu", timings, why, flop=8e9, peak=16e9, threads=2)
-    headers, rows = benchmark.table(found)
+    headers, rows = compare.table(found)
     assert headers == ["", "median ms", "× eager", "GFLOP/s", "% of sgemm", "peak MB"]
     assert rows == [
         ["eager", "2000.0", "1.00", "4.0", "25", "3"],

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from allocations import MEGABYTE, peaks
-from fsdino.apps import memory
+from fsdino.bench import memory
 from fsdino.errors import FsdinoError
 
 

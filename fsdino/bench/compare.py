@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from fsdino import ops
-from fsdino.apps import exactness, memory
 from fsdino.apps.progress import Progress
+from fsdino.bench import eager, exactness, memory, workloads
+from fsdino.bench.workloads import STRIDE, WORKLOADS, Inputs, Workload
 from fsdino.errors import UsageError
-from fsdino.ops import backends, baseline
-from fsdino.ops.baseline import STRIDE, WORKLOADS, Inputs, Workload
+from fsdino.ops import backends
 
 EAGER = "eager"
 PARTS = {
@@ -211,7 +211,7 @@ class Bench:
     ) -> None:
         self.workload, self.device, self.dtype = workload, device, dtype
         self.foreground = foreground
-        self.inputs = baseline.make_inputs(
+        self.inputs = workloads.make_inputs(
             workload, device=device, dtype=dtype, foreground=foreground
         )
         self._expected: dict[str, list[Tensor]] = {}
@@ -288,10 +288,12 @@ class Bench:
             expected = self._expect(part)
             progress.advance()
             inputs, errors = self.inputs, {}
-            eager = exactness.step(runs[EAGER], inputs)
-            allowed = exactness.bounds(eager, expected, self.dtype, chained=part != "correlation")
-            errors[EAGER] = exactness.yardstick_error(eager, expected, self.dtype)
-            del eager
+            by_eager = exactness.step(runs[EAGER], inputs)
+            allowed = exactness.bounds(
+                by_eager, expected, self.dtype, chained=part != "correlation"
+            )
+            errors[EAGER] = exactness.yardstick_error(by_eager, expected, self.dtype)
+            del by_eager
             progress.advance()
             for name, run in runs.items():
                 if name == EAGER:
@@ -385,8 +387,8 @@ def _make_run(name: str, part: str, inputs: Inputs) -> Run:
     """A call of one part by one implementation; what the part starts from is made here."""
     features = (inputs.query, inputs.support, inputs.support_weight)
     if name == EAGER:
-        correlation4d: Run = functools.partial(baseline.correlation4d, *features)
-        block4d: Callable[..., Tensor] = baseline.center_pivot_block4d
+        correlation4d: Run = functools.partial(eager.correlation4d, *features)
+        block4d: Callable[..., Tensor] = eager.center_pivot_block4d
     else:
         correlation4d = functools.partial(ops.correlation4d, *features, backend=name)
         block4d = functools.partial(ops.center_pivot_block4d, backend=name)
@@ -395,11 +397,11 @@ def _make_run(name: str, part: str, inputs: Inputs) -> Run:
     if part in {"blocks", "blocks-contiguous"}:
         x = correlation4d()
         x = x if part == "blocks" else x.contiguous()
-        return lambda: baseline.run_blocks(x, inputs.blocks, block4d)
+        return lambda: workloads.run_blocks(x, inputs.blocks, block4d)
     if part == "chain":
         if name == EAGER:
-            return lambda: baseline.chain(inputs)
-        return lambda: baseline.run_blocks(correlation4d(), inputs.blocks, block4d)
+            return lambda: eager.chain(inputs)
+        return lambda: workloads.run_blocks(correlation4d(), inputs.blocks, block4d)
 
     def first_block() -> Tensor:
         first = inputs.blocks[0]
@@ -409,11 +411,11 @@ def _make_run(name: str, part: str, inputs: Inputs) -> Run:
         raw = ops.correlation_center_pivot4d(
             *features, *convolution, support_stride=STRIDE, backend=name
         )
-        return baseline.norm_relu(raw, first.norm_weight, first.norm_bias)
+        return eager.norm_relu(raw, first.norm_weight, first.norm_bias)
 
     if part == "fused-block":
         return first_block
-    return lambda: baseline.run_blocks(first_block(), inputs.blocks[1:], block4d)
+    return lambda: workloads.run_blocks(first_block(), inputs.blocks[1:], block4d)
 
 
 def _flop(workload: Workload, part: str) -> float:
@@ -443,7 +445,7 @@ def _peak_bytes(
     torch.set_num_threads(threads)
     small = replace(workload, batch=1, grid=min(workload.grid, 5))
     for size in (small, workload):
-        inputs = baseline.make_inputs(size, dtype=dtype, foreground=foreground)
+        inputs = workloads.make_inputs(size, dtype=dtype, foreground=foreground)
         with torch.set_grad_enabled(workload.backward):
             run = _make_run(name, part, inputs)
             peak = memory.peak_bytes(functools.partial(exactness.step, run, inputs))
