@@ -20,7 +20,6 @@ from tiny_recipe import on_frozen_encoder
 import fsdino
 from fsdino import processes as sharing
 from fsdino.apps import evaluation
-from fsdino.apps.progress import Progress
 from fsdino.data import procedural
 from fsdino.evaluation import protocols
 from fsdino.evaluation.evaluate import Settings
@@ -28,6 +27,7 @@ from fsdino.files import read_object, write_json
 from fsdino.models import zoo
 from fsdino.models.config import MATCHERS
 from fsdino.models.segmenter import Segmenter
+from fsdino.progress import Progress
 from fsdino.training.config import TrainConfig
 from fsdino.training.meta import Trainer
 

@@ -44,9 +44,9 @@ from rich.table import Table
 
 import fsdino
 from fsdino import processes as sharing
-from fsdino.apps.progress import Progress
 from fsdino.environment import environment
 from fsdino.errors import FsdinoError, UsageError
+from fsdino.progress import Progress
 
 SAME, OTHER = "same drive", "other drives"
 PAIRS = "pairs"

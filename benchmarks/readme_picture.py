@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import fsdino
-from fsdino import images
+from fsdino import images, overlay
 from fsdino.apps import demo_photographs
 from fsdino.apps.demo_photographs import EVERYTHING, PhotographAnswer
 from fsdino.apps.demo_report import marked
@@ -53,7 +53,7 @@ def picture(answers: list[PhotographAnswer]) -> Image.Image:
         shown = (
             (marked(np.asarray(support.image), np.asarray(support.mask) == 255),
              "the marked example", SOFT),
-            (images.overlay(np.asarray(query.image), answer.masks[MODEL]), found, INK),
+            (overlay.overlay(np.asarray(query.image), answer.masks[MODEL]), found, INK),
         )  # fmt: skip
         for row, (image, line, ink) in enumerate(shown):
             top = GAP + row * (HEIGHT + LINE)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os.path
 from typing import TYPE_CHECKING
 
+from fsdino.version import __version__
+
 if TYPE_CHECKING:
     from fsdino import ops
     from fsdino.errors import BackendError, CheckpointError, DataError, FsdinoError, UsageError
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from fsdino.models.supports import Support
     from fsdino.models.zoo import load
     from fsdino.sample_photographs import Sample, samples
-
-__version__ = "0.1.0"
 
 __all__ = [
     "FSDINO",

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import tyro
 
-from fsdino import __version__
 from fsdino.devices import check_dtype, find_device, find_dtype
 from fsdino.errors import DataError, FsdinoError, UsageError, is_out_of_memory
 from fsdino.models.names import DEFAULT as DEFAULT_MODEL
 from fsdino.models.names import DRAWN as DRAWN_MODEL
+from fsdino.version import __version__
 
 if TYPE_CHECKING:
     from fsdino.apps.data import Check
@@ -472,7 +472,7 @@ class Train:
 
     def _fit(self, trainer: Trainer) -> None:
         """Train to the end, with progress from the first process."""
-        from fsdino.apps.progress import Progress
+        from fsdino.progress import Progress
 
         if not trainer.team.is_main:
             trainer.fit()
@@ -610,7 +610,7 @@ class Distill:
         return ModelConfig(self.encoder) if self.encoder else zoo.load(str(self.model)).config
 
     def _prepare(self, distillation: Distillation) -> None:
-        from fsdino.apps.progress import Progress
+        from fsdino.progress import Progress
 
         count = distillation.images_to_embed()
         if not count or not distillation.team.is_main:
@@ -626,7 +626,7 @@ class Distill:
 
     def _fit(self, distillation: Distillation) -> dict[str, Any]:
         """Learn to the end, with progress from the first process."""
-        from fsdino.apps.progress import Progress
+        from fsdino.progress import Progress
 
         try:
             if not distillation.team.is_main:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fsdino import __version__
+from fsdino.version import __version__
 
 
 def environment() -> dict[str, str]:

@@ -1,8 +1,7 @@
-"""Pixels in and out: reading images and masks, resizing there and back, overlays."""
+"""Pixels in and out: reading images and masks, resizing there and back."""
 
 from __future__ import annotations
 
-import colorsys
 import io
 import logging
 import os
@@ -31,24 +30,9 @@ logger = logging.getLogger("fsdino.images")
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Flags: TypeAlias = npt.NDArray[np.bool_]
 AnyArray: TypeAlias = npt.NDArray[Any]
-Color: TypeAlias = tuple[int, int, int]
 # A quoted Union, since torch is imported only where it is needed.
 ImageLike: TypeAlias = Union[str, "os.PathLike[str]", Image.Image, AnyArray, "torch.Tensor"]
 MaskLike: TypeAlias = ImageLike
-
-# Labels 1 to 10 in overlays; further ones get hues that a golden angle spreads.
-COLORS: tuple[Color, ...] = (
-    (0, 158, 255),
-    (230, 0, 126),
-    (255, 183, 3),
-    (38, 190, 92),
-    (138, 79, 255),
-    (255, 110, 48),
-    (0, 201, 190),
-    (226, 34, 40),
-    (168, 208, 30),
-    (150, 98, 60),
-)
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -70,7 +54,7 @@ _CLEAR_SHARE, _CLEAR_RANGE = 0.98, 32
 # much less. So many stray pixels are no labels, and this share of the gray may be flat, as it is
 # where a small mask was enlarged.
 _EDGE_WIDTH, _ONE_GRAY_WIDTH, _STRAY, _FLAT_SHARE = 8, 1.6, 16, 0.3
-_BAND = 2**22  # pixels that are converted or blended at a time
+BAND = 2**22  # pixels that are converted or blended at a time
 # Float images may leave [0, 1] by what resampling and rounding add.
 _FLOAT_SLACK = 1e-3
 
@@ -305,7 +289,7 @@ def _rgb(image: Image.Image, label: str) -> Pixels:
     if image.mode in ("F", "I"):  # the range of all values decides
         return _rgb_of_array(np.asarray(image), label)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
-    rows = max(_BAND // image.width, 1)
+    rows = max(BAND // image.width, 1)
     for top in range(0, image.height, rows):  # as a whole, copies would take twice the memory
         part = image.crop((0, top, image.width, min(top + rows, image.height)))
         if part.mode.startswith("I"):  # I;16 has several byte orders
@@ -604,7 +588,7 @@ def _foreground(values: AnyArray, label: str) -> Flags:
 def _levels(values: AnyArray, white: int) -> Pixels:
     """Values from 0 to `white` as uint8, a part of the rows at a time: floats take memory."""
     levels = np.empty(values.shape, np.uint8)
-    rows = max(_BAND // values.shape[1], 1)
+    rows = max(BAND // values.shape[1], 1)
     for start in range(0, len(values), rows):
         part = slice(start, start + rows)
         levels[part] = np.rint(values[part].astype(np.float32) * (255 / white))
@@ -845,97 +829,6 @@ def resize_back(map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def _check_target(size: tuple[int, int]) -> None:
     if len(size) != 2 or min(size) < 1:
         raise UsageError(f"size {tuple(size)}: pass (height, width), each at least 1")
-
-
-def overlay(
-    image: Pixels,
-    mask: Flags | npt.NDArray[np.integer[Any]],
-    colors: Sequence[Color] | None = None,
-    alpha: float = 0.45,
-) -> Image.Image:
-    """Draw a mask or labels over an image: a translucent colour, and its outline in full.
-
-    The outline lies inside the region, about 1/400 of the image's longer side wide, and leaves
-    out the image's border.
-
-    Args:
-        image: uint8 [H, W, 3].
-        mask: bool [H, W], or labels, integers [H, W]: 0 is background, i gets `colors[i - 1]`.
-        colors: RGB, 0..255, repeated where there are more labels; by default `label_color`.
-        alpha: how much of the colour is in the region, 0 to 1.
-
-    Returns:
-        PIL image, RGB, of the image's size.
-
-    Raises:
-        UsageError: shapes that do not fit, negative labels, alpha outside 0..1, no colours.
-    """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise UsageError(f"overlay: {image.dtype} {list(image.shape)} is not uint8 [H, W, 3]")
-    if mask.shape != image.shape[:2] or mask.dtype.kind not in "bui":
-        raise UsageError(
-            f"overlay: {mask.dtype} {list(mask.shape)} is neither mask nor labels for an image "
-            f"{list(image.shape)}"
-        )
-    if not 0 <= alpha <= 1:
-        raise UsageError(f"overlay: alpha must lie between 0 and 1, got {alpha}")
-    whole = mask.astype(np.uint8) if mask.dtype == np.bool_ else mask
-    labels = cast("npt.NDArray[np.integer[Any]]", whole)
-    if labels.size and labels.min() < 0:
-        raise UsageError(f"overlay: label {labels.min()} is negative; 0 is background")
-    table = _color_table(int(labels.max(initial=0)), colors)
-    drawn = image.copy()
-    inside = labels > 0
-    step = max(_BAND // max(labels.shape[1], 1), 1)
-    for top in range(0, len(labels), step):  # as floats a large photograph takes gigabytes
-        part, within = drawn[top : top + step], inside[top : top + step]
-        fill = table[labels[top : top + step][within]].astype(np.float32)
-        part[within] = np.rint(part[within].astype(np.float32) * (1 - alpha) + fill * alpha)
-    outline = _outline(labels, width=max(1, round(max(labels.shape) / 400))) & inside
-    drawn[outline] = table[labels[outline]]
-    return Image.fromarray(drawn)
-
-
-def label_color(label: int) -> Color:
-    """The colour that overlays give a label: `COLORS` for the first ones, then spread hues.
-
-    Raises:
-        UsageError: a label below 1.
-    """
-    if label < 1:
-        raise UsageError(f"label {label} has no colour: labels start at 1, 0 is background")
-    if label <= len(COLORS):
-        return COLORS[label - 1]
-    hue = (0.36 + label * 0.618034) % 1  # from where the hues keep clear of COLORS longest
-    red, green, blue = colorsys.hsv_to_rgb(hue, 1, (1.0, 0.7)[label % 2])
-    return round(red * 255), round(green * 255), round(blue * 255)
-
-
-def palette() -> list[int]:
-    """256 colours for `Image.putpalette`: black for 0, `label_color` for 1 to 255."""
-    return _color_table(255, None).ravel().tolist()
-
-
-def _color_table(labels: int, colors: Sequence[Color] | None) -> Pixels:
-    """uint8 [labels + 1, 3], black for 0."""
-    if colors is not None and not colors:
-        raise UsageError("overlay: no colours given; pass at least one, or None")
-    table = np.zeros((labels + 1, 3), np.uint8)
-    for label in range(1, labels + 1):
-        table[label] = label_color(label) if colors is None else colors[(label - 1) % len(colors)]
-    return table
-
-
-def _outline(labels: npt.NDArray[np.integer[Any]], width: int) -> Flags:
-    """bool [H, W]: where the label changes up to `width` pixels off along a row or a column."""
-    outline = np.zeros(labels.shape, np.bool_)
-    for axis in (0, 1):
-        line, near = labels.swapaxes(0, axis), outline.swapaxes(0, axis)
-        changes = line[1:] != line[:-1]  # between pixel i and i + 1
-        for step in range(min(width, len(changes))):
-            near[: len(changes) - step] |= changes[step:]
-            near[1 + step :] |= changes[: len(changes) - step]
-    return outline
 
 
 def write_png(path: str | os.PathLike[str], array: AnyArray | Image.Image) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import itertools
 import json
 import math
 import os
@@ -20,38 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import photo_pairs
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from scipy import ndimage
 
-from fsdino import image_files, images
+from fsdino import image_files, images, overlay
 from fsdino.errors import DataError, FsdinoError, UsageError
 from fsdino.images import read_image, read_mask
+from pictures import Array, disc, one_line, picture
 
 PHOTOGRAPHS = Path(__file__).with_name("photographs")
-Array = npt.NDArray[Any]
-
-
-def picture(height: int, width: int) -> Array:
-    """uint8 [H, W, 3] without any symmetry: ramps along both axes and a bright corner."""
-    rows = np.linspace(0, 200, height, dtype=np.float32)[:, None]
-    columns = np.linspace(0, 200, width, dtype=np.float32)[None]
-    pixels = np.stack(
-        [rows + 0 * columns, columns + 0 * rows, np.abs(rows - columns) + 20], axis=2
-    ).astype(np.uint8)
-    pixels[: height // 5, : width // 7] = (250, 240, 230)
-    return pixels
-
-
-def disc(height: int, width: int) -> npt.NDArray[np.bool_]:
-    """bool [H, W]: an ellipse, off the middle."""
-    y, x = np.ogrid[:height, :width]
-    scaled = ((y - 0.4 * height) / (0.25 * height)) ** 2 + ((x - 0.6 * width) / (0.2 * width)) ** 2
-    result: npt.NDArray[np.bool_] = scaled < 1
-    return result
 
 
 def png(
@@ -68,14 +47,6 @@ def png(
     data = zlib.compress(b"".join(b"\0" + row for row in rows))
     parts = [(b"IHDR", header), *chunks, (b"IDAT", data), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
-
-
-def one_line(error: pytest.ExceptionInfo[BaseException], *parts: str) -> None:
-    """The message is one line and holds these parts."""
-    message = str(error.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
 
 
 def saved(image: Image.Image, path: Path, **options: Any) -> Path:
@@ -1041,74 +1012,6 @@ def test_resizing_refuses_what_it_cannot_mean() -> None:
         one_line(error, part)
 
 
-def test_overlay_of_a_mask() -> None:
-    """Outside the picture is untouched, inside it is blended, and the outline is the colour."""
-    pixels = picture(40, 60)
-    mask = np.zeros((40, 60), bool)
-    mask[10:30, 0:20] = True
-    result = np.array(images.overlay(pixels, mask, colors=[(200, 0, 100)], alpha=0.25))
-    assert np.array_equal(result[~mask], pixels[~mask])
-    outline = mask.copy()
-    outline[11:29, 0:19] = False  # the image's own border, x = 0, gets no line
-    assert (result[outline] == (200, 0, 100)).all()
-    inside = mask & ~outline
-    expected = pixels[inside] * 0.75 + np.array([200, 0, 100]) * 0.25
-    assert np.abs(result[inside] - expected).max() <= 0.5
-    assert np.array_equal(pixels, picture(40, 60))
-
-
-def test_overlay_outline_grows_with_the_image() -> None:
-    """At 12 megapixels the line is wide enough to be seen, and still inside the region."""
-    pixels, mask = picture(3000, 4000), disc(3000, 4000)
-    result = np.array(images.overlay(pixels, mask))
-    line = (result == images.COLORS[0]).all(axis=2)
-    assert not (line & ~mask).any()
-    row = line[int(0.4 * 3000)]  # through the middle of the disc
-    assert row.sum() == 2 * 10  # 4000 / 400 on either side
-    assert np.array_equal(result[~mask], pixels[~mask])
-
-
-def test_overlay_of_labels() -> None:
-    """Neighbouring labels have their own colours and a line between them; numbers may be high."""
-    values = np.zeros((30, 30), np.int64)
-    values[5:25, 5:15], values[5:25, 15:25] = 1, 40
-    result = np.array(images.overlay(picture(30, 30), values, alpha=1))
-    assert (result[values == 1] == images.label_color(1)).all()
-    assert (result[values == 40] == images.label_color(40)).all()
-    line = np.array(images.overlay(0 * picture(30, 30), values, alpha=0))
-    assert (line[10, 14] == images.label_color(1)).all()
-    assert (line[10, 15] == images.label_color(40)).all()
-    assert not line[10, 10].any()
-
-
-def test_label_colors_differ() -> None:
-    """Up to twenty classes are told apart in one picture, and the palette has the same colours."""
-    colors = np.array([images.label_color(label) for label in range(1, 21)]).astype(int)
-    for first, second in itertools.combinations(colors, 2):
-        assert np.abs(first - second).sum() >= 60
-    table = np.array(images.palette()).reshape(256, 3)
-    assert not table[0].any()
-    assert np.array_equal(table[1:21], colors)
-
-
-def test_overlay_refuses_what_it_cannot_mean() -> None:
-    """Other sizes, negative labels, alpha outside its range, no colours."""
-    pixels, mask = picture(6, 8), disc(6, 8)
-    calls: list[tuple[Callable[[], object], str]] = [
-        (lambda: images.overlay(pixels, mask.T), "[8, 6]"),
-        (lambda: images.overlay(pixels / 255, mask), "uint8"),
-        (lambda: images.overlay(pixels, mask.astype(float)), "float64"),
-        (lambda: images.overlay(pixels, mask.astype(int) - 1), "negative"),
-        (lambda: images.overlay(pixels, mask, alpha=1.5), "alpha"),
-        (lambda: images.overlay(pixels, mask, colors=[]), "colours"),
-        (lambda: images.label_color(0), "labels start at 1"),
-    ]
-    for call, part in calls:
-        with pytest.raises(UsageError) as error:
-            call()
-        one_line(error, part)
-
-
 def entries(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
@@ -1136,7 +1039,7 @@ def test_write_png(tmp_path: Path, array: Array, modes: set[str], stored: Array)
 
 def test_write_png_takes_an_overlay(tmp_path: Path) -> None:
     """A PIL image is written as it is, under any suffix as PNG."""
-    drawn = images.overlay(picture(60, 80), FLAGS)
+    drawn = overlay.overlay(picture(60, 80), FLAGS)
     images.write_png(str(tmp_path / "overlay"), drawn)
     with Image.open(tmp_path / "overlay") as image:
         assert image.format == "PNG"
@@ -1314,14 +1217,6 @@ def test_photographs_survive_their_way_in_and_out(tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path / "image.png"), pixels)
     assert np.array_equal(read_mask(tmp_path / "mask.png", (512, 512)), mask)
     assert io.BytesIO((tmp_path / "mask.png").read_bytes()).read(8) == b"\x89PNG\r\n\x1a\n"
-
-
-def test_overlay_of_what_is_blended_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each pixel once, at every height: the image and the colour in the given shares."""
-    monkeypatch.setattr(images, "_BAND", 15)
-    image = np.random.default_rng(0).integers(0, 256, (10, 5, 3), dtype=np.uint8)
-    found = np.array(images.overlay(image, np.ones((10, 5), np.bool_), [(10, 20, 30)], alpha=0.25))
-    np.testing.assert_allclose(found, image * 0.75 + np.array([2.5, 5, 7.5]), atol=0.501)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack
 
-from fsdino.apps.progress import Progress
 from fsdino.errors import BackendError
 from fsdino.ops import native
+from fsdino.progress import Progress
 
 logger = logging.getLogger("fsdino.apps")
 

@@ -11,13 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fsdino.apps.progress import Progress
 from fsdino.data.catalog import draw, open_source
 from fsdino.data.davis import Davis
 from fsdino.data.files import Found, Part, Source
 from fsdino.data.lists import Lists, is_derived
 from fsdino.errors import DataError, FsdinoError, UsageError
 from fsdino.files import write_json
+from fsdino.progress import Progress
 
 logger = logging.getLogger("fsdino.apps")
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from fsdino import images as pixels
+from fsdino import overlay
 from fsdino.apps import demo_drawings, demo_photographs
 from fsdino.apps.demo_drawings import FOLD, MODEL, SCALE, SEED, SHOTS, Answer, Score, WayAnswer
 from fsdino.apps.demo_photographs import PhotographAnswer
-from fsdino.apps.progress import Progress
 from fsdino.bench import compare
 from fsdino.bench.compare import Comparison
 from fsdino.data import procedural
@@ -26,6 +26,7 @@ from fsdino.files import make_folder, write_json
 from fsdino.models import zoo
 from fsdino.models.names import DEFAULT, DRAWN
 from fsdino.models.segmenter import Segmenter
+from fsdino.progress import Progress
 from fsdino.sample_photographs import samples
 
 WORKLOAD = "W6"
@@ -155,7 +156,7 @@ def run(settings: Settings, out: Path) -> Results:
 
 def _write_photograph(answer: PhotographAnswer, method: str, folder: Path) -> None:
     name = f"{answer.support.name}-in-{answer.query.name}"
-    picture = pixels.overlay(np.asarray(answer.query.image), answer.masks[method])
+    picture = overlay.overlay(np.asarray(answer.query.image), answer.masks[method])
     pixels.write_image(folder / f"{name}.jpg", picture, "JPEG", quality=90)
     pixels.write_png(folder / f"{name}_mask.png", answer.masks[method])
 
@@ -163,5 +164,5 @@ def _write_photograph(answer: PhotographAnswer, method: str, folder: Path) -> No
 def _write_overlays(answer: Answer, folder: Path) -> None:
     for shots in SHOTS:
         mask = answer.masks[MODEL, shots].repeat(SCALE, axis=0).repeat(SCALE, axis=1)
-        picture = pixels.overlay(answer.shown.query.image, mask)
+        picture = overlay.overlay(answer.shown.query.image, mask)
         pixels.write_png(folder / f"{answer.episode.index:03d}-{shots}shot.png", picture)

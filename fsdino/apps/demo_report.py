@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from fsdino import images as pixels
+from fsdino import overlay
 from fsdino.apps import report
 from fsdino.apps.demo import Results, Settings
 from fsdino.apps.demo_drawings import (
@@ -209,7 +209,7 @@ def _card(answer: Answer, shots: int) -> str:
 
 def _ways(results: Results) -> list[str]:
     names = [way.episode.class_name for way in results.ways]
-    colours = {name: _css(pixels.label_color(i)) for i, name in enumerate(names, 1)}
+    colours = {name: _css(overlay.label_color(i)) for i, name in enumerate(names, 1)}
     return [
         f"<h3>{WAYS} classes at once</h3>",
         "<p>Each query is asked for all of these classes in one pass over the image, with one "
@@ -295,7 +295,7 @@ def marked(image: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> Image.Imag
     outer = np.asarray(region.filter(ImageFilter.MaxFilter(size))) > 0
     drawn = image.copy()
     drawn[outer] = 255
-    drawn[labels > 0] = pixels.label_color(label)
+    drawn[labels > 0] = overlay.label_color(label)
     drawn[inner] = image[inner]
     return Image.fromarray(drawn)
 
@@ -309,7 +309,7 @@ def _shown(image: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> Image.Imag
     labels = labels.repeat(factor, axis=0).repeat(factor, axis=1)
     gray = image.mean(axis=2, keepdims=True)
     dimmed = (0.3 * image + 0.3 * gray).astype(np.uint8)
-    return pixels.overlay(np.where(labels[..., None] > 0, image, dimmed), labels, alpha=0.3)
+    return overlay.overlay(np.where(labels[..., None] > 0, image, dimmed), labels, alpha=0.3)
 
 
 def _quality(results: Results) -> list[str]:

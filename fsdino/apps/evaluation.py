@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fsdino import __version__
 from fsdino import images as pixels
-from fsdino.apps.progress import Progress
+from fsdino import overlay
 from fsdino.data.catalog import open_episodes, open_source
 from fsdino.data.davis import Davis
 from fsdino.data.episodes import Episode, Episodes
@@ -34,6 +33,8 @@ from fsdino.files import Lock, make_folder
 from fsdino.models.names import DRAWN
 from fsdino.models.segmenter import Segmenter
 from fsdino.processes import Processes
+from fsdino.progress import Progress
+from fsdino.version import __version__
 
 logger = logging.getLogger("fsdino.apps")
 
@@ -350,11 +351,11 @@ def _picture(model: Segmenter, episodes: Episodes, row: Row, settings: Settings)
 
 def _panels(episode: Episode, mask: torch.Tensor) -> Iterator[Image.Image]:
     for support in episode.supports:
-        yield pixels.overlay(support.image, support.mask)
+        yield overlay.overlay(support.image, support.mask)
     image = episode.query.image
-    yield pixels.overlay(image, episode.query.mask, colors=[(46, 160, 67)])
+    yield overlay.overlay(image, episode.query.mask, colors=[(46, 160, 67)])
     found = Image.fromarray(mask.cpu().numpy()).resize((image.shape[1], image.shape[0]))
-    yield pixels.overlay(image, np.asarray(found))
+    yield overlay.overlay(image, np.asarray(found))
 
 
 def _side_by_side(panels: Sequence[Image.Image]) -> Image.Image:

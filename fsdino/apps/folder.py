@@ -19,15 +19,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fsdino import files
+from fsdino import files, overlay
 from fsdino import images as pixels
-from fsdino.apps.progress import Progress
 from fsdino.apps.supports import MAX_CLASSES
 from fsdino.errors import DataError, FsdinoError, UsageError, is_out_of_memory
 from fsdino.image_files import Listing, printable, scan_folder
 from fsdino.models.segmenter import Segmentation, Segmenter
 from fsdino.models.supports import Support
 from fsdino.processes import Processes, is_first
+from fsdino.progress import Progress
 
 logger = logging.getLogger("fsdino.apps")
 
@@ -272,7 +272,7 @@ class Output:
             found=dict(zip(result.names, result.founds, strict=True)),
             seconds=round(seconds, 4),
         )
-        drawn = pixels.overlay(result.image, labels)
+        drawn = overlay.overlay(result.image, labels)
         contents = {
             row.mask: pixels.encode_image(_mask_image(labels, len(result.names)), "PNG"),
             row.overlay: (
@@ -281,8 +281,7 @@ class Output:
                 else pixels.encode_image(drawn, "PNG")
             ),
         }
-        mask, overlay = (len(content) for content in contents.values())
-        row = Row(**{**vars(row), "sizes": (mask, overlay)})
+        row = Row(**{**vars(row), "sizes": tuple(map(len, contents.values()))})
         self._write_files(name, contents)
         files.append_json_lines(self.folder / ROWS_FILE, [asdict(row)])
         self._rows[row.query] = row
@@ -605,7 +604,7 @@ def _mask_image(labels: npt.NDArray[np.integer[Any]], classes: int) -> Image.Ima
     if classes == 1:
         return Image.fromarray((labels > 0).astype(np.uint8) * np.uint8(255))
     image = Image.fromarray(labels.astype(np.uint8))
-    colours = [pixels.label_color(label) for label in range(1, int(labels.max(initial=0)) + 1)]
+    colours = [overlay.label_color(label) for label in range(1, int(labels.max(initial=0)) + 1)]
     image.putpalette([0, 0, 0, *(part for colour in colours for part in colour)])
     return image
 

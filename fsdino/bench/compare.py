@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from fsdino import ops
-from fsdino.apps.progress import Progress
 from fsdino.bench import eager, exactness, memory, workloads
 from fsdino.bench.workloads import STRIDE, WORKLOADS, Inputs, Workload
 from fsdino.errors import UsageError
 from fsdino.ops import backends
+from fsdino.progress import Progress
 
 EAGER = "eager"
 PARTS = {

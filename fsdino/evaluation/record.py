@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from fsdino import __version__
 from fsdino.data.episodes import Episodes, episode_hash
 from fsdino.errors import DataError, FsdinoError, UsageError
 from fsdino.evaluation import intervals
@@ -19,6 +18,7 @@ from fsdino.evaluation.journal import Row, read_rows
 from fsdino.files import read_json, write_json
 from fsdino.models.segmenter import Segmenter
 from fsdino.ops import backends
+from fsdino.version import __version__
 
 FORMAT = "fsdino-result-1"
 

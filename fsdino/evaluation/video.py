@@ -17,9 +17,10 @@ from fsdino.errors import DataError, UsageError
 from fsdino.evaluation.journal import differences
 from fsdino.evaluation.metrics import VideoScores
 from fsdino.files import make_folder, read_object, write_json
-from fsdino.images import palette, write_png
+from fsdino.images import write_png
 from fsdino.models.segmenter import Segmentation, Segmenter
 from fsdino.models.supports import Shot, Support
+from fsdino.overlay import palette
 from fsdino.processes import Processes
 
 _REMEDY = "pass another --out, or --overwrite"

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from fsdino import images as pixels
+from fsdino import overlay
 from fsdino.errors import DataError, SupportWarning, UsageError
 from fsdino.images import ImageLike, MaskLike
 from fsdino.models import tiling
@@ -136,7 +137,7 @@ class Segmentation:
 
     def overlay(self) -> Image.Image:
         """The query with the classes drawn over it."""
-        return pixels.overlay(self.image, self.compact_labels())
+        return overlay.overlay(self.image, self.compact_labels())
 
 
 class Segmenter(Identified):

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsdino import __version__
 from fsdino.data.episodes import Episodes
 from fsdino.data.files import FileEpisodes
 from fsdino.data.folder import Folder
@@ -47,6 +46,7 @@ from fsdino.training.run import (
 )
 from fsdino.training.steps import Step, Steps, open_training, part
 from fsdino.training.team import Team
+from fsdino.version import __version__
 
 logger = logging.getLogger("fsdino.training")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsdino import images
+from fsdino import overlay
 from fsdino.apps import demo_report
 from fsdino.apps.demo import Results, Settings
 from fsdino.apps.demo_drawings import Answer, Fate, Score, WayAnswer
@@ -229,7 +229,7 @@ def test_supports_and_truth_keep_their_colours():
     same = (shown == image).all(axis=2)
     assert same[24:56, 24:56].all()
     assert same[:16].all() and same[64:].all() and same[:, :16].all() and same[:, 64:].all()
-    assert (shown[20, 20:60] == images.label_color(2)).all()
+    assert (shown[20, 20:60] == overlay.label_color(2)).all()
     assert (shown[19, 20:60] == 255).all()
 
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from fsdino import images as pixels
+from fsdino import overlay
 from fsdino.apps import folder
 from fsdino.apps.folder import Outcome, Output, find_queries, segment_files
 from fsdino.errors import DataError, FsdinoError, UsageError
@@ -98,7 +99,7 @@ def test_labels_of_several_classes(model, support, queries, tmp_path):
     label = int(expected.max())
     assert label > 0
     y, x = np.argwhere(expected == label)[0]
-    assert image.convert("RGB").getpixel((int(x), int(y))) == pixels.label_color(label)
+    assert image.convert("RGB").getpixel((int(x), int(y))) == overlay.label_color(label)
     shares = {"cat": (expected == 1).mean(), "dog": (expected == 2).mean()}
     assert outcome.rows[0].classes == pytest.approx(shares, abs=1e-6)
     assert outcome.rows[0].foreground == pytest.approx((expected > 0).mean(), abs=1e-6)
@@ -304,20 +305,20 @@ def test_a_query_that_does_not_fit_into_memory_fails_alone(
     error, model, support, queries, tmp_path, monkeypatch
 ):
     """In the model, or while its overlay is drawn."""
-    original, drawn = pixels.overlay, FSDINO._probabilities
+    original, drawn = overlay.overlay, FSDINO._probabilities
 
     def full(self, arrays, supports):
         if any(len(array) == 42 for array in arrays):
             raise error
         return drawn(self, arrays, supports)
 
-    def overlay(image, labels):
+    def draw(image, labels):
         if len(image) == 44:
             raise error
         return original(image, labels)
 
     monkeypatch.setattr(FSDINO, "_probabilities", full)
-    monkeypatch.setattr(pixels, "overlay", overlay)
+    monkeypatch.setattr(overlay, "overlay", draw)
     outcome = run(model, support, queries, tmp_path / "out")
     assert [Path(query).name for query in outcome.failed] == ["02.png", "04.png"]
     assert all("does not fit into memory" in reason for reason in outcome.failed.values())

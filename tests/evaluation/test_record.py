@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from fsdino import __version__
 from fsdino.data.episodes import episode_hash
 from fsdino.data.procedural import ProceduralEpisodes, fingerprint
 from fsdino.errors import DataError, UsageError
@@ -17,6 +16,7 @@ from fsdino.evaluation import protocols, record
 from fsdino.evaluation.evaluate import Settings, evaluate
 from fsdino.evaluation.journal import Journal
 from fsdino.evaluation.questions import Questions
+from fsdino.version import __version__
 from tiny_models import tiny_model
 
 SETTINGS = Settings(32, protocols.find("joint", seeded=True))

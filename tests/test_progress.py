@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from fsdino.apps import progress
-from fsdino.apps.progress import Progress, duration
+from fsdino import progress
+from fsdino.progress import Progress, duration
 
 
 @pytest.fixture

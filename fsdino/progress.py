@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as LiveProgress
 
-logger = logging.getLogger("fsdino.apps")
+logger = logging.getLogger("fsdino.progress")
 
 LINE_EVERY = 10.0  # seconds between plain lines
 

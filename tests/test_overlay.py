@@ -1,0 +1,89 @@
+"""Overlays: what is drawn where, in which colours."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from fsdino import images, overlay
+from fsdino.errors import UsageError
+from pictures import disc, one_line, picture
+
+
+def test_overlay_of_a_mask() -> None:
+    """Outside the picture is untouched, inside it is blended, and the outline is the colour."""
+    pixels = picture(40, 60)
+    mask = np.zeros((40, 60), bool)
+    mask[10:30, 0:20] = True
+    result = np.array(overlay.overlay(pixels, mask, colors=[(200, 0, 100)], alpha=0.25))
+    assert np.array_equal(result[~mask], pixels[~mask])
+    outline = mask.copy()
+    outline[11:29, 0:19] = False  # the image's own border, x = 0, gets no line
+    assert (result[outline] == (200, 0, 100)).all()
+    inside = mask & ~outline
+    expected = pixels[inside] * 0.75 + np.array([200, 0, 100]) * 0.25
+    assert np.abs(result[inside] - expected).max() <= 0.5
+    assert np.array_equal(pixels, picture(40, 60))
+
+
+def test_overlay_outline_grows_with_the_image() -> None:
+    """At 12 megapixels the line is wide enough to be seen, and still inside the region."""
+    pixels, mask = picture(3000, 4000), disc(3000, 4000)
+    result = np.array(overlay.overlay(pixels, mask))
+    line = (result == overlay.COLORS[0]).all(axis=2)
+    assert not (line & ~mask).any()
+    row = line[int(0.4 * 3000)]  # through the middle of the disc
+    assert row.sum() == 2 * 10  # 4000 / 400 on either side
+    assert np.array_equal(result[~mask], pixels[~mask])
+
+
+def test_overlay_of_labels() -> None:
+    """Neighbouring labels have their own colours and a line between them; numbers may be high."""
+    values = np.zeros((30, 30), np.int64)
+    values[5:25, 5:15], values[5:25, 15:25] = 1, 40
+    result = np.array(overlay.overlay(picture(30, 30), values, alpha=1))
+    assert (result[values == 1] == overlay.label_color(1)).all()
+    assert (result[values == 40] == overlay.label_color(40)).all()
+    line = np.array(overlay.overlay(0 * picture(30, 30), values, alpha=0))
+    assert (line[10, 14] == overlay.label_color(1)).all()
+    assert (line[10, 15] == overlay.label_color(40)).all()
+    assert not line[10, 10].any()
+
+
+def test_label_colors_differ() -> None:
+    """Up to twenty classes are told apart in one picture, and the palette has the same colours."""
+    colors = np.array([overlay.label_color(label) for label in range(1, 21)]).astype(int)
+    for first, second in itertools.combinations(colors, 2):
+        assert np.abs(first - second).sum() >= 60
+    table = np.array(overlay.palette()).reshape(256, 3)
+    assert not table[0].any()
+    assert np.array_equal(table[1:21], colors)
+
+
+def test_overlay_refuses_what_it_cannot_mean() -> None:
+    """Other sizes, negative labels, alpha outside its range, no colours."""
+    pixels, mask = picture(6, 8), disc(6, 8)
+    calls: list[tuple[Callable[[], object], str]] = [
+        (lambda: overlay.overlay(pixels, mask.T), "[8, 6]"),
+        (lambda: overlay.overlay(pixels / 255, mask), "uint8"),
+        (lambda: overlay.overlay(pixels, mask.astype(float)), "float64"),
+        (lambda: overlay.overlay(pixels, mask.astype(int) - 1), "negative"),
+        (lambda: overlay.overlay(pixels, mask, alpha=1.5), "alpha"),
+        (lambda: overlay.overlay(pixels, mask, colors=[]), "colours"),
+        (lambda: overlay.label_color(0), "labels start at 1"),
+    ]
+    for call, part in calls:
+        with pytest.raises(UsageError) as error:
+            call()
+        one_line(error, part)
+
+
+def test_overlay_of_what_is_blended_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pixel once, at every height: the image and the colour in the given shares."""
+    monkeypatch.setattr(images, "BAND", 15)
+    image = np.random.default_rng(0).integers(0, 256, (10, 5, 3), dtype=np.uint8)
+    found = np.array(overlay.overlay(image, np.ones((10, 5), np.bool_), [(10, 20, 30)], alpha=0.25))
+    np.testing.assert_allclose(found, image * 0.75 + np.array([2.5, 5, 7.5]), atol=0.501)
