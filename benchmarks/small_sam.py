@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fsdino.data.episodes import Sample
-from fsdino.data.invention import InventedEpisodes
 from fsdino.data.procedural import ProceduralEpisodes
+from fsdino.data.procedural.invention import InventedEpisodes
 from fsdino.errors import FsdinoError
 from fsdino.files import atomic_write
 from fsdino.models.checkpoints import load_exactly, read_state_dict

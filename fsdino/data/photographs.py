@@ -21,7 +21,7 @@ import torch
 
 from fsdino import image_files
 from fsdino.data.episodes import NO_CLASS, Episode, Image, Mask, Sample
-from fsdino.data.procedural import check_size
+from fsdino.data.procedural.canvas import check_size
 from fsdino.data.regions import Region, find_regions
 from fsdino.data.sampling import check_numbers
 from fsdino.data.warps import Warp, draw_warp, expose, photograph, sample, view

@@ -59,7 +59,7 @@ class TrainConfig(Recipe):
         shots: K of each step is drawn from these.
         image_sizes: side of each step's images is drawn from these; () means the model's.
         invented: share in [0, 1] of the episodes whose class is made up from base classes' textures
-            and shapes, for "procedural" only; see `fsdino.data.invention`.
+            and shapes, for "procedural" only; see `fsdino.data.procedural.invention`.
         photographs: folder of photographs without labels, for `photograph_share`.
         photograph_share: share in [0, 1] of the episodes whose class is a region of one of the
             photographs, with any `data`; `invented` is the share of the others. See

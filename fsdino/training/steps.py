@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from fsdino.data.catalog import open_episodes
 from fsdino.data.episodes import Batch, Episode, Episodes, collate
 from fsdino.data.files import FileEpisodes
-from fsdino.data.invention import InventedEpisodes
 from fsdino.data.photographs import PhotographEpisodes, Photographs
+from fsdino.data.procedural.invention import InventedEpisodes
 from fsdino.data.sampling import Seeded
 from fsdino.errors import DataError, UsageError
 from fsdino.processes import Processes

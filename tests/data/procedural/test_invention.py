@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fsdino.data import invention, procedural
 from fsdino.data.episodes import NO_CLASS
-from fsdino.data.invention import InventedEpisodes, invented_fold
-from fsdino.data.shapes import SHAPES, Shape
-from fsdino.data.textures import NEUTRAL_TEXTURES, TEXTURES, Texture
+from fsdino.data.procedural import invention
+from fsdino.data.procedural.invention import InventedEpisodes, invented_fold
+from fsdino.data.procedural.scenes import draw_scene
+from fsdino.data.procedural.shapes import SHAPES, Shape
+from fsdino.data.procedural.textures import NEUTRAL_TEXTURES, TEXTURES, Texture
 from fsdino.errors import UsageError
 
 
@@ -65,7 +66,7 @@ def test_a_fold_follows_the_sets_rules() -> None:
     assert sum(kind.twin is not None for kind in fold.classes) == 6
     rng, worn = np.random.default_rng(0), set()
     for kind in fold.classes:
-        layers = procedural._scene(rng, kind, fold).layers
+        layers = draw_scene(rng, kind, fold).layers
         assert {layer.texture for layer in layers if layer.label < 3} == set(kind.textures)
         worn |= {layer.texture for layer in layers}
     assert worn <= {*fold.textures, *NEUTRAL_TEXTURES} and worn >= set(fold.textures)

@@ -4,7 +4,8 @@ A few-shot model that sees 72 classes learns these 72. Here textures and shapes 
 are turned, stretched and blended into new ones, from which an episode's target, distractors and
 clutter are put together by the same rules as the procedural set's own classes. Nothing of the
 held-out fold is used. The families of its textures and shapes do occur in base folds with other
-parameters (see `fsdino.data.textures`), so what is invented can come near to it by chance.
+parameters (see `fsdino.data.procedural.textures`), so what is invented can come near to it by
+chance.
 """
 
 from __future__ import annotations
@@ -17,18 +18,11 @@ from functools import cache
 import numpy as np
 
 from fsdino.data.episodes import NO_CLASS, Episode, Sample
-from fsdino.data.procedural import (
-    CLASSES_PER_FOLD,
-    FOLDS,
-    VERSION,
-    Fold,
-    check_size,
-    combine,
-    render,
-)
+from fsdino.data.procedural.canvas import check_size, render
+from fsdino.data.procedural.classes import CLASSES_PER_FOLD, FOLDS, VERSION, Fold, combine
+from fsdino.data.procedural.shapes import SHAPES, Points, Shape
+from fsdino.data.procedural.textures import TEXTURES, Floats, Texture
 from fsdino.data.sampling import check_numbers
-from fsdino.data.shapes import SHAPES, Points, Shape
-from fsdino.data.textures import TEXTURES, Floats, Texture
 from fsdino.errors import UsageError
 
 _POOL = 8  # textures and shapes of a fold
