@@ -32,8 +32,8 @@ from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.evaluation.evaluate import Settings, evaluate
 from fsdino.evaluation.predictors import predictor
 from fsdino.files import read_object, write_json
-from fsdino.training.config import TrainConfig
-from fsdino.training.meta import Trainer
+from fsdino.training.meta.config import TrainConfig
+from fsdino.training.meta.train import Trainer
 
 # The paper's table adds them in this order (arXiv 2504.15669); the adapter is in all rows.
 PARTS = ("cosine_prompt", "visual_prompt", "correlation_prompt", "contrastive")

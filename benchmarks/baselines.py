@@ -28,8 +28,8 @@ from fsdino.models import zoo
 from fsdino.models.config import MATCHERS
 from fsdino.models.segmenter import Segmenter
 from fsdino.progress import Progress
-from fsdino.training.config import TrainConfig
-from fsdino.training.meta import Trainer
+from fsdino.training.meta.config import TrainConfig
+from fsdino.training.meta.train import Trainer
 
 MODEL, FOLD = "fsdino-tiny", 3
 SHOTS, SEEDS = (1, 5), (0, 1, 2)

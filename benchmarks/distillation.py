@@ -32,10 +32,10 @@ from fsdino.images import write_png
 from fsdino.models import zoo
 from fsdino.models.config import VARIANTS, ModelConfig
 from fsdino.models.segmenter import Segmenter
-from fsdino.training.agreement import agreement
-from fsdino.training.config import TrainConfig
-from fsdino.training.distill import ADAPTER_FILE, Distillation
-from fsdino.training.distill_config import DistillConfig
+from fsdino.training.distillation.agreement import agreement
+from fsdino.training.distillation.config import DistillConfig
+from fsdino.training.distillation.distill import ADAPTER_FILE, Distillation
+from fsdino.training.meta.config import TrainConfig
 from fsdino.training.run import CONFIG, Run
 
 TEACHER = small_sam.Recipe()

@@ -27,9 +27,10 @@ from fsdino import processes as sharing
 from fsdino.bench import memory
 from fsdino.models.checkpoints import write_tensors
 from fsdino.models.config import ModelConfig
-from fsdino.training.distill import Distillation
-from fsdino.training.distill_config import DistillConfig
-from fsdino.training.teacher import Architecture, Teacher
+from fsdino.training.distillation.architecture import Architecture
+from fsdino.training.distillation.config import DistillConfig
+from fsdino.training.distillation.distill import Distillation
+from fsdino.training.distillation.teacher import Teacher
 
 SAM = Architecture(width=32, depth=1, heads=2, global_blocks=())  # its input, grid and channels
 SIZES = (126, 252, 518)

@@ -28,11 +28,12 @@ from fsdino.errors import FsdinoError
 from fsdino.files import atomic_write
 from fsdino.models.checkpoints import load_exactly, read_state_dict
 from fsdino.models.decoder import MaskDecoder
+from fsdino.training.distillation.architecture import Architecture
+from fsdino.training.distillation.teacher import build_encoder
 from fsdino.training.interrupt import Interrupt
-from fsdino.training.losses import mask_loss
+from fsdino.training.meta.losses import mask_loss
 from fsdino.training.optimisation import adamw, set_learning_rate, warmup_cosine
 from fsdino.training.run import CONFIG, Run, pack, set_random, unpack
-from fsdino.training.teacher import Architecture
 
 FILE = "sam_small.pth"
 POINTS = 2  # prompts of an image in a step, beside a box
@@ -82,7 +83,7 @@ def build(recipe: Recipe, *, batched: bool = False) -> Sam:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        encoder = Architecture(
+        shape = Architecture(
             recipe.encoder_width,
             recipe.depth,
             recipe.heads,
@@ -91,7 +92,8 @@ def build(recipe: Recipe, *, batched: bool = False) -> Sam:
             channels=recipe.width,
             image_size=recipe.side,
             patch_size=recipe.patch,
-        ).build()
+        )
+        encoder = build_encoder(shape)
         width, grid = recipe.width, recipe.side // recipe.patch
         prompts = PromptEncoder(width, (grid, grid), (recipe.side, recipe.side), mask_in_chans=16)
         decoder: SamMaskDecoder

@@ -8,7 +8,7 @@ from typing import Any
 
 import fsdino
 from fsdino.models.config import ModelConfig
-from fsdino.training.config import TrainConfig
+from fsdino.training.meta.config import TrainConfig
 
 RECIPE = Path(fsdino.__file__).parent / "recipes" / "fsdino-tiny.yaml"
 

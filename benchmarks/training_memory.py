@@ -21,9 +21,9 @@ from record import write_record
 
 import fsdino
 from fsdino import processes as sharing
-from fsdino.training.config import TrainConfig
-from fsdino.training.footprint import BACKWARD, USED
-from fsdino.training.meta import Trainer
+from fsdino.training.meta.config import TrainConfig
+from fsdino.training.meta.footprint import BACKWARD, USED
+from fsdino.training.meta.train import Trainer
 
 RECIPES = Path(fsdino.__file__).parent / "recipes"
 

@@ -32,10 +32,10 @@ from fsdino.bench import eager, memory
 from fsdino.models import hypercorrelation
 from fsdino.models.config import ModelConfig
 from fsdino.ops import backends
-from fsdino.training.config import TrainConfig
-from fsdino.training.meta import Trainer
-from fsdino.training.objective import supports_of
-from fsdino.training.steps import Step
+from fsdino.training.meta.config import TrainConfig
+from fsdino.training.meta.objective import supports_of
+from fsdino.training.meta.steps import Step
+from fsdino.training.meta.train import Trainer
 
 ENCODER = "vit_small_patch14_dinov2.lvd142m"
 AGREEMENT = 1e-3  # largest relative difference of the losses

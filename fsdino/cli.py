@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from fsdino.models.segmenter import Segmenter
     from fsdino.models.supports import Support
     from fsdino.processes import Processes
-    from fsdino.training.config import TrainConfig
-    from fsdino.training.distill import Distillation
-    from fsdino.training.distill_config import DistillConfig
-    from fsdino.training.meta import Trainer
+    from fsdino.training.distillation.config import DistillConfig
+    from fsdino.training.distillation.distill import Distillation
+    from fsdino.training.meta.config import TrainConfig
+    from fsdino.training.meta.train import Trainer
     from fsdino.training.recipe import Recipe
     from fsdino.training.team import Team
 
@@ -422,7 +422,7 @@ class Train:
         """Run the command; returns the exit code."""
         for name in (self.start_from, self.encoder_from):
             _check_model(name)
-        from fsdino.training.meta import Trainer
+        from fsdino.training.meta.train import Trainer
 
         config = self.configure()
         with _team(config.device) as team:
@@ -442,7 +442,7 @@ class Train:
         """The recipe with what the options change."""
         import dataclasses
 
-        from fsdino.training.config import TrainConfig
+        from fsdino.training.meta.config import TrainConfig
 
         config = TrainConfig.from_yaml(_find_recipe(self.recipe, "train"))
         given = _given(self, config)
@@ -564,7 +564,7 @@ class Distill:
     def run(self) -> int:
         """Run the command; returns the exit code."""
         _check_model(self.model)
-        from fsdino.training.distill import Distillation
+        from fsdino.training.distillation.distill import Distillation
 
         config = self.configure()
         with _team(config.device) as team:
@@ -581,7 +581,7 @@ class Distill:
         """The recipe, or a new configuration, with what the options change."""
         import dataclasses
 
-        from fsdino.training.distill_config import DistillConfig
+        from fsdino.training.distillation.config import DistillConfig
 
         if self.recipe:
             config = DistillConfig.from_yaml(_find_recipe(self.recipe, "distill"))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from fsdino.training.distill import Distillation
-from fsdino.training.distill_config import DistillConfig
+from fsdino.training.distillation.config import DistillConfig
+from fsdino.training.distillation.distill import Distillation
 from fsdino.training.team import Team
 
 

@@ -42,9 +42,9 @@ from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmenter
 from fsdino.models.supports import Support
 from fsdino.ops import backends, native
-from fsdino.training.config import TrainConfig
-from fsdino.training.distill import ADAPTER_FILE
-from fsdino.training.distill_config import DistillConfig
+from fsdino.training.distillation.config import DistillConfig
+from fsdino.training.distillation.distill import ADAPTER_FILE
+from fsdino.training.meta.config import TrainConfig
 from tiny_models import SMALL, box_mask, picture, tiny_config, tiny_model
 
 MINI = Workload("mini", batch=1, layers=2, grid=7, channels=16, block_channels=(8, 16))
@@ -759,7 +759,7 @@ def test_train_runs_resumes_and_gives_a_model(recipe, capsys, workplace):
 
 def test_interrupted_training_says_how_to_go_on(recipe, capsys, monkeypatch):
     """Ctrl-C names the step that is kept and the option that continues."""
-    from fsdino.training import meta
+    from fsdino.training.meta import train as meta
 
     original = meta.Trainer._step
 
@@ -820,7 +820,7 @@ def test_training_on_random_features_is_refused(recipe, capsys, caplog):
 
 def test_ctrl_c_writes_a_checkpoint_and_says_so(recipe, capsys, monkeypatch):
     """The signal itself: the step that was going on is kept, though no checkpoint was due."""
-    from fsdino.training import meta
+    from fsdino.training.meta import train as meta
 
     original = meta.Trainer._step
 
@@ -841,7 +841,7 @@ def test_ctrl_c_writes_a_checkpoint_and_says_so(recipe, capsys, monkeypatch):
 
 TERMINATED = """
 import os, signal, time
-from fsdino.training import meta
+from fsdino.training.meta import train as meta
 
 signalled = [signal.NAME]
 original = meta.Trainer._step
@@ -958,7 +958,7 @@ def test_distill_gives_what_train_takes(capsys):
 
 def test_interrupted_distillation_says_how_to_go_on(capsys, monkeypatch):
     """Ctrl-C names the step that is kept; --resume ends with the table."""
-    from fsdino.training import distill as module
+    from fsdino.training.distillation import distill as module
 
     original = module.Distillation._step
 

@@ -16,9 +16,9 @@ from torch import multiprocessing
 import gloo
 from fsdino.models import checkpoints
 from fsdino.models.config import ModelConfig
-from fsdino.training.config import TrainConfig
-from fsdino.training.meta import Trainer
-from fsdino.training.steps import Steps
+from fsdino.training.meta.config import TrainConfig
+from fsdino.training.meta.steps import Steps
+from fsdino.training.meta.train import Trainer
 from fsdino.training.team import Team
 
 MODEL = ModelConfig(

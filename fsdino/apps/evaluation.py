@@ -49,7 +49,7 @@ class Request:
     """Which episodes to evaluate on; see `fsdino.data.catalog.open_episodes`.
 
     Attributes:
-        dataset: a name in `fsdino.data.catalog.DATASETS`.
+        dataset: a name in `fsdino.data.names.DATASETS`.
         root, splits: the data set's folder, and that of the published lists.
         layout, ignore, background: how a folder of one's own is read.
         fold: None takes 0, or the generated set's 3, on which the bundled model was not trained.

@@ -14,13 +14,13 @@ from fsdino.data.files import FileEpisodes, Source
 from fsdino.data.folder import Folder
 from fsdino.data.fss1000 import Fss1000
 from fsdino.data.lists import Lists
+from fsdino.data.names import ON_DISK, SAMPLINGS
 from fsdino.data.pascal import Pascal
 from fsdino.data.procedural import ProceduralEpisodes, Split
 from fsdino.data.sampling import HSNET_SEED, SPLITS, Seeded, check_numbers, check_pools
 from fsdino.errors import DataError, UsageError
 
 EPISODES = 1000
-SAMPLINGS = ("hsnet", "seeded")
 
 _SOURCES: dict[str, Callable[[Path, Path | None], Source]] = {
     "pascal5i": Pascal,
@@ -28,8 +28,6 @@ _SOURCES: dict[str, Callable[[Path, Path | None], Source]] = {
     "coco20i": Coco,
     "fss1000": Fss1000,
 }
-DATASETS = (*_SOURCES, "folder", "davis17", "procedural")
-ON_DISK = tuple(name for name in DATASETS if name != "procedural")
 _WITHOUT_DRAWS = ("folder", "procedural")
 
 

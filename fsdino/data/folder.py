@@ -45,7 +45,7 @@ class Folder:
 
     Args:
         root: the folder.
-        layout: one of `fsdino.data.layouts.LAYOUTS`.
+        layout: one of `fsdino.data.names.LAYOUTS`.
         ignore: value of label maps that is left out of a query's score, or "none"; None is 255.
         background: value of label maps that is not a class, 0 or "none"; None is 0.
         skip_bad: leave out images without a mask and label maps that cannot be read, with a

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from fsdino.data import labels
 from fsdino.data.labels import Labelling
+from fsdino.data.names import LAYOUTS
 from fsdino.errors import DataError, UsageError
 from fsdino.image_files import printable, scan_folder
 
-LAYOUTS = ("auto", "class-folders", "pairs", "labels")
 CLASSES_FILE = "classes.txt"
 
 _IMAGE_FOLDERS = frozenset(

@@ -1,1 +1,1 @@
-"""Long work: training runs that survive interruption."""
+"""Long work: what both training stages share. Runs survive interruption."""

@@ -14,8 +14,8 @@ from fsdino.errors import FsdinoError
 from fsdino.training.team import Team
 
 if TYPE_CHECKING:
-    from fsdino.training.config import TrainConfig
-    from fsdino.training.distill_config import DistillConfig
+    from fsdino.training.distillation.config import DistillConfig
+    from fsdino.training.meta.config import TrainConfig
 
 logger = logging.getLogger("fsdino.training")
 

@@ -19,8 +19,8 @@ from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.errors import UsageError
 from fsdino.models import zoo
 from fsdino.models.config import ModelConfig
-from fsdino.training.config import TrainConfig
-from fsdino.training.teacher import load_teacher
+from fsdino.training.distillation.teacher import load_teacher
+from fsdino.training.meta.config import TrainConfig
 
 TINY = small_sam.Recipe(
     width=16, decoder_heads=2, decoder_mlp=16, encoder_width=16, depth=2, heads=2, side=32,

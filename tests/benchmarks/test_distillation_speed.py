@@ -8,9 +8,9 @@ import math
 import distillation_speed
 import pytest
 
-from fsdino.training.distill import Distillation
-from fsdino.training.distill_config import DistillConfig
-from fsdino.training.teacher import ARCHITECTURES
+from fsdino.training.distillation.architecture import ARCHITECTURES
+from fsdino.training.distillation.config import DistillConfig
+from fsdino.training.distillation.distill import Distillation
 from tiny_models import tiny_config
 
 

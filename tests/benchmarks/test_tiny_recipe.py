@@ -10,7 +10,7 @@ import pytest
 from tiny_recipe import RECIPE, on_frozen_encoder
 
 from fsdino.models import zoo
-from fsdino.training.config import TrainConfig
+from fsdino.training.meta.config import TrainConfig
 from tiny_models import tiny_config
 
 EPISODES = (

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from data_sets import write_davis, write_voc
-from fsdino.data.catalog import DATASETS, ON_DISK, open_episodes, open_source
+from fsdino.data.catalog import open_episodes, open_source
 from fsdino.data.davis import Davis
+from fsdino.data.names import DATASETS, ON_DISK
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.errors import DataError, UsageError
 

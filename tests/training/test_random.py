@@ -15,10 +15,10 @@ from torch import Tensor
 
 import tiny_sam
 from fsdino.models.adapter import Adapter
-from fsdino.training import distill
-from fsdino.training.distill import ADAPTER_FILE, Distillation
-from fsdino.training.distill_config import DistillConfig
-from fsdino.training.meta import Trainer
+from fsdino.training.distillation import distill
+from fsdino.training.distillation.config import DistillConfig
+from fsdino.training.distillation.distill import ADAPTER_FILE, Distillation
+from fsdino.training.meta.train import Trainer
 from tiny_models import tiny_config, tiny_model
 from training_work import CONFIG, MODEL, StopError, stop_at
 

@@ -12,8 +12,8 @@ import torch
 
 import gloo
 from fsdino.errors import FsdinoError, UsageError
-from fsdino.training.meta import Trainer
-from fsdino.training.steps import Steps
+from fsdino.training.meta.steps import Steps
+from fsdino.training.meta.train import Trainer
 from fsdino.training.team import Team
 from training_work import SHARED, StopError, stop_at, together, weights
 

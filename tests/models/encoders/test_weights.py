@@ -24,8 +24,8 @@ from fsdino.models import zoo
 from fsdino.models.config import EncoderWeights, ModelConfig
 from fsdino.models.encoders import create
 from fsdino.models.encoders.weights import load_installed
-from fsdino.training.config import TrainConfig
-from fsdino.training.meta import Trainer
+from fsdino.training.meta.config import TrainConfig
+from fsdino.training.meta.train import Trainer
 from pyramids import pyramid, pyramid_config
 from tiny_models import box_mask, episode, picture
 

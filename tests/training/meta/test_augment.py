@@ -11,7 +11,7 @@ import torch
 
 from fsdino.data.episodes import NO_CLASS, Batch, collate
 from fsdino.data.procedural import ProceduralEpisodes
-from fsdino.training.augment import augment, crowd
+from fsdino.training.meta.augment import augment, crowd
 
 
 def batch(shots: int = 2, episodes: int = 8) -> Batch:

@@ -23,13 +23,14 @@ from fsdino.models import zoo
 from fsdino.models.adapter import Adapter
 from fsdino.models.checkpoints import weights_hash, write_tensors
 from fsdino.models.encoders import Encoder, create
-from fsdino.training.agreement import agreement, on_teachers_grid, stack_targets
-from fsdino.training.corpus import Corpus, ImageFile, find_images
-from fsdino.training.distill_config import DISTILL_FREE, DistillConfig, Stage
-from fsdino.training.embeddings import EmbeddingCache, Inventory, fill
+from fsdino.training.distillation.agreement import agreement, on_teachers_grid, stack_targets
+from fsdino.training.distillation.config import DISTILL_FREE, DistillConfig, Stage
+from fsdino.training.distillation.corpus import Corpus, ImageFile, find_images
+from fsdino.training.distillation.embeddings import EmbeddingCache, Inventory, fill
+from fsdino.training.distillation.pairs import HeldOutPairs, Pair, PairReader, TrainingPairs
+from fsdino.training.distillation.teacher import load_teacher
 from fsdino.training.interrupt import Interrupt, leave_to_trainer
 from fsdino.training.optimisation import Descent
-from fsdino.training.pairs import HeldOutPairs, Pair, PairReader, TrainingPairs
 from fsdino.training.recipe import AUTO
 from fsdino.training.run import (
     METRICS,
@@ -41,7 +42,6 @@ from fsdino.training.run import (
     set_random,
     unpack,
 )
-from fsdino.training.teacher import load_teacher
 from fsdino.training.team import Team
 
 logger = logging.getLogger("fsdino.training")

@@ -13,7 +13,7 @@ from fsdino.data.catalog import open_episodes
 from fsdino.data.episodes import NO_CLASS
 from fsdino.errors import UsageError
 from fsdino.processes import Processes
-from fsdino.training.steps import Steps, part
+from fsdino.training.meta.steps import Steps, part
 from training_work import CONFIG, FROZEN
 
 

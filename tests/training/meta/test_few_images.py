@@ -16,9 +16,9 @@ from data_sets import save_jpeg
 from fsdino.cli import main
 from fsdino.data.catalog import open_episodes
 from fsdino.errors import DataError, UsageError
-from fsdino.training.config import TrainConfig
-from fsdino.training.meta import Trainer
-from fsdino.training.steps import Steps
+from fsdino.training.meta.config import TrainConfig
+from fsdino.training.meta.steps import Steps
+from fsdino.training.meta.train import Trainer
 from training_work import FROZEN
 
 

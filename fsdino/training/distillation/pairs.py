@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 
 from fsdino.errors import DataError, FsdinoError
 from fsdino.images import Pixels, to_tensor
-from fsdino.training.corpus import ImageFile
-from fsdino.training.distill_config import Stage
-from fsdino.training.embeddings import EmbeddingCache, content_hash
-from fsdino.training.teacher import Architecture
+from fsdino.training.distillation.architecture import Architecture
+from fsdino.training.distillation.config import Stage
+from fsdino.training.distillation.corpus import ImageFile
+from fsdino.training.distillation.embeddings import EmbeddingCache, content_hash
 
 
 @dataclass(frozen=True)

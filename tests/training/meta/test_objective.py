@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fsdino.training import objective
-from fsdino.training.losses import TokenClassifier
-from fsdino.training.objective import Objective, supports_of
-from fsdino.training.steps import Steps
+from fsdino.training.meta import objective
+from fsdino.training.meta.losses import TokenClassifier
+from fsdino.training.meta.objective import Objective, supports_of
+from fsdino.training.meta.steps import Steps
 from training_work import CONFIG, MODEL
 
 

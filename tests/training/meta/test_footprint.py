@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fsdino.training.footprint import activation_bytes, episodes_that_fit, free_bytes
+from fsdino.training.meta.footprint import activation_bytes, episodes_that_fit, free_bytes
 
 
 def test_activations_are_counted() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fsdino.errors import UsageError
+from fsdino.training.distillation.architecture import ARCHITECTURES
 from fsdino.training.recipe import AUTO, DTYPES, Recipe
-from fsdino.training.teacher import ARCHITECTURES
 
 # Settings that decide no number, or only its rounding: they may differ on resume.
 DISTILL_FREE = (

@@ -15,7 +15,7 @@ from fsdino.errors import DataError, UsageError
 from fsdino.files import open_regular, read_bytes
 from fsdino.image_files import IMAGE_SUFFIXES, MOST_BYTES, printable, why_not_image
 from fsdino.images import Pixels, read_image_bytes
-from fsdino.training.shards import members
+from fsdino.training.distillation.shards import members
 
 logger = logging.getLogger("fsdino.training")
 

@@ -24,10 +24,11 @@ from data_sets import save_jpeg, write_photographs
 from fsdino.data.photographs import Photographs
 from fsdino.errors import CheckpointError, DataError, FsdinoError, UsageError
 from fsdino.evaluation import record
-from fsdino.training import meta, run
-from fsdino.training.config import TrainConfig
-from fsdino.training.meta import Trainer
-from fsdino.training.steps import Step, Steps
+from fsdino.training import run
+from fsdino.training.meta import train as meta
+from fsdino.training.meta.config import TrainConfig
+from fsdino.training.meta.steps import Step, Steps
+from fsdino.training.meta.train import Trainer
 from pyramids import pyramid_config
 from training_work import CONFIG, FROZEN, MODEL, StopError, die, stop_at, weights
 

@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 
 import tiny_sam
 from fsdino.errors import FsdinoError
-from fsdino.training import embeddings
-from fsdino.training.corpus import ImageFile
-from fsdino.training.embeddings import EmbeddingCache, content_hash, fill
-from fsdino.training.teacher import Teacher, load_teacher
+from fsdino.training.distillation import embeddings
+from fsdino.training.distillation.corpus import ImageFile
+from fsdino.training.distillation.embeddings import EmbeddingCache, content_hash, fill
+from fsdino.training.distillation.teacher import Teacher, load_teacher
 from tiny_models import picture
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -19,9 +19,9 @@ from fsdino.data.procedural.invention import InventedEpisodes
 from fsdino.data.sampling import Seeded
 from fsdino.errors import DataError, UsageError
 from fsdino.processes import Processes
-from fsdino.training.augment import augment, crowd
-from fsdino.training.config import TrainConfig
 from fsdino.training.interrupt import leave_to_trainer
+from fsdino.training.meta.augment import augment, crowd
+from fsdino.training.meta.config import TrainConfig
 from fsdino.training.run import own_generator
 
 _AHEAD = 4  # steps that each worker prepares in advance

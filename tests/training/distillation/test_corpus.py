@@ -13,7 +13,7 @@ import pytest
 
 from fsdino.errors import DataError, UsageError
 from fsdino.images import read_image
-from fsdino.training.corpus import Corpus, ImageFile, find_images, stable_hash
+from fsdino.training.distillation.corpus import Corpus, ImageFile, find_images, stable_hash
 from tar_shards import NAMES, jpeg, write_shard
 
 

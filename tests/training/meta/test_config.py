@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from fsdino.errors import UsageError
-from fsdino.training.config import FREE, TrainConfig
+from fsdino.training.meta.config import FREE, TrainConfig
 from training_work import CONFIG
 
 

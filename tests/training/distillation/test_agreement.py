@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from fsdino.training.agreement import agreement, on_teachers_grid, stack_targets
+from fsdino.training.distillation.agreement import agreement, on_teachers_grid, stack_targets
 
 
 def test_whole_cells_are_plain_bilinear_resizing() -> None:

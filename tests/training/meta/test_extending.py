@@ -13,9 +13,9 @@ import yaml
 
 import fsdino
 from fsdino.errors import UsageError
-from fsdino.training import meta
-from fsdino.training.config import TrainConfig
-from fsdino.training.meta import Trainer
+from fsdino.training.meta import train as meta
+from fsdino.training.meta.config import TrainConfig
+from fsdino.training.meta.train import Trainer
 from training_work import CONFIG, StopError, stop_at
 
 SHORT = dataclasses.replace(CONFIG, steps=4, validate_every=4, checkpoint_every=1, warmup=2)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from fsdino.models.config import ModelConfig
-from fsdino.training.corpus import ImageFile
-from fsdino.training.distill_config import DistillConfig
-from fsdino.training.pairs import Pair, TrainingPairs
+from fsdino.training.distillation.config import DistillConfig
+from fsdino.training.distillation.corpus import ImageFile
+from fsdino.training.distillation.pairs import Pair, TrainingPairs
 
 FILES = [ImageFile(f"{i}.jpg", Path(f"{i}.jpg")) for i in range(10)]
 

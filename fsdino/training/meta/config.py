@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from fsdino.data.catalog import DATASETS
-from fsdino.data.layouts import LAYOUTS
+from fsdino.data.names import DATASETS, LAYOUTS
 from fsdino.errors import UsageError
 from fsdino.training.recipe import AUTO, DTYPES, Recipe
 
@@ -44,7 +43,7 @@ class TrainConfig(Recipe):
 
     Attributes:
         model: what to train.
-        data: a name in `fsdino.data.catalog.DATASETS`, but for davis17, which has no episodes.
+        data: a name in `fsdino.data.names.DATASETS`, but for davis17, which has no episodes.
         root, splits: the data set's folder, and that of the published lists.
         layout, ignore, background: how a folder of one's own is read; see
             `fsdino.data.folder.Folder`.
@@ -65,7 +64,7 @@ class TrainConfig(Recipe):
             photographs, with any `data`; `invented` is the share of the others. See
             `fsdino.data.photographs`.
         augment: share in [0, 1] of the episodes that are changed into another class's; see
-            `fsdino.training.augment`.
+            `fsdino.training.meta.augment`.
         crowded: share in [0, 1] of the images that are shrunk, with mirror images around: several
             small objects in place of one.
         learning_rate: peak; linear warm-up, then cosine decay to 1 % of it.

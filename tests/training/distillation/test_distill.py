@@ -23,10 +23,10 @@ import gloo
 import tiny_sam
 from fsdino.errors import CheckpointError, DataError, FsdinoError, UsageError
 from fsdino.models import zoo
-from fsdino.training import distill
-from fsdino.training.config import TrainConfig
-from fsdino.training.distill import ADAPTER_FILE, Distillation, Report
-from fsdino.training.distill_config import DistillConfig
+from fsdino.training.distillation import distill
+from fsdino.training.distillation.config import DistillConfig
+from fsdino.training.distillation.distill import ADAPTER_FILE, Distillation, Report
+from fsdino.training.meta.config import TrainConfig
 from fsdino.training.team import Team
 from tiny_models import tiny_config, tiny_model
 

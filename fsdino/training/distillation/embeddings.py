@@ -18,10 +18,11 @@ from fsdino.errors import DataError, FsdinoError
 from fsdino.files import make_folder, read_json, remove_leftovers, write_json
 from fsdino.images import Pixels
 from fsdino.models.checkpoints import first_line, tensors_sha256, write_tensors
-from fsdino.training.corpus import ImageFile
+from fsdino.training.distillation.architecture import Architecture
+from fsdino.training.distillation.corpus import ImageFile
+from fsdino.training.distillation.teacher import Teacher
 from fsdino.training.interrupt import Interrupt, leave_to_trainer
 from fsdino.training.run import own_generator
-from fsdino.training.teacher import Architecture, Teacher
 
 logger = logging.getLogger("fsdino.training")
 

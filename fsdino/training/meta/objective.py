@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fsdino.models.encoders import Features
 from fsdino.models.segmenter import Segmenter
 from fsdino.models.training_free import prototype_score
-from fsdino.training.losses import TokenClassifier, contrast_loss, mask_loss, prototype_loss
+from fsdino.training.meta.losses import TokenClassifier, contrast_loss, mask_loss, prototype_loss
 
 
 class Objective(nn.Module):

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from fsdino.errors import FsdinoError
 from fsdino.models.checkpoints import tensors_sha256
-from fsdino.training import features
-from fsdino.training.features import FeatureStore, FrozenEncoder
+from fsdino.training.meta import features
+from fsdino.training.meta.features import FeatureStore, FrozenEncoder
 from tiny_models import SIDE, tiny_model
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fsdino.training.losses import (
+from fsdino.training.meta.losses import (
     TokenClassifier,
     contrast_loss,
     dice_loss,

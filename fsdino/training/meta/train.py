@@ -27,12 +27,13 @@ from fsdino.models.checkpoints import weights_hash
 from fsdino.models.config import WEIGHTS_FIELDS
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmenter
-from fsdino.training import footprint
-from fsdino.training.config import FREE, TrainConfig
-from fsdino.training.features import FeatureStore, FrozenEncoder
 from fsdino.training.interrupt import Interrupt
-from fsdino.training.losses import TokenClassifier
-from fsdino.training.objective import Objective
+from fsdino.training.meta import footprint
+from fsdino.training.meta.config import FREE, TrainConfig
+from fsdino.training.meta.features import FeatureStore, FrozenEncoder
+from fsdino.training.meta.losses import TokenClassifier
+from fsdino.training.meta.objective import Objective
+from fsdino.training.meta.steps import Step, Steps, open_training, part
 from fsdino.training.optimisation import Descent
 from fsdino.training.recipe import AUTO
 from fsdino.training.run import (
@@ -44,7 +45,6 @@ from fsdino.training.run import (
     set_random,
     unpack,
 )
-from fsdino.training.steps import Step, Steps, open_training, part
 from fsdino.training.team import Team
 from fsdino.version import __version__
 

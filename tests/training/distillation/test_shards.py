@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from fsdino.errors import DataError
-from fsdino.training.corpus import find_images
-from fsdino.training.shards import BLOCK, Member, members
+from fsdino.training.distillation.corpus import find_images
+from fsdino.training.distillation.shards import BLOCK, Member, members
 from tar_shards import jpeg, write_shard
 
 LONG = "/".join(["a folder with a long name"] * 12) + "/sa_1.jpg"

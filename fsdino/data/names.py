@@ -1,0 +1,11 @@
+"""Names that settings choose data by, for modules that must not import torch."""
+
+from __future__ import annotations
+
+DATASETS = (
+    *("pascal5i", "pascal5i-leak-safe", "coco20i", "fss1000"),
+    *("folder", "davis17", "procedural"),
+)
+ON_DISK = tuple(name for name in DATASETS if name != "procedural")
+SAMPLINGS = ("hsnet", "seeded")
+LAYOUTS = ("auto", "class-folders", "pairs", "labels")  # of a folder of one's own

@@ -1,0 +1,1 @@
+"""Stage 2: the segmenter learns from episodes of base classes."""
