@@ -25,12 +25,14 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PICTURE = re.compile(r"!\[([^\]]+)\]\(([^)]+)\)")
 
 
-def test_the_first_python_block_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("document", ["README.md", "docs/usage.md"])
+def test_the_first_python_block_runs(document, tmp_path, monkeypatch):
     """As written, without a file of the reader's; the mask that it finds is the object's."""
     monkeypatch.chdir(tmp_path)
-    block = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)[0]
+    text = (ROOT / document).read_text(encoding="utf-8")
+    block = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)[0]
     names: dict[str, object] = {}
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(block, document, "exec"), names)
     result = names["result"]
     truth = np.asarray(fsdino.samples()["teacup"].mask) == 255
     both, either = (result.mask & truth).sum(), (result.mask | truth).sum()
@@ -50,6 +52,20 @@ def test_the_picture_has_an_absolute_address():
         assert words and address.startswith(raw)
         assert (ROOT / address.removeprefix(raw)).is_file()
     assert README.index(pictures[0][1]) < README.index("\n## ")
+
+
+def test_it_is_short():
+    """A reader sees what it is and how to begin; tables of results are in docs/numbers.md."""
+    assert len(README.splitlines()) <= 120
+
+
+def test_its_links_are_absolute():
+    """The package index shows the README without the repository's other files."""
+    addresses = [
+        *re.findall(r"\]\(([^)]+)\)", README),
+        *re.findall(r"^\[\w+\]: (\S+)$", README, re.M),
+    ]
+    assert len(addresses) > 10 and all(address.startswith("https://") for address in addresses)
 
 
 def test_the_picture_shows_what_the_model_does():
