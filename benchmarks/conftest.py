@@ -24,13 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from record import write_record
 
 from fsdino.bench.compare import EAGER, Bench, Comparison
-from fsdino.bench.exactness import FORWARD_BOUND
 from fsdino.bench.workloads import TINY, WORKLOADS
 from fsdino.cli import print_comparison
+from fsdino.devices import DTYPES, find_dtype
 from fsdino.ops import backends
 
 SUITE = {"tiny": TINY, **WORKLOADS}
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FORWARD_BOUND}
 TINY_ROUNDS = 200  # for each round of the others
 WEIGHTS = {"ce": None, "foreground": 0.2}
 
@@ -76,7 +75,7 @@ class Suite:
     def comparison(self, case: Case) -> Comparison:
         if case not in self.done:
             rounds, last = self.config.getoption("--rounds"), self.config.getoption("--threads")[-1]
-            dtype = DTYPES[self.config.getoption("--dtype")]
+            dtype = find_dtype(self.config.getoption("--dtype"))
             repeats = {"tiny": TINY_ROUNDS * rounds, "HR": 1}.get(case.workload, rounds)
             self.done[case] = _bench(case.workload, case.weights, dtype).compare(
                 case.part,

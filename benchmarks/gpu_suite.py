@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import gpu_checks
 import gpu_timing
@@ -44,7 +43,7 @@ import torch
 from record import write_record
 from workers import NOT_BEGUN, Job, Outcome, Worker, run_all
 
-import cases
+from fsdino.bench import cases
 from fsdino.bench.workloads import WORKLOADS, Workload
 
 HERE = Path(__file__).resolve().parent
@@ -411,7 +410,7 @@ def sanitize(tool: str, device: str, backend: str, deadline: float) -> dict[str,
         missing = "compute-sanitizer is not there" if program is None else "needs a GPU"
         return {"passed": None, "said": f"skipped: {missing}"}
     code = SANITIZED.format(
-        paths=[str(HERE.parent), str(HERE.parent / "tests"), str(HERE)],
+        paths=[str(HERE.parent), str(HERE)],
         device=device, backend=backend,
     )  # fmt: skip
     # Every tensor in an allocation of its own, so that reading past its end is noticed.

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import gpu_timing
 import torch
@@ -30,6 +29,7 @@ from workers import Job, Outcome, Worker, run_all
 
 from fsdino import ops
 from fsdino.bench import exactness
+from fsdino.bench.cases import TOLERANCE
 from fsdino.bench.workloads import KERNEL, STRIDE, WORKLOADS, Workload
 from fsdino.kernels import tiles
 from fsdino.kernels.tiles import Tile
@@ -145,8 +145,9 @@ def faster(times: Times, starts: dict[Target, Tile], architecture: int) -> tiles
 def check(target: Target, tile: Tile, device: str, backend: str) -> float:
     """Error of a product with a tile, as a share of what is allowed."""
     small = replace(target, workload=replace(target.workload, batch=CHECKED_BATCH))
-    bounds = exactness.FORWARD_BOUND, exactness.GRADIENT_BOUND
-    bound = bounds[target.kind in {"transposed", "weights"}][getattr(torch, target.dtype)]
+    tolerance = TOLERANCE[getattr(torch, target.dtype)]
+    backward = target.kind in {"transposed", "weights"}
+    bound = tolerance.gradients if backward else tolerance.forward
     found = run(small, tile, device, backend)
     allowed = [bound] * len(found)
     return exactness.error(found, expected(small, device), allowed)

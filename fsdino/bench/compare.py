@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fsdino import ops
 from fsdino.bench import eager, exactness, memory, workloads
+from fsdino.bench.cases import TOLERANCE
 from fsdino.bench.workloads import STRIDE, WORKLOADS, Inputs, Workload
 from fsdino.errors import UsageError
 from fsdino.ops import backends
@@ -301,7 +302,7 @@ class Bench:
                 errors[name] = exactness.error(exactness.step(run, inputs), expected, allowed)
                 if part == "chain":
                     correlation = [_make_run(name, "correlation", inputs)()]
-                    bound = [exactness.FORWARD_BOUND[self.dtype]]
+                    bound = [TOLERANCE[self.dtype].forward]
                     own = exactness.error(correlation, self._expect("correlation"), bound)
                     errors[name] = max(errors[name], own)
                 progress.advance()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,11 +11,9 @@ from torch import Tensor
 
 from fsdino import ops
 from fsdino.bench import workloads
+from fsdino.bench.cases import TOLERANCE
 from fsdino.bench.workloads import GROUPS, KERNEL, NORM_EPS, STRIDE, Block, Inputs
 
-# Largest ||y - y64|| / ||y64|| of one op; y64 is the reference in float64 on the same inputs.
-FORWARD_BOUND = {torch.float32: 1e-6, torch.float16: 6e-4, torch.bfloat16: 4e-3}
-GRADIENT_BOUND = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 CHAIN_FACTOR = 2.0  # times the error of the eager formulation, for the whole chain
 EAGER_FACTOR = 100.0  # times one op's bound, for the eager formulation itself
 ELEMENT_FACTOR = 30.0  # times the norm's bound, relative to the largest element
@@ -76,15 +75,14 @@ def _first_block(inputs: Inputs) -> Tensor:
 def bounds(
     eager: Sequence[Tensor], exact: Sequence[Tensor], dtype: torch.dtype, *, chained: bool
 ) -> list[float]:
-    """Largest error of the norm of each result: one op's, or if larger twice that of `eager`.
+    """Largest norm error allowed for each result: one op's, or if larger twice that of `eager`.
 
     Where ops are not `chained`, one op's.
     """
     least = _one_op(exact, dtype)
     if not chained:
         return least
-    errors = (norm_error(y, e) for y, e in zip(eager, exact, strict=True))
-    return [max(CHAIN_FACTOR * error, b) for error, b in zip(errors, least, strict=True)]
+    return [_chained(y, e, bound) for y, e, bound in zip(eager, exact, least, strict=True)]
 
 
 def yardstick_error(eager: Sequence[Tensor], exact: Sequence[Tensor], dtype: torch.dtype) -> float:
@@ -94,33 +92,93 @@ def yardstick_error(eager: Sequence[Tensor], exact: Sequence[Tensor], dtype: tor
 
 
 def error(results: Sequence[Tensor], exact: Sequence[Tensor], allowed: Sequence[float]) -> float:
-    """Largest error as a share of what is allowed."""
-    return max(_error(y, e, bound) for y, e, bound in zip(results, exact, allowed, strict=True))
+    """Largest error, of the norm or of one element, as a share of what is allowed."""
+    return max(
+        max(norm_error(y, e) / bound, element_error(y, e) / (ELEMENT_FACTOR * bound))
+        for y, e, bound in zip(results, exact, allowed, strict=True)
+    )
 
 
 def norm_error(y: Tensor, exact: Tensor) -> float:
-    """||y - exact|| / ||exact||, absolute where exact is 0; infinite where y is not finite.
+    """||y - exact|| / ||exact||, absolute where exact is 0.
 
-    Also infinite where the shapes differ.
+    Infinite where the shapes differ, or where the error is not finite.
     """
     if y.shape != exact.shape:
         return float("inf")
-    difference = (y.double() - exact).norm() / (exact.norm() if exact.any() else 1)
+    y, exact = y.detach().double(), exact.detach().double()
+    difference = (y - exact).norm() / (exact.norm() if exact.any() else 1)
     return float(difference) if torch.isfinite(difference) else float("inf")
+
+
+def element_error(y: Tensor, exact: Tensor) -> float:
+    """Largest |y - exact| as a share of the largest |exact|; otherwise as `norm_error`."""
+    if y.shape != exact.shape:
+        return float("inf")
+    if not exact.numel():
+        return 0.0
+    y, exact = y.detach().double(), exact.detach().double()
+    difference = (y - exact).abs().max() / (exact.abs().max() if exact.any() else 1)
+    return float(difference) if torch.isfinite(difference) else float("inf")
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str = "output") -> None:
+    """Raise where an error is larger than it may be.
+
+    Args:
+        actual: result to check.
+        expected: result in float64.
+        tolerance: largest error of the norm; that of one element is `ELEMENT_FACTOR` times this.
+        what: name of the result in the message.
+
+    Raises:
+        AssertionError: shapes differ, or an error is too large.
+    """
+    _assert_norm(actual, expected, tolerance, what)
+    worst = element_error(actual, expected)
+    if not worst <= ELEMENT_FACTOR * tolerance:
+        raise AssertionError(f"{what}: worst element off by {worst:.2e} of the largest")
+
+
+def assert_no_worse(
+    actual: Tensor, eager: Tensor, expected: Tensor, tolerance: float, what: str = "output"
+) -> None:
+    """Raise where the norm's error is larger than that of chained ops may be.
+
+    Args:
+        actual: result to check.
+        eager: result of the eager formulation; twice its error is allowed.
+        expected: result in float64.
+        tolerance: error that is allowed in any case.
+        what: name of the result in the message.
+
+    Raises:
+        AssertionError: shapes differ, or the error is too large.
+    """
+    _assert_norm(actual, expected, _chained(eager, expected, tolerance), what)
+
+
+def _assert_norm(actual: Tensor, expected: Tensor, allowed: float, what: str) -> None:
+    if actual.shape != expected.shape:
+        raise AssertionError(f"{what}: {actual.shape} instead of {expected.shape}")
+    error = norm_error(actual, expected)
+    if not error <= allowed:
+        raise AssertionError(f"{what}: relative error {error:.2e} > {allowed:.1e}")
+
+
+def _chained(eager: Tensor, exact: Tensor, least: float) -> float:
+    """Largest norm error of a result of chained ops; an eager result that overflowed allows none.
+
+    The sign before a ReLU flips near 0 for every implementation.
+    """
+    error = norm_error(eager, exact)
+    return max(CHAIN_FACTOR * error, least) if math.isfinite(error) else least
 
 
 def _one_op(exact: Sequence[Tensor], dtype: torch.dtype) -> list[float]:
     """An output's bound, then those of its gradients."""
-    return [FORWARD_BOUND[dtype], *[GRADIENT_BOUND[dtype]] * (len(exact) - 1)]
-
-
-def _error(y: Tensor, exact: Tensor, bound: float) -> float:
-    """The larger of the norm's and the worst element's error, over what is allowed."""
-    if y.shape != exact.shape:
-        return float("inf")
-    largest = exact.abs().max() if exact.any() else 1
-    element = float((y.double() - exact).abs().max() / largest)
-    return max(norm_error(y, exact) / bound, element / (ELEMENT_FACTOR * bound))
+    forward, gradients = TOLERANCE[dtype]
+    return [forward, *[gradients] * (len(exact) - 1)]
 
 
 def _to_double(inputs: Inputs) -> Inputs:

@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from fsdino import ops
-from fsdino.bench import compare, eager, exactness
+from fsdino.bench import compare, eager
 from fsdino.bench.compare import Bench, Comparison, Timing
 from fsdino.bench.workloads import WORKLOADS, Workload
+from fsdino.devices import DTYPES, find_dtype
 from fsdino.errors import BackendError, UsageError
 from fsdino.ops import backends, reference
 from fsdino.ops.backends import Backend
@@ -52,7 +53,7 @@ def add_backend(monkeypatch: pytest.MonkeyPatch, name: str, why: str | None = No
 
 
 @pytest.mark.parametrize("workload", [MINI, MINI_BACKWARD], ids=["forward", "backward"])
-@pytest.mark.parametrize("dtype", exactness.FORWARD_BOUND, ids=str)
+@pytest.mark.parametrize("dtype", [*map(find_dtype, DTYPES)], ids=str)
 def test_correct_backends_are_timed(workload: Workload, dtype: torch.dtype):
     """Eager comes first, every implementation is timed as often, ratios are against eager."""
     found = compare.compare(workload, device=CPU, dtype=dtype, repeats=3)

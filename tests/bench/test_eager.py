@@ -1,4 +1,4 @@
-"""The eager baseline is the same computation, and the workloads are what tables call them."""
+"""The eager formulation is the same computation as the reference."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-import cases
-from cases import CASES, Case
 from fsdino import ops
-from fsdino.bench import eager, workloads
+from fsdino.bench import cases, eager, exactness, workloads
+from fsdino.bench.cases import CASES, Case
 from fsdino.bench.workloads import WORKLOADS
 
 
@@ -19,17 +18,19 @@ def test_equals_the_reference(case: Case) -> None:
     """A speed-up over the baseline means something: both compute the same numbers."""
     query, support, weight = cases.features(case, torch.float32)
     corr = eager.correlation4d(query, support, weight)
-    cases.assert_close(corr, ops.correlation4d(query, support, weight, backend="reference"), 1e-6)
+    exactness.assert_close(
+        corr, ops.correlation4d(query, support, weight, backend="reference"), 1e-6
+    )
     x, parameters = cases.volume(case, torch.float32), cases.parameters(case, torch.float32)
     conv = (x, *list(parameters.values())[:3])
-    cases.assert_close(
+    exactness.assert_close(
         eager.center_pivot_conv4d(*conv, support_stride=case.stride),
         ops.center_pivot_conv4d(*conv, support_stride=case.stride, backend="reference"),
         1e-6,
     )
     settings = {"num_groups": case.groups, "support_stride": case.stride, "reduce_support": True}
     if case.batch:  # F.group_norm refuses empty batches
-        cases.assert_close(
+        exactness.assert_close(
             eager.center_pivot_block4d(x, *parameters.values(), **settings),
             ops.center_pivot_block4d(x, *parameters.values(), backend="reference", **settings),
             2e-6,
@@ -44,17 +45,4 @@ def test_chain_equals_the_reference(foreground: float | None) -> None:
     corr = ops.correlation4d(inputs.query, inputs.support, inputs.support_weight)
     expected = workloads.run_blocks(corr, inputs.blocks, ops.center_pivot_block4d)
     assert expected.shape == (1, 128, 9, 9)
-    cases.assert_close(eager.chain(inputs), expected, 1e-5)
-
-
-def test_flop_counts() -> None:
-    """W12's published counts: 34.5 GFLOP of correlation, 3.4 + 5.0 + 10.1 of convolutions."""
-    flop = {name: round(count / 1e9, 1) for name, count in WORKLOADS["W12"].flop().items()}
-    assert flop == {"correlation": 34.5, "block 1": 3.4, "block 2": 5.0, "block 3": 10.1}
-
-
-def test_standard_workloads() -> None:
-    """The names that benchmarks and documents use."""
-    assert set(WORKLOADS) == {"W4", "W6", "W12", "W12x8", "HR", "T4", "T6", "T12", "T12x8"}
-    assert WORKLOADS["HR"].grid == 74 and WORKLOADS["W12x8"].batch == 8
-    assert WORKLOADS["T12"] == replace(WORKLOADS["W12"], name="T12", backward=True)
+    exactness.assert_close(eager.chain(inputs), expected, 1e-5)

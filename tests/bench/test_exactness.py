@@ -40,6 +40,8 @@ def test_bounds():
     assert chained == pytest.approx([2e-5, 1e-5, 2e-4])
     assert exactness.bounds(by_eager, exact, torch.float32, chained=False) == [1e-6, 1e-5, 1e-5]
     # 1e-5 of 100 times 1e-6, and 1e-4 of 100 times 1e-5: a tenth of what is allowed.
+    overflowed = [torch.full((4,), float("inf"))] * 3
+    assert exactness.bounds(overflowed, exact, torch.float16, chained=True) == [6e-4, 5e-3, 5e-3]
     assert exactness.yardstick_error(by_eager, exact, torch.float32) == pytest.approx(0.1)
 
 
@@ -70,3 +72,26 @@ def test_a_step_returns_output_and_gradients():
     assert len(exactness.step(lambda: x, inputs)) == 1
     first = inputs.blocks[0].tensors()
     assert len(exactness.step(lambda: eager.center_pivot_block4d(x, *first), inputs)) == 6
+
+
+def test_assertions_name_what_is_wrong():
+    """By the same errors: shape, norm, one element, NaN; empty results are right."""
+    exact = torch.ones(10000, dtype=torch.float64)
+    spike = exact.clone()
+    spike[0] += 0.6
+    exactness.assert_close(exact + 0.009, exact, 0.01)
+    exactness.assert_close(torch.ones(0, 3), torch.ones(0, 3), 0.01)
+    for wrong, said in (
+        (torch.ones(3), "y: torch.Size"),
+        (exact + 0.02, "y: relative error 2.00e-02 > 1.0e-02"),
+        (spike, "y: worst element off by 6.00e-01 of the largest"),
+        (exact * float("nan"), "y: relative error inf"),
+    ):
+        with pytest.raises(AssertionError, match=said):
+            exactness.assert_close(wrong, exact, 0.01, "y")
+    exactness.assert_no_worse(exact + 0.019, exact + 0.01, exact, 0.001)
+    exactness.assert_no_worse(exact + 0.0009, exact, exact, 0.001)
+    with pytest.raises(AssertionError, match=r"gradient: relative error 2.10e-02 > 2.0e-02"):
+        exactness.assert_no_worse(exact + 0.021, exact + 0.01, exact, 0.001, "gradient")
+    with pytest.raises(AssertionError, match="output: relative error"):
+        exactness.assert_no_worse(exact + 0.002, exact * float("nan"), exact, 0.001)

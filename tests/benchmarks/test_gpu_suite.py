@@ -18,7 +18,7 @@ import pytest
 from gpu_suite import SECONDS, Suite
 from workers import NOT_BEGUN, Job, Outcome
 
-import cases
+from fsdino.bench import cases
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("one token", "empty batch")
@@ -220,7 +220,7 @@ def test_the_sanitizer_runs_and_is_stopped(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.slow
 def test_what_the_sanitizer_is_given_runs() -> None:
     """The code finds its modules from anywhere; without the backend it says why."""
-    folders = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+    folders = [str(ROOT), str(ROOT / "benchmarks")]
     code = gpu_suite.SANITIZED.format(paths=folders, device="cpu", backend="triton")
     environment = {
         k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "TRITON_INTERPRET"}

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-import cases
-import formulation
-from cases import Case
 from fsdino import ops
+from fsdino.bench import cases, exactness, formulation
+from fsdino.bench.cases import Case
 from fsdino.kernels import tiles
 
 CASES = (
@@ -47,14 +46,14 @@ def test_chunks(case: Case, backend: str, planned: None, monkeypatch: pytest.Mon
         formulation.correlation4d(*twins[:3]), *twins[3:], case.stride
     )
     actual = ops.correlation_center_pivot4d(*inputs, support_stride=case.stride, backend=backend)
-    cases.assert_close(actual, expected, 2e-6)
+    exactness.assert_close(actual, expected, 2e-6)
     grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3))
     for a, e in zip(
         torch.autograd.grad(actual, inputs, grad),
         torch.autograd.grad(expected, twins, grad.double()),
         strict=True,
     ):
-        cases.assert_close(a, e, 1e-5)
+        exactness.assert_close(a, e, 1e-5)
 
 
 def test_rows_fit_the_promise() -> None:

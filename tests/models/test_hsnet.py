@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import formulation
 import fsdino
+from fsdino.bench import formulation
 from fsdino.errors import UsageError
 from fsdino.models import zoo
 from fsdino.models.fsdino import FSDINO

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import cases
-import formulation
-from cases import Case
 from fsdino import ops
+from fsdino.bench import cases, exactness, formulation
+from fsdino.bench.cases import Case
 from fsdino.errors import BackendError
 from fsdino.ops import backends
 from tiny_models import episode, tiny_model
@@ -151,9 +150,9 @@ def test_settings_that_are_right() -> None:
     good = tensors("correlation4d")
     expected = formulation.correlation4d(*good.values(), 1.0)
     for eps in (1, 1.0, np.float32(1), np.float64(1), np.int64(1)):
-        cases.assert_close(call("correlation4d", good, eps=eps), expected, 1e-6)
+        exactness.assert_close(call("correlation4d", good, eps=eps), expected, 1e-6)
     wide = tensors("correlation4d", torch.float64)
-    cases.assert_close(
+    exactness.assert_close(
         call("correlation4d", wide, eps=1e-60), formulation.correlation4d(*wide.values(), 0), 1e-12
     )
 
@@ -212,14 +211,14 @@ def test_a_stride_beyond_the_grid_keeps_position_0(op: str, stride: int, backend
         expected = formulation.center_pivot_conv4d(x, *twins[3:], 4)
     actual = call(op, leaves, support_stride=stride, backend=backend)
     assert actual.shape[-2:] == (1, 1)
-    cases.assert_close(actual.detach(), expected.detach(), 1e-5)
+    exactness.assert_close(actual.detach(), expected.detach(), 1e-5)
     grad = torch.linspace(-1, 2, expected.numel()).reshape(expected.shape)
     for a, e in zip(
         torch.autograd.grad(actual, list(leaves.values()), grad),
         torch.autograd.grad(expected, twins, grad.double()),
         strict=True,
     ):
-        cases.assert_close(a, e, 1e-4)
+        exactness.assert_close(a, e, 1e-4)
 
 
 @pytest.mark.parametrize("backend", ["auto", *backends.names()])

@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-import cases
-import formulation
-from cases import CASES, DTYPES, TOLERANCE, Case
 from fsdino import ops
-from fsdino.bench import eager
+from fsdino.bench import cases, eager, exactness, formulation
+from fsdino.bench.cases import CASES, DTYPES, TOLERANCE, Case
 from fsdino.ops import backends
 
 
@@ -34,7 +32,7 @@ def test_conv_equals_the_formulation(case: Case, dtype: torch.dtype, backend: st
     actual = ops.center_pivot_conv4d(*inputs.values(), support_stride=case.stride, backend=backend)
     assert actual.dtype == dtype
     expected = formulation.center_pivot_conv4d(*inputs.values(), case.stride)
-    cases.assert_close(actual, expected, TOLERANCE[dtype][0])
+    exactness.assert_close(actual, expected, TOLERANCE[dtype].forward)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -58,7 +56,7 @@ def test_conv_gradients_equal_the_formulation(case: Case, dtype: torch.dtype, ba
         strict=True,
     ):
         assert a.dtype == dtype
-        cases.assert_close(a, e, TOLERANCE[dtype][1], f"gradient to {name}")
+        exactness.assert_close(a, e, TOLERANCE[dtype].gradients, f"gradient to {name}")
 
 
 @pytest.mark.parametrize("reduce_support", [False, True], ids=["map", "reduced"])
@@ -111,7 +109,7 @@ def test_block_equals_the_formulation(
         support_stride=case.stride,
         reduce_support=reduce_support,
     )
-    cases.assert_no_worse(actual, by_eager, expected, TOLERANCE[dtype][0])
+    exactness.assert_no_worse(actual, by_eager, expected, TOLERANCE[dtype].forward)
     leaves = list(inputs.values())
     for name, a, b, e in zip(
         inputs,
@@ -122,7 +120,7 @@ def test_block_equals_the_formulation(
     ):
         if name == "bias" and case.groups == case.out:
             e = torch.zeros_like(e)  # normalised away; float64 leaves rounding
-        cases.assert_no_worse(a, b, e, TOLERANCE[dtype][1], f"gradient to {name}")
+        exactness.assert_no_worse(a, b, e, TOLERANCE[dtype].gradients, f"gradient to {name}")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -138,7 +136,7 @@ def test_block_in_half_precision_errs_less_than_twice_the_eager_code(
     expected = formulation.block(x, *parameters.values(), case.stride, case.groups, False)
     ours = ops.center_pivot_block4d(x, *parameters.values(), backend=backend, **settings)
     by_eager = eager.center_pivot_block4d(x, *parameters.values(), **settings)
-    cases.assert_no_worse(ours, by_eager, expected, torch.finfo(dtype).eps)
+    exactness.assert_no_worse(ours, by_eager, expected, torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("reduce_support", [False, True], ids=["map", "reduced"])
@@ -156,15 +154,15 @@ def test_block_of_many_channels_far_from_zero(backend: str, reduce_support: bool
     expected = formulation.block(*twins, 2, 2, reduce_support)
     actual = ops.center_pivot_block4d(*leaves, backend=backend, **settings)
     by_eager = eager.center_pivot_block4d(*leaves, **settings)
-    cases.assert_no_worse(actual, by_eager, expected, TOLERANCE[torch.float32][0])
+    exactness.assert_no_worse(actual, by_eager, expected, TOLERANCE[torch.float32].forward)
     grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3))
     if not reduce_support:
         grad = grad * (expected.detach() > 1e-4)
-    cases.assert_no_worse(
+    exactness.assert_no_worse(
         torch.autograd.grad(actual, leaves[0], grad)[0],
         torch.autograd.grad(by_eager, leaves[0], grad)[0],
         torch.autograd.grad(expected, twins[0], grad.double())[0],
-        TOLERANCE[torch.float32][1],
+        TOLERANCE[torch.float32].gradients,
     )
 
 
@@ -226,7 +224,7 @@ def test_compiles_as_one_graph(backend: str) -> None:
 
     eager = chain(*parameters)
     compiled = torch.compile(chain, fullgraph=True)(*parameters)
-    cases.assert_close(compiled, eager, 1e-6)
+    exactness.assert_close(compiled, eager, 1e-6)
     for a, e in zip(
         torch.autograd.grad(compiled.sum(), parameters),
         torch.autograd.grad(eager.sum(), parameters),
@@ -260,7 +258,7 @@ def test_autocast() -> None:
     assert actual.dtype == torch.bfloat16
     rounded = [t.bfloat16() for t in inputs.values()]
     expected = formulation.center_pivot_conv4d(*rounded, 2)
-    cases.assert_close(actual, expected, TOLERANCE[torch.bfloat16][0])
+    exactness.assert_close(actual, expected, TOLERANCE[torch.bfloat16].forward)
 
 
 X = torch.zeros(1, 3, 4, 4, 4, 4)

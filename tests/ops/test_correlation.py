@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-import cases
-import formulation
-from cases import CASES, DTYPES, TOLERANCE, Case
 from fsdino import ops
+from fsdino.bench import cases, exactness, formulation
+from fsdino.bench.cases import CASES, DTYPES, TOLERANCE, Case
 from fsdino.ops import backends
 
 
@@ -27,7 +26,7 @@ def test_equals_the_formulation(case: Case, dtype: torch.dtype, backend: str) ->
     actual = ops.correlation4d(query, support, weight, backend=backend)
     assert actual.dtype == dtype
     expected = formulation.correlation4d(query, support, weight)
-    cases.assert_close(actual, expected, TOLERANCE[dtype][0])
+    exactness.assert_close(actual, expected, TOLERANCE[dtype].forward)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -44,7 +43,7 @@ def test_gradients_equal_the_formulation(case: Case, dtype: torch.dtype, backend
     # Rounding decides about elements at the rectification's corner: they get no gradient.
     cosine = formulation.correlation4d(twins[0], twins[1], None).detach()
     negative = formulation.correlation4d(-twins[0], twins[1], None).detach()
-    decided = torch.maximum(cosine, negative) > 10 * TOLERANCE[dtype][0]
+    decided = torch.maximum(cosine, negative) > 10 * TOLERANCE[dtype].forward
     grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
     grad = grad * decided
     actual = ops.correlation4d(*inputs, backend=backend)
@@ -55,7 +54,7 @@ def test_gradients_equal_the_formulation(case: Case, dtype: torch.dtype, backend
         strict=False,
     ):
         assert a.dtype == dtype
-        cases.assert_close(a, e, TOLERANCE[dtype][1], f"gradient to {name}")
+        exactness.assert_close(a, e, TOLERANCE[dtype].gradients, f"gradient to {name}")
 
 
 @pytest.mark.parametrize("backend", backends.names())
@@ -77,7 +76,7 @@ def test_gradients_only_where_asked(backend: str) -> None:
     ops.correlation4d(query, support, weight, backend=backend).sum().backward()
     assert query.grad is None and support.grad is None
     expected = formulation.correlation4d(query, support, None).sum((1, 2, 3))
-    cases.assert_close(weight.grad, expected, 1e-5)  # also where the weight is 0
+    exactness.assert_close(weight.grad, expected, 1e-5)  # also where the weight is 0
 
 
 @pytest.mark.parametrize("backend", backends.names())
@@ -113,7 +112,7 @@ def test_binary_mask_is_hsnets_mask_then_normalise() -> None:
     query, support, weight = cases.features(Case("hsnet", weight="binary"), torch.float64)
     assert weight is not None
     hsnet = formulation.correlation4d(query, support * weight[:, None, None], None)
-    cases.assert_close(ops.correlation4d(query, support, weight), hsnet, 1e-12)
+    exactness.assert_close(ops.correlation4d(query, support, weight), hsnet, 1e-12)
 
 
 def test_signed_weight_is_foreground_minus_background() -> None:
@@ -121,7 +120,7 @@ def test_signed_weight_is_foreground_minus_background() -> None:
     query, support, mask = cases.features(Case("contrast", weight="binary"), torch.float64)
     assert mask is not None
     fore, back = (formulation.correlation4d(query, support, m) for m in (mask, 1 - mask))
-    cases.assert_close(ops.correlation4d(query, support, 2 * mask - 1), fore - back, 1e-12)
+    exactness.assert_close(ops.correlation4d(query, support, 2 * mask - 1), fore - back, 1e-12)
 
 
 @pytest.mark.parametrize("backend", backends.names())
@@ -145,7 +144,9 @@ def test_autocast_casts_like_a_convolution() -> None:
         kept = ops.correlation4d(query.double(), support.double())
     assert actual.dtype == torch.bfloat16 and kept.dtype == torch.float64
     rounded = [t.bfloat16() for t in (query, support, weight)]
-    cases.assert_close(actual, formulation.correlation4d(*rounded), TOLERANCE[torch.bfloat16][0])
+    exactness.assert_close(
+        actual, formulation.correlation4d(*rounded), TOLERANCE[torch.bfloat16].forward
+    )
 
 
 def test_export_with_a_dynamic_batch() -> None:
@@ -162,7 +163,7 @@ def test_export_with_a_dynamic_batch() -> None:
     )
     query, support, _ = cases.features(Case("export", batch=5), torch.float32)
     expected = formulation.correlation4d(query, support, None)
-    cases.assert_close(exported.module()(query, support), expected, 1e-6)
+    exactness.assert_close(exported.module()(query, support), expected, 1e-6)
 
 
 GOOD = torch.zeros(2, 3, 4, 5, 5)

@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-import cases
-import formulation
-from cases import TOLERANCE, Case
 from fsdino import ops
+from fsdino.bench import cases, exactness, formulation
+from fsdino.bench.cases import TOLERANCE, Case
 from fsdino.models.config import ModelConfig
 from fsdino.models.hsnet import HSNet
 from fsdino.models.hypercorrelation import CenterPivotBlock4d, CenterPivotConv4d, CorrelationPrior
@@ -100,7 +99,7 @@ def second(function: Callable[..., Tensor], tensors: list[Tensor]) -> list[Tenso
 
 def tolerance(op: str, dtype: torch.dtype) -> float:
     """Of one op's gradients; the second derivatives pass the op twice."""
-    return 2 * TOLERANCE[dtype][1]
+    return 2 * TOLERANCE[dtype].gradients
 
 
 @each_op
@@ -117,7 +116,7 @@ def test_second_derivatives_equal_the_formulation(
     names = OPS[op][0]
     for name, a, e in zip(names, second(on(op, backend), tensors), expected, strict=True):
         assert a.dtype == dtype
-        cases.assert_close(a, e, tolerance(op, dtype), f"second derivative to {name}")
+        exactness.assert_close(a, e, tolerance(op, dtype), f"second derivative to {name}")
 
 
 @each_op
@@ -143,7 +142,7 @@ def test_a_gradient_that_can_be_differentiated_is_the_gradient(backend: str, op:
     recorded = torch.autograd.grad(result, asked, cotangent, create_graph=True)
     for a, e in zip(recorded, plain, strict=True):
         assert a.requires_grad
-        cases.assert_close(a.detach(), e, tolerance(op, torch.float32))
+        exactness.assert_close(a.detach(), e, tolerance(op, torch.float32))
 
 
 @each_op
@@ -156,7 +155,7 @@ def test_second_derivatives_in_half_precision(dtype: torch.dtype, backend: str, 
     expected = second(OPS[op][2], [t.double() for t in tensors])
     for a, e in zip(second(on(op, backend), tensors), expected, strict=True):
         assert a.dtype == dtype
-        cases.assert_close(a, e, 2 * TOLERANCE[dtype][1])
+        exactness.assert_close(a, e, 2 * TOLERANCE[dtype].gradients)
 
 
 @each_backend
@@ -175,7 +174,7 @@ def test_third_derivatives(backend: str) -> None:
 
     actual = third(on("center_pivot_block4d", backend), *tensors)
     expected = third(OPS["center_pivot_block4d"][2], *(t.double() for t in tensors))
-    cases.assert_close(actual, expected, 1e-4)
+    exactness.assert_close(actual, expected, 1e-4)
 
 
 @each_backend
@@ -190,7 +189,7 @@ def test_one_tensor_as_query_and_support(backend: str) -> None:
         expected = second(
             lambda q, m=made_of: formulation.correlation4d(q, m(q), None), [features.double()]
         )
-        cases.assert_close(actual[0], expected[0], tolerance("", torch.float32))
+        exactness.assert_close(actual[0], expected[0], tolerance("", torch.float32))
 
 
 @each_backend
@@ -217,7 +216,7 @@ def test_zero_vectors_and_silenced_nan_spoil_no_second_derivative(backend: str, 
     expected = second(plain, [t.double() for t in (sound[0], support, *others)])
     spoilt = support.masked_fill(silent, torch.nan)
     for a, e in zip(second(run, [sound[0], spoilt, *others]), expected, strict=True):
-        cases.assert_close(a, e, tolerance(op, torch.float32))
+        exactness.assert_close(a, e, tolerance(op, torch.float32))
 
 
 @each_op
@@ -231,8 +230,8 @@ def test_forward_mode(backend: str, op: str) -> None:
     value, expected = torch.func.jvp(OPS[op][2], *wide)
     assert expected.abs().max() > 0
     result, tangent = torch.func.jvp(on(op, backend), tuple(tensors), tuple(tangents))
-    cases.assert_close(result, value, 1e-5)
-    cases.assert_close(tangent, expected, tolerance(op, torch.float32))
+    exactness.assert_close(result, value, 1e-5)
+    exactness.assert_close(tangent, expected, tolerance(op, torch.float32))
     for recorded in (False, True):
         with forward_ad.dual_level():
             duals = [
@@ -240,8 +239,8 @@ def test_forward_mode(backend: str, op: str) -> None:
                 for t, v in zip(tensors, tangents, strict=True)
             ]
             both = forward_ad.unpack_dual(on(op, backend)(*duals))
-        cases.assert_close(both.primal.detach(), value, 1e-5)
-        cases.assert_close(both.tangent.detach(), expected, tolerance(op, torch.float32))
+        exactness.assert_close(both.primal.detach(), value, 1e-5)
+        exactness.assert_close(both.tangent.detach(), expected, tolerance(op, torch.float32))
 
 
 @each_op
@@ -262,7 +261,7 @@ def test_a_gradient_passes_tangents_on(backend: str, op: str) -> None:
 
     actual = tangent(on(op, backend), first, *others)
     expected = tangent(OPS[op][2], first.double(), *(t.double() for t in others))
-    cases.assert_close(actual, expected, tolerance(op, torch.float32))
+    exactness.assert_close(actual, expected, tolerance(op, torch.float32))
 
 
 def compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -316,7 +315,7 @@ def test_transforms(op: str, transform: str, backend: str) -> None:
             expected = (expected * first.double().sin()).sum()
     else:
         expected = TRANSFORMS[transform](wide, first.double())
-    cases.assert_close(actual, expected, 5 * tolerance(op, torch.float32))
+    exactness.assert_close(actual, expected, 5 * tolerance(op, torch.float32))
 
 
 @each_backend
@@ -329,7 +328,7 @@ def test_inside_autocast(backend: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         actual = second(on("center_pivot_conv4d", backend), tensors)
     for a, e in zip(actual, expected, strict=True):
-        cases.assert_close(a, e, 2 * TOLERANCE[torch.bfloat16][1])
+        exactness.assert_close(a, e, 2 * TOLERANCE[torch.bfloat16].gradients)
 
 
 @each_op

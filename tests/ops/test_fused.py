@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-import cases
-import formulation
-from cases import CASES, DTYPES, Case
 from fsdino import ops
-from fsdino.bench import eager
+from fsdino.bench import cases, eager, exactness, formulation
+from fsdino.bench.cases import CASES, DTYPES, Case
 from fsdino.ops import backends
 
 OP = "correlation_center_pivot4d"
@@ -44,7 +42,7 @@ def test_errs_less_than_twice_the_eager_code(case: Case, dtype: torch.dtype, bac
     expected = expected_of(inputs, case.stride)
     corr = eager.correlation4d(*inputs[:3])
     by_eager = eager.center_pivot_conv4d(corr, *inputs[3:], support_stride=case.stride)
-    cases.assert_no_worse(actual, by_eager, expected, torch.finfo(dtype).eps)
+    exactness.assert_no_worse(actual, by_eager, expected, torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -64,7 +62,7 @@ def test_gradients_equal_the_formulation(case: Case, backend: str) -> None:
         torch.autograd.grad(expected, given, grad),
         strict=True,
     ):
-        cases.assert_close(a, e, 1e-10)
+        exactness.assert_close(a, e, 1e-10)
 
 
 @pytest.mark.parametrize("backend", backends.names())

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import cases
-from cases import DTYPES, Case
 from fsdino import ops
+from fsdino.bench import cases, exactness
+from fsdino.bench.cases import DTYPES, Case
 from fsdino.ops import backends
 
 # Two tiles of a GPU kernel, channels that its bulk copies take, and support weights of 0.
@@ -81,7 +81,9 @@ def assert_spoilt_alike(call: str, arguments: dict[str, Tensor], backend: str, n
             assert torch.equal(kind(found) | padding, kind(expected) | padding), what
         sound = expected.isfinite()
         if sound.any():
-            cases.assert_close(found[sound], expected[sound], CLOSE[arguments[name].dtype], what)
+            exactness.assert_close(
+                found[sound], expected[sound], CLOSE[arguments[name].dtype], what
+            )
 
 
 def at(tensor: Tensor, index: int, value: float) -> Tensor:

@@ -10,12 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import cases
-import formulation
 from allocations import peak_of_shots
-from cases import DTYPES, TOLERANCE, Case
 from fsdino import ops
-from fsdino.bench import eager, memory
+from fsdino.bench import cases, eager, exactness, formulation, memory
+from fsdino.bench.cases import DTYPES, TOLERANCE, Case
 from fsdino.ops import backends
 
 CASE = Case("several tiles", batch=2, query=(9, 7), support=(6, 5), out=12, groups=3)
@@ -123,7 +121,7 @@ def test_flat_groups(
         ops.center_pivot_block4d(*ours, backend=backend, **settings),
         eager.center_pivot_block4d(*theirs, **settings),
     )
-    cases.assert_no_worse(*results, expected, TOLERANCE[dtype][0])
+    exactness.assert_no_worse(*results, expected, TOLERANCE[dtype].forward)
     grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
     grads = (
         torch.autograd.grad(results[0], ours, grad),
@@ -133,7 +131,7 @@ def test_flat_groups(
     for name, a, b, e in zip(OPS["center_pivot_block4d"], *grads, strict=True):
         if name == "bias" and groups == CASE.out:
             continue  # normalised away: see below
-        cases.assert_no_worse(a, b, e, TOLERANCE[dtype][1], f"gradient to {name}")
+        exactness.assert_no_worse(a, b, e, TOLERANCE[dtype].gradients, f"gradient to {name}")
 
 
 @each_kind
@@ -158,9 +156,9 @@ def test_statistics_are_of_what_is_stored(
     expected = (centred * inverse * scale + shift).relu().reshape(raw.shape)
     if reduce_support:
         expected = expected.mean((4, 5))
-    cases.assert_close(y, expected, TOLERANCE[dtype][0])
-    cases.assert_close(mean, wide.mean(2), 1e-6, "mean")
-    cases.assert_close(rstd, inverse[..., 0], 1e-5, "inverse deviation")
+    exactness.assert_close(y, expected, TOLERANCE[dtype].forward)
+    exactness.assert_close(mean, wide.mean(2), 1e-6, "mean")
+    exactness.assert_close(rstd, inverse[..., 0], 1e-5, "inverse deviation")
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
     assert torch.autograd.grad(y, inputs[3], grad)[0].abs().max() < 1e-6
 

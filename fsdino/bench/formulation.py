@@ -1,6 +1,7 @@
 """The ops once more, in float64 and slowly: sums over taps, sharing no code with the package.
 
-Autograd through these gives the expected gradients.
+Expected values of tests and of the checks on a GPU come from here, so nothing that is checked may
+be imported. Autograd through these gives the expected gradients.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor
 def correlation4d(
     query: Tensor, support: Tensor, weight: Tensor | None, eps: float = 1e-5
 ) -> Tensor:
+    """Cosines of query and support tokens, rectified: [B, L, Hq, Wq, Hs, Ws]."""
     query, support = query.double(), support.double()
     unit_query = query / ((query**2).sum(2, keepdim=True).sqrt() + eps)
     unit_support = support / ((support**2).sum(2, keepdim=True).sqrt() + eps)
@@ -23,12 +25,12 @@ def correlation4d(
 def center_pivot_conv4d(
     x: Tensor, weight_query: Tensor, weight_support: Tensor, bias: Tensor | None, stride: int
 ) -> Tensor:
-    """The full 4D kernel, zero but for its two planes, applied tap by tap."""
+    """The full 4D kernel, zero but for its two planes, tap by tap: [B, Co, Hq, Wq, hs, ws]."""
     x, weight_query, weight_support = x.double(), weight_query.double(), weight_support.double()
     batch, _, hq, wq, hs, ws = x.shape
     rows, columns = range(0, hs, stride), range(0, ws, stride)
     y = x.new_zeros(batch, weight_query.shape[0], hq, wq, len(rows), len(columns))
-    taps = {}
+    taps: dict[tuple[int, int, int, int], Tensor] = {}
     for weight, plane in ((weight_query, "query"), (weight_support, "support")):
         half = weight.shape[-1] // 2
         for i in range(-half, half + 1):
@@ -56,6 +58,7 @@ def block(
     reduce_support: bool,
     norm_eps: float = 1e-5,
 ) -> Tensor:
+    """Convolution, normalisation by groups, ReLU; [B, Co, Hq, Wq] with `reduce_support`."""
     y = center_pivot_conv4d(x, weight_query, weight_support, bias, stride)
     channels = y.shape[1]
     size = channels // groups
