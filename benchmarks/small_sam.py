@@ -26,8 +26,9 @@ from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.data.procedural.invention import InventedEpisodes
 from fsdino.errors import FsdinoError
 from fsdino.files import atomic_write
-from fsdino.models.checkpoints import load_exactly, read_state_dict
+from fsdino.models.checkpoints import load_exactly
 from fsdino.models.decoder import MaskDecoder
+from fsdino.models.weight_files import read_state_dict
 from fsdino.training.distillation.architecture import Architecture
 from fsdino.training.distillation.teacher import build_encoder
 from fsdino.training.interrupt import Interrupt

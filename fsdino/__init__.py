@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from fsdino.models.fsdino import FSDINO
     from fsdino.models.hypercorrelation import CenterPivotConv4d
     from fsdino.models.registry import ModelInfo, list_models
-    from fsdino.models.segmenter import Segmentation, Segmenter
+    from fsdino.models.segmentation import Segmentation
+    from fsdino.models.segmenter import Segmenter
     from fsdino.models.supports import Support
     from fsdino.models.zoo import load
     from fsdino.sample_photographs import Sample, samples
@@ -53,7 +54,7 @@ _HOMES = {
     "ModelConfig": "fsdino.models.config",
     "ModelInfo": "fsdino.models.registry",
     "Sample": "fsdino.sample_photographs",
-    "Segmentation": "fsdino.models.segmenter",
+    "Segmentation": "fsdino.models.segmentation",
     "Segmenter": "fsdino.models.segmenter",
     "Support": "fsdino.models.supports",
     "UsageError": "fsdino.errors",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 
 
 class FsdinoError(Exception):
@@ -40,3 +41,21 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     return cpu or isinstance(error, MemoryError)
+
+
+def first_line(error: Exception) -> str:
+    """What a one-line message can quote of an error: a line without control characters."""
+    return printable((str(error).splitlines() or [type(error).__name__])[0])
+
+
+def printable(text: str) -> str:
+    """Text of any origin in a message: on one line, without control characters, not too long."""
+    shown = "".join(c if c.isprintable() else "?" for c in text[:200])
+    return shown if len(text) <= 200 else f"{shown}..."
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a message: the first hundred, and how many more."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - 100:,} more" if len(ordered) > 100 else ""
+    return ", ".join(printable(name) for name in ordered[:100]) + more

@@ -36,7 +36,7 @@ from fsdino.apps import build, demo, demo_photographs, supports
 from fsdino.bench import eager, workloads
 from fsdino.bench.workloads import Workload
 from fsdino.evaluation import journal
-from fsdino.models import segmenter
+from fsdino.models import segmenter, zoo
 from fsdino.models.config import ModelConfig
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmenter
@@ -704,7 +704,7 @@ def small_dinov2(monkeypatch: pytest.MonkeyPatch) -> FSDINO:
 
     monkeypatch.setattr(ModelConfig, "__post_init__", shrunk)
     config = ModelConfig("vit_small_patch14_dinov2.lvd142m", variant="training_free", image_size=70)
-    return FSDINO(config, encoder).eval()
+    return zoo.assemble(config, encoder).eval()
 
 
 def test_dinov2_weights_without_training(small_dinov2: FSDINO, monkeypatch: pytest.MonkeyPatch):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fsdino.models import zoo
 from fsdino.models.config import ModelConfig
 from fsdino.models.fsdino import FSDINO
 
@@ -38,7 +39,8 @@ def tiny_model(seed: int = 0, **changes: Any) -> FSDINO:
     """An FSDINO with random weights in eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # for the decoder's random positions, which are no parameters
-        model = FSDINO(tiny_config(**changes))
+        model = zoo.assemble(tiny_config(**changes))
+    assert isinstance(model, FSDINO)
     randomise(model, seed)
     return model.eval()
 

@@ -16,6 +16,7 @@ from torch import multiprocessing
 import gloo
 from fsdino.models import checkpoints
 from fsdino.models.config import ModelConfig
+from fsdino.models.weight_files import read_state_dict
 from fsdino.training.meta.config import TrainConfig
 from fsdino.training.meta.steps import Steps
 from fsdino.training.meta.train import Trainer
@@ -90,7 +91,7 @@ def stop_at(last: int) -> Any:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return checkpoints.read_state_dict(folder / "model" / "model.safetensors")
+    return read_state_dict(folder / "model" / "model.safetensors")
 
 
 def die(config: TrainConfig, folder: Path, moment: str) -> int | None:

@@ -24,7 +24,8 @@ from fsdino import images as pixels
 from fsdino.apps.supports import MAX_CLASSES
 from fsdino.errors import DataError, FsdinoError, UsageError, is_out_of_memory
 from fsdino.image_files import Listing, printable, scan_folder
-from fsdino.models.segmenter import Segmentation, Segmenter
+from fsdino.models.segmentation import Segmentation
+from fsdino.models.segmenter import Segmenter
 from fsdino.models.supports import Support
 from fsdino.processes import Processes, is_first
 from fsdino.progress import Progress

@@ -18,7 +18,8 @@ from fsdino.evaluation.journal import differences
 from fsdino.evaluation.metrics import VideoScores
 from fsdino.files import make_folder, read_object, write_json
 from fsdino.images import write_png
-from fsdino.models.segmenter import Segmentation, Segmenter
+from fsdino.models.segmentation import Segmentation
+from fsdino.models.segmenter import Segmenter
 from fsdino.models.supports import Shot, Support
 from fsdino.overlay import palette
 from fsdino.processes import Processes

@@ -35,13 +35,13 @@ class FSDINO(Segmenter):
     Args:
         config: what to build; weights are random unless `config.pretrained` or loaded later
             (`fsdino.load`, `fsdino.models.zoo`).
-        encoder: share an existing encoder instead of creating one.
+        encoder: reads the images; models may share one.
     """
 
-    def __init__(self, config: ModelConfig, encoder: Encoder | None = None) -> None:
+    def __init__(self, config: ModelConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
         if config.variant == "hsnet":
-            raise UsageError("variant 'hsnet' is no FSDINO: use fsdino.models.hsnet.HSNet")
+            raise UsageError("variant 'hsnet' is not an FSDINO: use zoo.assemble")
         self.adapter: Adapter | None = None
         self.prior: CorrelationPrior | None = None
         self.visual_prompt: VisualPrompt | None = None

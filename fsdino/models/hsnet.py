@@ -29,10 +29,10 @@ class HSNet(Segmenter):
 
     Args:
         config: `correlation_layers`, `correlation_channels` and `correlation_stride` are read.
-        encoder: share an existing encoder instead of creating one.
+        encoder: reads the images; models may share one.
     """
 
-    def __init__(self, config: ModelConfig, encoder: Encoder | None = None) -> None:
+    def __init__(self, config: ModelConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
         layers = len(self.encoder.correlation_layers)
         size = -(-layers // min(LEVELS, layers))

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fsdino.models.checkpoints import StateDict, weights_hash
+from fsdino.models.checkpoints import weights_hash
+from fsdino.models.weight_files import StateDict
 
 M = TypeVar("M", bound="Identified")
 _UNKNOWN = -1  # version of a tensor that PyTorch does not count for

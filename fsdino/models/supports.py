@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fsdino.errors import CheckpointError, UsageError
-from fsdino.models.checkpoints import first_line, tensors_sha256, write_tensors
+from fsdino.errors import CheckpointError, UsageError, first_line
+from fsdino.models.checkpoints import tensors_sha256, write_tensors
 
 _FORMAT = "fsdino-support-4"
 # Of models without a fit, whose files have not changed since.

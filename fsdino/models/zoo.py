@@ -16,31 +16,28 @@ from huggingface_hub import snapshot_download
 from torch import nn
 
 from fsdino.devices import find_device, find_dtype
-from fsdino.errors import CheckpointError, UsageError
+from fsdino.errors import CheckpointError, UsageError, first_line
 from fsdino.models import hub, registry
 from fsdino.models.checkpoints import (
     PROVENANCE_FILE,
     WEIGHTS_FILE,
-    Stored,
     compare_shapes,
-    first_line,
     is_finite,
     load_exactly,
-    open_state_dict,
     read_config,
-    read_metadata,
     read_provenance,
     read_shapes,
     read_weights,
 )
 from fsdino.models.config import CONFIG_FILE, ModelConfig
 from fsdino.models.decoder import SAM_LEFTOVERS
-from fsdino.models.encoders import Encoder, ViTEncoder
+from fsdino.models.encoders import Encoder, ViTEncoder, create
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.hsnet import HSNet
 from fsdino.models.names import DEFAULT
 from fsdino.models.registry import HUB, WEIGHTS, Registered
 from fsdino.models.segmenter import Segmenter
+from fsdino.models.weight_files import Stored, open_state_dict, read_metadata
 
 logger = logging.getLogger("fsdino.models")
 
@@ -93,7 +90,7 @@ def _on_dinov2(
     size: dict[str, Any] = {} if image_size is None else {"image_size": image_size}
     config = ModelConfig(entry.encoder, variant="training_free", **size)
     path = entry.fetch() if weights is None else weights
-    model = build(config).eval()
+    model = assemble(config).eval()
     load_dinov2(model.encoder, path)
     model.fingerprint()  # of the weights as stored: the same for every dtype and device
     return model
@@ -113,10 +110,20 @@ def names() -> tuple[str, ...]:
     return registry.bundled(WEIGHTS)
 
 
-def build(config: ModelConfig, encoder: Encoder | None = None) -> Segmenter:
-    """The model that a configuration describes, with random weights outside of `encoder`."""
+def assemble(config: ModelConfig, encoder: Encoder | None = None) -> Segmenter:
+    """The model that a configuration describes; what is not an installed encoder's is random.
+
+    Args:
+        config: what to build.
+        encoder: share an existing encoder instead of creating one.
+
+    Raises:
+        UsageError, CheckpointError: the encoder cannot be created; see
+            `fsdino.models.encoders.create`.
+        UsageError: an `image_size` that is not a multiple of a token's side.
+    """
     kind = HSNet if config.variant == "hsnet" else FSDINO
-    return kind(config, encoder)
+    return kind(config, encoder or create(config))
 
 
 def training_free(
@@ -136,7 +143,7 @@ def training_free(
     config = dataclasses.replace(
         model.config, variant="training_free", matcher=matcher, match_bias=bias
     )
-    return FSDINO(config, encoder=model.encoder).eval()
+    return FSDINO(config, model.encoder).eval()
 
 
 def load_dinov2(encoder: Encoder, path: str | os.PathLike[str]) -> None:
@@ -311,7 +318,7 @@ def _read(folder: Path) -> Segmenter:
     _check_fit(config, folder)
     state, identity = read_weights(weights)
     try:
-        model = build(config)
+        model = assemble(config)
     except (ValueError, AssertionError, RuntimeError, TypeError) as error:
         raise _no_model(folder, error) from error
     load_exactly(model, state, weights, without=_left_out(config))
@@ -338,7 +345,7 @@ def _check_fit(config: ModelConfig, folder: Path) -> None:
     shapes = read_shapes(weights)
     try:
         with torch.device("meta"):
-            sketch = build(config)
+            sketch = assemble(config)
     except (ValueError, ArithmeticError, AssertionError, RuntimeError, TypeError) as error:
         raise _no_model(folder, error) from error
     state = sketch.own_state() if _left_out(config) else sketch.state_dict()

@@ -32,8 +32,8 @@ from torch import Tensor, nn
 
 from fsdino import files
 from fsdino.environment import environment
-from fsdino.errors import CheckpointError, FsdinoError, UsageError
-from fsdino.models.checkpoints import first_line, tensors_sha256, weights_hash, write_tensors
+from fsdino.errors import CheckpointError, FsdinoError, UsageError, first_line
+from fsdino.models.checkpoints import tensors_sha256, weights_hash, write_tensors
 
 logger = logging.getLogger("fsdino.training")
 

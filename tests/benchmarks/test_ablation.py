@@ -15,14 +15,14 @@ from pathlib import Path
 import ablation
 import pytest
 
-import fsdino
+from fsdino.models import zoo
 from training_work import MODEL
 
 
 @pytest.fixture
 def encoder(tmp_path: Path) -> str:
     """A small model on disk."""
-    fsdino.FSDINO(dataclasses.replace(MODEL, variant="full")).save_pretrained(tmp_path / "model")
+    zoo.assemble(dataclasses.replace(MODEL, variant="full")).save_pretrained(tmp_path / "model")
     return str(tmp_path / "model")
 
 
@@ -33,7 +33,7 @@ def test_each_row_adds_one_part(encoder: str) -> None:
     assert switches == [[place < parts for place in range(4)] for parts in range(1, 5)]
     assert len({str(dataclasses.replace(c, model=MODEL)) for c in configs}) == 1
     parts = [
-        {name.split(".")[0] for name, _ in fsdino.FSDINO(c.model).named_parameters()}
+        {name.split(".")[0] for name, _ in zoo.assemble(c.model).named_parameters()}
         for c in configs
     ]
     added = [after - before for before, after in pairwise(parts)]

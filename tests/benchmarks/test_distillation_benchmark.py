@@ -70,7 +70,7 @@ def test_teacher_is_read_by_both_stages(teacher: Path) -> None:
     architecture = load_teacher(teacher).architecture
     assert (architecture.channels, architecture.grid_side, architecture.window) == (16, 4, 2)
     assert architecture.global_blocks == (1,)
-    model = zoo.build(MODEL)
+    model = zoo.assemble(MODEL)
     zoo.load_sam_decoder(model, teacher)
     sam = small_sam.load(TINY, teacher)
     torch.testing.assert_close(
@@ -167,7 +167,7 @@ def test_one_command_does_all_and_remembers_it(
         MODEL, fold=3, image_sizes=(32,), validation_episodes=2, warmup=1, workers=0
     )
     recipe.write_text(yaml.safe_dump(config.to_dict()))
-    zoo.build(MODEL).save_pretrained(tmp_path / "model")
+    zoo.assemble(MODEL).save_pretrained(tmp_path / "model")
     monkeypatch.setattr(tiny_recipe, "RECIPE", recipe)
     monkeypatch.setattr(distillation, "EPISODES", 2)
     monkeypatch.setattr(distillation, "TEACHER", TINY)

@@ -27,7 +27,7 @@ def test_a_table_of_recipes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     one, three = json.loads(out.read_text())["results"]
     assert [one["shots"], three["shots"]] == [1, 3]
     assert three["activation_bytes"] > 1.5 * one["activation_bytes"] > 0
-    weights = {name: p.detach() for name, p in zoo.build(MODEL).named_parameters()}
+    weights = {name: p.detach() for name, p in zoo.assemble(MODEL).named_parameters()}
     file = len(save(weights))  # each tensor's entry in its header takes less than 200 bytes
     for row in (one, three):
         assert 0 < file - row["weight_bytes"] < 200 * len(weights)

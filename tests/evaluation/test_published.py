@@ -21,7 +21,6 @@ from fsdino.evaluation.evaluate import Settings, evaluate, predict_masks
 from fsdino.evaluation.predictors import predictor
 from fsdino.evaluation.questions import load
 from fsdino.models import zoo
-from fsdino.models.hsnet import HSNet
 from fsdino.models.segmenter import Segmenter
 from tiny_models import SIDE, randomise, tiny_config, tiny_model
 
@@ -32,7 +31,7 @@ Mask = npt.NDArray[np.bool_]
 def hsnet_head() -> Segmenter:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = HSNet(tiny_config(variant="hsnet"))
+        model = zoo.assemble(tiny_config(variant="hsnet"))
     randomise(model, 1)
     with torch.no_grad():
         model.after[-1].bias += 0.077  # about half of the pixels become foreground

@@ -17,7 +17,7 @@ from fsdino.errors import DataError, UsageError
 from fsdino.evaluation import video
 from fsdino.evaluation.metrics import VideoScores
 from fsdino.evaluation.video import VideoSettings, evaluate_videos, segment_video
-from fsdino.models import segmenter
+from fsdino.models import segmentation
 from fsdino.models.segmenter import Segmenter
 from tiny_models import tiny_model
 
@@ -62,7 +62,7 @@ def test_memory_joins_the_masks_found(
     davis: Davis, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Frame 2 is answered from frame 0's annotation and frame 1's answer, as two shots."""
-    monkeypatch.setattr(segmenter, "LEAST_SCORE", 0.0)  # an untrained encoder tells little
+    monkeypatch.setattr(segmentation, "LEAST_SCORE", 0.0)  # an untrained encoder tells little
     model, bear = tiny_model(variant=variant), davis.sequences()[0]
     found = dict(segment_video(model, bear, VideoSettings(memory=1, threshold=0.3)))
     frames, labels = [bear.frame(0), bear.frame(1)], [bear.annotation(0), found[1]]

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import fsdino
 from fsdino.errors import UsageError
+from fsdino.models import zoo
 from fsdino.models.encoders import Encoder, create
-from fsdino.models.fsdino import FSDINO
 from fsdino.models.refinement import refine
 from fsdino.models.zoo import parameter_table
 from tiny_models import SIDE, SMALL, episode, randomise, tiny_config, tiny_model
@@ -263,7 +263,7 @@ def test_matcher_prototype_uses_last_tokens_only() -> None:
 
 def test_parameter_counts_of_the_published_model(dinov2_base: Encoder) -> None:
     """FS-DINO-B by arithmetic: SVP 65,856; SAM's decoder; 168,448 in the 4D blocks; no more."""
-    model = FSDINO(fsdino.ModelConfig(), dinov2_base)
+    model = zoo.assemble(fsdino.ModelConfig(), dinov2_base)
     block = (768 * 2304 + 2304) + (768 * 768 + 768) + 2 * 768 * 3072 + 3072 + 768 + 6 * 768
     tokens = (1 + 1 + 37 * 37) * 768  # class token, its position, the patches' positions
     encoder = 3 * 14 * 14 * 768 + 768 + tokens + 12 * block + 2 * 768
@@ -281,7 +281,7 @@ def test_parameter_counts_of_the_published_model(dinov2_base: Encoder) -> None:
 
 def test_comp_frozen_trains_as_few_parameters_as_published(dinov2_base: Encoder) -> None:
     """0.07 M: the sparse prompt and one 1x1 convolution; decoder and adapter are frozen."""
-    table = parameter_table(FSDINO(fsdino.ModelConfig(variant="comp_frozen"), dinov2_base))
+    table = parameter_table(zoo.assemble(fsdino.ModelConfig(variant="comp_frozen"), dinov2_base))
     trained = {part: count for part, (count, _) in table.items() if count}
     assert trained == {"visual_prompt": 65_856, "dense_prompt": 2 * 256}
     assert round(sum(trained.values()) / 1e6, 2) == 0.07
@@ -318,7 +318,7 @@ def test_an_encoder_can_be_shared() -> None:
     """Two heads on one frozen encoder: the weights exist once."""
     encoder = create(tiny_config())
     randomise(encoder, seed=0)
-    first, second = (FSDINO(tiny_config(), encoder) for _ in range(2))
+    first, second = (zoo.assemble(tiny_config(), encoder) for _ in range(2))
     assert first.encoder is second.encoder is encoder
 
 
@@ -336,7 +336,7 @@ def test_other_encoders_serve_the_whole_model() -> None:
 def test_conv_stem_serves_the_whole_model() -> None:
     """The small encoder for training from scratch, all of it learning."""
     arguments = {"img_size": 40, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    model = FSDINO(
+    model = zoo.assemble(
         tiny_config(encoder="vit_tiny_patch16_224", encoder_args=arguments, conv_stem=True,
                     image_size=40)
     ).train()  # fmt: skip
@@ -354,13 +354,14 @@ def test_size_off_the_patch_grid_is_a_usage_error() -> None:
 def test_image_size_off_the_patch_grid_is_found_at_once() -> None:
     """A configuration that no image can pass is refused when the model is built."""
     with pytest.raises(UsageError, match="image_size"):
-        FSDINO(tiny_config(image_size=100))
+        zoo.assemble(tiny_config(image_size=100))
 
 
 PASS = """
 import json, resource, torch, fsdino
+from fsdino.models import zoo
 torch.set_num_threads(2)
-model = fsdino.FSDINO(fsdino.ModelConfig()).eval()
+model = zoo.assemble(fsdino.ModelConfig()).eval()
 with torch.no_grad():
     images = torch.rand(2, 3, 518, 518)
     logits = model(images[None, :1], torch.ones(1, 1, 518, 518), images[1:])

@@ -13,13 +13,14 @@ import fsdino
 from fsdino.bench import formulation
 from fsdino.errors import UsageError
 from fsdino.models import zoo
+from fsdino.models.encoders import create
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.hsnet import HSNet
 from tiny_models import box_mask, episode, picture, randomise, tiny_config
 
 
 def tiny_hsnet(**changes: Any) -> HSNet:
-    model = HSNet(tiny_config(variant="hsnet", **changes))
+    model = zoo.assemble(tiny_config(variant="hsnet", **changes))
     randomise(model, 0)
     return model.eval()
 
@@ -75,7 +76,7 @@ def test_levels_are_up_to_three_groups_from_early_to_late() -> None:
 
 def test_the_encoder_stays_frozen() -> None:
     """Everything else learns, and takes part in the result."""
-    model = HSNet(tiny_config(variant="hsnet")).train()
+    model = zoo.assemble(tiny_config(variant="hsnet")).train()
     assert not model.encoder.training
     assert not any(p.requires_grad for p in model.encoder.parameters())
     model(*episode(1, 1)).sum().backward()
@@ -95,10 +96,10 @@ def test_it_is_saved_loaded_and_used_like_other_models(tmp_path: Path) -> None:
 
 def test_variants_build_their_own_kind() -> None:
     """An FSDINO cannot be an HSNet by mistake."""
-    assert isinstance(zoo.build(tiny_config()), FSDINO)
-    assert isinstance(zoo.build(tiny_config(variant="hsnet")), HSNet)
-    with pytest.raises(UsageError, match="is no FSDINO"):
-        FSDINO(tiny_config(variant="hsnet"))
+    assert isinstance(zoo.assemble(tiny_config()), FSDINO)
+    assert isinstance(zoo.assemble(tiny_config(variant="hsnet")), HSNet)
+    with pytest.raises(UsageError, match="is not an FSDINO"):
+        FSDINO(tiny_config(variant="hsnet"), create(tiny_config()))
 
 
 def test_training_free_shares_the_encoder() -> None:

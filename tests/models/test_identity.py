@@ -189,7 +189,7 @@ def test_the_recorded_fingerprint_of_the_bundled_model() -> None:
     model = fsdino.load("fsdino-tiny")
     assert model.fingerprint() == RECORDED
     assert fsdino.load("fsdino-tiny", dtype=torch.bfloat16).fingerprint() == RECORDED
-    copy_without_file = FSDINO(model.config).eval()
+    copy_without_file = zoo.assemble(model.config).eval()
     copy_without_file.load_state_dict(model.state_dict())
     assert copy_without_file.fingerprint() == RECORDED  # taken from the weights, not from the file
 

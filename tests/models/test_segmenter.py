@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fsdino.errors import DataError, UsageError
-from fsdino.models import segmenter
+from fsdino.models import segmentation, segmenter, zoo
 from fsdino.models.fsdino import FSDINO
-from fsdino.models.segmenter import Segmentation
+from fsdino.models.segmentation import Segmentation
 from fsdino.models.supports import Shot, Support
 from fsdino.models.views import closer
 from tiny_models import PATCH, SIDE, box_mask, picture, tiny_config, tiny_model
@@ -554,7 +554,7 @@ def test_nothing_is_tracked_or_changed_by_using_a_model(model: FSDINO) -> None:
 
 def test_grid_of_the_model_is_image_size_over_patch() -> None:
     """The patch size is the encoder's."""
-    model = FSDINO(tiny_config(image_size=6 * PATCH))
+    model = zoo.assemble(tiny_config(image_size=6 * PATCH))
     assert model.patch_size == PATCH
     support = model.encode_support(picture(20, 20), box_mask(20, 20))
     assert support.masks[0].shape == (6, 6)
@@ -703,7 +703,7 @@ def test_overflow_is_neither_support_nor_weights(
 @pytest.mark.parametrize("names", [1, 3, 300])
 def test_compact_labels(names: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same as over all pixels at once, band by band, in as few bytes as the labels need."""
-    monkeypatch.setattr(segmenter, "_BAND", 20)
+    monkeypatch.setattr(segmentation, "_BAND", 20)
     random = np.random.default_rng(0)
     maps = random.random((names, 7, 9), dtype=np.float32)
     result = Segmentation(picture(7, 9), maps, tuple(map(str, range(names))), 0.7, (1.0,) * names)

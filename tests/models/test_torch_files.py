@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from fsdino.errors import CheckpointError
-from fsdino.models.checkpoints import read_state_dict
 from fsdino.models.torch_files import Inert, Storage, TorchFile, View
+from fsdino.models.weight_files import read_state_dict
 
 DTYPES = (
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32),

@@ -27,8 +27,7 @@ from timm.models.vision_transformer import Block
 import fsdino
 import plain_dinov2 as plain
 from fsdino.errors import CheckpointError, UsageError
-from fsdino.models import hub, zoo
-from fsdino.models import segmenter as model_module
+from fsdino.models import few_shot, hub, zoo
 from fsdino.models.encoders import Encoder, create
 from fsdino.models.torch_files import TorchFile, View
 from tiny_models import SMALL, box_mask, episode, picture, randomise, tiny_config, tiny_model
@@ -92,7 +91,7 @@ def test_a_model_that_only_python_can_describe_is_not_saved(tmp_path: Path) -> N
 def test_supports_outlive_a_model_that_began_with_downloaded_weights(tmp_path: Path) -> None:
     """`pretrained` says where weights came from; saved and loaded, it is the same model."""
     encoder = tiny_model().encoder
-    model = fsdino.FSDINO(tiny_config(pretrained=True), encoder).eval()
+    model = zoo.assemble(tiny_config(pretrained=True), encoder).eval()
     support = model.encode_support(picture(30, 40), box_mask(30, 40))
     model.save_pretrained(tmp_path)
     assert fsdino.load(tmp_path).segment(picture(9, 9), support).mask.shape == (9, 9)
@@ -360,7 +359,7 @@ def test_models_on_dinov2_by_name(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     tag = "_reg4" if registers else ""
     config = tiny_config(encoder=f"vit_base_patch14{tag}_dinov2.lvd142m", variant="training_free")
-    expected = fsdino.FSDINO(config).eval()
+    expected = zoo.assemble(config).eval()
     state = plain.random_state(dim=24, depth=4, registers=registers, side=5)
     torch.save(state, tmp_path / "meta.pth")
     zoo.load_dinov2(expected.encoder, tmp_path / "meta.pth")
@@ -411,7 +410,7 @@ def test_a_model_on_dinov2_that_is_not_here(
     """One line that names the files, their addresses and the option; nothing is built before."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(zoo, "build", lambda *_: pytest.fail("the model is built"))
+    monkeypatch.setattr(zoo, "assemble", lambda *_: pytest.fail("the model is built"))
     with pytest.raises(UsageError) as caught:
         fsdino.load("dinov2-l-reg")
     message = str(caught.value)
@@ -481,7 +480,7 @@ def test_push_to_hub(monkeypatch: pytest.MonkeyPatch) -> None:
             calls.append(("upload", (repo_id, files, tensors.keys())))
             return f"https://huggingface.co/{repo_id}"
 
-    monkeypatch.setattr(model_module, "HfApi", Api)
+    monkeypatch.setattr(few_shot, "HfApi", Api)
     model = tiny_model(variant="comp")
     for repository in ("someone/model", "hf:someone/model"):
         address = model.push_to_hub(repository, private=True)
@@ -706,7 +705,7 @@ def test_loading_keeps_what_is_frozen(variant: str, tmp_path: Path) -> None:
 
 def test_official_weights_make_it_another_model(tmp_path: Path) -> None:
     """Supports from before the weights were loaded do not fit any more."""
-    model = fsdino.FSDINO(tiny_config(encoder_args=DINO)).eval()
+    model = zoo.assemble(tiny_config(encoder_args=DINO)).eval()
     for load in (
         lambda: zoo.load_sam_decoder(model, sam_file(tmp_path)),
         lambda: zoo.load_dinov2(model.encoder, dinov2_file(tmp_path)),

@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from fsdino import ops
 from fsdino.bench import cases, exactness, formulation
 from fsdino.bench.cases import TOLERANCE, Case
+from fsdino.models import zoo
 from fsdino.models.config import ModelConfig
-from fsdino.models.hsnet import HSNet
 from fsdino.models.hypercorrelation import CenterPivotBlock4d, CenterPivotConv4d, CorrelationPrior
 from fsdino.ops import backends
 from tiny_models import episode, randomise, tiny_config, tiny_model
@@ -379,7 +379,7 @@ class Modules:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             config: ModelConfig = tiny_config(variant="hsnet")
-            return HSNet(config), tuple(t.double() for t in episode(1, 1))
+            return zoo.assemble(config), tuple(t.double() for t in episode(1, 1))
 
     @staticmethod
     def fsdino() -> tuple[torch.nn.Module, tuple[Tensor, ...]]:

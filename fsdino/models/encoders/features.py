@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, model_entrypoint
 from torch import Tensor, nn
 
-from fsdino.errors import UsageError
+from fsdino.errors import DataError, UsageError, first_line
 from fsdino.models import hub
-from fsdino.models.checkpoints import first_line
 from fsdino.models.config import EncoderWeights, ModelConfig
 from fsdino.models.identity import Identified
 
@@ -54,6 +53,26 @@ class Features:
         """The images of all parts, in their order."""
         columns = zip(*(part.tensors() for part in parts), strict=True)
         return cls(*(torch.cat(column) for column in columns))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens, (h, w)."""
+        return self.last.shape[-2], self.last.shape[-1]
+
+    def check(self, what: str) -> None:
+        """Refuse tokens that are not finite.
+
+        Args:
+            what: the image or images, for the message.
+
+        Raises:
+            DataError: some are NaN or infinite.
+        """
+        if not all(tokens.isfinite().all() for tokens in self.tensors()):
+            raise DataError(
+                f"{what}: the encoder's output is not finite in {self.last.dtype}: use float32 or "
+                "bfloat16, or a model with other weights, mean and std"
+            )
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All of them, in the order of the fields."""

@@ -12,8 +12,9 @@ from torch import nn
 from fsdino.errors import CheckpointError
 from fsdino.files import open_regular
 from fsdino.models import registry
-from fsdino.models.checkpoints import Stored, load_exactly, open_state_dict
+from fsdino.models.checkpoints import load_exactly
 from fsdino.models.config import EncoderWeights
+from fsdino.models.weight_files import Stored, open_state_dict
 
 logger = logging.getLogger("fsdino.models")
 

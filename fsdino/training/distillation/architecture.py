@@ -13,7 +13,7 @@ from PIL import Image
 from fsdino.images import Pixels
 
 if TYPE_CHECKING:
-    from fsdino.models.checkpoints import Stored
+    from fsdino.models.weight_files import Stored
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.attn\.rel_pos_h")
 

@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fsdino.errors import DataError, FsdinoError
+from fsdino.errors import DataError, FsdinoError, first_line
 from fsdino.files import make_folder, read_json, remove_leftovers, write_json
 from fsdino.images import Pixels
-from fsdino.models.checkpoints import first_line, tensors_sha256, write_tensors
+from fsdino.models.checkpoints import tensors_sha256, write_tensors
 from fsdino.training.distillation.architecture import Architecture
 from fsdino.training.distillation.corpus import ImageFile
 from fsdino.training.distillation.teacher import Teacher

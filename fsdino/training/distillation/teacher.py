@@ -13,13 +13,8 @@ from torch import Tensor, nn
 
 from fsdino.errors import CheckpointError, UsageError
 from fsdino.images import Pixels
-from fsdino.models.checkpoints import (
-    Stored,
-    compare_shapes,
-    load_exactly,
-    open_state_dict,
-    weights_hash,
-)
+from fsdino.models.checkpoints import compare_shapes, load_exactly, weights_hash
+from fsdino.models.weight_files import Stored, open_state_dict
 from fsdino.training.distillation.architecture import ARCHITECTURES, Architecture
 
 logger = logging.getLogger("fsdino.training")

@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fsdino import files
-from fsdino.models.checkpoints import first_line, tensors_sha256, write_tensors
+from fsdino.errors import first_line
+from fsdino.models.checkpoints import tensors_sha256, write_tensors
 from fsdino.models.encoders import GUIDE, Features
 from fsdino.models.segmenter import Segmenter
 

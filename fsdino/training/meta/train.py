@@ -522,7 +522,7 @@ def _build(config: TrainConfig) -> Segmenter:
     if config.start_from is not None:
         return _continued(config, config.start_from)
     encoder = zoo.load(config.encoder_from).encoder if config.encoder_from else None
-    model = zoo.build(config.model, encoder)
+    model = zoo.assemble(config.model, encoder)
     if config.encoder_weights is not None:
         zoo.load_dinov2(model.encoder, config.encoder_weights)
     for load, path in (

@@ -263,7 +263,7 @@ def test_normalises_with_the_models_own_or_the_given_statistics() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_saved_model_loads(family: str, tmp_path: Path) -> None:
     """Whatever the network is made of: the same fingerprint and the same tokens."""
-    model = zoo.build(pyramid_config(family, variant="training_free"), pyramid(family)).eval()
+    model = zoo.assemble(pyramid_config(family, variant="training_free"), pyramid(family)).eval()
     model.save_pretrained(tmp_path)
     loaded = zoo.load(tmp_path)
     assert loaded.fingerprint() == model.fingerprint()
@@ -274,7 +274,7 @@ def test_a_saved_model_loads(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("variant", ["full", "comp", "training_free", "hsnet"])
 def test_everything_above_takes_it(variant: str) -> None:
     """Adapter, prompts, 4D prior, decoder and baselines: as with a ViT, and it learns."""
-    model = zoo.build(pyramid_config("ResNet", variant=variant, correlation_layers=(2, 4, 5)))
+    model = zoo.assemble(pyramid_config("ResNet", variant=variant, correlation_layers=(2, 4, 5)))
     supports, masks, queries = episode(2, 1, side=64)
     logits = model(supports, masks, queries)
     assert logits.shape == (2, 1, 64, 64)
@@ -286,7 +286,7 @@ def test_everything_above_takes_it(variant: str) -> None:
 
 def test_an_image_of_another_shape_from_file_to_mask() -> None:
     """`keep_aspect` with sides that no stage divides, and a mask at the query's own size."""
-    model = zoo.build(
+    model = zoo.assemble(
         pyramid_config("ConvNeXt", variant="training_free", image_size=90, keep_aspect=True)
     ).eval()
     image = (255 * pixels(50, 131, 3)).to(torch.uint8).numpy()

@@ -81,7 +81,7 @@ def model_on(weights: EncoderWeights | None, **changes: Any) -> fsdino.FSDINO:
     config = pyramid_config("ResNet", encoder_weights=weights, **changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return fsdino.FSDINO(config).eval()
+        return zoo.assemble(config).eval()
 
 
 def logits_of(model: Any) -> Tensor:
@@ -154,7 +154,7 @@ def test_a_model_is_saved_without_its_encoder(
     variant: str, weights: EncoderWeights, tmp_path: Path
 ) -> None:
     """The file holds what was added; loaded, it is the same model, and so is the full form."""
-    model = zoo.build(pyramid_config("ResNet", encoder_weights=weights, variant=variant)).eval()
+    model = zoo.assemble(pyramid_config("ResNet", encoder_weights=weights, variant=variant)).eval()
     support = model.encode_support(picture(30, 40), box_mask(30, 40))
     model.save_pretrained(tmp_path / "short")
     model.save_pretrained(tmp_path / "full", full=True)
@@ -204,7 +204,7 @@ def test_push_to_hub_takes_both_forms(
             uploaded.append(any(name.startswith("encoder.") for name in names))
             return repo_id
 
-    monkeypatch.setattr("fsdino.models.segmenter.HfApi", Api)
+    monkeypatch.setattr("fsdino.models.few_shot.HfApi", Api)
     model = model_on(weights)
     model.push_to_hub("someone/model")
     model.push_to_hub("someone/model", full=True)
@@ -223,7 +223,7 @@ def test_an_encoder_with_other_weights_is_saved_with_the_model(
     elif change == "loaded":
         model.encoder.load_state_dict(pyramid("ResNet", seed=1).state_dict())
     else:
-        model = fsdino.FSDINO(model.config, pyramid("ResNet", seed=1)).eval()
+        model = zoo.assemble(model.config, pyramid("ResNet", seed=1)).eval()
     model.save_pretrained(tmp_path)
     loaded = zoo.load(tmp_path)
     assert loaded.config.encoder_weights is None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fsdino.models import zoo
 from fsdino.training.meta import objective
 from fsdino.training.meta.losses import TokenClassifier
 from fsdino.training.meta.objective import Objective, supports_of
@@ -31,7 +32,7 @@ def test_every_image_of_an_episode_is_the_query_once(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         objective, "mask_loss", lambda logits, masks: seen.update(truth=masks) or logits.sum()
     )
-    model = objective.Segmenter.__subclasses__()[0](MODEL).eval()
+    model = zoo.assemble(MODEL).eval()
     Objective(model, None, 0.0, 0.0, 0.0, torch.float32)(
         images, masks.flatten(0, 1), 2, batch.class_ids
     )

@@ -1,0 +1,295 @@
+"""From images as tensors to logits: what every model has in common."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import tempfile
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import HfApi
+from torch import Tensor
+
+from fsdino.errors import DataError, UsageError
+from fsdino.models.checkpoints import write_folder
+from fsdino.models.config import ModelConfig
+from fsdino.models.encoders import Encoder, Features
+from fsdino.models.hypercorrelation import masked_mean
+from fsdino.models.identity import Identified, plain_names
+from fsdino.models.supports import Shot, SupportFeatures, TokenFit, token_mask
+
+
+class FewShotModel(Identified):
+    """A model that segments what a support shows: one encoder, and what reads its tokens.
+
+    FSDINO and its baselines are Segmenters.
+
+    Args:
+        config: what to build.
+        encoder: reads the images; models may share one.
+
+    Attributes:
+        provenance: what training says of itself (data, fold, what it was selected on), for results;
+            kept by `save_pretrained`.
+
+    Raises:
+        UsageError: an `image_size` that is not a multiple of a token's side.
+    """
+
+    def __init__(self, config: ModelConfig, encoder: Encoder) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        if config.image_size % self.patch_size and not config.keep_aspect:
+            below = max(config.image_size // self.patch_size, 1)
+            raise UsageError(
+                f"image_size {config.image_size} is not a multiple of {self.patch_size}, the side "
+                f"of {config.encoder}'s tokens: choose {below * self.patch_size} or "
+                f"{(below + 1) * self.patch_size}"
+            )
+        self.train_encoder = False
+        self.provenance: Mapping[str, Any] | None = None
+        self._seen_finite: tuple[Any, ...] | None = None
+
+    @abstractmethod
+    def decode(self, query: Features, support: SupportFeatures) -> Tensor:
+        """Mask logits [B, 1, h', w'] of B queries at a resolution of the model's choice."""
+
+    def answer(self, query: Features, support: SupportFeatures) -> tuple[Tensor, Tensor | None]:
+        """`decode`, and [B] in [0, 1]: how likely it is that the queries show the object at all.
+
+        None where the model has nothing to say of that beyond its logits.
+        """
+        return self.decode(query, support), None
+
+    def finite_logits(
+        self, query: Features, support: SupportFeatures, name: str = "foreground"
+    ) -> Tensor:
+        """`decode`, for everything that makes masks of logits: NaN would become an empty mask.
+
+        Args and errors are those of `finite_answer`.
+        """
+        return self.finite_answer(query, support, name)[0]
+
+    def finite_answer(
+        self, query: Features, support: SupportFeatures, name: str = "foreground"
+    ) -> tuple[Tensor, Tensor | None]:
+        """`answer`, of finite logits.
+
+        Args:
+            query: B queries.
+            support: what they are asked for.
+            name: of the support, for the error.
+
+        Raises:
+            DataError: logits, or the model's weights, are not finite; names the cause.
+        """
+        self._check_weights()
+        logits, presence = self.answer(query, support)
+        if logits.isfinite().all():
+            return logits, presence
+        prototypes = [support.foreground, support.background]
+        shots = [tokens for shot in support.shots for tokens in (shot.correlation, shot.mask)]
+        fit = [] if support.fit is None else support.fit.tensors()
+        if not all(tokens.isfinite().all() for tokens in (*prototypes, *shots, *fit)):
+            raise DataError(
+                f"support {name!r} holds NaN or infinity: encode it again with encode_support"
+            )
+        query.check("query")
+        raise DataError(
+            f"the model's output for support {name!r} is not finite in {query.last.dtype}: "
+            "use float32 or bfloat16, or other weights"
+        )
+
+    def _check_weights(self) -> None:
+        """Refuse weights that are not finite: some layers turn those into plausible numbers.
+
+        Looked at once, and again after they have changed.
+        """
+        found = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        version = sum(0 if t.is_inference() else t._version for t in found.values())
+        first = next(iter(found.values()))
+        state = (version, first.dtype, first.device, first.data_ptr())
+        if self._seen_finite == state:
+            return
+        bad = [
+            name
+            for name, tensor in found.items()
+            if tensor.is_floating_point() and not tensor.isfinite().all()
+        ]
+        if bad:
+            names = ", ".join(bad[:3]) + (", …" if len(bad) > 3 else "")
+            raise DataError(
+                f"the model's weights hold NaN or infinity ({names}): load them again, or train "
+                "from an earlier checkpoint"
+            )
+        self._seen_finite = state
+
+    def set_trainable(
+        self, *, encoder: bool = False, adapter: bool = False, decoder: bool = True
+    ) -> None:
+        """Choose what learns; the rest of the parts that a model has are frozen."""
+        self.requires_grad_(True)
+        self.train_encoder = encoder
+        self.encoder.requires_grad_(encoder)
+        self.train(self.training)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def train(self, mode: bool = True) -> FewShotModel:
+        """As in PyTorch; a frozen encoder stays in eval mode.
+
+        Training changes the model, so its fingerprint is taken again.
+        """
+        if mode != self.training:
+            self.forget_identity()
+        self.training = mode
+        for name, part in self.named_children():
+            part.train(mode and (self.train_encoder or name != "encoder"))
+        return self
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels per token side."""
+        return self.encoder.patch_size
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, full: bool = False) -> None:
+        """Write config.json, model.safetensors and provenance.json, which `fsdino.load` reads.
+
+        The files keep the fingerprint: that of a cast model is not another one once it is saved.
+        An encoder whose weights are those of `config.encoder_weights` is left out, since the
+        configuration names them; one that has been trained since is not.
+
+        Args:
+            folder: where to; created, with those above it.
+            full: write the encoder in any case, so that the model loads without that package.
+
+        Raises:
+            FsdinoError: the folder cannot be written.
+        """
+        identity = {"encoder": self.encoder.identity(), "rest": self.identity()}
+        if not full and self.encoder.is_installed(self.config.encoder_weights):
+            config, state = self.config, self.own_state()
+        else:
+            config = dataclasses.replace(self.config, encoder_weights=None)
+            state = plain_names(self.state_dict())
+        write_folder(config, state, folder, self.provenance, identity)
+
+    def push_to_hub(self, repository: str, *, private: bool = False, full: bool = False) -> str:
+        """Upload to the Hugging Face hub.
+
+        Args:
+            repository: "owner/name", or "hf:owner/name" as `fsdino.load` takes it.
+            private: whether a new repository is.
+            full: as in `save_pretrained`.
+
+        Returns:
+            Its address.
+        """
+        repository = repository.removeprefix("hf:")
+        api = HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, full=full)
+            return str(api.upload_folder(repo_id=repository, folder_path=folder))
+
+    def encode(self, images: Tensor) -> Features:
+        """Encode images of one size: [B, 3, H, W] in [0, 1]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_encoder):
+            return self.encoder(images)  # type: ignore[no-any-return]
+
+    def encode_list(self, images: Sequence[Tensor]) -> list[Features]:
+        """Encode images [3, H, W] of any sizes; see `Encoder.forward_list`."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_encoder):
+            return self.encoder.forward_list(images)
+
+    def forward(
+        self, support_images: Tensor, support_masks: Tensor, query_images: Tensor
+    ) -> Tensor:
+        """Logits of the query masks at the queries' size, [B, 1, H, W].
+
+        Args:
+            support_images: [B, K, 3, H, W] RGB in [0, 1].
+            support_masks: [B, K, H, W] in [0, 1].
+            query_images: [B, 3, H, W].
+        """
+        query, support = self.encode_episodes(support_images, support_masks, query_images)
+        logits = self.decode(query, support)
+        return F.interpolate(logits, query_images.shape[-2:], mode="bilinear", align_corners=False)
+
+    def encode_episodes(
+        self, support_images: Tensor, support_masks: Tensor, query_images: Tensor
+    ) -> tuple[Features, SupportFeatures]:
+        """One encoder pass over the queries and supports of a batch of episodes."""
+        batch, shots = support_images.shape[:2]
+        supports = support_images.flatten(0, 1)
+        if supports.shape[1:] == query_images.shape[1:]:
+            features = self.encode(torch.cat([query_images, supports]))
+            query, support = features[:batch], features[batch:]
+        else:
+            query, support = self.encode(query_images), self.encode(supports)
+        return query, self.pool(support, support_masks.flatten(0, 1), shots)
+
+    def pool(self, features: Features, masks: Tensor, shots: int) -> SupportFeatures:
+        """Encoded supports of B episodes, as `decode` takes them.
+
+        Args:
+            features: of B * K images, the K of an episode side by side.
+            masks: [B * K, H, W] in [0, 1].
+            shots: K.
+        """
+        covers = token_mask(masks, features.grid)
+        by_shot = (-1, shots)
+        correlation, cover = (
+            features.correlation.unflatten(0, by_shot),
+            covers.unflatten(0, by_shot),
+        )
+        parts = [Shot(correlation[:, k], cover[:, k]) for k in range(shots)]
+        return SupportFeatures(
+            masked_mean(features.last, covers).unflatten(0, by_shot).mean(1),
+            masked_mean(features.last, 1 - covers).unflatten(0, by_shot).mean(1),
+            parts,
+            self.fit(parts),
+        )
+
+    @property
+    def fits(self) -> bool:
+        """Whether the model fits something to its supports."""
+        return False
+
+    def fit(self, shots: Sequence[Shot], places: Sequence[Tensor] | None = None) -> TokenFit | None:
+        """What the model fits to the supports of B episodes; None where it fits nothing.
+
+        Args:
+            shots: the supports, and other views of them.
+            places: [h, w] of each: the number of its image plus horizontal positions in it.
+        """
+        return None
+
+    def own_tensors(self) -> list[Tensor]:
+        """All but the encoder's, which may be shared and has an identity of its own."""
+        parts = [part for name, part in self.named_children() if name != "encoder"]
+        return [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
+
+    def own_state(self) -> dict[str, Tensor]:
+        """All but the encoder's."""
+        state = super().own_state()
+        return {name: t for name, t in state.items() if not name.startswith("encoder.")}
+
+    def fingerprint(self) -> str:
+        """Hash of configuration and weights: supports of another model are told apart by it.
+
+        Of the configuration, what differs from the defaults; of the weights, as they were first
+        loaded. Copies, pickles, casts, moves and files keep it; training, other weights and another
+        configuration change it.
+        """
+        parts = (self.config.digest, self.encoder.identity(), self.identity())
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
