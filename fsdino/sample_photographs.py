@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from fsdino import files, images
+from fsdino import files, images, masks
 from fsdino.errors import DataError, FsdinoError
 
 _FOLDER = Path(__file__).with_name("photographs")
@@ -77,7 +77,7 @@ def _sample(name: str, entry: Any) -> Sample:
     image_file, mask_file = _FOLDER / entry["image"], _FOLDER / entry["mask"]
     try:
         pixels = images.read_image(image_file)
-        mask = images.read_mask(mask_file, pixels.shape[:2])
+        mask = masks.read_mask(mask_file, pixels.shape[:2])
     except FsdinoError as error:
         raise DataError(f"the sample {name!r} cannot be read ({error}): {_REMEDY}") from error
     return Sample(

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
 Array = npt.NDArray[Any]
+PHOTOGRAPHS = Path(__file__).with_name("photographs")
 
 
 def picture(height: int, width: int) -> Array:
@@ -36,3 +44,60 @@ def one_line(error: pytest.ExceptionInfo[BaseException], *parts: str) -> None:
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+def png(
+    width: int, height: int, depth: int, color: int, rows: list[bytes], *chunks: tuple[bytes, bytes]
+) -> bytes:
+    """A PNG file, written after its specification and not by Pillow."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", data), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def saved(image: Image.Image, path: Path, **options: Any) -> Path:
+    image.save(path, **options)
+    return path
+
+
+# What turns the stored pixels upright, by EXIF orientation (TIFF 6.0, tag 274).
+UPRIGHT: dict[int, Callable[[Array], Array]] = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+def with_orientation(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[274] = orientation
+    return exif
+
+
+def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+FLAGS = disc(60, 80)
+BYTES = FLAGS.astype(np.uint8)
+GRAY = BYTES * np.uint8(255)
+RED = np.stack([GRAY, 0 * GRAY, 0 * GRAY], axis=2)

@@ -18,7 +18,8 @@ from PIL import Image, features
 from fsdino import image_files
 from fsdino.errors import DataError, FsdinoError, UsageError
 from fsdino.image_files import list_images, scan_folder
-from fsdino.images import read_image, read_mask
+from fsdino.images import read_image
+from fsdino.masks import read_mask
 
 PICTURE = np.arange(40 * 30 * 3, dtype=np.uint32).reshape(40, 30, 3).astype(np.uint8)
 HEIC = struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic" + bytes(64)

@@ -22,7 +22,8 @@ from PIL import Image
 from fsdino import images
 from fsdino.errors import DataError
 from fsdino.image_files import scan_folder
-from fsdino.images import read_image, read_mask
+from fsdino.images import read_image
+from fsdino.masks import read_mask
 
 Array = npt.NDArray[Any]
 

@@ -16,7 +16,8 @@ from fsdino.data.layouts import Reading, read_layout
 from fsdino.data.lists import Lists
 from fsdino.data.sampling import Pools, check_pools
 from fsdino.errors import DataError, UsageError
-from fsdino.images import read_image, read_mask
+from fsdino.images import read_image
+from fsdino.masks import read_mask
 
 logger = logging.getLogger("fsdino.data")
 

@@ -17,7 +17,7 @@ from fsdino.data.files import decode_data, file_key, label_values, prepared
 from fsdino.data.lists import read_lines
 from fsdino.errors import DataError, FsdinoError, UsageError
 from fsdino.files import make_folder, read_object, write_json
-from fsdino.images import read_mask, warn_of_orientation
+from fsdino.masks import read_mask, warn_of_orientation
 
 logger = logging.getLogger("fsdino.data")
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fsdino import images as pixels
 from fsdino.errors import DataError, SupportWarning, UsageError
-from fsdino.images import ImageLike, MaskLike
+from fsdino.images import ImageLike
+from fsdino.masks import MaskLike, read_mask
 from fsdino.models import tiling
 from fsdino.models.encoders import Features
 from fsdino.models.few_shot import FewShotModel
@@ -22,6 +23,7 @@ from fsdino.models.hypercorrelation import masked_mean
 from fsdino.models.segmentation import Segmentation
 from fsdino.models.supports import Shot, Support, positions, token_mask
 from fsdino.models.views import View, closer
+from fsdino.resizing import mask_to_tensor, resize_back, to_tensor
 
 # Below these, masks of other images are more often wrong than right: of a single image, which was
 # asked for itself, and of several, each of which was asked of the others.
@@ -76,7 +78,7 @@ class Segmenter(FewShotModel):
         arrays = [pixels.read_image(x, _name("image", k)) for k, x in enumerate(image_list)]
         sizes = [(array.shape[0], array.shape[1]) for array in arrays]
         flags = [
-            pixels.read_mask(x, sizes[k], _name("mask", k), image=image_list[k])
+            read_mask(x, sizes[k], _name("mask", k), image=image_list[k])
             for k, x in enumerate(mask_list)
         ]
         single = len(arrays) == 1
@@ -110,8 +112,7 @@ class Segmenter(FewShotModel):
         array = pixels.read_image(image, "image")
         size = (array.shape[0], array.shape[1])
         flags = {
-            name: pixels.read_mask(mask, size, f"mask {name}", image=image)
-            for name, mask in masks.items()
+            name: read_mask(mask, size, f"mask {name}", image=image) for name, mask in masks.items()
         }
         features = self.encode_list([self._prepare(array)])
         return {name: self._support(features, [flag]) for name, flag in flags.items()}
@@ -159,7 +160,7 @@ class Segmenter(FewShotModel):
             support = self._support([features[n] for n in others], [flags[n] for n in others])
             logits = self.finite_logits(features[k], support.features(1))[0]
             size = (flags[k].shape[0], flags[k].shape[1])
-            found = pixels.resize_back(logits.float(), size).sigmoid_()[0].cpu().numpy()
+            found = resize_back(logits.float(), size).sigmoid_()[0].cpu().numpy()
             inside = found >= self.config.threshold
             ious.append((inside & flags[k]).sum() / max((inside | flags[k]).sum(), 1))
         return float(np.mean(ious))
@@ -167,7 +168,7 @@ class Segmenter(FewShotModel):
     def _cover(self, features: Features, flag: npt.NDArray[np.bool_]) -> Tensor:
         """Share of foreground of each token of one image: [1, h, w]."""
         grid = features.grid
-        return token_mask(pixels.mask_to_tensor(flag, grid).to(self.device)[None], grid)
+        return token_mask(mask_to_tensor(flag, grid).to(self.device)[None], grid)
 
     @overload
     def segment(  # type: ignore[overload-overlap]  # a path is a sequence, too
@@ -259,7 +260,7 @@ class Segmenter(FewShotModel):
             answers = [self.finite_answer(features, s.features(1), n) for n, s in supports.items()]
             logits = torch.cat([logits[0] for logits, _ in answers])
             size = (array.shape[0], array.shape[1])
-            maps = pixels.resize_back(logits.float(), size).sigmoid_()
+            maps = resize_back(logits.float(), size).sigmoid_()
             scores = [
                 _clearest(coarse) if presence is None else presence[0].float()
                 for coarse, presence in answers
@@ -295,7 +296,7 @@ class Segmenter(FewShotModel):
             scale = side / max(array.shape[:2])
             height, width = (max(round(n * scale / patch), 1) * patch for n in array.shape[:2])
             size = (height, width)
-        return pixels.to_tensor(array, size).to(self.device)
+        return to_tensor(array, size).to(self.device)
 
     def _check_supports(self, named: Mapping[str, Support]) -> None:
         if not named or not all(isinstance(support, Support) for support in named.values()):

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fsdino.errors import DataError, FsdinoError
-from fsdino.images import Pixels, to_tensor
+from fsdino.images import Pixels
+from fsdino.resizing import to_tensor
 from fsdino.training.distillation.architecture import Architecture
 from fsdino.training.distillation.config import Stage
 from fsdino.training.distillation.corpus import ImageFile
