@@ -19,9 +19,9 @@ from tiny_recipe import on_frozen_encoder
 
 import fsdino
 from fsdino import processes as sharing
-from fsdino.apps import evaluation
 from fsdino.data import procedural
 from fsdino.evaluation import protocols
+from fsdino.evaluation import run as evaluation
 from fsdino.evaluation.evaluate import Settings
 from fsdino.files import read_object, write_json
 from fsdino.models import zoo

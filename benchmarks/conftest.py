@@ -23,9 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from record import write_record
 
-from fsdino.bench.compare import EAGER, Bench, Comparison
+from fsdino.bench.compare import EAGER, Bench, Comparison, print_comparison
 from fsdino.bench.workloads import TINY, WORKLOADS
-from fsdino.cli import print_comparison
 from fsdino.devices import DTYPES, find_dtype
 from fsdino.ops import backends
 

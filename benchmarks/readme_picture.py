@@ -16,10 +16,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 import fsdino
 from fsdino import images, overlay
-from fsdino.apps import demo_photographs
-from fsdino.apps.demo_photographs import EVERYTHING, PhotographAnswer
-from fsdino.apps.demo_report import marked
+from fsdino.evaluation import photographs
+from fsdino.evaluation.photographs import EVERYTHING, PhotographAnswer
 from fsdino.models.names import DEFAULT
+from fsdino.overlay import marked
 
 MODEL = DEFAULT
 FILE = Path(__file__).resolve().parent.parent / "docs" / "photographs.jpg"
@@ -72,9 +72,7 @@ def main() -> None:
     """Segment and draw."""
     model = fsdino.load(MODEL)
     samples = fsdino.samples()
-    answers = [
-        demo_photographs.answer({MODEL: model}, s, samples[s.query]) for s in chosen().values()
-    ]
+    answers = [photographs.answer({MODEL: model}, s, samples[s.query]) for s in chosen().values()]
     facts = {
         "command": "python benchmarks/readme_picture.py",
         "model": MODEL,

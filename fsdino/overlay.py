@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from fsdino import images
 from fsdino.errors import UsageError
@@ -77,6 +77,28 @@ def overlay(
         part[within] = np.rint(part[within].astype(np.float32) * (1 - alpha) + fill * alpha)
     outline = _outline(labels, width=max(1, round(max(labels.shape) / 400))) & inside
     drawn[outline] = table[labels[outline]]
+    return Image.fromarray(drawn)
+
+
+def marked(image: Pixels, labels: npt.NDArray[Any]) -> Image.Image:
+    """The image as it is, with two lines around the region of its label: a colour, and white.
+
+    Args:
+        image: uint8 [H, W, 3].
+        labels: [H, W], bool, or 0 and one label, whose colour it is.
+
+    Returns:
+        PIL image, RGB, of the image's size.
+    """
+    label = int(labels.max())
+    region = Image.fromarray((labels > 0).astype(np.uint8))
+    size = 2 * max(round(max(image.shape) / 160), 2) + 1
+    inner = np.asarray(region.filter(ImageFilter.MinFilter(size))) > 0
+    outer = np.asarray(region.filter(ImageFilter.MaxFilter(size))) > 0
+    drawn = image.copy()
+    drawn[outer] = 255
+    drawn[labels > 0] = label_color(label)
+    drawn[inner] = image[inner]
     return Image.fromarray(drawn)
 
 

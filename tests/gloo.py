@@ -15,9 +15,12 @@ import torch
 from torch import distributed, multiprocessing
 
 from fsdino import processes as sharing
-from fsdino.apps import evaluation, folder
+from fsdino.commands.segment.output import Output
+from fsdino.commands.segment.queries import find_queries
+from fsdino.commands.segment.stream import segment_files
 from fsdino.errors import FsdinoError
 from fsdino.evaluation import journal, protocols
+from fsdino.evaluation import run as evaluation
 from fsdino.evaluation.evaluate import Settings
 from fsdino.evaluation.questions import Questions
 from tiny_models import SIDE, box_mask, picture, tiny_model
@@ -120,8 +123,8 @@ def segment(out: Path) -> None:
     model = tiny_model()
     supports = {"foreground": model.encode_support([picture(50, 60, 1)], [box_mask(50, 60)])}
     with sharing.processes() as processes:
-        output = processes.in_turn(lambda: folder.Output(out, {"call": "test"}))
-        queries = folder.find_queries([out.parent / "queries"])
-        outcome = folder.segment_files(model, supports, queries, output, processes=processes)
+        output = processes.in_turn(lambda: Output(out, {"call": "test"}))
+        queries = find_queries([out.parent / "queries"])
+        outcome = segment_files(model, supports, queries, output, processes=processes)
     rows = [asdict(row) for row in outcome.rows]
     (out / f"rows{processes.rank}.json").write_text(json.dumps([rows, outcome.failed]))

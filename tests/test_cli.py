@@ -32,9 +32,19 @@ import fsdino
 import stub_extension
 import tiny_sam
 from fsdino import cli, ops
-from fsdino.apps import build, demo, demo_photographs, supports
 from fsdino.bench import eager, workloads
 from fsdino.bench.workloads import Workload
+from fsdino.commands import build, options
+from fsdino.commands import evaluate as evaluate_command
+from fsdino.commands.demo import command as demo_command
+from fsdino.commands.demo import drawings
+from fsdino.commands.demo import run as demo
+from fsdino.commands.distill import Distill
+from fsdino.commands.info import Info
+from fsdino.commands.runs import RECIPES, find_recipe
+from fsdino.commands.segment import command as segment_command
+from fsdino.commands.segment import supports
+from fsdino.commands.train import Train
 from fsdino.evaluation import journal
 from fsdino.models import segmenter, zoo
 from fsdino.models.config import ModelConfig
@@ -554,7 +564,7 @@ def test_segment_refuses_a_folder_in_use(capsys, workplace):
 
 HOLD = """
 import pathlib
-from fsdino.apps.folder import Output
+from fsdino.commands.segment.output import Output
 output = Output(pathlib.Path("out"), {})
 print("held", flush=True)
 sys.stdin.read()
@@ -781,7 +791,7 @@ def test_interrupted_training_says_how_to_go_on(recipe, capsys, monkeypatch):
 
 def test_train_options_are_settings_of_a_run():
     """Every option of `fsdino train` changes the setting of the same name."""
-    options = {field.name for field in dataclasses.fields(cli.Train)}
+    options = {field.name for field in dataclasses.fields(Train)}
     settings = {field.name for field in dataclasses.fields(TrainConfig)}
     of_their_own = {"recipe", "out", "resume", "variant", "without", "adapter", "decoder"}
     assert options - of_their_own - {"no_validation"} <= settings
@@ -789,7 +799,7 @@ def test_train_options_are_settings_of_a_run():
 
 def test_train_options_switch_parts_and_override(recipe):
     """Zero is a value, too; parts of the prompts and what learns are chosen by name."""
-    command = cli.Train(
+    command = Train(
         recipe=recipe, out=Path("run"), fold=0, seed=0, workers=0, without=("svp", "4d"),
         adapter="trained", decoder="frozen", variant="comp", shots=(1, 5), images_per_step=12,
         episodes_per_batch="3", root=Path("data"), skip_bad=True,
@@ -801,7 +811,7 @@ def test_train_options_switch_parts_and_override(recipe):
     model = config.model
     assert (model.variant, model.visual_prompt, model.correlation_prompt) == ("comp", False, False)
     assert model.cosine_prompt and model.contrastive
-    unchanged = cli.Train(recipe=recipe, out=Path("run")).configure()
+    unchanged = Train(recipe=recipe, out=Path("run")).configure()
     assert unchanged == TrainConfig.from_yaml(Path(recipe))
 
 
@@ -810,11 +820,11 @@ def test_training_on_random_features_is_refused(recipe, capsys, caplog):
     assert cli.main(["train", "dinov2-b-coco20i", "--root", "data", "--out", "run"]) == 2
     assert "random weights: pass --encoder-weights" in error_line(capsys)
     assert not Path("run").exists()
-    command = cli.Train(recipe="dinov2-b-coco20i", out=Path("run"), encoder_weights=Path("b.pth"))
+    command = Train(recipe="dinov2-b-coco20i", out=Path("run"), encoder_weights=Path("b.pth"))
     assert command.configure().encoder_weights == "b.pth"
     assert "the adapter is frozen and has random weights" in caplog.text
     caplog.clear()
-    command = cli.Train(recipe="dinov2-b-coco20i", out=Path("run"), start_from="model")
+    command = Train(recipe="dinov2-b-coco20i", out=Path("run"), start_from="model")
     assert command.configure().start_from == "model" and not caplog.text
 
 
@@ -881,7 +891,7 @@ TINY_RUNS = ("fsdino-tiny-base", "fsdino-tiny-invented", "fsdino-tiny")
 
 def test_shipped_recipes_are_found_by_name_and_can_be_read():
     """`fsdino train NAME` needs no path; a stage-1 recipe fits those of stage 2."""
-    names = {path.stem for path in cli.RECIPES.glob("*.yaml")}
+    names = {path.stem for path in RECIPES.glob("*.yaml")}
     sizes = {"s": "small", "b": "base", "l": "large"}
     benchmarks = {f"dinov2-{size}-{data}" for size in sizes for data in ("pascal5i", "coco20i")}
     distilled = (f"distill-dinov2-{size}" for size in sizes)
@@ -899,39 +909,39 @@ def test_three_runs_give_the_bundled_model():
     """Each run goes on from the one before, as their heads say; none sees the fold of the demo."""
     before = None
     for name in TINY_RUNS:
-        head = (cli.RECIPES / f"{name}.yaml").read_text().split("\nmodel:")[0].splitlines()
+        head = (RECIPES / f"{name}.yaml").read_text().split("\nmodel:")[0].splitlines()
         commands = [line.split(" train ")[1] for line in head if line.startswith("# torchrun")]
-        runs = [tyro.cli(cli.Train, args=command.split()) for command in commands]
+        runs = [tyro.cli(Train, args=command.split()) for command in commands]
         assert [run.recipe for run in runs] == list(TINY_RUNS)
         config = stage_two(name)
-        assert config.start_from == before and config.fold == demo.FOLD
+        assert config.start_from == before and config.fold == drawings.FOLD
         assert config.model == stage_two(TINY_RUNS[0]).model
         before = str(runs[TINY_RUNS.index(name)].out / "model")
 
 
 def stage_one(name: str) -> DistillConfig:
     """A recipe that ships for `fsdino distill`."""
-    return DistillConfig.from_yaml(cli._find_recipe(name, "distill"))
+    return DistillConfig.from_yaml(find_recipe(name, "distill"))
 
 
 def stage_two(name: str) -> TrainConfig:
     """A recipe that ships for `fsdino train`."""
-    return TrainConfig.from_yaml(cli._find_recipe(name, "train"))
+    return TrainConfig.from_yaml(find_recipe(name, "train"))
 
 
 def test_commands_in_recipes_are_those_that_run_them():
     """What the head of a recipe says can be pasted: both stages, with files that fit together."""
-    for name in (path.stem for path in cli.RECIPES.glob("*dinov2-*.yaml")):
-        text = (cli.RECIPES / f"{name}.yaml").read_text()
+    for name in (path.stem for path in RECIPES.glob("*dinov2-*.yaml")):
+        text = (RECIPES / f"{name}.yaml").read_text()
         head = " ".join(line[1:].strip(" \\") for line in text.splitlines() if line[:4] == "#   ")
         distill, *train = head.split("fsdino train ")
         words = distill.split()
-        first = tyro.cli(cli.Distill, args=words[2:])
+        first = tyro.cli(Distill, args=words[2:])
         assert words[:2] == ["fsdino", "distill"] and first.recipe.startswith("distill-")
         first.configure()
         assert train or first.recipe == name
         for arguments in train:
-            second = tyro.cli(cli.Train, args=arguments.split())
+            second = tyro.cli(Train, args=arguments.split())
             assert second.recipe == name
             assert second.adapter_weights == first.out / ADAPTER_FILE
             assert second.configure().encoder_weights == str(first.encoder_weights)
@@ -985,7 +995,7 @@ def test_interrupted_distillation_says_how_to_go_on(capsys, monkeypatch):
 
 def test_distill_options_are_settings_of_a_run():
     """Every option of `fsdino distill` changes the setting of the same name."""
-    options = {field.name for field in dataclasses.fields(cli.Distill)}
+    options = {field.name for field in dataclasses.fields(Distill)}
     settings = {field.name for field in dataclasses.fields(DistillConfig)}
     others = {"recipe", "out", "resume", "as_json", "encoder", "no_cache"}
     assert options - others <= settings
@@ -996,7 +1006,7 @@ def test_distill_from_a_recipe(capsys):
     recipe = {"model": tiny_config().to_dict(), "images": ["queries"], "percent": 50.0,
               "teacher_checkpoint": "sam.pth", "encoder_from": "model"}  # fmt: skip
     Path("stage1.yaml").write_text(yaml.safe_dump(recipe))
-    config = cli.Distill(recipe="stage1.yaml", out=Path("out"), percent=25.0, no_cache=True)
+    config = Distill(recipe="stage1.yaml", out=Path("out"), percent=25.0, no_cache=True)
     expected = DistillConfig(
         tiny_config(), ("queries",), "sam.pth", encoder_from="model", percent=25.0, use_cache=False
     )
@@ -1081,11 +1091,11 @@ def test_evaluate_answers_in_json_alone(capsys):
 def test_evaluate_baselines(capsys):
     """The model's encoder alone, by prototypes and by 4D matching: results of other models."""
     hashes = set()
-    for options in ([], ["--matcher", "prototype"], ["--matcher", "correspondence"]):
-        assert cli.main(evaluate("--episodes", "2", "--json", *options)) == 0
+    for more in ([], ["--matcher", "prototype"], ["--matcher", "correspondence"]):
+        assert cli.main(evaluate("--episodes", "2", "--json", *more)) == 0
         found = json.loads(capsys.readouterr().out)
         hashes.add(found["model_hash"])
-        assert found["variant"] == ("training_free" if options else "full")
+        assert found["variant"] == ("training_free" if more else "full")
     assert len(hashes) == 3
 
 
@@ -1342,7 +1352,7 @@ def test_demo_goes_on_without_a_compiler(
 
 def test_demo(mini, two_photographs, capsys, monkeypatch):
     """The report, the table, and the numbers as JSON."""
-    monkeypatch.setattr(build, "run_if_possible", lambda: None)
+    monkeypatch.setattr(build, "build_if_possible", lambda: None)
     arguments = ["demo", "--out", "demo", "--model", "other", "--drawn-model", "model"]
     arguments += ["--episodes", "2", "--pictures", "1", "--workload", "mini", "--repeats", "1"]
     assert cli.main(arguments) == 0
@@ -1365,26 +1375,26 @@ def test_demo_does_not_fight_for_the_processor(given, expected, monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", given)  # so that it is as before afterwards
     if not given:
         monkeypatch.delenv("OMP_WAIT_POLICY")
-    cli._wait_without_spinning()
+    options.wait_without_spinning()
     assert os.environ.get("OMP_WAIT_POLICY", "") == given  # too late, and so left alone
     monkeypatch.delitem(sys.modules, "torch")
-    cli._wait_without_spinning()
+    options.wait_without_spinning()
     assert os.environ["OMP_WAIT_POLICY"] == expected
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("home", "arguments"),
     [
-        ["demo", "--out", "demo", "--model", "nonsense"],
-        ["segment", "--support", "a.png", "b.png", "--query", "c", "--out", "d", "--dtype", "int3"],
-        ["evaluate", "fsdino-tiny", "--dtype", "int3"],
+        (demo_command, ["demo", "--out", "demo", "--model", "nonsense"]),
+        (segment_command, ["segment", "--support", "a.png", "b.png", "--dtype", "int3"]),
+        (evaluate_command, ["evaluate", "fsdino-tiny", "--dtype", "int3"]),
     ],
-    ids=lambda arguments: arguments[0],
+    ids=["demo", "segment", "evaluate"],
 )
-def test_commands_that_segment_let_threads_sleep(arguments, monkeypatch, capsys):
+def test_commands_that_segment_let_threads_sleep(home, arguments, monkeypatch, capsys):
     """Before anything is loaded: beside another program, spinning makes them many times slower."""
     calls = []
-    monkeypatch.setattr(cli, "_wait_without_spinning", lambda: calls.append(1))
+    monkeypatch.setattr(home, "wait_without_spinning", lambda: calls.append(1))
     assert cli.main(arguments) == 2
     assert calls == [1]
 
@@ -1395,8 +1405,8 @@ def test_demo_is_interrupted_in_one_line(capsys, monkeypatch):
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(build, "run_if_possible", lambda: None)
-    monkeypatch.setattr(demo_photographs, "answers", interrupted)
+    monkeypatch.setattr(build, "build_if_possible", lambda: None)
+    monkeypatch.setattr(demo, "photograph_answers", interrupted)
     arguments = ["demo", "--out", "demo", "--model", "model", "--drawn-model", "model"]
     assert cli.main(arguments) == 130
     assert error_line(capsys).startswith("fsdino: interrupted: ")
@@ -1432,7 +1442,7 @@ def test_other_errors_are_one_line(error, words, capsys, monkeypatch):
     def fails(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(cli.Info, "run", fails)
+    monkeypatch.setattr(Info, "run", fails)
     assert cli.main(["info"]) == 1
     assert words in error_line(capsys)
     assert cli.main(["info", "--debug"]) == 1

@@ -87,3 +87,16 @@ def test_overlay_of_what_is_blended_in_bands(monkeypatch: pytest.MonkeyPatch) ->
     image = np.random.default_rng(0).integers(0, 256, (10, 5, 3), dtype=np.uint8)
     found = np.array(overlay.overlay(image, np.ones((10, 5), np.bool_), [(10, 20, 30)], alpha=0.25))
     np.testing.assert_allclose(found, image * 0.75 + np.array([2.5, 5, 7.5]), atol=0.501)
+
+
+def test_supports_and_truth_keep_their_colours():
+    """But for two lines along the mask's edge, whose inner one has the label's colour."""
+    image = picture(80, 80)
+    mask = np.zeros((80, 80), dtype=bool)
+    mask[20:60, 20:60] = True
+    shown = np.array(overlay.marked(image, np.where(mask, 2, 0)))
+    same = (shown == image).all(axis=2)
+    assert same[24:56, 24:56].all()
+    assert same[:16].all() and same[64:].all() and same[:, :16].all() and same[:, 64:].all()
+    assert (shown[20, 20:60] == overlay.label_color(2)).all()
+    assert (shown[19, 20:60] == 255).all()

@@ -13,7 +13,7 @@ import readme_picture
 from PIL import Image
 
 import fsdino
-from fsdino.apps import demo_photographs
+from fsdino.evaluation import photographs
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -77,6 +77,6 @@ def test_the_picture_shows_what_the_model_does():
     assert facts["fingerprint"] == model.fingerprint(), facts["command"]
     chosen = readme_picture.chosen()
     assert {f"{name}-in-{sample.query}" for name, sample in chosen.items()} == facts["iou"].keys()
-    answer = demo_photographs.answer({"it": model}, samples["coins"], samples["more-coins"])
+    answer = photographs.answer({"it": model}, samples["coins"], samples["more-coins"])
     expected = pytest.approx(facts["iou"]["coins-in-more-coins"], abs=0.02)
     assert answer.iou["it"] == expected, facts["command"]

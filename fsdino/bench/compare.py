@@ -17,9 +17,10 @@ from fsdino import ops
 from fsdino.bench import eager, exactness, memory, workloads
 from fsdino.bench.cases import TOLERANCE
 from fsdino.bench.workloads import STRIDE, WORKLOADS, Inputs, Workload
-from fsdino.errors import UsageError
+from fsdino.errors import FsdinoError, UsageError
 from fsdino.ops import backends
 from fsdino.progress import Progress
+from fsdino.tables import print_table
 
 EAGER = "eager"
 PARTS = {
@@ -158,6 +159,25 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     empty = ["–"] * (len(headers) - 1)
     rows += [[f"{name}: {reason}", *empty] for name, reason in comparison.missing.items()]
     return headers, rows
+
+
+def check_passed(comparisons: Sequence[Comparison]) -> int:
+    """0, or an error that names the implementations whose results were wrong."""
+    wrong = [
+        f"{timing.name} on {comparison.workload} (error {timing.error:.2g} times the allowed)"
+        for comparison in comparisons
+        for timing in comparison.timings
+        if not timing.passed
+    ]
+    if wrong:
+        raise FsdinoError(f"wrong results, so not timed: {', '.join(wrong)}; please report this")
+    return 0
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """A table on stdout: time, ratio, speed and, where it was measured, memory."""
+    peak = f"; sgemm {comparison.peak / 1e9:.1f} GFLOP/s"
+    print_table(*table(comparison), comparison.title + peak)
 
 
 def _milliseconds(seconds: float) -> str:

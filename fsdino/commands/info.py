@@ -1,16 +1,22 @@
-"""What is installed, which devices there are, and which backend would run each op and why."""
+"""`fsdino info`: what is installed, which devices there are, and which backend runs each op."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
+import tyro
 
-from fsdino.environment import devices, environment
-from fsdino.models import zoo
-from fsdino.ops import backends, native
+from fsdino.commands.build import print_extension
+from fsdino.commands.options import Json, check_model
+from fsdino.tables import print_table
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "torch", "torchvision", "timm", "triton", "segment-anything", "numpy", "pillow", "safetensors",
@@ -18,6 +24,31 @@ PACKAGES = (
 )  # fmt: skip
 
 RUNS, COULD_RUN = "runs", "could run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """Show versions, devices, and which backend would run each op here, and why.
+
+    With a model: its configuration and the number of parameters of each part.
+    """
+
+    model: Annotated[
+        tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[MODEL]", help_behavior_hint="")
+    ] = None
+    """Name, folder or hub id (hf:owner/name) of a model."""
+    as_json: Json = False
+    """Print everything as one JSON object."""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        check_model(self.model)
+        collected = collect(self.model)
+        if self.as_json:
+            print(json.dumps(collected))
+        else:
+            _print_info(collected)
+        return 0
 
 
 def packages() -> dict[str, str | None]:
@@ -36,6 +67,8 @@ def choices(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, str
 
     The first that can is the one that `RUNS`; the others `COULD_RUN`, or say why not.
     """
+    from fsdino.ops import backends
+
     table: dict[str, dict[str, str]] = {}
     for op in backends.OPS:
         row = table[op] = {}
@@ -47,6 +80,8 @@ def choices(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, str
 
 def describe_native() -> dict[str, Any]:
     """The extension behind backend `cpp`, if any, and why others that were found are not used."""
+    from fsdino.ops import native
+
     extension = native.extension()
     return {
         "extension": None if extension is None else extension.to_dict(),
@@ -61,6 +96,8 @@ def describe_model(name: str) -> dict[str, Any]:
         UsageError: there is no such model.
         CheckpointError: its files are damaged or of another kind.
     """
+    from fsdino.models import zoo
+
     model = zoo.load(name)
     return {
         "name": name,
@@ -75,6 +112,11 @@ def describe_model(name: str) -> dict[str, Any]:
 
 def collect(model: str | None = None) -> dict[str, Any]:
     """Everything above, as plain data for JSON."""
+    import torch
+
+    from fsdino.environment import devices, environment
+    from fsdino.models import zoo
+
     cpp = describe_native()
     report: dict[str, Any] = {
         "environment": environment(),
@@ -94,3 +136,68 @@ def collect(model: str | None = None) -> dict[str, Any]:
     if model is not None:
         report["model"] = describe_model(model)
     return report
+
+
+def _print_info(collected: Mapping[str, Any]) -> None:
+    versions = {**collected["environment"], **collected["packages"]}
+    facts = [[name, version or "not installed"] for name, version in versions.items()]
+    facts.append(["bundled models", ", ".join(collected["models"]) or "none"])
+    print_table(["", ""], facts, numbers=False)
+    for device, by_dtype in collected["backends"].items():
+        for dtypes, table in _group_equal(by_dtype):
+            title = f"backends on {device}, {dtypes}, in auto's order"
+            _print_backends(title, table)
+    _print_native(collected["cpp"])
+    if collected["forced_backend"]:
+        print(f"FSDINO_BACKEND={collected['forced_backend']} forces that backend")
+    model = collected.get("model")
+    if model is not None:
+        print(f"{model['name']}, fingerprint {model['fingerprint']}")
+        facts = [[key, str(value)] for key, value in model["config"].items()]
+        print_table(["", ""], facts, numbers=False)
+        print_parts(model["parameters"])
+
+
+def print_parts(parts: Mapping[str, Mapping[str, int]]) -> None:
+    """A table on stdout: numbers of trained and frozen parameters of a model's parts."""
+    kinds = ("trained", "frozen")
+    rows = [[part, *(f"{counts[kind]:,}" for kind in kinds)] for part, counts in parts.items()]
+    totals = [f"{sum(counts[kind] for counts in parts.values()):,}" for kind in kinds]
+    print_table(["parameters", *kinds], [*rows, ["all", *totals]])
+
+
+def _print_backends(title: str, table: Mapping[str, Mapping[str, str]]) -> None:
+    """What each backend does for each op; below, once, why some cannot."""
+    able = (RUNS, COULD_RUN)
+    names = list(next(iter(table.values())))
+    rows = [
+        [op, *(choices[name] if choices[name] in able else "no" for name in names)]
+        for op, choices in table.items()
+    ]
+    print_table(["op", *names], rows, title, numbers=False)
+    for name in names:
+        groups = _group_equal({op: choices[name] for op, choices in table.items()})
+        for ops, choice in groups:
+            if choice not in able:
+                print(
+                    f"{name}: no, {choice}" if len(groups) == 1 else f"{name}: no {ops}, {choice}"
+                )
+
+
+def _print_native(cpp: Mapping[str, Any]) -> None:
+    """The extension in use, and why others that were found are not."""
+    if cpp["extension"] is not None:
+        print_extension(cpp["extension"])
+    for problem in cpp["problems"]:
+        print(f"C++ kernels, not used: {problem}")
+
+
+def _group_equal(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Values by key, with the keys of equal neighbours joined."""
+    groups: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if groups and groups[-1][1] == value:
+            groups[-1] = (f"{groups[-1][0]}, {key}", value)
+        else:
+            groups.append((key, value))
+    return groups

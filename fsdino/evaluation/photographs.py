@@ -1,4 +1,4 @@
-"""The demo's photographs: those installed with fsdino, each the support for another one."""
+"""The photographs that are installed with fsdino, each the support for another one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fsdino.apps.demo_drawings import iou
 from fsdino.errors import SupportWarning
 from fsdino.models import zoo
 from fsdino.models.segmenter import Segmenter
@@ -96,3 +95,8 @@ def answer(asked: Mapping[str, Segmenter], support: Sample, query: Sample) -> Ph
     scores = {method: iou(mask, truth) for method, mask in masks.items()}
     scores[EVERYTHING] = iou(np.ones_like(truth), truth)
     return PhotographAnswer(support, query, masks, scores, qualities[0], *times[0])
+
+
+def iou(prediction: Mask, truth: Mask) -> float:
+    """Intersection over union of two masks [H, W]."""
+    return float((prediction & truth).sum() / max((prediction | truth).sum(), 1))

@@ -36,7 +36,7 @@ from fsdino.processes import Processes
 from fsdino.progress import Progress
 from fsdino.version import __version__
 
-logger = logging.getLogger("fsdino.apps")
+logger = logging.getLogger("fsdino.evaluation")
 
 # The bundled model was trained on the other folds of the generated set.
 BUNDLED, BUNDLED_DATA, BUNDLED_FOLD = DRAWN, "procedural", 3

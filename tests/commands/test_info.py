@@ -8,7 +8,7 @@ import torch
 
 import fsdino
 import stub_extension
-from fsdino.apps import info
+from fsdino.commands import info
 from fsdino.ops import backends, native
 from fsdino.ops.backends import Backend
 from tiny_models import tiny_model

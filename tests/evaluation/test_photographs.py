@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import fsdino
-from fsdino.apps import demo_photographs
-from fsdino.apps.demo_photographs import EVERYTHING, TRAINING_FREE
 from fsdino.errors import SupportWarning
+from fsdino.evaluation import photographs
+from fsdino.evaluation.photographs import EVERYTHING, TRAINING_FREE
 from fsdino.models import zoo
 from tiny_models import tiny_model
 
@@ -19,7 +19,7 @@ def test_each_is_the_support_for_its_query():
     """In the samples' order, with their own masks; IoU counted by hand, beside everything's."""
     samples = fsdino.samples()
     model = tiny_model()
-    answers = list(demo_photographs.answers("mine", model, samples))
+    answers = list(photographs.answers("mine", model, samples))
     assert [answer.support.name for answer in answers] == list(samples)
     free = zoo.training_free(model)
     for answer in answers[:2]:
@@ -44,12 +44,12 @@ def test_each_is_the_support_for_its_query():
 def test_a_training_free_model_is_shown_once():
     """The same masks would stand in two columns."""
     model = tiny_model(variant="training_free")
-    assert list(demo_photographs.methods("mine", model)) == ["mine"]
+    assert list(photographs.methods("mine", model)) == ["mine"]
 
 
 def test_the_default_finds_a_cup():
     """What ships does the main job: a cup of another kind, in colours of its own."""
     samples = fsdino.samples()
     chosen = {"espresso-cup": samples["espresso-cup"], "teacup": samples["teacup"]}
-    [answer, _] = demo_photographs.answers("it", fsdino.load("fsdino-photo"), chosen)
+    [answer, _] = photographs.answers("it", fsdino.load("fsdino-photo"), chosen)
     assert answer.iou["it"] > 0.5 > answer.iou[EVERYTHING] + 0.2

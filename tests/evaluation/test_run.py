@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from data_sets import write_davis, write_fss, write_voc
-from fsdino.apps import evaluation
-from fsdino.apps.evaluation import Request
 from fsdino.errors import DataError, UsageError
 from fsdino.evaluation import journal, protocols
+from fsdino.evaluation import run as evaluation
 from fsdino.evaluation.evaluate import Settings
+from fsdino.evaluation.run import Request
 from tiny_models import SIDE, tiny_model
 
 GENERATED = Request("procedural", episodes=6)

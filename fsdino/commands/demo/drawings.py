@@ -15,6 +15,7 @@ import torch
 from fsdino.data.episodes import Episode
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.evaluation.metrics import Scores
+from fsdino.evaluation.photographs import iou
 from fsdino.models import zoo
 from fsdino.models.segmenter import Segmenter
 from fsdino.models.supports import Support
@@ -204,11 +205,6 @@ def _answer_way(
 
 def _mean(values: npt.NDArray[np.float32]) -> float:
     return float(values.mean()) if values.size else 0.0
-
-
-def iou(prediction: Mask, truth: Mask) -> float:
-    """Intersection over union of two masks [H, W]."""
-    return float((prediction & truth).sum() / max((prediction | truth).sum(), 1))
 
 
 def scores(answers: Sequence[Answer]) -> dict[Key, Score]:

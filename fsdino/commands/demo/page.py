@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from fsdino import overlay
-from fsdino.apps import report
-from fsdino.apps.demo import Results, Settings
-from fsdino.apps.demo_drawings import (
+from fsdino.bench.compare import Comparison, Timing
+from fsdino.commands.demo import report
+from fsdino.commands.demo.drawings import (
     BASELINE,
     FOLD,
     MODEL,
@@ -25,11 +25,12 @@ from fsdino.apps.demo_drawings import (
     Fate,
     WayAnswer,
 )
-from fsdino.apps.demo_photographs import EVERYTHING, TRAINING_FREE, PhotographAnswer
-from fsdino.apps.report import text
-from fsdino.bench.compare import Comparison, Timing
+from fsdino.commands.demo.report import text
+from fsdino.commands.demo.run import Results, Settings
 from fsdino.data import procedural
 from fsdino.environment import environment
+from fsdino.evaluation.photographs import EVERYTHING, TRAINING_FREE, PhotographAnswer
+from fsdino.overlay import marked
 
 MISSED = 0.5  # IoU, or share of its pixels, below which a class counts as missed
 
@@ -279,25 +280,6 @@ def _likeness(one: Fate, other: Fate) -> str:
     )  # fmt: skip
     shared = " and ".join(sorted(first & second))
     return f"; both classes have a {shared} part" if shared else ""
-
-
-def marked(image: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> Image.Image:
-    """The image as it is, with two lines around the region of its label: a colour, and white.
-
-    Args:
-        image: uint8 [H, W, 3].
-        labels: [H, W], bool, or 0 and one label, whose colour it is.
-    """
-    label = int(labels.max())
-    region = Image.fromarray((labels > 0).astype(np.uint8))
-    size = 2 * max(round(max(image.shape) / 160), 2) + 1
-    inner = np.asarray(region.filter(ImageFilter.MinFilter(size))) > 0
-    outer = np.asarray(region.filter(ImageFilter.MaxFilter(size))) > 0
-    drawn = image.copy()
-    drawn[outer] = 255
-    drawn[labels > 0] = overlay.label_color(label)
-    drawn[inner] = image[inner]
-    return Image.fromarray(drawn)
 
 
 def _shown(image: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> Image.Image:

@@ -14,14 +14,15 @@ import torch
 
 from fsdino import images as pixels
 from fsdino import overlay
-from fsdino.apps import demo_drawings, demo_photographs
-from fsdino.apps.demo_drawings import FOLD, MODEL, SCALE, SEED, SHOTS, Answer, Score, WayAnswer
-from fsdino.apps.demo_photographs import PhotographAnswer
 from fsdino.bench import compare
 from fsdino.bench.compare import Comparison
+from fsdino.commands.demo import drawings
+from fsdino.commands.demo.drawings import FOLD, MODEL, SCALE, SEED, SHOTS, Answer, Score, WayAnswer
 from fsdino.data import procedural
 from fsdino.environment import environment
 from fsdino.errors import UsageError
+from fsdino.evaluation.photographs import PhotographAnswer
+from fsdino.evaluation.photographs import answers as photograph_answers
 from fsdino.files import make_folder, write_json
 from fsdino.models import zoo
 from fsdino.models.names import DEFAULT, DRAWN
@@ -79,7 +80,7 @@ class Results:
     photographs: Sequence[PhotographAnswer]
     drawn_model: Segmenter
     answers: Sequence[Answer]
-    scores: dict[demo_drawings.Key, Score]
+    scores: dict[drawings.Key, Score]
     ways: Sequence[WayAnswer]
     kernels: Comparison
     first_seconds: float
@@ -133,21 +134,21 @@ def run(settings: Settings, out: Path) -> Results:
     photographs: list[PhotographAnswer] = []
     first = 0.0
     with Progress("photographs", len(shipped), unit="photographs") as progress:
-        for found in demo_photographs.answers(settings.model, model, shipped):
+        for found in photograph_answers(settings.model, model, shipped):
             _write_photograph(found, settings.model, out / "photographs")
             first = first or time.monotonic() - began
             photographs.append(found)
             progress.advance()
     answers: list[Answer] = []
     with Progress("drawings", settings.episodes, unit="episodes") as progress:
-        for answer in demo_drawings.answers(drawn_model, settings.episodes):
+        for answer in drawings.answers(drawn_model, settings.episodes):
             _write_overlays(answer, out / "overlays")
             answers.append(answer)
             progress.advance()
-    ways = demo_drawings.answer_ways(drawn_model)
+    ways = drawings.answer_ways(drawn_model)
     kernels = compare.compare(workload, device=torch.device("cpu"), repeats=settings.repeats)
     results = Results(
-        settings, model, photographs, drawn_model, answers, demo_drawings.scores(answers), ways,
+        settings, model, photographs, drawn_model, answers, drawings.scores(answers), ways,
         kernels, first, time.monotonic() - began,
     )  # fmt: skip
     write_json(out / "demo.json", results.to_dict())

@@ -1,4 +1,4 @@
-"""Segment many files into a folder: a stream that can be interrupted and resumed."""
+"""The output folder of `fsdino segment`: its masks, its overlays, and a row for each query."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import logging
 import math
 import os
 import stat
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,27 +20,19 @@ from PIL import Image
 
 from fsdino import files, overlay
 from fsdino import images as pixels
-from fsdino.apps.supports import MAX_CLASSES
-from fsdino.errors import DataError, FsdinoError, UsageError, is_out_of_memory
-from fsdino.image_files import Listing, printable, scan_folder
+from fsdino.commands.segment.queries import MASKS, OVERLAYS, REMEDY
+from fsdino.errors import DataError, FsdinoError, UsageError
+from fsdino.image_files import printable
 from fsdino.models.segmentation import Segmentation
-from fsdino.models.segmenter import Segmenter
-from fsdino.models.supports import Support
-from fsdino.processes import Processes, is_first
-from fsdino.progress import Progress
+from fsdino.processes import is_first
 
-logger = logging.getLogger("fsdino.apps")
+logger = logging.getLogger("fsdino.commands")
+
 
 FORMAT = "fsdino-segment-2"
 CALL_FILE, ROWS_FILE, LOCK_FILE = "segment.json", "results.jsonl", "segment.lock"
-MASKS, OVERLAYS = "masks", "overlays"
 
 _OTHERS = "others"  # key of CALL_FILE for names that files of other programs have
-_REMEDY = "pass another --out"
-
-# Queries that share an encoder pass, bounded also by the bytes that their pixels and maps take:
-# 24 megapixels of one class.
-_BATCH_IMAGES, _BATCH_BYTES = 8, 7 * 24_000_000
 _MOST_JPEG = 65_500  # pixels of a side
 _MOST_NAME = 200  # bytes of a result's name, which an ending and a number are added to
 # What writing fails with because of what is written, and not for all results alike.
@@ -110,83 +101,6 @@ class Row:
         return row if inside else None
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of all queries: rows in the queries' order, reasons by failed query."""
-
-    rows: list[Row]
-    failed: dict[str, str]
-    resumed: int
-
-    def to_dict(self, folder: Path) -> dict[str, Any]:
-        """Plain data for JSON, with the files' paths."""
-        rows = []
-        for row in self.rows:
-            data = asdict(row)
-            del data["stamp"], data["sizes"]
-            paths = {kind: str(folder / data[kind]) for kind in ("mask", "overlay")}
-            rows.append({**data, **paths})
-        failed = [{"query": query, "error": error} for query, error in self.failed.items()]
-        return {"queries": rows, "failed": failed, "resumed": self.resumed}
-
-
-class Queries(list[Path]):
-    """Files to segment.
-
-    Attributes:
-        left_out: the other files in the folders that were searched, with the reason.
-    """
-
-    def __init__(self, paths: Iterable[Path], left_out: Mapping[str, str]) -> None:
-        super().__init__(paths)
-        self.left_out = dict(left_out)
-
-    def summary(self) -> str:
-        """What was left out, in a line."""
-        return Listing(list(self), self.left_out).summary()
-
-
-def find_queries(paths: Sequence[Path], out: Path | None = None) -> Queries:
-    """Files as they are, folders as the images in them and in their subfolders; each once.
-
-    Args:
-        paths: files and folders.
-        out: folder of the results, which are not queries themselves.
-
-    Raises:
-        UsageError: no query, a missing path, a folder without images, a query among the results.
-    """
-    if not paths:
-        raise UsageError("no query given: pass --query with images or folders of images")
-    own = set() if out is None else {os.path.realpath(out / name) for name in (MASKS, OVERLAYS)}
-    found: dict[str, Path] = {}
-    left_out: dict[str, str] = {}
-    for path in paths:
-        if _lies_in(path, own):
-            raise UsageError(
-                f"query {path} lies where the results of this call are written: {_REMEDY}"
-            )
-        if path.is_dir():
-            listing = scan_folder(path, recursive=True)
-            images = [file for file in listing.images if not _lies_in(file, own)]
-            others = {
-                str(path / name): reason
-                for name, reason in listing.left_out.items()
-                if not _lies_in(path / name, own)
-            }
-            if not images:
-                why = f" ({Listing([], others).summary()})" if others else ""
-                raise UsageError(f"query {path}: there is no image in this folder{why}")
-            left_out |= others
-        elif path.exists():
-            images = [path]
-        else:
-            raise UsageError(f"query {path}: no such file or folder")
-        for file in images:
-            found.setdefault(os.path.abspath(file), file)
-    return Queries(found.values(), left_out)
-
-
 class Output:
     """The output folder: masks/, overlays/, the call that made them and a row per query.
 
@@ -213,7 +127,7 @@ class Output:
         files.make_folder(folder, "pass an --out that can be written")
         self._lock: files.Lock | None = None
         if is_first():  # before anything is read: what others write meanwhile would be lost
-            self._lock = files.Lock(folder / LOCK_FILE, f"--out {folder}", _REMEDY)
+            self._lock = files.Lock(folder / LOCK_FILE, f"--out {folder}", REMEDY)
         try:
             others = self._clear() if overwrite else self._check_call(call)
             for name in (MASKS, OVERLAYS):
@@ -239,7 +153,7 @@ class Output:
         if row is None:
             return None
         try:
-            complete = row.stamp == _stamp(query) and all(
+            complete = row.stamp == file_stamp(query) and all(
                 _file_size(self.folder / name) == size
                 for name, size in zip((row.mask, row.overlay), row.sizes, strict=True)
             )
@@ -339,7 +253,7 @@ class Output:
 
     def _check_call(self, call: Mapping[str, Any]) -> set[str]:
         """Refuse a folder that is not this call's; returns the names that others have in it."""
-        remedy = f"{_REMEDY}, or --overwrite"
+        remedy = f"{REMEDY}, or --overwrite"
         file = self.folder / CALL_FILE
         if not file.exists():
             foreign = [f"folder {n}/" for n in (MASKS, OVERLAYS) if _names_in(self.folder / n)]
@@ -371,7 +285,7 @@ class Output:
                 others = _read_others(files.read_object(call, "", UsageError))
         elif rows.exists() and rows.stat().st_size and not self._read_rows(mend=False):
             raise UsageError(
-                f"--out {self.folder} has a file {ROWS_FILE} of another program: {_REMEDY}"
+                f"--out {self.folder} has a file {ROWS_FILE} of another program: {REMEDY}"
             )
         try:
             for row in self._read_rows(mend=False).values():
@@ -382,7 +296,7 @@ class Output:
         except OSError as error:
             raise FsdinoError(
                 f"--out {self.folder}: {error.filename} cannot be removed ({error.strerror}): "
-                f"{_REMEDY}"
+                f"{REMEDY}"
             ) from error
         if others is None:  # nothing says what was here before fsdino came
             others = _names_in(self.folder / MASKS) | _names_in(self.folder / OVERLAYS)
@@ -408,195 +322,6 @@ class Output:
         return rows
 
 
-def segment_files(
-    model: Segmenter,
-    supports: Mapping[str, Support],
-    queries: Sequence[Path],
-    output: Output,
-    *,
-    threshold: float | None = None,
-    tiles: bool = False,
-    processes: Processes | None = None,
-) -> Outcome:
-    """Segment every query that `output` does not hold yet; each process returns all of them.
-
-    At most one small batch of images is in memory; each gets one encoder pass. A query that cannot
-    be read, segmented or written is noted, and the others go on. Processes share whole batches, so
-    that images meet in the same batches in any number of them. `output` is closed at the end.
-
-    Raises:
-        UsageError: supports of another model, too many of them, or a threshold outside of (0, 1).
-        FsdinoError: results cannot be written; what is done is kept.
-        KeyboardInterrupt: with a message that says what is kept.
-    """
-    with contextlib.closing(output):
-        if len(supports) > MAX_CLASSES:
-            raise UsageError(f"{len(supports)} supports: at most {MAX_CLASSES} fit one label image")
-        model.segment([], supports, threshold=threshold, tiles=tiles)  # checks the arguments
-        ask = _Asking(model, supports, threshold, tiles)
-        return _segment_files(ask, queries, output, processes or Processes())
-
-
-@dataclass(frozen=True)
-class _Asking:
-    """What queries are asked."""
-
-    model: Segmenter
-    supports: Mapping[str, Support]
-    threshold: float | None
-    tiles: bool
-
-    @property
-    def bytes_per_pixel(self) -> int:
-        """Of a query in memory: RGB, and a map for each class."""
-        return 3 + 4 * len(self.supports)
-
-    def answers(self, batch: Sequence[_Image]) -> Iterator[Segmentation | str]:
-        """The result for each image, or why there is none.
-
-        Where a batch fails because of an image, each of its images is asked alone.
-        """
-        try:
-            yield from self._segment([image.array for image in batch])
-            return
-        except Exception as error:
-            if not _is_about_query(error):
-                raise
-            if len(batch) == 1:
-                yield _reason(error)
-                return
-        for image in batch:
-            yield from self.answers([image])
-
-    def _segment(self, arrays: list[npt.NDArray[np.uint8]]) -> list[Segmentation]:
-        return self.model.segment(arrays, self.supports, threshold=self.threshold, tiles=self.tiles)
-
-
-def _segment_files(
-    ask: _Asking, queries: Sequence[Path], output: Output, processes: Processes
-) -> Outcome:
-    done = {query: row for query in queries if (row := output.finished(query)) is not None}
-    resumed, failed = len(done), dict[str, str]()
-    if resumed:
-        logger.info("%d of %d queries are done already", resumed, len(queries))
-    output.reserve(queries)
-    groups = [
-        [query for query in queries[start : start + _BATCH_IMAGES] if query not in done]
-        for start in range(0, len(queries), _BATCH_IMAGES)
-    ]
-    mine = processes.share([group for group in groups if group])
-    total = sum(map(len, mine)) + (resumed if processes.rank == 0 else 0)
-    try:
-        with Progress("segment", total, done=total - sum(map(len, mine))) as progress:
-            task = _Task(failed, progress)
-            for batch in _batches(mine, task, ask.bytes_per_pixel):
-                began = time.monotonic()
-                results = list(ask.answers(batch))
-                each = (time.monotonic() - began) / len(batch)
-                for image, result in zip(batch, results, strict=True):
-                    made = _write(output, image, result, image.seconds + each)
-                    if isinstance(made, Row):
-                        done[image.query] = made
-                        progress.advance()
-                    else:
-                        task.fail(image.query, f"query ({printable(str(image.query))}): {made}")
-    except KeyboardInterrupt:
-        kept = f"{len(done)} of {len(queries)} queries are done and kept in {output.folder}"
-        raise KeyboardInterrupt(f"{kept}; the same command does the rest") from None
-    except (FsdinoError, OSError) as error:
-        raise _with_state(error, len(done), len(queries), output.folder) from error
-    for others_done, others_failed in processes.gather((done, failed)):
-        done |= others_done
-        failed |= others_failed
-    rows = [done[query] for query in queries if query in done]
-    if processes.count > 1 and processes.rank == 0:
-        output.finish(rows)
-    return Outcome(rows, failed, resumed)
-
-
-def _write(output: Output, image: _Image, result: Segmentation | str, seconds: float) -> Row | str:
-    """The row of a written result, or why there is none."""
-    if isinstance(result, str):
-        return result
-    try:
-        return output.write(image.query, image.stamp, result, seconds)
-    except Exception as error:
-        if not _is_about_query(error):
-            raise
-        return _reason(error)
-
-
-def _is_about_query(error: Exception) -> bool:
-    return isinstance(error, DataError | UsageError) or is_out_of_memory(error)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FsdinoError):
-        return str(error)
-    return "it does not fit into memory: make it smaller, or use fewer classes or another --device"
-
-
-@dataclass(frozen=True)
-class _Image:
-    query: Path
-    stamp: tuple[int, int]
-    array: npt.NDArray[np.uint8]  # [H, W, 3]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class _Task:
-    """Reasons by failed query, and the progress that they count in."""
-
-    failed: dict[str, str]
-    progress: Progress = field(repr=False)
-
-    def fail(self, query: Path, reason: str) -> None:
-        self.failed[os.path.abspath(query)] = reason
-        logger.warning("%s", reason)
-        self.progress.advance()
-
-
-def _batches(
-    groups: Sequence[Sequence[Path]], task: _Task, bytes_per_pixel: int
-) -> Iterator[list[_Image]]:
-    """Read groups of queries, large ones in parts or alone."""
-    for group in groups:
-        batch: list[_Image] = []
-        for query in group:
-            began = time.monotonic()
-            try:
-                stamp = _stamp(query)
-                array = pixels.read_image(query, "query")
-            except (DataError, UsageError) as error:
-                task.fail(query, str(error))
-                continue
-            except OSError as error:
-                reason = f"query ({printable(str(query))}): {error.strerror}; check the path"
-                task.fail(query, reason)
-                continue
-            image = _Image(query, stamp, array, time.monotonic() - began)
-            del array
-            sizes = [i.array.size // 3 * bytes_per_pixel for i in (*batch, image)]
-            if batch and sizes[-1] >= _BATCH_BYTES:
-                yield batch
-                batch, sizes = [], sizes[-1:]
-            batch.append(image)
-            del image
-            if sum(sizes) >= _BATCH_BYTES:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-
-
-def _with_state(error: FsdinoError | OSError, done: int, total: int, folder: Path) -> FsdinoError:
-    """The same kind of error, with what is kept in its one line."""
-    kept = f"{done} of {total} queries are done and kept in {folder}"
-    kind = type(error) if isinstance(error, FsdinoError) else FsdinoError
-    return kind(f"{error}; {kept}, the same command does the rest")
-
-
 def _mask_image(labels: npt.NDArray[np.integer[Any]], classes: int) -> Image.Image:
     """0 and 255 for one class. For several an 8-bit palette image in the overlays' colours:
 
@@ -610,7 +335,8 @@ def _mask_image(labels: npt.NDArray[np.integer[Any]], classes: int) -> Image.Ima
     return image
 
 
-def _stamp(file: Path) -> tuple[int, int]:
+def file_stamp(file: Path) -> tuple[int, int]:
+    """Size in bytes and modification time in ns, to notice another content."""
     status = file.stat()
     return status.st_size, status.st_mtime_ns
 
@@ -623,14 +349,6 @@ def _file_size(path: Path) -> int | None:
 
 def _is_number(value: object) -> bool:
     return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
-
-
-def _lies_in(path: Path, folders: set[str]) -> bool:
-    """Whether a path is in one of some folders (absolute, without links), or is one."""
-    if not folders:
-        return False
-    whole = Path(os.path.realpath(path))
-    return any(str(part) in folders for part in (whole, *whole.parents))
 
 
 def _names_in(folder: Path) -> set[str]:

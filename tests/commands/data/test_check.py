@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from data_sets import save_jpeg, save_labels, stacked, write_coco, write_davis, write_fss, write_voc
-from fsdino.apps import data
+from fsdino.commands.data.check import check
+from fsdino.commands.data.prepare import prepare
 from fsdino.data.catalog import open_episodes
 from fsdino.data.episodes import episode_hash
 from fsdino.errors import DataError, UsageError
@@ -37,7 +38,7 @@ def test_an_empty_root_says_what_to_fetch(
     dataset: str, archives: list[str], tmp_path: Path
 ) -> None:
     """Data that could not be found are the most asked question of the field."""
-    found = data.check(dataset, tmp_path)
+    found = check(dataset, tmp_path)
     assert not found.passed and found.missing and found.read == 0
     for archive in archives:
         assert archive in found.summary()
@@ -46,7 +47,7 @@ def test_an_empty_root_says_what_to_fetch(
 def test_a_whole_data_set_passes_with_counts(tmp_path: Path) -> None:
     """Counts by fold and class show at a glance whether lists and files belong together."""
     write_voc(tmp_path, tmp_path / "splits")
-    found = data.check("pascal5i", tmp_path, tmp_path / "splits")
+    found = check("pascal5i", tmp_path, tmp_path / "splits")
     assert found.passed and not found.bad and found.read == 72
     novel = found.folds[2]
     assert (novel.fold, novel.split, novel.derived, novel.missing) == (1, "val", False, 0)
@@ -61,7 +62,7 @@ def test_unreadable_and_mismatched_files_are_named(tmp_path: Path) -> None:
     image.write_bytes(image.read_bytes()[:500])
     save_labels(tmp_path / "SegmentationClassAug" / "2007_000020.png", stacked([6])[:-1])
     (tmp_path / "JPEGImages" / "2007_000042.jpg").unlink()
-    found = data.check("pascal5i", tmp_path, tmp_path / "splits")
+    found = check("pascal5i", tmp_path, tmp_path / "splits")
     assert set(found.bad) == {
         "JPEGImages/2008_000100.jpg", "JPEGImages/2007_000020.jpg", "JPEGImages/2007_000042.jpg",
     }  # fmt: skip
@@ -75,10 +76,10 @@ def test_listed_images_without_a_mask_are_counted(tmp_path: Path) -> None:
     write_voc(tmp_path, tmp_path / "splits")
     for path in (tmp_path / "SegmentationClassAug").glob("2008_*.png"):
         path.unlink()
-    found = data.check("pascal5i", tmp_path, tmp_path / "splits")
+    found = check("pascal5i", tmp_path, tmp_path / "splits")
     assert found.passed and found.folds[1].missing == 27 and found.folds[0].missing == 0
     (tmp_path / "SegmentationClassAug" / "2007_000020.png").unlink()
-    found = data.check("pascal5i", tmp_path, tmp_path / "splits")
+    found = check("pascal5i", tmp_path, tmp_path / "splits")
     assert not found.passed and "listed images or their masks are not there" in found.summary()
 
 
@@ -86,11 +87,11 @@ def test_a_missing_list_is_a_problem(tmp_path: Path) -> None:
     """What cannot be counted must not look complete."""
     write_voc(tmp_path, tmp_path / "splits")
     (tmp_path / "splits" / "pascal" / "val" / "fold2.txt").unlink()
-    found = data.check("pascal5i", tmp_path, tmp_path / "splits")
+    found = check("pascal5i", tmp_path, tmp_path / "splits")
     assert not found.passed and "fold2.txt: no such split list" in found.summary()
     write_voc(tmp_path / "other", tmp_path / "lists")
     (tmp_path / "lists" / "pascal" / "trn" / "fold2.txt").unlink()
-    assert data.check("pascal5i", tmp_path / "other", tmp_path / "lists").passed  # no training
+    assert check("pascal5i", tmp_path / "other", tmp_path / "lists").passed  # no training
 
 
 def test_fss_davis_and_folders_pass(tmp_path: Path) -> None:
@@ -101,31 +102,31 @@ def test_fss_davis_and_folders_pass(tmp_path: Path) -> None:
     for i, part in enumerate(("trn", "val", "test")):
         own = names[2 * i : 2 * i + 2]
         (tmp_path / "splits" / "fss" / f"{part}.txt").write_text("\n".join(own))
-    found = data.check("fss1000", tmp_path / "fss", tmp_path / "splits")
+    found = check("fss1000", tmp_path / "fss", tmp_path / "splits")
     assert found.passed and found.read == 60
     assert found.folds[0].classes == {"class4": 10, "class5": 10}
     write_davis(tmp_path / "davis")
-    assert data.check("davis17", tmp_path / "davis").read == 6
-    assert data.check("davis17", tmp_path / "davis").passed
+    assert check("davis17", tmp_path / "davis").read == 6
+    assert check("davis17", tmp_path / "davis").passed
     for number in range(3):
         save_jpeg(tmp_path / "mine" / "cup" / f"{number}.jpg")
         save_labels(tmp_path / "mine" / "cup" / f"{number}.png", stacked([255]))
     save_labels(tmp_path / "mine" / "cup" / "2.png", stacked([0, 255]))
-    found = data.check("folder", tmp_path / "mine")
+    found = check("folder", tmp_path / "mine")
     assert found.passed and found.folds[0].classes == {"cup": 3}
     (tmp_path / "davis" / "Annotations" / "480p" / "dogs" / "00001.png").unlink()
-    found = data.check("davis17", tmp_path / "davis")
+    found = check("davis17", tmp_path / "davis")
     assert list(found.bad) == ["JPEGImages/480p/dogs"] and not found.passed
 
 
 def test_coco_is_checked_without_mask_pngs(tmp_path: Path) -> None:
     """COCO's annotations stand for the PNGs; deriving lists from them is a call of its own."""
     write_coco(tmp_path)
-    found = data.check("coco20i", tmp_path)
+    found = check("coco20i", tmp_path)
     assert found.passed and not found.folds and "fsdino data prepare coco20i" in str(found.note)
-    data.prepare("coco20i", tmp_path)
+    prepare("coco20i", tmp_path)
     (tmp_path / "val2014" / "COCO_val2014_000000000007.jpg").write_bytes(b"")
-    found = data.check("coco20i", tmp_path)
+    found = check("coco20i", tmp_path)
     assert found.read == 320 and list(found.bad) == ["val2014/COCO_val2014_000000000007.jpg"]
     assert len(found.folds) == 8 and found.note is None
     assert set(found.folds[0].classes.values()) == {4}
@@ -134,21 +135,21 @@ def test_coco_is_checked_without_mask_pngs(tmp_path: Path) -> None:
 def test_where_cocos_masks_come_from_is_said(tmp_path: Path) -> None:
     """Images without masks were said to be read with them."""
     write_coco(tmp_path)
-    found = data.check("coco20i", tmp_path)
+    found = check("coco20i", tmp_path)
     assert (found.read, found.masked) == (320, 0)
     assert found.reading == {
         f"masks of {year}": "rasterised of 0 of 160 images; the others will be, from "
         f"annotations/instances_{year}.json"
         for year in ("train2014", "val2014")
     }
-    data.prepare("coco20i", tmp_path)
-    found = data.check("coco20i", tmp_path)
+    prepare("coco20i", tmp_path)
+    found = check("coco20i", tmp_path)
     assert found.passed and (found.read, found.masked) == (320, 320)
     assert found.reading["masks of val2014"].startswith("rasterised from annotations/")
     for image in (tmp_path / "val2014").iterdir():
         labels = stacked([int(image.stem[-3:]) % 80 + 1])
         save_labels(tmp_path / "annotations" / "val2014" / f"{image.stem}.png", labels)
-    found = data.check("coco20i", tmp_path)
+    found = check("coco20i", tmp_path)
     assert found.reading["masks of val2014"] == "published, of 160 of 160 images"
 
 
@@ -159,14 +160,14 @@ def test_cocos_annotations_are_checked(tmp_path: Path) -> None:
     whole = json.loads(file.read_text())
     whole["annotations"][4]["segmentation"] = [[0, 0, 1e9, 0, 9, 9]]
     file.write_text(json.dumps(whole))
-    found = data.check("coco20i", tmp_path)
+    found = check("coco20i", tmp_path)
     assert not found.passed and len(found.bad) == 1
     assert f"annotation {whole['annotations'][4]['id']} is damaged" in next(
         iter(found.bad.values())
     )
     for content in ("[" * 200_000, file.read_text()[:-5], "{}"):
         file.write_text(content)
-        found = data.check("coco20i", tmp_path)
+        found = check("coco20i", tmp_path)
         assert not found.passed and "instances_val2014.json: damaged" in found.summary()
         assert found.read == 320
 
@@ -176,10 +177,10 @@ def test_what_evaluation_refuses_does_not_pass(tmp_path: Path) -> None:
     write_coco(tmp_path / "coco")
     for number in (76, 78, 85, 156, 158):  # of the six that show an airplane
         (tmp_path / "coco" / "val2014" / f"COCO_val2014_{number:012d}.jpg").unlink()
-    found = data.check("coco20i", tmp_path / "coco")
+    found = check("coco20i", tmp_path / "coco")
     assert not found.passed and "val2014 has too few images of airplane 1: an" in found.summary()
-    made = data.prepare("coco20i", tmp_path / "coco")
-    found = data.check("coco20i", tmp_path / "coco")
+    made = prepare("coco20i", tmp_path / "coco")
+    found = check("coco20i", tmp_path / "coco")
     with pytest.raises(DataError) as refused:
         open_episodes("coco20i", root=tmp_path / "coco", fold=0)
     assert f"fold 0: {refused.value}" in found.problems and made
@@ -187,7 +188,7 @@ def test_what_evaluation_refuses_does_not_pass(tmp_path: Path) -> None:
         for number in range(count):
             save_jpeg(tmp_path / "mine" / name / f"{number}.jpg")
             save_labels(tmp_path / "mine" / name / f"{number}.png", stacked([0, 255]))
-    found = data.check("folder", tmp_path / "mine")
+    found = check("folder", tmp_path / "mine")
     assert not found.passed and "class 1 has 1 images, an episode needs two" in found.summary()
     assert "(1 is saucer): add images" in found.summary()
 
@@ -198,7 +199,7 @@ def test_a_mask_without_its_listed_class_does_not_pass(tmp_path: Path) -> None:
     file = tmp_path / "splits" / "pascal" / "val" / "fold0.txt"
     name = file.read_text().splitlines()[0].partition("__")[0]
     save_labels(tmp_path / "SegmentationClassAug" / f"{name}.png", stacked([20]))
-    found = data.check("pascal5i", tmp_path, tmp_path / "splits")
+    found = check("pascal5i", tmp_path, tmp_path / "splits")
     assert not found.passed and "2 listed images have no pixel of their class" in found.summary()
     assert name in found.summary()
 
@@ -211,17 +212,17 @@ def test_one_year_of_coco_is_prepared(
     other = "val2014" if there == "train2014" else "train2014"
     write_coco(tmp_path)
     shutil.rmtree(tmp_path / other)
-    made = data.prepare("coco20i", tmp_path)
+    made = prepare("coco20i", tmp_path)
     assert set(made) == {f"masks of {there}", "lists", "index"}
     assert f"{other}/ has no images, get {other}.zip" in caplog.text
     index = json.loads(made["index"].read_text())
     split = "val" if there == "val2014" else "train"
     assert [fold["split"] for fold in index["folds"]] == [split] * 4
     (tmp_path / "annotations" / f"instances_{other}.json").unlink()
-    assert set(data.prepare("coco20i", tmp_path)) == set(made)
+    assert set(prepare("coco20i", tmp_path)) == set(made)
     shutil.rmtree(tmp_path / there)
     with pytest.raises(UsageError, match=r"train2014/ has no images.*val2014/ has no images"):
-        data.prepare("coco20i", tmp_path)
+        prepare("coco20i", tmp_path)
 
 
 def test_lists_of_a_part_of_coco_are_not_those_of_the_whole(tmp_path: Path) -> None:
@@ -230,11 +231,11 @@ def test_lists_of_a_part_of_coco_are_not_those_of_the_whole(tmp_path: Path) -> N
     late = sorted((tmp_path / "val2014").iterdir())[:40]
     for path in late:
         path.rename(tmp_path / path.name)
-    data.prepare("coco20i", tmp_path)
+    prepare("coco20i", tmp_path)
     for path in late:
         (tmp_path / path.name).rename(path)
-    data.prepare("coco20i", tmp_path)
-    assert set(data.check("coco20i", tmp_path).folds[0].classes.values()) == {4}
+    prepare("coco20i", tmp_path)
+    assert set(check("coco20i", tmp_path).folds[0].classes.values()) == {4}
 
 
 def test_hidden_leftovers_are_no_data(tmp_path: Path, cache: Path) -> None:
@@ -247,7 +248,7 @@ def test_hidden_leftovers_are_no_data(tmp_path: Path, cache: Path) -> None:
     save_jpeg(tmp_path / "mine" / "cup" / "2.jpg")
     for number in (1, 2):
         save_labels(tmp_path / "mine" / "cup" / f"{number}.png", stacked([0, 255]))
-    data.prepare("coco20i", tmp_path / "coco")
+    prepare("coco20i", tmp_path / "coco")
     for folder in [path for path in tmp_path.rglob("*") if path.is_dir()]:
         for name in ("._x.jpg", "._x.png", ".fsdino-0123456789.png", ".DS_Store", "._1.jpg"):
             (folder / name).write_bytes(b"\0\5\x16\7")
@@ -256,11 +257,11 @@ def test_hidden_leftovers_are_no_data(tmp_path: Path, cache: Path) -> None:
     for dataset, name in (
         ("coco20i", "coco"), ("davis17", "davis"), ("fss1000", "fss"), ("folder", "mine"),
     ):  # fmt: skip
-        found = data.check(dataset, tmp_path / name)
+        found = check(dataset, tmp_path / name)
         assert found.passed and not found.bad, found.summary()
         assert not any("/." in line or line.startswith(".") for line in found.reading)
-        data.prepare(dataset, tmp_path / name)
-    found = data.check("pascal5i", tmp_path / "voc", tmp_path / "splits")
+        prepare(dataset, tmp_path / name)
+    found = check("pascal5i", tmp_path / "voc", tmp_path / "splits")
     assert found.passed and found.read == 72
 
 
@@ -269,11 +270,11 @@ def test_a_few_classes_of_fss_are_read_and_tested_on(count: int, tmp_path: Path)
     """A part of the data set is what people try first."""
     names = [os.fsdecode(b"caf\xe9"), *"bcd"][:count]
     write_fss(tmp_path, names)
-    found = data.check("fss1000", tmp_path)
+    found = check("fss1000", tmp_path)
     assert found.passed and found.read == 10 * count
     assert json.loads(json.dumps(found.to_dict()))["read"] == 10 * count
     assert sum(found.folds[0].classes.values()) >= 10
-    made = data.prepare("fss1000", tmp_path, tmp_path / "lists")
+    made = prepare("fss1000", tmp_path, tmp_path / "lists")
     for splits in (None, made["lists"]):
         episodes = open_episodes("fss1000", root=tmp_path, splits=splits)
         assert len(episodes) >= 10 and len(episode_hash(episodes)) == 64
@@ -286,7 +287,7 @@ def test_a_class_of_fss_without_its_first_image_is_named(tmp_path: Path) -> None
     """Classes were found by 1.jpg, and those without it were passed over."""
     write_fss(tmp_path, ["a", "b", "c", "d"])
     (tmp_path / "c" / "1.jpg").unlink()
-    found = data.check("fss1000", tmp_path)
+    found = check("fss1000", tmp_path)
     assert not found.passed and list(found.bad) == ["c/1.jpg"] and found.read == 40
 
 
@@ -297,7 +298,7 @@ def test_a_first_frame_without_objects_does_not_pass(tmp_path: Path) -> None:
     with Image.open(first) as image:
         size = image.size
     Image.new("L", size).save(first)
-    found = data.check("davis17", tmp_path)
+    found = check("davis17", tmp_path)
     assert not found.passed and "no object is marked" in found.summary()
 
 
@@ -311,8 +312,8 @@ def test_special_files_are_bad_and_do_not_stop_the_check(tmp_path: Path) -> None
     image = tmp_path / "voc" / "JPEGImages" / "2007_000020.jpg"
     image.unlink()
     os.mkfifo(image)
-    assert not data.check("davis17", tmp_path / "davis").passed
-    found = data.check("pascal5i", tmp_path / "voc", tmp_path / "splits")
+    assert not check("davis17", tmp_path / "davis").passed
+    found = check("pascal5i", tmp_path / "voc", tmp_path / "splits")
     assert list(found.bad) == ["JPEGImages/2007_000020.jpg"]
 
 
@@ -323,7 +324,7 @@ def test_how_a_folder_is_read_is_told(tmp_path: Path) -> None:
         save_labels(tmp_path / "labels" / f"{number}.png", stacked([0, 1, 2][: number + 1]))
     (tmp_path / "classes.txt").write_text("1 cup\n2 saucer\n")
     (tmp_path / "README").write_text("x")
-    found = data.check("folder", tmp_path, ignore="none")
+    found = check("folder", tmp_path, ignore="none")
     assert found.reading == {
         "layout": "labels",
         "values": "ignore none, background 0",
@@ -335,7 +336,7 @@ def test_how_a_folder_is_read_is_told(tmp_path: Path) -> None:
     }
     assert not found.passed and "(2 is saucer)" in found.summary()
     with pytest.raises(UsageError, match="layout: for a folder of your own"):
-        data.check("pascal5i", tmp_path, layout="labels")
+        check("pascal5i", tmp_path, layout="labels")
 
 
 def test_coco_is_prepared_once_and_then_found(
@@ -343,14 +344,14 @@ def test_coco_is_prepared_once_and_then_found(
 ) -> None:
     """Masks, lists and an index, in the cache, where evaluation looks for them."""
     write_coco(tmp_path / "data")
-    made = data.prepare("coco20i", tmp_path / "data")
+    made = prepare("coco20i", tmp_path / "data")
     assert set(made) == {"masks of train2014", "masks of val2014", "lists", "index"}
     assert all(cache in path.parents and path.exists() for path in made.values())
     index = json.loads(made["index"].read_text())
     assert index["folds"][0]["classes"]["person"] == 4 and len(index["folds"]) == 8
     caplog.set_level("INFO", logger="fsdino.data")
     caplog.clear()
-    assert data.prepare("coco20i", tmp_path / "data") == made
+    assert prepare("coco20i", tmp_path / "data") == made
     episodes = open_episodes("coco20i", root=tmp_path / "data", split="base_val", fold=2)
     assert episodes.provenance.lists_hash and not caplog.records
 
@@ -358,22 +359,22 @@ def test_coco_is_prepared_once_and_then_found(
 def test_prepared_lists_are_read_as_derived_ones(tmp_path: Path) -> None:
     """Lists that were written here must not pass for HSNet's."""
     write_voc(tmp_path / "voc", tmp_path / "published")
-    made = data.prepare("pascal5i", tmp_path / "voc", tmp_path / "out")
+    made = prepare("pascal5i", tmp_path / "voc", tmp_path / "out")
     assert made == {"lists": tmp_path / "out", "index": tmp_path / "out" / "index.json"}
     options = {"root": tmp_path / "voc", "fold": 3, "episodes": 5}
     found = open_episodes("pascal5i", splits=tmp_path / "out", **options)  # type: ignore[arg-type]
     assert found.provenance.lists == "derived"
     write_fss(tmp_path / "fss", [f"class{i}" for i in range(8)])
-    made = data.prepare("fss1000", tmp_path / "fss", tmp_path / "division")
+    made = prepare("fss1000", tmp_path / "fss", tmp_path / "division")
     found = open_episodes("fss1000", root=tmp_path / "fss", splits=tmp_path / "division")
     assert found.provenance.lists == "derived"
-    assert data.prepare("folder", tmp_path / "fss") == {}
+    assert prepare("folder", tmp_path / "fss") == {}
 
 
 def test_prepare_needs_the_data(tmp_path: Path) -> None:
     """Nothing is made from nothing."""
     with pytest.raises(UsageError, match=r"no coco20i there.*annotations_trainval2014"):
-        data.prepare("coco20i", tmp_path)
+        prepare("coco20i", tmp_path)
 
 
 def test_published_lists_are_not_overwritten(tmp_path: Path) -> None:
@@ -383,5 +384,5 @@ def test_published_lists_are_not_overwritten(tmp_path: Path) -> None:
     file.write_text("".join(f"{line}\n" for line in file.read_text().splitlines()[::-1]))
     published = file.read_bytes()
     with pytest.raises(UsageError, match=r"lists/pascal is there .*pass another --out"):
-        data.prepare("pascal5i", tmp_path / "voc", tmp_path / "lists")
+        prepare("pascal5i", tmp_path / "voc", tmp_path / "lists")
     assert file.read_bytes() == published

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fsdino.apps import demo_drawings
-from fsdino.apps.demo_drawings import BACKGROUND, Answer, WayAnswer
+from fsdino.commands.demo import drawings
+from fsdino.commands.demo.drawings import BACKGROUND, Answer, WayAnswer
 from fsdino.data.episodes import Episode, Sample
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.evaluation.evaluate import Settings as EvaluationSettings
 from fsdino.evaluation.evaluate import evaluate
+from fsdino.evaluation.photographs import iou
 from fsdino.evaluation.predictors import predictor
 from fsdino.models import zoo
 from tiny_models import tiny_model
@@ -18,12 +19,12 @@ from tiny_models import tiny_model
 
 @pytest.fixture(scope="module")
 def answers() -> list[Answer]:
-    return list(demo_drawings.answers(tiny_model(), 4))
+    return list(drawings.answers(tiny_model(), 4))
 
 
 @pytest.fixture(scope="module")
 def ways() -> list[WayAnswer]:
-    return demo_drawings.answer_ways(tiny_model())
+    return drawings.answer_ways(tiny_model())
 
 
 def test_episodes_are_the_first_of_the_held_out_fold(answers):
@@ -67,9 +68,7 @@ def test_scores_by_hand():
         sample = Sample(np.zeros((1, 4, 3), np.uint8), masks[0], "s", class_id)
         episode = Episode(sample, (sample,), class_id, "name", 0)
         key = ("FS-DINO", 1)
-        return Answer(
-            episode, episode, {key: masks[1]}, {key: demo_drawings.iou(masks[1], masks[0])}
-        )
+        return Answer(episode, episode, {key: masks[1]}, {key: iou(masks[1], masks[0])})
 
     answers = [
         answer(72, [1, 1, 0, 0], [0, 1, 1, 0]),
@@ -77,7 +76,7 @@ def test_scores_by_hand():
         answer(73, [1, 1, 0, 0], [1, 1, 1, 1]),
     ]
     assert [a.iou["FS-DINO", 1] for a in answers] == [pytest.approx(1 / 3), 0.5, 0.5]
-    [score] = demo_drawings.scores(answers).values()
+    [score] = drawings.scores(answers).values()
     assert score.miou == pytest.approx(100 * (1 / 3 + 1 / 2) / 2)
     # Background: (1 + 2 + 0) / (3 + 3 + 2); foreground: (1 + 1 + 2) / (3 + 2 + 4).
     assert score.fb_iou == pytest.approx(100 * (3 / 8 + 4 / 9) / 2)

@@ -1,4 +1,4 @@
-"""The demo's page says what the results say."""
+"""The demo's document says what the results say."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsdino import overlay
-from fsdino.apps import demo_report
-from fsdino.apps.demo import Results, Settings
-from fsdino.apps.demo_drawings import Answer, Fate, Score, WayAnswer
-from fsdino.apps.demo_photographs import PhotographAnswer
 from fsdino.bench.compare import Comparison, Timing
+from fsdino.commands.demo import page
+from fsdino.commands.demo.drawings import Answer, Fate, Score, WayAnswer
+from fsdino.commands.demo.run import Results, Settings
 from fsdino.data import procedural
 from fsdino.data.episodes import Episode, Sample
+from fsdino.evaluation.photographs import PhotographAnswer
 from fsdino.sample_photographs import Sample as Photograph
 from tiny_models import box_mask, picture, tiny_model
 
@@ -86,41 +85,41 @@ def results() -> Results:
 
 def test_the_page_names_fsdino(results):
     """Where a browser and a reader look first."""
-    page = demo_report.render(results)
-    [title] = re.findall(r"<title>(.*?)</title>", page)
-    [heading] = re.findall(r"<h1>(.*?)</h1>", page)
+    document = page.render(results)
+    [title] = re.findall(r"<title>(.*?)</title>", document)
+    [heading] = re.findall(r"<h1>(.*?)</h1>", document)
     assert "fsdino" in title and "fsdino" in heading
 
 
 def test_the_numbers_are_on_the_page(results):
     """Of photographs, with means and times; of drawings; of kernels, with their ratio."""
-    page = demo_report.render(results)
+    document = page.render(results)
     for number in ("<b>0.60</b>", "<b>0.30</b>", "IoU 0.50", "IoU 0.35", "IoU 0.12", "0.12</b>"):
-        assert number in page
+        assert number in document
     for number in ("1.5\N{NO-BREAK SPACE}s", "250\N{NO-BREAK SPACE}ms", ">3.2 s<", ">42 s<"):
-        assert number in page
+        assert number in document
     for number in (">61.2<", "500 ms", "1000 ms", ">0.50<", "IoU 0.11"):
-        assert number in page
+        assert number in document
     assert (
-        page.count("Quality <b>0.62</b>") == 2
-        and page.count('<td class="number wide">0.62</td>') == 2
+        document.count("Quality <b>0.62</b>") == 2
+        and document.count('<td class="number wide">0.62</td>') == 2
     )
-    assert "fsdino demo --out &lt;here&gt;" in page
-    assert "class &lt;1&gt;" in page
+    assert "fsdino demo --out &lt;here&gt;" in document
+    assert "class &lt;1&gt;" in document
 
 
 def test_photographs_lead(results):
     """Then drawings, then kernels; at the end the command for the reader's own photograph."""
-    page = demo_report.render(results)
-    headings = re.findall(r"<h2>(.*?)</h2>", page)
+    document = page.render(results)
+    headings = re.findall(r"<h2>(.*?)</h2>", document)
     assert headings[0] == "Photographs" and headings[1].startswith("Drawings")
     assert headings[2].startswith("How fast") and headings[-1] == "Your own photograph"
-    last = re.findall(r"<pre>(.*?)</pre>", page)[-1]
+    last = re.findall(r"<pre>(.*?)</pre>", document)[-1]
     assert last == "fsdino segment --support PHOTO.jpg MASK.png --query FOLDER --out found"
-    assert page.rstrip().endswith("</pre>\n</main>\n</body>\n</html>")
+    assert document.rstrip().endswith("</pre>\n</main>\n</body>\n</html>")
     other = dataclasses.replace(results, settings=Settings(model="my models/x"), photographs=[
         photo_answer("cup", "mug", **{"my models/x": 0.5})])  # fmt: skip
-    last = re.findall(r"<pre>(.*?)</pre>", demo_report.render(other))[-1]
+    last = re.findall(r"<pre>(.*?)</pre>", page.render(other))[-1]
     assert last.endswith("--out found --model &#x27;my models/x&#x27;")
 
 
@@ -128,58 +127,58 @@ def test_a_support_without_a_quality(results):
     """Its place is kept, without a number."""
     first, *others = results.photographs
     first = dataclasses.replace(first, quality=None)
-    page = demo_report.render(dataclasses.replace(results, photographs=[first, *others]))
-    assert page.count("Quality <b>–</b>") == 1 and page.count(">–</td>") >= 1
+    document = page.render(dataclasses.replace(results, photographs=[first, *others]))
+    assert document.count("Quality <b>–</b>") == 1 and document.count(">–</td>") >= 1
 
 
 def test_photographs_name_author_and_licence(results):
     """Of support and query, and what both show, as text."""
-    page = demo_report.render(results)
-    assert "cup: by cup (CC0-1.0); mug: by mug (CC0-1.0)" in page
-    assert "A &lt;cup&gt; → a &lt;mug&gt;" in page
+    document = page.render(results)
+    assert "cup: by cup (CC0-1.0); mug: by mug (CC0-1.0)" in document
+    assert "A &lt;cup&gt; → a &lt;mug&gt;" in document
 
 
 def test_a_training_free_model_has_one_column(results):
     """And the page says that nothing was trained; otherwise, what the other column is."""
-    page = demo_report.render(results)
-    assert "is the same encoder without what was trained on top" in page
+    document = page.render(results)
+    assert "is the same encoder without what was trained on top" in document
     alone = dataclasses.replace(
         results,
         model=tiny_model(variant="training_free"),
         photographs=[photo_answer("cup", "mug", fsdino_photo=0.5)],
     )
-    page = demo_report.render(alone)
-    assert "no part of it was trained" in page
-    [photographs] = re.findall(r"<h2>Photographs</h2>(.*?)<h2>", page, re.DOTALL)
+    document = page.render(alone)
+    assert "no part of it was trained" in document
+    [photographs] = re.findall(r"<h2>Photographs</h2>(.*?)<h2>", document, re.DOTALL)
     assert "training-free" not in photographs
     assert photographs.count("<img ") == 4
 
 
 def test_failed_checks_have_no_time(results):
     """A wrong kernel is named as such; one that cannot run says why."""
-    page = demo_report.render(results)
-    [row] = re.findall(r"<tr><td>bad</td>.*?</tr>", page)
+    document = page.render(results)
+    [row] = re.findall(r"<tr><td>bad</td>.*?</tr>", document)
     assert "FAILED" in row
     assert "ms" not in row
-    assert "it needs a &lt;GPU&gt;" in page
+    assert "it needs a &lt;GPU&gt;" in document
 
 
 def test_so_many_pictures_as_asked(results):
     """5 a photograph; of two episodes 1 + 4 with one shot, 5 + 4 with five; 4 for each way."""
-    page = demo_report.render(results)
-    assert page.count("<img ") == 2 * 5 + 2 * 5 + 2 * 9 + 3 * 4
+    document = page.render(results)
+    assert document.count("<img ") == 2 * 5 + 2 * 5 + 2 * 9 + 3 * 4
 
 
 def test_the_model_of_drawings_is_not_sold_for_photographs(results):
     """The page says that these pictures are generated, and what their model is for."""
-    page = demo_report.render(results)
-    assert "says nothing about photographs" in page
-    assert "fsdino-tiny is a small model that was trained on such drawings" in page
+    document = page.render(results)
+    assert "says nothing about photographs" in document
+    assert "fsdino-tiny is a small model that was trained on such drawings" in document
     other = dataclasses.replace(
         results, settings=dataclasses.replace(results.settings, drawn_model="runs/mine")
     )
-    assert "runs/mine segments them" in demo_report.render(other)
-    assert "trained on such drawings" not in demo_report.render(other)
+    assert "runs/mine segments them" in page.render(other)
+    assert "trained on such drawings" not in page.render(other)
 
 
 @pytest.mark.parametrize(
@@ -200,10 +199,10 @@ def test_a_missed_class_says_why(iou, shares, words, results):
         Fate("class <1>", shares[2], 0.7, 0.9),
     ]
     missed = way(0, iou=iou, alone=0.625, fates=fates, spill=2.5)
-    page = demo_report.render(dataclasses.replace(results, ways=[missed]))
-    assert all(word in page for word in words)
-    assert ("Missed: " in page) == (iou < 0.5) == ("Asked for alone" in page)
-    assert iou > 0.5 or "with IoU 0.62." in page
+    document = page.render(dataclasses.replace(results, ways=[missed]))
+    assert all(word in document for word in words)
+    assert ("Missed: " in document) == (iou < 0.5) == ("Asked for alone" in document)
+    assert iou > 0.5 or "with IoU 0.62." in document
 
 
 def test_a_missed_class_names_what_it_shares(results):
@@ -216,21 +215,8 @@ def test_a_missed_class_names_what_it_shares(results):
     [shared] = {t.name for t in first.textures} & {t.name for t in second.textures}
     fates = [Fate("background", 0, 0, 0), Fate(first.name, 0.2, 0.8, 0.8)]
     fates.append(Fate(second.name, 0.8, 0.7, 0.9))
-    page = demo_report.render(dataclasses.replace(results, ways=[way(0, iou=0.1, fates=fates)]))
-    assert f"both classes have a {shared} part" in page
-
-
-def test_supports_and_truth_keep_their_colours():
-    """But for two lines along the mask's edge, whose inner one has the label's colour."""
-    image = picture(80, 80)
-    mask = np.zeros((80, 80), dtype=bool)
-    mask[20:60, 20:60] = True
-    shown = np.array(demo_report.marked(image, np.where(mask, 2, 0)))
-    same = (shown == image).all(axis=2)
-    assert same[24:56, 24:56].all()
-    assert same[:16].all() and same[64:].all() and same[:, :16].all() and same[:, 64:].all()
-    assert (shown[20, 20:60] == overlay.label_color(2)).all()
-    assert (shown[19, 20:60] == 255).all()
+    document = page.render(dataclasses.replace(results, ways=[way(0, iou=0.1, fates=fates)]))
+    assert f"both classes have a {shared} part" in document
 
 
 def test_what_is_outside_of_a_mask_is_dimmed():
@@ -238,9 +224,9 @@ def test_what_is_outside_of_a_mask_is_dimmed():
     image = np.full((20, 20, 3), 200, np.uint8)
     mask = np.zeros((20, 20), dtype=bool)
     mask[5:15, 5:15] = True
-    shown = np.array(demo_report._shown(image, mask)).astype(int)
+    shown = np.array(page._shown(image, mask)).astype(int)
     assert shown[~mask].max() < 130
     assert shown[mask].max() >= 200
     half = mask[::2, ::2]
-    enlarged = np.array(demo_report._shown(image, half)).astype(int)
+    enlarged = np.array(page._shown(image, half)).astype(int)
     assert enlarged[~half.repeat(2, 0).repeat(2, 1)].max() < 130

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsdino.apps import report
+from fsdino.commands.demo import report
 from fsdino.errors import UsageError
 from tiny_models import picture
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 import fsdino
-from fsdino.apps import demo, demo_drawings
-from fsdino.apps.demo import Results, Settings
 from fsdino.bench import workloads
 from fsdino.bench.workloads import Workload
+from fsdino.commands.demo import drawings, run
+from fsdino.commands.demo.run import Results, Settings
 from fsdino.errors import FsdinoError, UsageError
 from tiny_models import tiny_model
 
@@ -34,14 +34,14 @@ def results(folder: Path) -> Results:
         patch.setitem(workloads.WORKLOADS, "mini", MINI)
         models = str(folder / "photo"), str(folder / "drawn")
         settings = Settings(*models, 2, 1, "mini", 1, "fsdino demo --out here")
-        return demo.run(settings, folder / "out")
+        return run.run(settings, folder / "out")
 
 
 def test_each_part_has_its_model(results):
     """Photographs by one, drawings by the other."""
     assert results.model.fingerprint() == tiny_model(0).fingerprint()
     assert results.drawn_model.fingerprint() == tiny_model(1).fingerprint()
-    [expected, _] = demo_drawings.answers(tiny_model(1), 2)
+    [expected, _] = drawings.answers(tiny_model(1), 2)
     for key, mask in expected.masks.items():
         assert np.array_equal(results.answers[0].masks[key], mask)
     support = fsdino.samples()["coins"]
@@ -57,9 +57,9 @@ def test_photographs_come_first(results, folder, tmp_path, monkeypatch):
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo_drawings, "answers", stop)
+    monkeypatch.setattr(drawings, "answers", stop)
     with pytest.raises(KeyboardInterrupt):
-        demo.run(Settings(str(folder / "photo"), str(folder / "drawn")), tmp_path)
+        run.run(Settings(str(folder / "photo"), str(folder / "drawn")), tmp_path)
     assert len(list((tmp_path / "photographs").iterdir())) == 2 * len(fsdino.samples())
     assert 0 < results.first_seconds < results.seconds
 
@@ -115,7 +115,7 @@ def test_all_numbers_are_in_the_json(results, folder):
 def test_numbers_below_one_are_refused(name, tmp_path):
     """Before anything is loaded or written."""
     with pytest.raises(UsageError, match=f"{name} must be at least 1, got 0"):
-        demo.run(Settings(**{name: 0}), tmp_path / "out")
+        run.run(Settings(**{name: 0}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -123,7 +123,7 @@ def test_numbers_below_one_are_refused(name, tmp_path):
 def test_unknown_models_are_refused(name, tmp_path):
     """Either one, before anything is segmented or written."""
     with pytest.raises(UsageError, match="unknown model 'nope'"):
-        demo.run(Settings(**{name: "nope"}), tmp_path / "out")
+        run.run(Settings(**{name: "nope"}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -132,5 +132,5 @@ def test_a_folder_that_cannot_be_made(folder, tmp_path):
     (tmp_path / "out").write_text("mine")
     models = str(folder / "photo"), str(folder / "drawn")
     with pytest.raises(FsdinoError, match="a file is in its place; pass an --out that can be"):
-        demo.run(Settings(*models), tmp_path / "out")
+        run.run(Settings(*models), tmp_path / "out")
     assert (tmp_path / "out").read_text() == "mine"

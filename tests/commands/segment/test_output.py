@@ -16,8 +16,10 @@ from PIL import Image
 
 from fsdino import images as pixels
 from fsdino import overlay
-from fsdino.apps import folder
-from fsdino.apps.folder import Outcome, Output, find_queries, segment_files
+from fsdino.commands.segment import output, stream
+from fsdino.commands.segment.output import Output
+from fsdino.commands.segment.queries import find_queries
+from fsdino.commands.segment.stream import Outcome, segment_files
 from fsdino.errors import DataError, FsdinoError, UsageError
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.supports import Support
@@ -183,18 +185,18 @@ def test_unreadable_queries_do_not_stop_the_others(model, support, queries, tmp_
 
 def test_batches_are_bounded_by_pixels(queries, monkeypatch):
     """Large images are not collected until there are eight of them."""
-    monkeypatch.setattr(folder, "_BATCH_BYTES", 7 * 5000)
+    monkeypatch.setattr(stream, "_BATCH_BYTES", 7 * 5000)
     sizes = [40 * 70, 41 * 68, 42 * 66, 43 * 64, 44 * 62]
-    with folder.Progress("test", 5) as progress:
+    with stream.Progress("test", 5) as progress:
         paths = find_queries([queries])[:5]
-        task = folder._Task({}, progress)
-        batches = [[len(i.array) for i in b] for b in folder._batches([paths], task, 7)]
+        task = stream._Task({}, progress)
+        batches = [[len(i.array) for i in b] for b in stream._batches([paths], task, 7)]
         assert sizes[0] + sizes[1] > 5000 > sizes[0]
         assert batches == [[40, 41], [42, 43], [44]]
         Image.fromarray(picture(100, 50)).save(paths[1])
-        batches = [[len(i.array) for i in b] for b in folder._batches([paths], task, 7)]
+        batches = [[len(i.array) for i in b] for b in stream._batches([paths], task, 7)]
         assert batches == [[40], [100], [42, 43], [44]]  # what fills a batch alone is alone
-        batches = [[len(i.array) for i in b] for b in folder._batches([paths], task, 3 + 4 * 9)]
+        batches = [[len(i.array) for i in b] for b in stream._batches([paths], task, 3 + 4 * 9)]
         assert batches == [[40], [100], [42], [43], [44]]  # nine classes take more
 
 
@@ -427,7 +429,7 @@ def test_two_calls_into_one_folder(tmp_path, monkeypatch):
             Output(out, {**CALL, "threshold": 0.1}, **options)
     assert content(out) == before
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "is_first", lambda: False)  # of a process that shares the work
+        patch.setattr(output, "is_first", lambda: False)  # of a process that shares the work
         Output(out, CALL).close()
     assert content(out) == before
     first.close()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fsdino.apps import supports
-from fsdino.apps.supports import SupportFiles
+from fsdino.commands.segment import supports
+from fsdino.commands.segment.supports import SupportFiles
 from fsdino.errors import UsageError
 from fsdino.models.segmenter import LEAST_QUALITY, LEAST_QUALITY_OF_SEVERAL
 from fsdino.models.supports import Support

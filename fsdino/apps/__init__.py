@@ -1,1 +1,0 @@
-"""Things a person looks at: the demo and its report, segmented folders."""

@@ -1,0 +1,1 @@
+"""The commands: each holds its options, its work and its tables."""

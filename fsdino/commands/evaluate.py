@@ -1,0 +1,287 @@
+"""`fsdino evaluate`: its options and its tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from fsdino.commands.options import (
+    Dtype,
+    File,
+    Flag,
+    Folder,
+    Integer,
+    Json,
+    Layout,
+    Number,
+    Value,
+    check_model,
+    wait_without_spinning,
+)
+from fsdino.devices import check_dtype, find_device, find_dtype
+from fsdino.errors import UsageError
+from fsdino.models.names import DRAWN as DRAWN_MODEL
+from fsdino.tables import print_table
+
+if TYPE_CHECKING:
+    from fsdino.evaluation.evaluate import Settings
+    from fsdino.evaluation.record import Difference
+    from fsdino.models.segmenter import Segmenter
+    from fsdino.processes import Processes
+
+_VIDEOS = "davis17"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Score a model on a benchmark, or compare two results.
+
+    Every number carries its protocol: hsnet (HSNet's published episodes, K shots by vote), joint
+    (the same episodes, one pass with K supports), with -original (scored at the images' own sizes)
+    and -seeded (other seeds or numbers of episodes). Interrupted runs go on where they stopped.
+    With `torchrun --nproc-per-node N -m fsdino evaluate ...` processes share the work.
+    """
+
+    model: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(metavar="[MODEL]", help_behavior_hint="")
+    ] = DRAWN_MODEL
+    """Name (see `fsdino models`), folder or hub id (hf:owner/name) of a model."""
+    weights: File = None
+    """Weights of dinov2-b and the like, instead of a download: Meta's dinov2_vit*14*_pretrain.pth
+    or timm's model.safetensors."""
+    data: str = "procedural"
+    """pascal5i, coco20i, fss1000, davis17, folder, procedural or pascal5i-leak-safe."""
+    root: Folder = None
+    """The data set's folder."""
+    splits: Folder = None
+    """Folder of HSNet's lists; without, lists are derived from the annotations."""
+    layout: Layout = "auto"
+    """How --data folder is read; see `fsdino data check`."""
+    ignore: Value = None
+    """Of its label maps: value of undecided pixels, or none; default: 255."""
+    background: Value = None
+    """Of its label maps: 0 (the default), or none where 0 is a class."""
+    fold: Integer = None
+    """Fold whose classes are novel; default: 0, of the procedural set 3."""
+    shots: int = 1
+    """Supports per episode."""
+    protocol: str = "joint"
+    """How it is scored; see above."""
+    fusion: Annotated[Literal["joint", "vote"] | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Turns the protocol into its sibling with that fusion of K shots."""
+    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="")] = ()
+    """Seeds of the draws; the protocol becomes its -seeded sibling."""
+    episodes: Integer = None
+    """Episodes of each seed; the protocol becomes its -seeded sibling."""
+    out: File = None
+    """result.json to write; the rows of its episodes are kept beside it."""
+    overwrite: Flag = False
+    """Start anew where the result of another call is."""
+    save_pictures: int = 0
+    """Draw so many of the best and of the worst episodes, beside the result."""
+    skip_bad: Flag = False
+    """Go on where a file cannot be used; such episodes are counted and named."""
+    compare: Annotated[
+        tuple[Path, Path] | None, tyro.conf.arg(metavar="A B", help_behavior_hint="")
+    ] = None
+    """Two results on the same episodes: print their differences, and evaluate nothing."""
+    matcher: Annotated[
+        Literal["correspondence", "prototype"] | None, tyro.conf.arg(help_behavior_hint="")
+    ] = None
+    """The model's encoder alone: 4D matching or prototypes, training-free."""
+    memory: int = 0
+    """Of davis17: so many of the last frames join the first one as supports."""
+    image_size: Integer = None
+    """Side in pixels that images are stretched to; default: the model's own."""
+    threshold: Number = None
+    """Probability from which a pixel belongs to a mask; default: the model's own."""
+    batch_size: int = 8
+    """Episodes in a forward pass."""
+    workers: Integer = None
+    """Processes that read ahead; default: by the number of cores."""
+    device: str = "auto"
+    """cpu, cuda or cuda:N; auto takes a GPU where there is one."""
+    dtype: Dtype = "float32"
+    """Other types run under autocast."""
+    as_json: Json = False
+    """Print the result as one JSON object."""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        wait_without_spinning()
+        if self.compare is not None:
+            return self._compare(*self.compare)
+        self._check_options()
+        check_dtype(self.dtype)
+        check_model(self.model, self.weights)
+        from fsdino import processes as sharing
+
+        with sharing.processes() as processes:
+            result = self._evaluate(processes)
+            if processes.rank == 0:
+                if self.as_json:
+                    print(json.dumps(result))
+                elif self.data == _VIDEOS:
+                    _print_videos(result, self.out)
+                else:
+                    _print_result(result, self.out)
+        return 0
+
+    def _check_options(self) -> None:
+        """Refuse options that would be without effect: a result must not seem to follow them."""
+        from fsdino.models.registry import REGISTERED
+
+        episodic = {
+            "--shots": self.shots != 1, "--seeds": bool(self.seeds),
+            "--fold": self.fold is not None,
+            "--episodes": self.episodes is not None, "--protocol": self.protocol != "joint",
+            "--fusion": self.fusion is not None, "--splits": self.splits is not None,
+            "--layout": self.layout != "auto", "--ignore": self.ignore is not None,
+            "--background": self.background is not None,
+            "--save-pictures": self.save_pictures > 0, "--skip-bad": self.skip_bad,
+            "--image-size": self.image_size is not None and self.model not in REGISTERED,
+        }  # fmt: skip
+        videos = self.data == _VIDEOS
+        given = [option for option, used in episodic.items() if used] if videos else []
+        if self.memory and not videos:
+            given = ["--memory"]
+        if given:
+            raise UsageError(f"--data {self.data} does not take {', '.join(given)}: leave it out")
+
+    def _compare(self, first: Path, second: Path) -> int:
+        from fsdino.evaluation import record
+
+        lines = record.compare(first, second)
+        if self.as_json:
+            print(json.dumps([line.to_dict() for line in lines]))
+        else:
+            _print_differences(lines, (first, second))
+        return 0
+
+    def _evaluate(self, processes: Processes) -> dict[str, Any]:
+        from fsdino import processes as sharing
+        from fsdino.evaluation import protocols
+        from fsdino.evaluation import run as evaluation
+        from fsdino.evaluation.evaluate import Settings
+        from fsdino.models import registry, zoo
+
+        seeded = bool(self.seeds) or self.episodes is not None
+        protocol = protocols.find(self.protocol, fusion=self.fusion, seeded=seeded)
+        seeds = self.seeds or (0,)
+        request = evaluation.Request(
+            self.data, self.root, self.splits, self.fold, self.shots, seeds, self.episodes,
+            self.layout, self.ignore, self.background,
+        )  # fmt: skip
+        device = sharing.local_device(find_device(self.device))
+        size = self.image_size if self.model in registry.REGISTERED else None
+        model = zoo.load(self.model, device=device, weights=self.weights, image_size=size)
+        if self.matcher is not None:
+            model = zoo.training_free(model, self.matcher)
+        settings = Settings(
+            model.config.image_size if self.image_size is None else self.image_size,
+            protocol,
+            model.config.threshold if self.threshold is None else self.threshold,
+            self.batch_size,
+            device,
+            find_dtype(self.dtype),
+            min(sharing.cores() - 1, 4) if self.workers is None else self.workers,
+            self.skip_bad,
+        )
+        with sharing.threads(max(sharing.cores() - settings.workers, 1)):
+            if self.data == _VIDEOS:
+                return self._evaluate_videos(model, settings, processes)
+            return evaluation.run(
+                model,
+                self.model,
+                request,
+                settings,
+                out=self.out,
+                overwrite=self.overwrite,
+                pictures=self.save_pictures,
+                processes=processes,
+            )
+
+    def _evaluate_videos(
+        self, model: Segmenter, settings: Settings, processes: Processes
+    ) -> dict[str, Any]:
+        from fsdino.evaluation import run as evaluation
+
+        if self.out is None:
+            raise UsageError(f"{_VIDEOS} needs --out: masks are written beside the result")
+        return evaluation.run_videos(
+            model,
+            self.model,
+            self.root,
+            settings,
+            memory=self.memory,
+            out=self.out,
+            overwrite=self.overwrite,
+            processes=processes,
+        )
+
+
+def _print_result(result: Mapping[str, Any], out: Path | None) -> None:
+    """A table on stdout: the metrics, then the classes."""
+    seeds = len(result["miou_by_seed"])
+    episodes = f"{result['episodes']} episodes" + (f" × {seeds} seeds" if seeds > 1 else "")
+    fold = "" if result["fold"] is None else f", fold {result['fold']}"
+    print(
+        f"{result['model']} on {result['dataset']}{fold}, {result['shots']}-shot, protocol "
+        f"{result['protocol']}, {episodes}, {result['lists']} lists"
+    )
+    rows = [["mIoU", f"{result['miou']:.2f}{_plus_minus(result['miou_interval'])}"]]
+    over_seeds = result["miou_interval_over_seeds"]
+    if over_seeds is not None:
+        rows.append(["", f"{_plus_minus(over_seeds)} over seeds"])
+    for key, name in (("fb_iou", "FB-IoU"), ("dice", "Dice"), ("boundary_iou", "boundary IoU")):
+        rows.append([name, f"{result[key]:.2f}"])
+    if result["skipped"]:
+        rows.append(["skipped episodes", str(len(result["skipped"]))])
+    print_table(["percent, 95 % interval over episodes", ""], rows)
+    training = result["training"] or {}
+    if training.get("selected_on", "base classes") != "base classes":
+        print(f"the model was selected on the {training['selected_on']}")
+    names, values = result["class_names"], result["per_class"]
+    shown = 24
+    if len(values) <= shown:
+        print_table(["class", "IoU %"], [[names[c], f"{values[c]:.2f}"] for c in values])
+    if out is not None:
+        print(f"{out}: the result; {out.stem}.episodes.jsonl: its episodes")
+
+
+def _print_videos(result: Mapping[str, Any], out: Path | None) -> None:
+    """A table on stdout: J, F and J&F in total and of each sequence."""
+    scores = {"all objects": result, **result["per_sequence"]}
+    print_table(
+        ["percent", "J&F", "J", "F"],
+        [[n, *(f"{s[k]:.2f}" for k in ("j_and_f", "j", "f"))] for n, s in scores.items()],
+        f"{result['model']} on {result['dataset']}, memory of {result['memory']} frames",
+    )
+    if out is not None:
+        print(f"{out}: the result; {out.with_suffix('') / 'masks'}: the masks")
+
+
+def _print_differences(lines: Sequence[Difference], files: tuple[Path, Path]) -> None:
+    names = [file.stem for file in files]
+    if names[0] == names[1]:
+        names = list(map(str, files))
+    print_table(
+        ["", *names, "difference"],
+        [
+            [
+                line.name, f"{line.first:.2f}", f"{line.second:.2f}",
+                f"{line.difference:+.2f}{_plus_minus(line.half_width)}",
+            ]
+            for line in lines
+        ],
+        "percent on the same episodes, ± half of the 95 % interval over episodes",
+    )  # fmt: skip
+
+
+def _plus_minus(half_width: float | None) -> str:
+    return "" if half_width is None else f" ± {half_width:.2f}"

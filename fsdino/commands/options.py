@@ -1,0 +1,45 @@
+"""Options that several commands share, and what several do first."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+Json = Annotated[bool, tyro.conf.arg(name="json", help_behavior_hint="")]
+Integer = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
+Integers = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="")]
+Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
+Layout = Annotated[
+    Literal["auto", "class-folders", "pairs", "labels"], tyro.conf.arg(help_behavior_hint="")
+]
+Value = Annotated[str | None, tyro.conf.arg(metavar="INT|none", help_behavior_hint="")]
+Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+Dtype = Annotated[
+    str, tyro.conf.arg(metavar="float32|float16|bfloat16", help_behavior_hint="(default: float32)")
+]
+
+
+def check_model(
+    name: str | None, weights: Path | None = None, image_size: int | None = None
+) -> None:
+    """Say at once, before slow imports, that a model's weights are not here and cannot be had."""
+    from fsdino.models import registry
+
+    if name is not None:
+        registry.check(name, weights, image_size)
+
+
+def wait_without_spinning() -> None:
+    """Let threads sleep while they wait: where others run, spinning costs ten times the work.
+
+    OpenMP reads it when torch is imported, so that later it would only reach other processes.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

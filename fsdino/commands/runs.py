@@ -1,0 +1,86 @@
+"""What `fsdino train` and `fsdino distill` share: recipes, processes, and what is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fsdino.errors import UsageError
+
+if TYPE_CHECKING:
+    from fsdino.commands.distill import Distill
+    from fsdino.commands.train import Train
+    from fsdino.training.distillation.config import DistillConfig
+    from fsdino.training.meta.config import TrainConfig
+    from fsdino.training.recipe import Recipe
+    from fsdino.training.team import Team
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+
+@contextlib.contextmanager
+def team_of(device: str) -> Iterator[Team]:
+    """The processes of a training run; all but the first keep to errors."""
+    from fsdino.training.team import Team
+
+    team = Team(device)
+    if not team.is_main:
+        logging.getLogger("fsdino").setLevel(logging.ERROR)
+    try:
+        yield team
+    finally:
+        team.close()
+
+
+def given_settings(command: Train | Distill, config: Recipe) -> dict[str, Any]:
+    """The options that were given and bear the name of a setting; a model is no setting."""
+    import dataclasses
+
+    known = {field.name for field in dataclasses.fields(config)} - {"model"}
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(command).items()
+        if name in known and value is not None and value is not False and value != ()
+    }
+
+
+def has_random_weights(config: TrainConfig | DistillConfig) -> bool:
+    """Whether a run starts from an encoder with random weights."""
+    given = (config.encoder_from, config.encoder_weights, config.model.encoder_weights)
+    return given == (None, None, None) and not config.model.pretrained
+
+
+def find_recipe(name: str, command: Literal["train", "distill"]) -> Path:
+    """The file of a recipe: a path, or the name of one that ships for a command."""
+    every = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+    shipped = {
+        stem: path
+        for stem, path in every.items()
+        if stem.startswith("distill-") == (command == "distill")
+    }
+    if name in shipped:
+        return shipped[name]
+    if name in every:
+        other = "train" if command == "distill" else "distill"
+        raise UsageError(
+            f"recipe {name!r} is for fsdino {other}: pass one of: {', '.join(shipped)}"
+        )
+    path = Path(name)
+    if path.is_dir():
+        raise UsageError(f"recipe {name}: a YAML file is needed, this is a folder")
+    if not path.is_file():
+        known = ", ".join(shipped) or "none ships with this version"
+        raise UsageError(f"unknown recipe {name!r}: pass a YAML file, or one of: {known}")
+    return path
+
+
+def kept_run(folder: Path) -> str:
+    """What an interrupted run has kept, and how it goes on."""
+    from fsdino.training.run import checkpoint_files
+
+    kept = [int(path.stem) for path in checkpoint_files(folder)]
+    said = f"step {kept[-1]} is kept" if kept else "no checkpoint was due yet"
+    return f"{said} in {folder}; the same command with --resume goes on"

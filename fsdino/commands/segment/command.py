@@ -1,0 +1,257 @@
+"""`fsdino segment`: its options and its table."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from fsdino.commands.options import (
+    Dtype,
+    File,
+    Flag,
+    Integer,
+    Json,
+    Number,
+    check_model,
+    wait_without_spinning,
+)
+from fsdino.devices import check_dtype, find_device
+from fsdino.errors import DataError, UsageError
+from fsdino.models.names import DEFAULT as DEFAULT_MODEL
+from fsdino.models.names import DRAWN as DRAWN_MODEL
+from fsdino.tables import print_table
+
+if TYPE_CHECKING:
+    from fsdino.commands.segment.output import Output
+    from fsdino.commands.segment.stream import Outcome
+    from fsdino.commands.segment.supports import SupportFiles
+    from fsdino.models.segmenter import Segmenter
+    from fsdino.models.supports import Support
+    from fsdino.processes import Processes
+
+logger = logging.getLogger("fsdino.commands")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Segment images, or folders of images, by a few marked examples.
+
+    One class: fsdino segment --support cat.jpg cat.png --query photos/ --out found/
+
+    Several, each with a name: --support cat=a.jpg a.png --support dog=b.jpg b.png c.jpg c.png
+
+    Says how well each support finds itself, and warns where that promises little;
+    --check-support does only this.
+
+    Writes masks/NAME.png (0 and 255, or one label per class), overlays/NAME.jpg (or .png where an
+    image is too long for JPEG) and results.jsonl. The same command goes on where it was
+    interrupted. With
+    `torchrun --nproc-per-node N -m fsdino segment ...` processes share the queries.
+    """
+
+    support: Annotated[
+        tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
+        tyro.conf.arg(metavar="[NAME=]IMAGE MASK ...", help_behavior_hint="(required)"),
+    ] = ()
+    """Marked examples of a class, or a file from --save-support; again for every further class."""
+    query: Annotated[
+        tuple[Path, ...], tyro.conf.arg(metavar="IMAGE|FOLDER ...", help_behavior_hint="(required)")
+    ] = ()
+    """What to segment; folders are searched with their subfolders."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(required)")] = (
+        None
+    )
+    """Folder for the results."""
+    check_support: Flag = False
+    """Only say how well each support finds itself; needs no --query and no --out."""
+    model: Annotated[
+        str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=f"(default: {DEFAULT_MODEL})")
+    ] = None
+    """Name (see `fsdino models`), folder or hub id (hf:owner/name) of a model."""
+    weights: File = None
+    """Weights of --model dinov2-b and the like, instead of a download: Meta's
+    dinov2_vit*14*_pretrain.pth or timm's model.safetensors."""
+    image_size: Integer = None
+    """Side in pixels that --model dinov2-b and the like resize images to (default: 518)."""
+    device: str = "auto"
+    """cpu, cuda or cuda:N; auto takes a GPU where there is one."""
+    dtype: Dtype = "float32"
+    """Floating type of the weights."""
+    threshold: Number = None
+    """Probability from which a pixel belongs to a mask; default: the model's own."""
+    tiles: Flag = False
+    """Cut large queries into overlapping tiles of the support images' size."""
+    max_megapixels: Number = None
+    """Size up to which images are read; default: Pillow's limit of 179."""
+    save_support: File = None
+    """Also save the encoded support, to pass as --support FILE.safetensors later."""
+    overwrite: Flag = False
+    """Start again in a folder that holds the results of another call; other files stay."""
+    as_json: Json = False
+    """Print the results as one JSON object."""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        wait_without_spinning()
+        check_dtype(self.dtype)
+        check_model(self.model or DEFAULT_MODEL, self.weights, self.image_size)
+        from fsdino import processes as sharing
+
+        with contextlib.ExitStack() as stack:
+            if self.max_megapixels is not None:
+                stack.enter_context(self._pixel_limit(self.max_megapixels))
+            return self._run(stack.enter_context(sharing.processes()), stack)
+
+    def _run(self, processes: Processes, stack: contextlib.ExitStack) -> int:
+        from fsdino.commands.segment import output as folder
+        from fsdino.commands.segment import stream, supports
+        from fsdino.commands.segment.queries import find_queries
+
+        files = supports.parse(self.support)
+        is_main = processes.rank == 0
+        if self.save_support is not None:
+            supports.check_saving(self.save_support, files)
+        if self.check_support:
+            self._check_support(files, is_main)
+            return 0
+        if self.out is None:
+            raise UsageError("no --out given: pass --out with a folder for the results")
+        out = self.out
+        queries = find_queries(self.query, out)
+        if queries.left_out and is_main:
+            logger.warning("%s", queries.summary())
+        model = self._load()
+        encoded, threshold = self._encode(model, files, is_main)
+        call = {
+            "format": folder.FORMAT,
+            "model": model.fingerprint(),
+            "support": {support.name: support.digest() for support in files},
+            "threshold": threshold,
+            "tiles": self.tiles,
+            "dtype": self.dtype,
+        }
+        if self.save_support is not None and is_main:
+            stack.enter_context(supports.saving(self.save_support))
+        overwrite = self.overwrite and is_main
+        output = stack.enter_context(
+            contextlib.closing(
+                processes.in_turn(lambda: folder.Output(out, call, overwrite=overwrite))
+            )
+        )
+        if self.save_support is not None and is_main:
+            encoded[files[0].name].save(self.save_support)
+        outcome = stream.segment_files(
+            model,
+            encoded,
+            queries,
+            output,
+            threshold=threshold,
+            tiles=self.tiles,
+            processes=processes,
+        )
+        if not is_main:
+            return 0
+        if self.as_json:
+            found = {"model_name": self.model or DEFAULT_MODEL, "quality": _qualities(encoded)}
+            left_out = [{"file": f, "reason": reason} for f, reason in queries.left_out.items()]
+            rest = {**outcome.to_dict(out), "left_out": left_out}
+            print(json.dumps({**call, **found, **rest}))
+        else:
+            _print_segments(outcome, output, len(queries.left_out))
+        if outcome.failed:
+            reasons = "; ".join(outcome.failed.values())
+            raise DataError(
+                f"{len(outcome.failed)} of {len(queries)} queries failed, the others are in "
+                f"{out}: {reasons}"
+            )
+        return 0
+
+    def _encode(
+        self, model: Segmenter, files: Sequence[SupportFiles], is_main: bool
+    ) -> tuple[dict[str, Support], float]:
+        """The supports and the threshold, both checked; tells the supports' quality."""
+        from fsdino.commands.segment import supports
+
+        encoded = {support.name: support.encode(model) for support in files}
+        threshold = model.config.threshold if self.threshold is None else self.threshold
+        model.segment([], encoded, threshold=threshold)  # checks both before anything is written
+        for name, support in encoded.items() if is_main else ():
+            if not self.as_json:
+                print(supports.quality(name, support), flush=True)
+            warning = supports.warning(name, support)
+            if warning is not None:
+                logger.warning("%s", warning)
+        return encoded, threshold
+
+    def _check_support(self, files: Sequence[SupportFiles], is_main: bool) -> None:
+        """Tell the supports' quality, and save what --save-support asks for."""
+        from fsdino.commands.segment import supports
+
+        model = self._load()
+        encoded, _ = self._encode(model, files, is_main)
+        if not is_main:
+            return
+        if self.save_support is not None:
+            with supports.saving(self.save_support):
+                encoded[files[0].name].save(self.save_support)
+        if self.as_json:
+            called = {"model": model.fingerprint(), "model_name": self.model or DEFAULT_MODEL}
+            digests = {support.name: support.digest() for support in files}
+            print(json.dumps({**called, "support": digests, "quality": _qualities(encoded)}))
+
+    def _pixel_limit(self, megapixels: float) -> contextlib.AbstractContextManager[None]:
+        from fsdino import image_files
+
+        if not 0 < megapixels < 1e6:
+            raise UsageError(
+                f"--max-megapixels must lie between 0 and a million, got {megapixels:g}"
+            )
+        return image_files.pixel_limit(max(int(megapixels * 1e6), 1))
+
+    def _load(self) -> Segmenter:
+        from fsdino.models import zoo
+        from fsdino.processes import local_device
+
+        name = self.model or DEFAULT_MODEL
+        if name == DRAWN_MODEL:
+            logger.info(
+                "%s was trained on generated drawings; for photographs, leave out --model, or "
+                "pass another one",
+                name,
+            )
+        return zoo.load(
+            name,
+            device=local_device(find_device(self.device)),
+            dtype=self.dtype,
+            weights=self.weights,
+            image_size=self.image_size,
+        )
+
+
+def _qualities(encoded: Mapping[str, Support]) -> dict[str, float | None]:
+    """How well each support finds itself; None where that is not known."""
+    return {name: support.quality for name, support in encoded.items()}
+
+
+def _print_segments(outcome: Outcome, output: Output, left_out: int) -> None:
+    from fsdino.image_files import printable
+
+    shown = 20
+    if len(outcome.rows) <= shown:
+        print_table(
+            ["query", "foreground %", "seconds"],
+            [
+                [printable(Path(r.query).name), f"{100 * r.foreground:.1f}", f"{r.seconds:.2f}"]
+                for r in outcome.rows
+            ],
+        )
+    again = f", {outcome.resumed} of them from before" if outcome.resumed else ""
+    rest = f"; {left_out} files left out" if left_out else ""
+    print(f"{len(outcome.rows)} masks and overlays in {output.folder}{again}{rest}")
