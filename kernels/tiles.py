@@ -1,9 +1,9 @@
 """Block sizes, warps and pipeline stages: a pure function of shape, dtype and architecture.
 
 Nothing is timed at run time. What the standard workloads select is compiled ahead of time for
-three architectures and listed by `python -m fsdino.kernels.inspect`. `benchmarks/tune_tiles.py`
-times others on a GPU and writes a table; where FSDINO_TILES names its file when this module is
-imported, what stands there is taken on GPUs of that architecture.
+three architectures and listed by `python -m fsdino.bench.inspect triton`.
+`benchmarks/tune_tiles.py` times others on a GPU and writes a table; where FSDINO_TILES names its
+file when this module is imported, what stands there is taken on GPUs of that architecture.
 """
 
 from __future__ import annotations

@@ -1,20 +1,14 @@
-"""What the kernels compile to, without a GPU: `python -m fsdino.kernels.inspect`.
+"""What the Triton kernels compile to, without a GPU.
 
 The backend's functions run on tensors without memory, over the standard workloads, and their
-launches are recorded instead of made. Each is compiled for each architecture, and its cubin is read
-with the `cuobjdump` that ships inside Triton.
+launches are recorded instead of made. Each is compiled for each architecture.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,18 +19,16 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fsdino.bench import workloads as standard
-from fsdino.bench.workloads import Workload
+from fsdino.bench.compiled import Row, read_code
+from fsdino.bench.workloads import GROUPS, KERNEL, NORM_EPS, STRIDE, WORKLOADS, Workload
 from fsdino.kernels import center_pivot, correlation, fused, layout, tiles
 
 ARCHITECTURES = (80, 90, 100)
-WORKLOADS = ("W4", "W6", "W12", "W12x8", "HR", "T12")
+CHAINS = ("W4", "W6", "W12", "W12x8", "HR", "T12")  # which together launch every kernel
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # a program's, at most
 _TYPES = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.uint8: "u8",
 }  # fmt: skip
-_MMA = re.compile(r"\b(HMMA|HGMMA|UTCHMMA)\b")
-_ASYNC_COPY = re.compile(r"\b(LDGSTS|UTMALDG|UBLKCP)\b")
 
 
 @dataclass(frozen=True)
@@ -76,49 +68,6 @@ class Launch:
         return (self.kernel.__name__, upper, pointers, self.options)
 
 
-@dataclass(frozen=True)
-class Row:
-    """What one kernel compiled to.
-
-    Attributes:
-        kernel: its name.
-        arch: compute capability, as in sm_80.
-        tile: data type, block sizes and what else is compiled in.
-        registers: of a thread.
-        stack: bytes of a thread, which spilled.
-        shared: bytes of a program.
-        mma: tensor-core instructions by name, or "".
-        async_copies: instructions that copy to shared memory in the background.
-        warps: of a program.
-    """
-
-    kernel: str
-    arch: str
-    tile: str
-    registers: int
-    stack: int
-    shared: int
-    mma: str
-    async_copies: int
-    warps: int
-
-    @property
-    def half_dot(self) -> bool:
-        """Whether it multiplies float16 or bfloat16 matrices, and so wants tensor cores."""
-        return "PRECISION=" in self.tile and not self.tile.startswith("fp32")
-
-    def problems(self) -> list[str]:
-        """Why this must not be shipped."""
-        found = []
-        if self.stack:
-            found.append(f"{self.stack} bytes of stack")
-        if self.shared > SHARED_BYTES[int(self.arch.removeprefix("sm_"))]:
-            found.append(f"{self.shared} bytes of shared memory")
-        if self.half_dot and not self.mma:
-            found.append("no tensor-core instruction")
-        return found
-
-
 def launches(workload: Workload, dtype: torch.dtype, architecture: int) -> list[Launch]:
     """Every launch of a workload: the chain, the fused first block, and where it says backward
     their gradients, those to the features included."""
@@ -150,73 +99,59 @@ def compile_launch(launch: Launch, architecture: int) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
-        usage, sass = _cuobjdump("-res-usage", cubin), _cuobjdump("-sass", cubin)
-    registers, stack = (int(re.findall(rf"{name}:(\d+)", usage)[-1]) for name in ("REG", "STACK"))
-    mma = sorted(set(_MMA.findall(sass)))
+        [code] = read_code(cubin).values()
+    shared = compiled.metadata.shared
     return Row(
-        kernel=launch.kernel.__name__, arch=f"sm_{architecture}", tile=launch.tile,
-        registers=registers, stack=stack, shared=compiled.metadata.shared, mma=" ".join(mma),
-        async_copies=len(_ASYNC_COPY.findall(sass)), warps=dict(launch.options)["num_warps"],
-    )  # fmt: skip
+        kernel=launch.kernel.__name__,
+        variant=launch.tile,
+        arch=f"sm_{architecture}",
+        registers=code.registers,
+        stack=code.stack,
+        spilled=code.stack,  # Triton's programs have nothing else on the stack
+        shared=shared,
+        mma=code.mma,
+        async_copies=code.async_copies,
+        problems=_problems(launch, architecture, code.stack, shared, code.mma),
+    )
 
 
 def rows(
-    workloads: Iterable[str],
+    names: Iterable[str],
     dtypes: Iterable[torch.dtype],
     architectures: Iterable[int],
     only: str = "",
 ) -> Iterator[Row]:
-    """Compile every kernel that the workloads launch and whose name begins with `only`."""
+    """Compile every kernel that workloads launch and whose name begins with `only`.
+
+    Args:
+        names: of standard workloads.
+        dtypes: floating types of the inputs.
+        architectures: compute capabilities, as in 80.
+        only: beginning of the kernels' names.
+    """
     for architecture in architectures:
         seen: dict[tuple[Any, ...], Launch] = {}
         for dtype in dtypes:
-            for name in workloads:
-                for launch in launches(standard.WORKLOADS[name], dtype, architecture):
+            for name in names:
+                for launch in launches(WORKLOADS[name], dtype, architecture):
                     seen.setdefault(launch.key, launch)
         for launch in seen.values():
             if launch.kernel.__name__.startswith(only):
                 yield compile_launch(launch, architecture)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; 1 where a kernel spills, or lacks tensor cores or shared memory."""
-    parser = argparse.ArgumentParser(prog="python -m fsdino.kernels.inspect", description=__doc__)
-    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
-    parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float16"])
-    parser.add_argument("--workload", nargs="+", default=WORKLOADS, choices=standard.WORKLOADS)
-    parser.add_argument("--only", default="", help="kernels whose name begins with this")
-    parser.add_argument("--json", action="store_true", help="a list of rows instead of a table")
-    given = parser.parse_args(arguments)
-    if triton.knobs.runtime.interpret:
-        parser.error("TRITON_INTERPRET=1 compiles nothing: unset it")
-    dtypes = [getattr(torch, name) for name in given.dtype]
-    found = rows(given.workload, dtypes, given.arch, given.only)
-    collected = _json(found) if given.json else _table(found)
-    return 1 if any(row.problems() for row in collected) else 0
-
-
-def _json(found: Iterable[Row]) -> list[Row]:
-    collected = list(found)
-    json.dump([asdict(row) for row in collected], sys.stdout, indent=1)
-    sys.stdout.write("\n")
-    return collected
-
-
-def _table(found: Iterable[Row]) -> list[Row]:
-    """Print each row as soon as it is known."""
-    line = "{:28} {:6} {:>5} {:>5} {:>7} {:8} {:>5} {:>5}  {}"
-    heads = ("kernel", "arch", "regs", "stack", "shared", "mma", "async", "warps", "tile")
-    sys.stdout.write(line.format(*heads) + "\n")
-    collected = []
-    for row in found:
-        collected.append(row)
-        cells = (
-            row.kernel, row.arch, row.registers, row.stack, row.shared, row.mma or "-",
-            row.async_copies, row.warps, "; ".join([row.tile, *row.problems()]),
-        )  # fmt: skip
-        sys.stdout.write(line.format(*cells) + "\n")
-        sys.stdout.flush()
-    return collected
+def _problems(
+    launch: Launch, architecture: int, stack: int, shared: int, mma: str
+) -> tuple[str, ...]:
+    """Spills, too much shared memory, or no tensor cores for a product in half precision."""
+    found = []
+    if stack:
+        found.append(f"{stack} bytes of stack")
+    if shared > SHARED_BYTES[architecture]:
+        found.append(f"{shared} bytes of shared memory")
+    if "PRECISION=" in launch.tile and launch.dtype != "fp32" and not mma:
+        found.append("no tensor-core instruction")
+    return tuple(found)
 
 
 def _launch(kernel: Any, args: tuple[Any, ...], settings: dict[str, Any]) -> Launch:
@@ -261,23 +196,23 @@ def _run(workload: Workload, dtype: torch.dtype) -> None:
     if workload.backward:
         correlation.correlation4d_backward(x, *features, 1e-5, [True] * 3)
     for index, channels in enumerate(workload.block_channels):
-        taps = (channels, x.shape[1], standard.KERNEL, standard.KERNEL)
+        taps = (channels, x.shape[1], KERNEL, KERNEL)
         weights = (empty(*taps, **options), empty(*taps, **options))
         vector = empty(channels, **options)
         if index == 0:
             _run_fused(features, (*weights, vector), workload.backward)
         last = index == len(workload.block_channels) - 1
         settings: Any = (
-            standard.GROUPS,
-            standard.NORM_EPS,
-            standard.STRIDE,
+            GROUPS,
+            NORM_EPS,
+            STRIDE,
             last,
             workload.backward,
         )
         saved: Any
         y, *saved = center_pivot.center_pivot_block4d(x, *weights, *(vector,) * 3, *settings)
         if workload.backward:
-            saved += [standard.STRIDE, last, [index > 0, *(True,) * 5]]
+            saved += [STRIDE, last, [index > 0, *(True,) * 5]]
             center_pivot.center_pivot_block4d_backward(
                 torch.empty_like(y), x, *weights, vector, vector, *saved
             )
@@ -285,17 +220,8 @@ def _run(workload: Workload, dtype: torch.dtype) -> None:
 
 
 def _run_fused(features: Any, weights: Any, backward: bool) -> None:
-    settings: Any = (*features, *weights, standard.STRIDE, 1e-5)
+    settings: Any = (*features, *weights, STRIDE, 1e-5)
     y = fused.correlation_center_pivot4d(*settings)
     if backward:
-        settings = (*features, *weights[:2], standard.STRIDE, 1e-5, [True] * 6)
+        settings = (*features, *weights[:2], STRIDE, 1e-5, [True] * 6)
         fused.correlation_center_pivot4d_backward(y, *settings)
-
-
-def _cuobjdump(option: str, cubin: Path) -> str:
-    tool = triton.knobs.nvidia.cuobjdump.path
-    return subprocess.run([tool, option, cubin], capture_output=True, text=True, check=True).stdout
-
-
-if __name__ == "__main__":
-    sys.exit(main())
