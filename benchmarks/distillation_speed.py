@@ -50,7 +50,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         distillation = Distillation(prepare(config, Path(folder), teacher), Path(folder) / "run")
         distillation.prepare()
-        device = distillation.team.device
+        device = distillation.processes.device
         rows = []
         for number, pairs in enumerate(distillation._load()):
             loss = distillation._step(number, pairs)

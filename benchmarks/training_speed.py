@@ -58,7 +58,7 @@ def measure(name: str, config: TrainConfig, repeats: int) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     with tempfile.TemporaryDirectory() as folder, formulation(name):
         trainer = Trainer(config, Path(folder))
-        device = trainer.team.device
+        device = trainer.processes.device
         step = trainer.steps[0]
         trainer.model.train()
         loss = trainer._step(0, step)
@@ -91,7 +91,7 @@ def median(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def prior_step(trainer: Trainer, step: Step) -> Callable[[], object]:
     """Forward and backward of the 4D prior alone, on the step's own features."""
-    batch, device = step.batch, trainer.team.device
+    batch, device = step.batch, trainer.processes.device
     images = torch.cat([batch.query_images[:, None], batch.support_images], 1).flatten(0, 1)
     masks = torch.cat([batch.query_masks[:, None], batch.support_masks], 1).flatten(0, 1).to(device)
     names = [name for names in step.names for name in names]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
+import dataclasses
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import torch
 from PIL import Image
 
 import gloo
+from fsdino.errors import FsdinoError
 from fsdino.processes import Processes, local_device, processes, threads
 from tiny_models import picture
 
@@ -119,6 +123,31 @@ def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) 
         assert alone.in_turn(lambda: 7) == 7
 
 
+def test_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process trains by itself; a missing accelerate is an error that names the extra."""
+    alone = Processes.for_training("cpu")
+    assert alone == Processes(0, 1) and alone.is_first
+    assert alone.sum(1, 2.5, torch.tensor(3)) == [1.0, 2.5, 3.0]
+    real = builtins.__import__
+
+    def missing(name: str, *args: Any, **options: Any) -> Any:
+        if name == "accelerate":
+            raise ImportError(name)
+        return real(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(FsdinoError, match=r'pip install "fsdino\[train\]"'):
+        Processes.for_training("cpu")
+
+
+def test_workers_share_what_their_process_does() -> None:
+    """A loader's worker may be another program, which cannot take part in the training."""
+    processes = dataclasses.replace(Processes.for_training("cpu"), rank=1, count=2)
+    worker = pickle.loads(pickle.dumps(processes))
+    assert worker == processes and worker.share("abcd") == "bd"
+    assert worker._accelerator is None
+
+
 def test_every_process_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """`cuda` means this process's GPU; a number or the CPU stay as they are."""
     monkeypatch.setenv("LOCAL_RANK", "3")
@@ -134,3 +163,6 @@ def test_threads_are_put_back() -> None:
         assert torch.get_num_threads() == before + 1
         raise KeyError
     assert torch.get_num_threads() == before
+    for unchanged in (None, 0):
+        with threads(unchanged):
+            assert torch.get_num_threads() == before

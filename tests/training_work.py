@@ -17,10 +17,10 @@ import gloo
 from fsdino.models import checkpoints
 from fsdino.models.config import ModelConfig
 from fsdino.models.weight_files import read_state_dict
+from fsdino.processes import Processes
 from fsdino.training.meta.config import TrainConfig
 from fsdino.training.meta.steps import Steps
 from fsdino.training.meta.train import Trainer
-from fsdino.training.team import Team
 
 MODEL = ModelConfig(
     encoder="vit_tiny_patch16_224",
@@ -128,22 +128,24 @@ def together(out: Path) -> None:
     `out/alone` holds a stopped run of one process.
     """
     torch.set_num_threads(1)
-    team = Team("cpu")
+    processes = Processes.for_training("cpu")
     seen: list[tuple[int, float]] = []
-    trainer = Trainer(SHARED, out / "two", report=lambda s, x, m: seen.append((s, x)), team=team)
+    trainer = Trainer(
+        SHARED, out / "two", report=lambda s, x, m: seen.append((s, x)), processes=processes
+    )
     trainer.fit()
     try:
-        Trainer(SHARED, out / "stopped", report=stop_at(3), team=team).fit()
+        Trainer(SHARED, out / "stopped", report=stop_at(3), processes=processes).fit()
     except StopError:
         trainer.run.close()
-    Trainer(SHARED, out / "alone", resume=True, team=team).fit()
-    steps = Steps(SHARED, team.processes)
+    Trainer(SHARED, out / "alone", resume=True, processes=processes).fit()
+    steps = Steps(SHARED, processes)
     episodes = [steps[step].batch.indices.tolist() for step in range(SHARED.steps)]
     report = {
         "losses": seen,
         "episodes": episodes,
-        "sum": team.sum(team.processes.rank + 1),
+        "sum": processes.sum(processes.rank + 1),
         "patience": gloo.patience(),
     }
-    (out / f"rank{team.processes.rank}.json").write_text(json.dumps(report))
-    team.close()
+    (out / f"rank{processes.rank}.json").write_text(json.dumps(report))
+    processes.close()

@@ -21,7 +21,13 @@ from fsdino.commands.options import (
     Number,
     check_model,
 )
-from fsdino.commands.runs import find_recipe, given_settings, has_random_weights, kept_run, team_of
+from fsdino.commands.runs import (
+    find_recipe,
+    given_settings,
+    has_random_weights,
+    joined_for_training,
+    kept_run,
+)
 from fsdino.errors import UsageError
 from fsdino.tables import print_table
 
@@ -110,13 +116,13 @@ class Distill:
         from fsdino.training.distillation.distill import Distillation
 
         config = self.configure()
-        with team_of(config.device) as team:
-            distillation = Distillation(config, self.out, resume=self.resume, team=team)
+        with joined_for_training(config.device) as processes:
+            distillation = Distillation(config, self.out, resume=self.resume, processes=processes)
             self._prepare(distillation)
             result = self._fit(distillation)
-        if team.is_main and self.as_json:
+        if processes.is_first and self.as_json:
             print(json.dumps(result))
-        elif team.is_main:
+        elif processes.is_first:
             _print_distillation(result)
         return 0
 
@@ -156,7 +162,7 @@ class Distill:
         from fsdino.progress import Progress
 
         count = distillation.images_to_embed()
-        if not count or not distillation.team.is_main:
+        if not count or not distillation.processes.is_first:
             distillation.prepare()
             return
         try:
@@ -172,7 +178,7 @@ class Distill:
         from fsdino.progress import Progress
 
         try:
-            if not distillation.team.is_main:
+            if not distillation.processes.is_first:
                 return distillation.fit()
             start, steps = distillation.start, distillation.steps
             with Progress("distill", steps, done=start, unit="steps") as progress:

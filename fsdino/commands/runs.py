@@ -13,26 +13,26 @@ from fsdino.errors import UsageError
 if TYPE_CHECKING:
     from fsdino.commands.distill import Distill
     from fsdino.commands.train import Train
+    from fsdino.processes import Processes
     from fsdino.training.distillation.config import DistillConfig
     from fsdino.training.meta.config import TrainConfig
     from fsdino.training.recipe import Recipe
-    from fsdino.training.team import Team
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
 @contextlib.contextmanager
-def team_of(device: str) -> Iterator[Team]:
+def joined_for_training(device: str) -> Iterator[Processes]:
     """The processes of a training run; all but the first keep to errors."""
-    from fsdino.training.team import Team
+    from fsdino.processes import Processes
 
-    team = Team(device)
-    if not team.is_main:
+    processes = Processes.for_training(device)
+    if not processes.is_first:
         logging.getLogger("fsdino").setLevel(logging.ERROR)
     try:
-        yield team
+        yield processes
     finally:
-        team.close()
+        processes.close()
 
 
 def given_settings(command: Train | Distill, config: Recipe) -> dict[str, Any]:

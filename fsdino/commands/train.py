@@ -21,7 +21,13 @@ from fsdino.commands.options import (
     Value,
     check_model,
 )
-from fsdino.commands.runs import find_recipe, given_settings, has_random_weights, kept_run, team_of
+from fsdino.commands.runs import (
+    find_recipe,
+    given_settings,
+    has_random_weights,
+    joined_for_training,
+    kept_run,
+)
 from fsdino.errors import UsageError
 
 if TYPE_CHECKING:
@@ -137,15 +143,15 @@ class Train:
         from fsdino.training.meta.train import Trainer
 
         config = self.configure()
-        with team_of(config.device) as team:
+        with joined_for_training(config.device) as processes:
             try:
-                trainer = Trainer(config, self.out, resume=self.resume, team=team)
-                if team.is_main:
+                trainer = Trainer(config, self.out, resume=self.resume, processes=processes)
+                if processes.is_first:
                     _print_parameters(trainer.model)
                 self._fit(trainer)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(kept_run(self.out)) from None
-        if team.is_main:
+        if processes.is_first:
             best = "the best by validation" if config.validation else "the same, not validated"
             print(f"trained model: {self.out / 'model'}; {best}: {self.out / 'best'}")
         return 0
@@ -186,7 +192,7 @@ class Train:
         """Train to the end, with progress from the first process."""
         from fsdino.progress import Progress
 
-        if not trainer.team.is_main:
+        if not trainer.processes.is_first:
             trainer.fit()
             return
         config = trainer.config

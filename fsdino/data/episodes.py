@@ -120,7 +120,7 @@ class Provenance:
     """Where episodes come from, as every result records it.
 
     Attributes:
-        dataset: its name in `fsdino.data.catalog.DATASETS`.
+        dataset: its name in `fsdino.data.names.DATASETS`.
         fold: the fold that is held out of training; None where there are no folds.
         split: "val" (novel classes), "train" or "base_val" (base classes).
         sampling: "hsnet" (the published draws) or "seeded".

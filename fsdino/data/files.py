@@ -94,7 +94,7 @@ class Source(Protocol):
 
     @property
     def dataset(self) -> str:
-        """Its name in `fsdino.data.catalog.DATASETS`."""
+        """Its name in `fsdino.data.names.DATASETS`."""
         ...
 
     @property

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fsdino.errors import FsdinoError
-from fsdino.training.team import Team
+from fsdino.processes import Processes
 
 if TYPE_CHECKING:
     from fsdino.training.distillation.config import DistillConfig
@@ -83,11 +83,11 @@ class NanGuard:
 
 
 class Descent:
-    """Steps of AdamW, the same ones in every process of a team.
+    """Steps of AdamW, the same ones in every process.
 
     Args:
-        team: the processes that a step's passes are spread over.
-        wrapped: what is trained, from `Team.wrap`.
+        processes: those that a step's passes are spread over.
+        wrapped: what is trained, from `Processes.wrap`.
         clipped: the part whose gradients' norm is limited.
         config: `learning_rate`, `warmup`, `weight_decay`, `gradient_clip` and `nan_limit` are read.
 
@@ -98,12 +98,13 @@ class Descent:
 
     def __init__(
         self,
-        team: Team,
+        processes: Processes,
         wrapped: nn.Module,
         clipped: nn.Module,
         config: TrainConfig | DistillConfig,
     ) -> None:
-        self.team, self.wrapped, self.clipped, self.config = team, wrapped, clipped, config
+        self.processes, self.wrapped = processes, wrapped
+        self.clipped, self.config = clipped, config
         self.optimizer = adamw(wrapped.parameters(), config.learning_rate, config.weight_decay)
         self.guard = NanGuard(config.nan_limit)
 
@@ -134,10 +135,10 @@ class Descent:
         factor = warmup_cosine(number - first, last - first, self.config.warmup)
         set_learning_rate(self.optimizer, self.config.learning_rate * factor)
         self.optimizer.zero_grad()
-        total = torch.zeros((), device=self.team.device)
+        total = torch.zeros((), device=self.processes.device)
         for index, loss_of_pass in enumerate(passes, start=1):
-            total += self.team.backward(self.wrapped, loss_of_pass, last=index == len(passes))
-        loss = self.team.sum(total)[0] / self.team.processes.count
+            total += self.processes.backward(self.wrapped, loss_of_pass, last=index == len(passes))
+        loss = self.processes.sum(total)[0] / self.processes.count
         limit = self.config.gradient_clip
         norm = torch.nn.utils.clip_grad_norm_(self.clipped.parameters(), limit)
         if not self.guard.skips(number, loss, norm.item()):

@@ -16,6 +16,7 @@ from fsdino.models.config import ModelConfig
 R = TypeVar("R", bound="Recipe")
 
 AUTO = "auto"
+DEVICES = (AUTO, "cpu")
 DTYPES = ("float32", "bfloat16")
 _LARGEST = 10**9  # of any other setting: products of two fit a computer's integers
 _LARGEST_SEED = 2**63 - 1

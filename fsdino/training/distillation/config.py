@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fsdino.errors import UsageError
 from fsdino.training.distillation.architecture import ARCHITECTURES
-from fsdino.training.recipe import AUTO, DTYPES, Recipe
+from fsdino.training.recipe import AUTO, DEVICES, DTYPES, Recipe
 
 # Settings that decide no number, or only its rounding: they may differ on resume.
 DISTILL_FREE = (
@@ -115,6 +115,7 @@ class DistillConfig(Recipe):
         self._check_choices(
             {
                 "teacher": (AUTO, *ARCHITECTURES),
+                "device": DEVICES,
                 "dtype": DTYPES,
                 "encoder_dtype": (AUTO, *DTYPES),
                 "teacher_dtype": (AUTO, *DTYPES),

@@ -23,6 +23,7 @@ from fsdino.models import zoo
 from fsdino.models.adapter import Adapter
 from fsdino.models.checkpoints import weights_hash, write_tensors
 from fsdino.models.encoders import Encoder, create
+from fsdino.processes import Processes, threads
 from fsdino.training.distillation.agreement import agreement, on_teachers_grid, stack_targets
 from fsdino.training.distillation.config import DISTILL_FREE, DistillConfig, Stage
 from fsdino.training.distillation.corpus import Corpus, ImageFile, find_images
@@ -42,7 +43,6 @@ from fsdino.training.run import (
     set_random,
     unpack,
 )
-from fsdino.training.team import Team
 
 logger = logging.getLogger("fsdino.training")
 
@@ -69,7 +69,7 @@ class Distillation:
         config: what to do.
         folder: the run's.
         resume: continue what it holds.
-        team: the processes that work together; None is made from the configuration.
+        processes: those that work together, from `Processes.for_training`; None joins them.
 
     Attributes:
         adapter: what learns.
@@ -87,18 +87,22 @@ class Distillation:
         folder: Path,
         *,
         resume: bool = False,
-        team: Team | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.config = config
-        self.team = team or Team(config.device)
-        processes = self.team.processes
-        if config.batch_size % processes.count:
+        self.processes = processes or Processes.for_training(config.device)
+        count = self.processes.count
+        if config.batch_size % count:
             raise UsageError(
-                f"batch_size {config.batch_size} cannot be shared by {processes.count} processes: "
+                f"batch_size {config.batch_size} cannot be shared by {count} processes: "
                 "use a multiple"
             )
-        if config.threads:
-            torch.set_num_threads(config.threads)
+        with threads(config.threads):
+            self._open(folder, resume=resume)
+
+    def _open(self, folder: Path, *, resume: bool) -> None:
+        """Open all that a run reads later, before anything is written; then the run's folder."""
+        config, processes = self.config, self.processes
         torch.manual_seed(config.seed)
         self.corpus = find_images(
             [Path(source) for source in config.images],
@@ -123,7 +127,7 @@ class Distillation:
                 config.to_dict(),
                 resume=resume,
                 free=DISTILL_FREE,
-                main=self.team.is_main,
+                main=processes.is_first,
                 complete=lambda data: DistillConfig.from_dict(data).to_dict(),
                 reasons={"epochs": _NO_EXTENSION},
             )
@@ -136,7 +140,7 @@ class Distillation:
 
     def _begin(self) -> None:
         """Make what learns, and take over what the folder holds."""
-        config, device = self.config, self.team.device
+        config, device = self.config, self.processes.device
         self._types = {
             name: _dtype(getattr(config, name), device)
             for name in ("dtype", "encoder_dtype", "teacher_dtype")
@@ -150,8 +154,8 @@ class Distillation:
         self.lost: dict[str, str] = {}  # images that could not be read while learning
         self.encoder.to(device)
         self.teacher.to(device)
-        self.wrapped = self.team.wrap(self.adapter)
-        self.descent = Descent(self.team, self.wrapped, self.adapter, config)
+        self.wrapped = self.processes.wrap(self.adapter)
+        self.descent = Descent(self.processes, self.wrapped, self.adapter, config)
         self.cosine: float | None = None
         self._due: float | None = None  # loss of a step whose measurement failed
         self._random = random_state()
@@ -174,7 +178,8 @@ class Distillation:
             DataError: no image is left to learn from, or to measure on.
         """
         try:
-            self._prepare(report)
+            with threads(self.config.threads):
+                self._prepare(report)
         except BaseException as error:
             if isinstance(error, Exception):
                 self.run.abandon()
@@ -185,12 +190,12 @@ class Distillation:
         if self.cache is None:
             return
         files = (*self.corpus.training, *self.corpus.held_out)
-        stored, processes = self._stored_inventory(), self.team.processes
+        stored, processes = self._stored_inventory(), self.processes
         known = processes.gather(stored is not None)  # another run may be mending the cache
         if stored is not None and all(known):
             self.inventory = stored
         else:
-            if self.team.is_main:
+            if self.processes.is_first:
                 self.cache.announce(files, self.teacher.architecture.most_bytes)
             found = self._fill(processes.share(files), report)
             for part in processes.gather(found):
@@ -204,7 +209,7 @@ class Distillation:
         """How many images `prepare` of this process goes through."""
         if self.cache is None or self._stored_inventory() is not None:
             return 0
-        return len(self.team.processes.share(range(len(self.corpus))))
+        return len(self.processes.share(range(len(self.corpus))))
 
     def _fill(
         self, files: Sequence[ImageFile], report: Callable[[int], None] | None = None
@@ -261,7 +266,7 @@ class Distillation:
             return None
 
     def _store_inventory(self) -> None:
-        if self.team.is_main:
+        if self.processes.is_first:
             data = {
                 "hashes": self._hashes,
                 "images": self.inventory.contents,
@@ -290,7 +295,7 @@ class Distillation:
         """
         self._began = time.monotonic()
         stages = self._stages()
-        with self.run, Interrupt() as interrupt:
+        with self.run, threads(self.config.threads), Interrupt() as interrupt:
             set_random(self._random)
             if self._due is not None:
                 self._record(self.start, self._due, stages)
@@ -298,7 +303,7 @@ class Distillation:
             elif self.start == 0:
                 self._measure(0, stages[0])
             for number, pairs in zip(range(self.start, self.steps), self._load(), strict=True):
-                if self.team.sum(interrupt.asked)[0]:
+                if self.processes.sum(interrupt.asked)[0]:
                     self._save(number)
                     raise KeyboardInterrupt
                 stage = next(s for s in stages if number < s.last)
@@ -309,7 +314,7 @@ class Distillation:
                 if report is not None:
                     report(done, loss, self.cosine)
             result = self._finish(stages)
-        self.team.processes.gather(None)
+        self.processes.gather(None)
         return result
 
     def _record(self, done: int, loss: float, stages: Sequence[Stage]) -> None:
@@ -333,7 +338,7 @@ class Distillation:
         return self.config.stages(len(self.corpus.training))
 
     def _load(self) -> Iterator[list[Pair]]:
-        processes = self.team.processes
+        processes = self.processes
         pairs = TrainingPairs(
             self._reader(),
             self.corpus.training,
@@ -374,7 +379,7 @@ class Distillation:
 
     def _agreement(self, pairs: Sequence[Pair], module: nn.Module) -> tuple[Tensor, Tensor]:
         """Mean squared error and cosine [B], 0 for images that cannot be used."""
-        device, side = self.team.device, self.teacher.architecture.grid_side
+        device, side = self.processes.device, self.teacher.architecture.grid_side
         targets = self._targets(pairs)
         used = torch.tensor([target is not None for target in targets], device=device)
         blank = torch.zeros(self.teacher.architecture.channels, 1, 1, dtype=torch.float16)
@@ -393,7 +398,7 @@ class Distillation:
 
     def _autocast(self, name: str) -> torch.autocast:
         dtype = self._types[name]
-        return torch.autocast(self.team.device.type, dtype, enabled=dtype != torch.float32)
+        return torch.autocast(self.processes.device.type, dtype, enabled=dtype != torch.float32)
 
     def _targets(self, pairs: Sequence[Pair]) -> list[Tensor | None]:
         """The teacher's embeddings; None for images that cannot be used, which are named."""
@@ -435,7 +440,7 @@ class Distillation:
 
     def _measure(self, done: int, stage: Stage, **values: Any) -> None:
         """Log both numbers on the held-out images, seen at a stage's size."""
-        own = self.team.processes.share(self.corpus.held_out)
+        own = self.processes.share(self.corpus.held_out)
         size = self.config.images_per_pass or self.config.batch_size
         pairs = HeldOutPairs(self._reader(), own, stage.image_size, size)
         sums = torch.zeros(3, dtype=torch.float64)
@@ -453,7 +458,7 @@ class Distillation:
                 usable = sum(not pair.error for pair in batch)
                 sums += torch.tensor([mse.sum(), cosine.sum(), usable], dtype=torch.float64)
         self.adapter.train()
-        error, cosine_sum, count = self.team.sum(*sums)
+        error, cosine_sum, count = self.processes.sum(*sums)
         if not count:
             raise DataError(
                 "no held-out image can be read any more: fix that and rerun with --resume"
@@ -482,9 +487,9 @@ class Distillation:
         """Write the adapter and the result."""
         folder = self.run.folder
         result: dict[str, Any] = {}
-        for lost in self.team.processes.gather(self.lost):
+        for lost in self.processes.gather(self.lost):
             self.lost |= lost
-        if self.team.is_main:
+        if self.processes.is_first:
             metadata = {
                 "format": "fsdino-adapter-1",
                 "encoder": self._hashes["encoder"],

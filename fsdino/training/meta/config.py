@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from fsdino.data.names import DATASETS, LAYOUTS
 from fsdino.errors import UsageError
-from fsdino.training.recipe import AUTO, DTYPES, Recipe
+from fsdino.training.recipe import AUTO, DEVICES, DTYPES, Recipe
 
 DATA = tuple(name for name in DATASETS if name != "davis17")
 SELECT_ON = ("base", "novel")
@@ -164,6 +164,7 @@ class TrainConfig(Recipe):
                 "data": DATA,
                 "layout": LAYOUTS,
                 "select_on": SELECT_ON,
+                "device": DEVICES,
                 "dtype": DTYPES,
                 "encoder_dtype": (AUTO, *DTYPES),
             }

@@ -27,6 +27,7 @@ from fsdino.models.checkpoints import weights_hash
 from fsdino.models.config import WEIGHTS_FIELDS
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmenter
+from fsdino.processes import Processes, threads
 from fsdino.training.interrupt import Interrupt
 from fsdino.training.meta import footprint
 from fsdino.training.meta.config import FREE, TrainConfig
@@ -45,7 +46,6 @@ from fsdino.training.run import (
     set_random,
     unpack,
 )
-from fsdino.training.team import Team
 from fsdino.version import __version__
 
 logger = logging.getLogger("fsdino.training")
@@ -65,7 +65,7 @@ class Trainer:
         resume: continue what the folder holds. A finished run is extended where `config` has more
             steps than it: the schedule begins again.
         report: called after every step.
-        team: the processes that train together; None is made from the configuration.
+        processes: those that train together, from `Processes.for_training`; None joins them.
 
     Attributes:
         config: with the steps at which the schedule of an extended run began again.
@@ -83,19 +83,21 @@ class Trainer:
         *,
         resume: bool = False,
         report: Report | None = None,
-        team: Team | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.config, self.report = config, report
         if config.select_on == "novel":
             logger.warning("the best model is selected on the novel classes of the fold")
-        self.team = team or Team(config.device)
-        processes = self.team.processes
-        _check_processes(config, processes.count)
-        if config.threads:
-            torch.set_num_threads(config.threads)
+        self.processes = processes or Processes.for_training(config.device)
+        _check_processes(config, self.processes.count)
+        with threads(config.threads):
+            self._open(folder, resume=resume)
+
+    def _open(self, folder: Path, *, resume: bool) -> None:
+        """Open all that a run reads later, before anything is written; then the run's folder."""
+        config, processes = self.config, self.processes
         torch.manual_seed(config.seed)
         self.model = _build(config)
-        # All that a run reads later is opened before anything is written.
         self.steps = processes.in_turn(lambda: Steps(config, processes))
         self.validation = processes.in_turn(self._open_validation)
         self.selected_on = self._selected_on()
@@ -105,7 +107,7 @@ class Trainer:
                 config.to_dict(),
                 resume=resume,
                 free=(*FREE, "steps", "restarts"),
-                main=self.team.is_main,
+                main=processes.is_first,
                 complete=lambda data: TrainConfig.from_dict(data).to_dict(),
             )
         )
@@ -129,8 +131,8 @@ class Trainer:
             config.contrast_weight,
             getattr(torch, config.dtype),
         )
-        self.wrapped = self.team.wrap(self.objective)
-        self.descent = Descent(self.team, self.wrapped, self.model, config)
+        self.wrapped = self.processes.wrap(self.objective)
+        self.descent = Descent(self.processes, self.wrapped, self.model, config)
         self.miou: float | None = None
         self.best: float | None = None
         self.stale = 0  # validations since the best
@@ -159,7 +161,7 @@ class Trainer:
         config = self.config
         self.model.train()
         self._began = time.monotonic()
-        with self.run, Interrupt() as interrupt:
+        with self.run, threads(config.threads), Interrupt() as interrupt:
             assert self._random is not None
             set_random(self._random)
             if self._due is not None:
@@ -180,7 +182,7 @@ class Trainer:
                     break
             self.model.eval()
             self._keep_last(done)
-        self.team.processes.gather(None)
+        self.processes.gather(None)
         return self.model
 
     def _record(self, done: int, loss: float) -> None:
@@ -204,7 +206,7 @@ class Trainer:
         """Write the last model; without validation it is the best, too."""
         if not self.config.validation:
             self.model.provenance = self._provenance(done)
-        if self.team.is_main:
+        if self.processes.is_first:
             for name in ("model",) if self.config.validation else ("model", "best"):
                 self.model.save_pretrained(self.run.folder / name)
 
@@ -216,7 +218,7 @@ class Trainer:
 
     def _check(self, number: int, step: Step, interrupt: Interrupt) -> None:
         """Stop all processes between two steps where one of them has to."""
-        stopped, unreadable, replaced = self.team.sum(
+        stopped, unreadable, replaced = self.processes.sum(
             interrupt.asked, step.batch is None, len(step.bad)
         )
         if stopped or unreadable:
@@ -236,7 +238,7 @@ class Trainer:
     def _step(self, number: int, step: Step) -> float:
         """Change the weights once; returns the mean loss over the episodes of all processes."""
         assert step.batch is not None
-        own, count = len(step.batch), self.team.processes.count
+        own, count = len(step.batch), self.processes.count
         at_once = self.batch.get(step.batch.support_masks.shape[1], own)
         passes = []
         for first in range(0, own, at_once):
@@ -253,7 +255,7 @@ class Trainer:
     def _loss(self, step: Step, first: int, last: int, weight: float) -> Tensor:
         """Mean loss over some of this process's episodes, times their weight."""
         assert step.batch is not None
-        batch = part(step.batch, first, last).to(self.team.device, non_blocking=True)
+        batch = part(step.batch, first, last).to(self.processes.device, non_blocking=True)
         images = torch.cat([batch.query_images[:, None], batch.support_images], 1).flatten(0, 1)
         masks = torch.cat([batch.query_masks[:, None], batch.support_masks], 1).flatten(0, 1)
         shots = batch.support_masks.shape[1]
@@ -269,13 +271,13 @@ class Trainer:
         settings = Settings(
             config.model.image_size,
             protocols.find("joint", seeded=True),
-            device=self.team.device,
+            device=self.processes.device,
             dtype=getattr(torch, config.dtype),
             workers=0 if config.data == "procedural" else config.workers,
             skip_bad=config.skip_bad,
         )
         self.model.eval()
-        predict, processes = predictor(self.model), self.team.processes
+        predict, processes = predictor(self.model), self.processes
         with own_random():
             miou = evaluate(predict, self.validation, settings, processes=processes).miou
         self.model.train()
@@ -286,7 +288,7 @@ class Trainer:
         self.best = self.miou if better else self.best
         self.stale = 0 if better or done in config.restarts else self.stale + 1
         self.model.provenance = self._provenance(done)
-        if better and self.team.is_main:
+        if better and self.processes.is_first:
             self.model.save_pretrained(self.run.folder / "best")
         seconds = round(time.monotonic() - self._began, 1)
         self._log(done, loss, **{f"{config.select_on}_miou": self.miou}, seconds=seconds)
@@ -351,7 +353,7 @@ class Trainer:
     def _frozen_encoder(self) -> FrozenEncoder:
         config = self.config
         trained = getattr(torch, config.dtype)
-        gpu = self.team.device.type == "cuda"
+        gpu = self.processes.device.type == "cuda"
         name = config.encoder_dtype
         dtype = getattr(torch, name) if name != AUTO else torch.bfloat16 if gpu else torch.float32
         store = None
@@ -363,14 +365,15 @@ class Trainer:
             images = f"{config.data} {Path(config.root or '').resolve()}"
             key = f"{encoder} {layers} {colours} {dtype} {images}"
             store = FeatureStore(Path(config.feature_cache), key)
-            one = torch.zeros(1, 3, max(config.sizes), max(config.sizes), device=self.team.device)
+            side = max(config.sizes)
+            one = torch.zeros(1, 3, side, side, device=self.processes.device)
             features = FrozenEncoder(self.model, dtype, dtype)(one, ["one"])
             store.announce(self.steps.images * len(set(config.sizes)), features)
         return FrozenEncoder(self.model, dtype, trained, store)
 
     def _plan_batches(self) -> None:
         """Say what an episode takes, and choose how many share a pass where that is wanted."""
-        config, processes = self.config, self.team.processes
+        config, processes = self.config, self.processes
         for shots in sorted(set(config.shots)):
             each = self.activation_bytes(shots)
             logger.info(
@@ -381,15 +384,15 @@ class Trainer:
             if isinstance(config.episodes_per_batch, int):
                 self.batch[shots] = config.episodes_per_batch
             elif config.episodes_per_batch == AUTO and shots not in self.batch:
-                sharing = processes.count if self.team.device.type == "cpu" else 1
-                free = footprint.free_bytes(self.team.device)
+                sharing = processes.count if self.processes.device.type == "cpu" else 1
+                free = footprint.free_bytes(self.processes.device)
                 fits = footprint.episodes_that_fit(each, free, most, sharing)
                 self.batch[shots] = min(processes.gather(fits))
                 logger.info("%d of %d episodes a pass", self.batch[shots], most)
 
     def activation_bytes(self, shots: int) -> int:
         """Bytes that the trained part keeps of a K-shot episode for the backward pass."""
-        side, device = max(self.config.sizes), self.team.device
+        side, device = max(self.config.sizes), self.processes.device
         images = torch.zeros(shots + 1, 3, side, side, device=device)
         masks = torch.ones(shots + 1, side, side, device=device)
         ids = torch.zeros(1, dtype=torch.int64)

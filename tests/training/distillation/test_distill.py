@@ -23,11 +23,11 @@ import gloo
 import tiny_sam
 from fsdino.errors import CheckpointError, DataError, FsdinoError, UsageError
 from fsdino.models import zoo
+from fsdino.processes import Processes
 from fsdino.training.distillation import distill
 from fsdino.training.distillation.config import DistillConfig
 from fsdino.training.distillation.distill import ADAPTER_FILE, Distillation, Report
 from fsdino.training.meta.config import TrainConfig
-from fsdino.training.team import Team
 from tiny_models import tiny_config, tiny_model
 
 
@@ -490,7 +490,6 @@ def test_two_processes_do_what_one_does(place: Path, finished: Path, tmp_path: P
 
 def test_processes_need_equal_shares(place: Path, tmp_path: Path) -> None:
     """A batch that cannot be divided is refused."""
-    team = Team("cpu")
-    team.processes = dataclasses.replace(team.processes, count=3)
+    processes = dataclasses.replace(Processes.for_training("cpu"), count=3)
     with pytest.raises(UsageError, match="batch_size 4 cannot be shared by 3 processes"):
-        Distillation(config_of(place), tmp_path, team=team)
+        Distillation(config_of(place), tmp_path, processes=processes)

@@ -55,6 +55,7 @@ def test_bad_recipes(tmp_path: Path, text: str, message: str) -> None:
     [
         ({"steps": 0}, "steps must be at least 1"),
         ({"nan_limit": 0}, "nan_limit must be at least 1"),
+        ({"device": "tpu"}, "unknown device 'tpu': choose auto, cpu"),
         ({"workers": -1}, "workers must be at least 0, got -1"),
         ({"learning_rate": 0}, "learning_rate must be greater than 0, got 0"),
         ({"learning_rate": float("nan")}, "learning_rate must be greater than 0, got nan"),

@@ -75,6 +75,16 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, whole: Path, mo
     assert isinstance(fsdino.load(tmp_path / "model"), fsdino.FSDINO)
 
 
+def test_threads_are_the_runs_own(tmp_path: Path) -> None:
+    """The setting holds while a run computes, and not for what the caller does later."""
+    seen = []
+    config = dataclasses.replace(CONFIG, threads=2, steps=1, validation=False)
+    trainer = Trainer(config, tmp_path, report=lambda *_: seen.append(torch.get_num_threads()))
+    assert torch.get_num_threads() == 1
+    trainer.fit()
+    assert seen == [2] and torch.get_num_threads() == 1
+
+
 def test_ctrl_c_writes_a_checkpoint(tmp_path: Path, whole: Path) -> None:
     """The step is finished and kept, though none was due; the run goes on to the same bits."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,8 @@ import pytest
 import torch
 
 import gloo
-from fsdino.errors import FsdinoError, UsageError
 from fsdino.training.meta.steps import Steps
 from fsdino.training.meta.train import Trainer
-from fsdino.training.team import Team
 from training_work import SHARED, StopError, stop_at, together, weights
 
 # Gradients are summed in another order. AdamW divides by their size, so that where one is nearly
@@ -90,22 +87,3 @@ def test_long_waits_end_no_process(out: Path) -> None:
     assert [read(out / f"rank{rank}.json")["patience"] for rank in (0, 1)] == pytest.approx(
         [24 * 3600] * 2, abs=1
     )
-
-
-def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One process is its own team; a missing accelerate is an error that names the extra."""
-    team = Team("cpu")
-    assert team.is_main and team.processes.count == 1 and team.device == torch.device("cpu")
-    assert team.sum(1, 2.5, torch.tensor(3)) == [1.0, 2.5, 3.0]
-    with pytest.raises(UsageError, match="device 'tpu': choose auto or cpu"):
-        Team("tpu")
-    real = builtins.__import__
-
-    def missing(name: str, *args: Any, **options: Any) -> Any:
-        if name == "accelerate":
-            raise ImportError(name)
-        return real(name, *args, **options)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(FsdinoError, match=r'pip install "fsdino\[train\]"'):
-        Team("cpu")
