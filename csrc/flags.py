@@ -34,7 +34,7 @@ _NAMED = {
 }  # fmt: skip
 _ARCHITECTURE = re.compile(r"(\d+)\.(\d)([af]?)(\+PTX)?")
 
-_COMPILED = {".cpp", ".h", ".cu", ".py"}
+_COMPILED = {".cpp", ".h", ".inc", ".cu", ".py"}
 BYTES_PER_JOB = 2 << 30  # what one compiler takes for a source that includes PyTorch's headers
 
 
@@ -76,6 +76,12 @@ def source_hash() -> str:
         digest.update(f"{path.relative_to(FOLDER).as_posix()}\0".encode())
         digest.update(path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def functions() -> frozenset[str]:
+    """What the extension has, for the CPU and for GPUs alike: the list in ops.inc."""
+    listed = re.findall(r"^FSDINO_OP\((\w+),", (FOLDER / "ops.inc").read_text(), re.MULTILINE)
+    return frozenset(listed)
 
 
 def defines(torch_version: str) -> list[str]:

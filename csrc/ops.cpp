@@ -1,7 +1,6 @@
 // Registration of the kernels, and what a build reports about itself.
 //
 // The ops of the namespace `fsdino` are declared in Python and call these from fsdino/ops/native.py.
-// Signatures are those of fsdino/ops/reference.py.
 
 #include <ATen/Version.h>
 #include <pybind11/pybind11.h>
@@ -13,72 +12,25 @@
 
 #include <string>
 
-#include "cpu/ops.h"
-
 #ifdef FSDINO_CUDA
 #include <cuda_runtime_api.h>
-
-#include "cuda/ops.h"
 #endif
+
+#include "ops.h"
 
 #define FSDINO_TEXT(...) FSDINO_TEXT_OF(__VA_ARGS__)
 #define FSDINO_TEXT_OF(...) #__VA_ARGS__
 
+// Schemas follow from the C++ types; arguments go by their position.
 TORCH_LIBRARY(fsdino_cpp, m) {
-  m.def(
-      "correlation4d(Tensor query, Tensor support, Tensor? support_weight, float eps) -> Tensor");
-  m.def(
-      "correlation4d_backward(Tensor grad, Tensor query, Tensor support, Tensor? support_weight,"
-      " float eps, bool[] needs) -> (Tensor, Tensor, Tensor)");
-  m.def(
-      "center_pivot_conv4d(Tensor x, Tensor weight_query, Tensor weight_support, Tensor? bias,"
-      " int support_stride) -> Tensor");
-  m.def(
-      "center_pivot_conv4d_backward(Tensor grad, Tensor x, Tensor weight_query,"
-      " Tensor weight_support, int support_stride, bool[] needs)"
-      " -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "center_pivot_block4d(Tensor x, Tensor weight_query, Tensor weight_support, Tensor? bias,"
-      " Tensor norm_weight, Tensor norm_bias, int num_groups, float norm_eps, int support_stride,"
-      " bool reduce_support, bool save) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "center_pivot_block4d_backward(Tensor grad, Tensor x, Tensor weight_query,"
-      " Tensor weight_support, Tensor norm_weight, Tensor norm_bias, Tensor raw, Tensor mean,"
-      " Tensor rstd, int support_stride, bool reduce_support, bool[] needs)"
-      " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "correlation_center_pivot4d(Tensor query, Tensor support, Tensor? support_weight,"
-      " Tensor weight_query, Tensor weight_support, Tensor? bias, int support_stride, float eps)"
-      " -> Tensor");
-  m.def(
-      "correlation_center_pivot4d_backward(Tensor grad, Tensor query, Tensor support,"
-      " Tensor? support_weight, Tensor weight_query, Tensor weight_support, int support_stride,"
-      " float eps, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-}
-
-TORCH_LIBRARY_IMPL(fsdino_cpp, CPU, m) {
-  using namespace fsdino::cpu;
-  m.impl("correlation4d", &correlation4d);
-  m.impl("correlation4d_backward", &correlation4d_backward);
-  m.impl("center_pivot_conv4d", &center_pivot_conv4d);
-  m.impl("center_pivot_conv4d_backward", &center_pivot_conv4d_backward);
-  m.impl("center_pivot_block4d", &center_pivot_block4d);
-  m.impl("center_pivot_block4d_backward", &center_pivot_block4d_backward);
-  m.impl("correlation_center_pivot4d", &correlation_center_pivot4d);
-  m.impl("correlation_center_pivot4d_backward", &correlation_center_pivot4d_backward);
+#define FSDINO_OP(name, ...) m.def(#name, torch::dispatch(c10::kCPU, &fsdino::cpu::name));
+#include "ops.inc"
 }
 
 #ifdef FSDINO_CUDA
 TORCH_LIBRARY_IMPL(fsdino_cpp, CUDA, m) {
-  using namespace fsdino::cuda;
-  m.impl("correlation4d", &correlation4d);
-  m.impl("correlation4d_backward", &correlation4d_backward);
-  m.impl("center_pivot_conv4d", &center_pivot_conv4d);
-  m.impl("center_pivot_conv4d_backward", &center_pivot_conv4d_backward);
-  m.impl("center_pivot_block4d", &center_pivot_block4d);
-  m.impl("center_pivot_block4d_backward", &center_pivot_block4d_backward);
-  m.impl("correlation_center_pivot4d", &correlation_center_pivot4d);
-  m.impl("correlation_center_pivot4d_backward", &correlation_center_pivot4d_backward);
+#define FSDINO_OP(name, ...) m.impl(#name, &fsdino::cuda::name);
+#include "ops.inc"
 }
 #endif
 

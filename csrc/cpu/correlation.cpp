@@ -225,7 +225,7 @@ std::vector<int64_t> all_positions(int64_t count) {
 }
 
 Tensor sum_layers(const std::vector<double>& sums, int64_t batch, int64_t layers,
-                  IntArrayRef support) {
+                  at::IntArrayRef support) {
   Tensor total = at::zeros({batch, support[0], support[1]}, at::kDouble);
   const int64_t positions = support[0] * support[1];
   for (size_t i = 0; i < sums.size(); ++i) {

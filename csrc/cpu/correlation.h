@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "ops.h"
+#include "../ops.h"
 #include "planes.h"
 
 namespace fsdino::cpu {
@@ -80,7 +80,7 @@ std::vector<int64_t> all_positions(int64_t count);
 
 // [B, L, Hs * Ws] summed over the layers: float64 [B, Hs, Ws].
 Tensor sum_layers(const std::vector<double>& sums, int64_t batch, int64_t layers,
-                  IntArrayRef support);
+                  at::IntArrayRef support);
 
 // Runs `work` for every sample and layer: side by side where they fill the threads evenly, else one
 // after the other, each on all threads.

@@ -5,7 +5,7 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 
-#include "center_pivot.h"
+#include "convolution.h"
 #include "correlation.h"
 
 namespace fsdino::cpu {

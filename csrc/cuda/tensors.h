@@ -13,8 +13,8 @@
 #include <c10/cuda/CUDAStream.h>
 #endif
 
+#include "../ops.h"
 #include "kernels.h"
-#include "ops.h"
 
 namespace fsdino::cuda {
 

@@ -10,15 +10,8 @@
 #include "device.h"
 
 TORCH_LIBRARY(fsdino_emulated, m) {
-  using namespace fsdino::cuda;
-  m.def("correlation4d", &correlation4d);
-  m.def("correlation4d_backward", &correlation4d_backward);
-  m.def("center_pivot_conv4d", &center_pivot_conv4d);
-  m.def("center_pivot_conv4d_backward", &center_pivot_conv4d_backward);
-  m.def("center_pivot_block4d", &center_pivot_block4d);
-  m.def("center_pivot_block4d_backward", &center_pivot_block4d_backward);
-  m.def("correlation_center_pivot4d", &correlation_center_pivot4d);
-  m.def("correlation_center_pivot4d_backward", &correlation_center_pivot4d_backward);
+#define FSDINO_OP(name, ...) m.def(#name, &fsdino::cuda::name);
+#include "../ops.inc"
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {

@@ -32,7 +32,7 @@ def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def edit_header(patch: pytest.MonkeyPatch, folder: Path) -> None:
     copy = shutil.copytree(flags.FOLDER, folder / "csrc")
-    with (copy / "cpu" / "ops.h").open("a") as file:
+    with (copy / "ops.h").open("a") as file:
         file.write("// changed\n")
     patch.setattr(flags, "FOLDER", copy)
 
@@ -73,13 +73,13 @@ def test_the_compiler_is_in_the_folder(tmp_path):
 
 
 def test_the_source_hash_covers_what_is_compiled(monkeypatch, tmp_path):
-    """Headers, new files and flags count; what no compiler reads does not."""
+    """Headers, the list of the ops, new files and flags count; what no compiler reads does not."""
     copy = shutil.copytree(flags.FOLDER, tmp_path / "csrc")
     monkeypatch.setattr(flags, "FOLDER", copy)
     seen = [flags.source_hash()]
     (copy / "README.md").write_text("another text")
     assert flags.source_hash() == seen[0]
-    for name in ("ops.cpp", "cpu/new.h", "cpu/new.cpp", "flags.py"):
+    for name in ("ops.cpp", "ops.inc", "cpu/new.h", "cpu/new.cpp", "flags.py"):
         (copy / name).write_text("another text")
         seen.append(flags.source_hash())
     assert len(set(seen)) == len(seen)

@@ -1,8 +1,8 @@
-// Pieces of the center-pivot convolution that the fused op shares.
+// The center-pivot convolution and the gradients to its weights, on planes.
 
 #pragma once
 
-#include "ops.h"
+#include "../ops.h"
 #include "walk.h"
 
 namespace fsdino::cpu {
