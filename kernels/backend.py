@@ -1,4 +1,4 @@
-"""Backend `triton`: its eight functions, imported at the first call, and why it cannot run one."""
+"""Backend `triton`: its functions, imported at first use, and why it cannot run a call."""
 
 from __future__ import annotations
 
@@ -8,27 +8,25 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from fsdino import contract
+from fsdino.contract import while_tracing
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OLDEST = (8, 0)
-
-Function = TypeVar("Function", bound=Callable[..., object])
-
-
-def _while_tracing(function: Function) -> Function:
-    """Let torch.compile run a function while it traces, and keep the answer.
-
-    As torch.compiler.assume_constant_result, which would import the compiler with this module.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
+OPS = frozenset(
+    op for op, file in contract.OPS.items() if Path(__file__).with_name(f"{file}.py").is_file()
+)
 
 
 def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """The reason why Triton cannot run such a call; None if it can. Never imports Triton."""
+    if op not in OPS:
+        return f"it has no {op}"
     if dtype not in DTYPES:
         return f"it runs float32, float16 and bfloat16, not {dtype}"
     if device.type == "cpu":
@@ -38,7 +36,7 @@ def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     return _why_not_on(device.index)
 
 
-@_while_tracing
+@while_tracing
 def _why_not_interpreted(dtype: torch.dtype) -> str | None:
     if not _interpreted():
         return (
@@ -50,7 +48,7 @@ def _why_not_interpreted(dtype: torch.dtype) -> str | None:
     return _missing()
 
 
-@_while_tracing
+@while_tracing
 def _why_not_on(index: int | None) -> str | None:
     if _interpreted():
         return "TRITON_INTERPRET=1: the interpreter runs CPU tensors"
@@ -75,22 +73,17 @@ def _interpreted() -> bool:
     return type(language.sum).__name__ == "InterpretedFunction"
 
 
-def _kernel(module: str, name: str) -> Callable[..., Any]:
-    """A function of one of the kernels' modules, imported at the first call."""
+def __getattr__(name: str) -> Callable[..., Any]:
+    """A function of the contract, from the file that has its op; looked up once."""
+    if name not in contract.FUNCTIONS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    file = contract.OPS[name.removesuffix("_backward")]
+    function = getattr(importlib.import_module(f"fsdino.kernels.{file}"), name)
 
+    @functools.wraps(function)
     def call(tensor: torch.Tensor, *arguments: Any) -> Any:
-        function = getattr(importlib.import_module(f"fsdino.kernels.{module}"), name)
         with torch.cuda.device_of(tensor):
             return function(tensor, *arguments)
 
+    globals()[name] = call
     return call
-
-
-correlation4d = _kernel("correlation", "correlation4d")
-correlation4d_backward = _kernel("correlation", "correlation4d_backward")
-center_pivot_conv4d = _kernel("center_pivot", "center_pivot_conv4d")
-center_pivot_conv4d_backward = _kernel("center_pivot", "center_pivot_conv4d_backward")
-center_pivot_block4d = _kernel("center_pivot", "center_pivot_block4d")
-center_pivot_block4d_backward = _kernel("center_pivot", "center_pivot_block4d_backward")
-correlation_center_pivot4d = _kernel("fused", "correlation_center_pivot4d")
-correlation_center_pivot4d_backward = _kernel("fused", "correlation_center_pivot4d_backward")

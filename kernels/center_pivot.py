@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fsdino.contract import CHANNELS_INNERMOST, as_volume
 from fsdino.kernels import norm, walk
 from fsdino.kernels.layout import blocks, empty_volume, volume
 
@@ -143,5 +144,5 @@ def _dense(vector: Tensor | None) -> Tensor | None:
 
 def _shared_by_none(x: Tensor) -> Tensor:
     """Dense, channels innermost, also where the batch is an expansion."""
-    memory = x.resolve_neg().permute(0, 2, 3, 4, 5, 1).contiguous()
-    return memory.permute(0, 5, 1, 2, 3, 4)
+    memory = x.resolve_neg().permute(CHANNELS_INNERMOST).contiguous()
+    return as_volume(memory, CHANNELS_INNERMOST)

@@ -2,7 +2,7 @@
 
 A chunk is the query rows whose output is computed, and on either side the rows that the convolution
 over the query dims reads besides. Its correlation is computed, convolved and forgotten; going back
-it is computed again. So the extra memory stays within `tiles.FUSED_BYTES`, or a few rows.
+it is computed again. So the extra memory stays within `CHUNK_BYTES`, or a few rows.
 
 Signatures and results are those of `fsdino/ops/reference.py`.
 """

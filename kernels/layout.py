@@ -6,26 +6,22 @@ for the stride of the batch: any number of positions, and 0 where one volume ser
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextvars import ContextVar
+from functools import partial
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
+from fsdino import contract
+from fsdino.contract import CHANNELS_INNERMOST, as_volume
 from fsdino.kernels import tiles
 from fsdino.kernels.tiles import Tile
 
 # In place of a GPU's architecture where the tensors are on none.
 planned = ContextVar("planned", default=tiles.INTERPRETER)
 
-_ORDER = (0, 2, 3, 4, 5, 1)
-
-
-def empty_volume(like: Tensor, shape: Sequence[int]) -> Tensor:
-    """An uninitialised volume [B, C, Hq, Wq, Hs, Ws], channels innermost."""
-    memory = like.new_empty([shape[dim] for dim in _ORDER])
-    return memory.permute([_ORDER.index(dim) for dim in range(6)])
+empty_volume = partial(contract.empty_volume, order=CHANNELS_INNERMOST)
 
 
 def volume(x: Tensor) -> Tensor:
@@ -36,11 +32,11 @@ def volume(x: Tensor) -> Tensor:
         return x
     if x.stride(0) == 0 and x.shape[0] > 1:
         return volume(x[:1]).expand(x.shape)
-    memory = x.permute(_ORDER)
+    memory = x.permute(CHANNELS_INNERMOST)
     whole_positions = x.shape[0] == 1 or x.stride(0) % x.shape[1] == 0
     if memory[0].is_contiguous() and whole_positions:
         return x
-    return memory.contiguous().permute([_ORDER.index(dim) for dim in range(6)])
+    return as_volume(memory.contiguous(), CHANNELS_INNERMOST)
 
 
 def tokens(features: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Any, ParamSpec
 
 import torch
 
+from fsdino.contract import CHUNK_BYTES
 from fsdino.errors import UsageError
 
 logger = logging.getLogger("fsdino.kernels")
@@ -29,7 +30,6 @@ MULTIPROCESSORS = 132  # what work is split for where it must be split: H100 and
 SMALL = 2048  # elements of a program's output, below which many programs run side by side
 INTERPRETER = 0  # in place of an architecture: an operation there costs the same at any size
 TUNED = ("correlation", "walk", "weight_gradient")  # the functions that a table may speak for
-FUSED_BYTES = 80 * 2**20  # of the correlation that the fused op holds at a time
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def fused_rows(rows: int, halo: int, row_bytes: int) -> int:
         halo: rows of the correlation that the convolution reads on either side.
         row_bytes: of the correlation of one query row.
     """
-    return max(1, min(rows, FUSED_BYTES // row_bytes - 2 * halo))
+    return max(1, min(rows, CHUNK_BYTES // row_bytes - 2 * halo))
 
 
 def tokens(channels: int) -> Tile:

@@ -31,7 +31,7 @@ import fake_hub
 import fsdino
 import stub_extension
 import tiny_sam
-from fsdino import cli, ops
+from fsdino import cli, contract, ops
 from fsdino.bench import eager, workloads
 from fsdino.bench.workloads import Workload
 from fsdino.commands import build, options
@@ -51,7 +51,7 @@ from fsdino.models.config import ModelConfig
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmenter
 from fsdino.models.supports import Support
-from fsdino.ops import backends, native
+from fsdino.ops import native
 from fsdino.training.distillation.config import DistillConfig
 from fsdino.training.distillation.distill import ADAPTER_FILE
 from fsdino.training.meta.config import TrainConfig
@@ -1281,7 +1281,7 @@ def test_info(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.main(["info", "model"]) == 0
     out = capsys.readouterr().out
-    for op in backends.OPS:
+    for op in contract.OPS:
         lines = [line.split() for line in out.splitlines() if line.split()[:1] == [op]]
         assert lines and all("runs" in line for line in lines)  # one for each table
     assert "cuda: no, it runs on NVIDIA GPUs, not on cpu\n" in out

@@ -67,10 +67,11 @@ def choices(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, str
 
     The first that can is the one that `RUNS`; the others `COULD_RUN`, or say why not.
     """
+    from fsdino import contract
     from fsdino.ops import backends
 
     table: dict[str, dict[str, str]] = {}
-    for op in backends.OPS:
+    for op in contract.OPS:
         row = table[op] = {}
         for name in backends.names():
             reason = backends.why_not(name, op, device, dtype)

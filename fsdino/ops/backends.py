@@ -1,9 +1,9 @@
 """Which backend runs a call, and why.
 
-A backend is a module that implements the eight functions in `FUNCTIONS` (each op, forward and
-backward, with the signatures of `fsdino/ops/reference.py`) and a predicate that says why it cannot
-run a given call. `auto` asks the predicates in order of priority; a backend asked for by name is
-prepared first, which may take as long as compiling does, and raises the predicate's reason.
+A backend is a module with the functions that `fsdino/contract.py` lists, and a predicate that says
+why it cannot run a given call. `auto` asks the predicates in order of priority; a backend asked for
+by name is prepared first, which may take as long as compiling does, and raises the predicate's
+reason.
 """
 
 from __future__ import annotations
@@ -19,20 +19,12 @@ from types import ModuleType
 
 import torch
 
+from fsdino import contract
 from fsdino.errors import BackendError, UsageError
 from fsdino.kernels import backend as triton
 from fsdino.ops import native
 
 logger = logging.getLogger("fsdino.ops")
-
-OPS = (
-    "correlation4d",
-    "center_pivot_conv4d",
-    "center_pivot_block4d",
-    "correlation_center_pivot4d",
-)
-FUNCTIONS = tuple(name + suffix for name in OPS for suffix in ("", "_backward"))
-
 
 # What `auto` takes in place of the first backend that can, by op, architecture ("sm_90") and shape
 # class (`shape_class`): recorded measurements of benchmarks/gpu_suite.py, and nothing else.
@@ -58,8 +50,7 @@ class Backend:
         module: dotted path of the module with the functions, imported at the first call.
         why_not: (op, device, dtype) -> None where the backend can run the call, else the reason.
             Asked at every call: it must be quick, and must not build.
-        memory_order: the dims of a volume [B, C, Hq, Wq, Hs, Ws], outermost first, as the backend
-            leaves them in memory.
+        memory_order: in which the backend leaves a volume, one of `fsdino.contract`.
         prepare: called with the device before `why_not` where the backend is asked for by name; it
             may build. What it could not do, `why_not` explains.
     """
@@ -68,7 +59,7 @@ class Backend:
     priority: int
     module: str
     why_not: Callable[[str, torch.device, torch.dtype], str | None]
-    memory_order: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    memory_order: tuple[int, ...] = contract.AS_WRITTEN
     prepare: Callable[[torch.device], None] = _nothing_to_prepare
 
     def load(self) -> ModuleType:
@@ -159,7 +150,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def run(backend: str, function: str, tensor: torch.Tensor, *args: object) -> torch.Tensor:
-    """Call one of `FUNCTIONS` of a backend, outside of autocast: the dtypes are already chosen."""
+    """Call a function of a backend, outside of autocast: the dtypes are already chosen."""
     implementation = getattr(_registry[backend].load(), function)
     logger.debug("%s runs on %s", function, backend)
     if torch.is_autocast_enabled(tensor.device.type):
@@ -170,9 +161,7 @@ def run(backend: str, function: str, tensor: torch.Tensor, *args: object) -> tor
 
 def empty_volume(backend: str, like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """An uninitialised volume [B, C, Hq, Wq, Hs, Ws] in the memory order of a backend."""
-    order = _registry[backend].memory_order
-    volume = like.new_empty([shape[dim] for dim in order])
-    return volume.permute([order.index(dim) for dim in range(len(order))])
+    return contract.empty_volume(like, shape, _registry[backend].memory_order)
 
 
 def _find(name: str) -> Backend:
@@ -185,16 +174,21 @@ def _reference_why_not(op: str, device: torch.device, dtype: torch.dtype) -> str
     return None
 
 
-register(Backend("triton", 20, "fsdino.kernels.backend", triton.why_not, (0, 2, 3, 4, 5, 1)))
 register(
     Backend(
-        "cuda", 15, "fsdino.ops.native", native.why_not_cuda, (0, 2, 3, 4, 5, 1),
+        "triton", 20, "fsdino.kernels.backend", triton.why_not, contract.CHANNELS_INNERMOST
+    )
+)  # fmt: skip
+register(
+    Backend(
+        "cuda", 15, "fsdino.ops.native", native.why_not_cuda, contract.CHANNELS_INNERMOST,
         prepare=native.prepare_cuda,
     )
 )  # fmt: skip
 register(
     Backend(
-        "cpp", 10, "fsdino.ops.native", native.why_not, (0, 1, 4, 5, 2, 3), prepare=native.prepare
+        "cpp", 10, "fsdino.ops.native", native.why_not, contract.QUERY_INNERMOST,
+        prepare=native.prepare,
     )
-)
+)  # fmt: skip
 register(Backend("reference", 0, "fsdino.ops.reference", _reference_why_not))

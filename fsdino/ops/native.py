@@ -13,10 +13,12 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
+from fsdino import contract
+from fsdino.contract import while_tracing
 from fsdino.csrc import flags
 from fsdino.errors import BackendError
 from fsdino.ops import build as builder
@@ -25,6 +27,7 @@ logger = logging.getLogger("fsdino.ops")
 
 DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 CUDA_DTYPES = DTYPES - {torch.float64}
+FUNCTIONS = flags.functions()
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -70,14 +73,14 @@ class _State:
     tried_to_build: bool = False
 
 
-Function = TypeVar("Function", bound=Callable[..., object])
-
 _state = _State()
 _lock = threading.RLock()
 
 
 def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """The reason why the extension cannot run such a call; None if it can. Never builds."""
+    if op not in FUNCTIONS:
+        return f"it has no {op}"
     if device.type != "cpu":
         return f"it runs on the CPU, not on {device.type}"
     if dtype not in DTYPES:
@@ -87,6 +90,8 @@ def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
 
 def why_not_cuda(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """The reason why the extension's CUDA kernels cannot run such a call. Never builds."""
+    if op not in FUNCTIONS:
+        return f"it has no {op}"
     if device.type != "cuda":
         return f"it runs on NVIDIA GPUs, not on {device.type}"
     if dtype not in CUDA_DTYPES:
@@ -192,16 +197,7 @@ def problems() -> tuple[str, ...]:
     return tuple(_state.problems)
 
 
-def _while_tracing(function: Function) -> Function:
-    """Let torch.compile run a function while it traces, and keep the answer.
-
-    As torch.compiler.assume_constant_result, which would import the compiler with this module.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
-
-
-@_while_tracing
+@while_tracing
 def _missing() -> str | None:
     """Why there is no extension; says so in the log where nobody knew before."""
     if not _state.decided:
@@ -211,7 +207,7 @@ def _missing() -> str | None:
     return _state.reason
 
 
-@_while_tracing
+@while_tracing
 def _why_not_on(index: int | None) -> str | None:
     """As `why_not_cuda`, for the GPU that a tensor is on."""
     if not torch.cuda.is_available() or torch.version.hip is not None:
@@ -228,7 +224,7 @@ def _why_not_on(index: int | None) -> str | None:
     return why_not_run_on(capability, driver, info["cuda"], info["cuda_archs"])
 
 
-@_while_tracing
+@while_tracing
 def _build_once() -> None:
     if _state.loaded is not None or _state.tried_to_build:
         return
@@ -303,8 +299,16 @@ def _from_cache(library: Path, build_info: dict[str, Any]) -> Extension:
     return Extension(library, False, build_info, record.seconds, record.without_cuda)
 
 
+def __getattr__(name: str) -> Callable[..., Any]:
+    """A function of the contract, for both backends; looked up once."""
+    if name not in contract.FUNCTIONS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    function = globals()[name] = _kernel(name)
+    return function
+
+
 def _kernel(name: str) -> Callable[..., Any]:
-    """`torch.ops.fsdino_cpp.NAME`, found at the first call: a function of both backends."""
+    """`torch.ops.fsdino_cpp.NAME`, found at the first call."""
     overload: Callable[..., Any] | None = None
 
     def call(*arguments: Any) -> Any:
@@ -317,13 +321,3 @@ def _kernel(name: str) -> Callable[..., Any]:
         return overload(*arguments)
 
     return call
-
-
-correlation4d = _kernel("correlation4d")
-correlation4d_backward = _kernel("correlation4d_backward")
-center_pivot_conv4d = _kernel("center_pivot_conv4d")
-center_pivot_conv4d_backward = _kernel("center_pivot_conv4d_backward")
-center_pivot_block4d = _kernel("center_pivot_block4d")
-center_pivot_block4d_backward = _kernel("center_pivot_block4d_backward")
-correlation_center_pivot4d = _kernel("correlation_center_pivot4d")
-correlation_center_pivot4d_backward = _kernel("correlation_center_pivot4d_backward")

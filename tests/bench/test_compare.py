@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from fsdino import ops
+from fsdino import contract, ops
 from fsdino.bench import compare, eager
 from fsdino.bench.compare import Bench, Comparison, Timing
 from fsdino.bench.workloads import WORKLOADS, Workload
@@ -45,7 +45,7 @@ def here() -> list[str]:
 def add_backend(monkeypatch: pytest.MonkeyPatch, name: str, why: str | None = None, **changes: Any):
     """A backend like the reference, except for some functions."""
     module = types.ModuleType(f"backend_{name}")
-    for function in backends.FUNCTIONS:
+    for function in contract.FUNCTIONS:
         setattr(module, function, changes.get(function, getattr(reference, function)))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     backend = Backend(name, -1, module.__name__, lambda op, device, dtype: why)

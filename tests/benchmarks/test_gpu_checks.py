@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fsdino import contract
 from fsdino.ops import backends, reference
 
 CPU = "cpu"
@@ -20,7 +21,7 @@ CPU = "cpu"
 
 def add_backend(monkeypatch: pytest.MonkeyPatch, **changes: Callable[..., Any]) -> str:
     """Backend "other": the reference with some functions changed."""
-    functions = {name: getattr(reference, name) for name in backends.FUNCTIONS} | changes
+    functions = {name: getattr(reference, name) for name in contract.FUNCTIONS} | changes
     known = backends._registry["reference"]
     other = dataclasses.replace(known, name="other", module="other", priority=-1)
     monkeypatch.setitem(backends._registry, "other", other)

@@ -8,6 +8,7 @@ import torch
 
 import fsdino
 import stub_extension
+from fsdino import contract
 from fsdino.commands import info
 from fsdino.ops import backends, native
 from fsdino.ops.backends import Backend
@@ -42,7 +43,7 @@ def test_collect_is_plain_data():
     assert set(found["backends"]) == set(found["devices"]) >= {"cpu"}
     for by_dtype in found["backends"].values():
         assert set(by_dtype) == {"float32", "float16", "bfloat16"}
-        assert all(set(table) == set(backends.OPS) for table in by_dtype.values())
+        assert all(set(table) == set(contract.OPS) for table in by_dtype.values())
 
 
 def test_the_extension_is_described(monkeypatch, tmp_path):

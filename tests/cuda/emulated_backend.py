@@ -14,6 +14,7 @@ from types import ModuleType
 
 import torch
 
+from fsdino import contract
 from fsdino.ops import backends, native
 
 LIBRARY = os.environ["EMULATED_CUDA"]
@@ -39,8 +40,10 @@ _emulated = _load()
 _emulated.set_hopper(HOPPER)
 _emulated.set_shared_limit(SHARED_BYTES[HOPPER])
 functions = ModuleType("emulated_functions")
-for _name in backends.FUNCTIONS:
+for _name in contract.FUNCTIONS:
     setattr(functions, _name, getattr(torch.ops.fsdino_emulated, _name))
 sys.modules[functions.__name__] = functions
 # Behind the others: only tests that name it run on it.
-backends.register(backends.Backend("cuda", -1, functions.__name__, _why_not, (0, 2, 3, 4, 5, 1)))
+backends.register(
+    backends.Backend("cuda", -1, functions.__name__, _why_not, contract.CHANNELS_INNERMOST)
+)

@@ -14,6 +14,7 @@ from torch.utils import cpp_extension
 
 import fsdino
 from counting import hr_first_block
+from fsdino.contract import CHUNK_BYTES
 from fsdino.csrc import flags
 
 HERE = Path(__file__).resolve().parent
@@ -21,7 +22,6 @@ HERE = Path(__file__).resolve().parent
 PLACES = os.pathsep.join(
     [str(HERE), str(HERE.parent), str(Path(fsdino.__file__).parent.parent), *sys.path]
 )
-CHUNK_BYTES = 80 << 20  # as in csrc/cuda/fused_op.cpp
 KERNELS = ("center_pivot", "correlation", "device", "fused", "norm")
 TABLE = (
     "test_correlation.py", "test_center_pivot.py", "test_fused.py", "test_numerics.py",

@@ -36,7 +36,7 @@ def test_chunks(case: Case, backend: str, planned: None, monkeypatch: pytest.Mon
 
     With the interpreter's block sizes, and with a GPU's.
     """
-    monkeypatch.setattr(tiles, "FUSED_BYTES", 0)
+    monkeypatch.setattr(tiles, "CHUNK_BYTES", 0)
     parameters = cases.parameters(case, torch.float32)
     names = ("weight_query", "weight_support", "bias")
     tensors = [*cases.features(case, torch.float32), *(parameters[name] for name in names)]
@@ -61,4 +61,4 @@ def test_rows_fit_the_promise() -> None:
     for rows, halo, row_bytes in ((74, 1, 9_724_928), (37, 1, 10**6), (148, 2, 10**8)):
         chunk = tiles.fused_rows(rows, halo, row_bytes)
         assert 1 <= chunk <= rows
-        assert chunk == 1 or (chunk + 2 * halo) * row_bytes <= tiles.FUSED_BYTES
+        assert chunk == 1 or (chunk + 2 * halo) * row_bytes <= tiles.CHUNK_BYTES

@@ -51,7 +51,7 @@ def test_beyond_inputs_and_output(memory: str) -> None:
     assert back(False, False, False, True, True, True) <= before / 10
     features = 2 * query.numel() * query.element_size()
     assert (
-        back(True, True, True, True, True, True) <= before / 10 + tiles.FUSED_BYTES + 2 * features
+        back(True, True, True, True, True, True) <= before / 10 + tiles.CHUNK_BYTES + 2 * features
     )
 
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from fsdino import ops
+from fsdino import contract, ops
 from fsdino.errors import BackendError, UsageError
 from fsdino.ops import backends, reference
 
@@ -104,5 +104,5 @@ def test_environment_variable(name: str, outcome: str) -> None:
 
 def test_reference_has_every_function() -> None:
     """A backend is a module with these eight functions."""
-    for function in backends.FUNCTIONS:
+    for function in contract.FUNCTIONS:
         assert callable(getattr(reference, function))

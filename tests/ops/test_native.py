@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import stub_extension
-from fsdino import ops
+from fsdino import contract, ops
 from fsdino.csrc import flags
 from fsdino.errors import BackendError
 from fsdino.ops import backends, build, native
@@ -54,7 +54,7 @@ def test_the_real_extension_reports_itself() -> None:
     assert info["compiler"].split()[0] in {"gcc", "clang"}
     assert info["cxx11_abi"] == torch.compiled_with_cxx11_abi() or sys.platform == "darwin"
     assert bool(info["cuda_archs"]) == (info["cuda"] is not None)
-    for function in backends.FUNCTIONS:
+    for function in contract.FUNCTIONS:
         assert hasattr(torch.ops.fsdino_cpp, function)
         assert callable(getattr(native, function))
 
