@@ -8,39 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsdino.ops import arguments, backends, derivatives, reference
+from fsdino.ops import arguments, backends, derivatives, reference, schemas
 from fsdino.ops.correlation import asked_for
 
 _CONV = "center_pivot_conv4d"
 _BLOCK = "center_pivot_block4d"
 
-torch.library.define(
-    "fsdino::center_pivot_conv4d",
-    "(Tensor x, Tensor weight_query, Tensor weight_support, Tensor? bias, SymInt support_stride,"
-    " str backend) -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-torch.library.define(
-    "fsdino::center_pivot_conv4d_backward",
-    "(Tensor grad, Tensor x, Tensor weight_query, Tensor weight_support, SymInt support_stride,"
-    " bool[] needs, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-torch.library.define(
-    "fsdino::center_pivot_block4d",
-    "(Tensor x, Tensor weight_query, Tensor weight_support, Tensor? bias, Tensor norm_weight,"
-    " Tensor norm_bias, SymInt num_groups, float norm_eps, SymInt support_stride,"
-    " bool reduce_support, bool save, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-torch.library.define(
-    "fsdino::center_pivot_block4d_backward",
-    "(Tensor grad, Tensor x, Tensor weight_query, Tensor weight_support, Tensor norm_weight,"
-    " Tensor norm_bias, Tensor raw, Tensor mean, Tensor rstd, SymInt support_stride,"
-    " bool reduce_support, bool[] needs, str backend)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
+schemas.define(_CONV)
+schemas.define(_BLOCK)
 
 
 def center_pivot_conv4d(

@@ -8,21 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsdino.ops import arguments, backends, derivatives
+from fsdino.ops import arguments, backends, derivatives, schemas
 
 _NAME = "correlation4d"
 
-torch.library.define(
-    "fsdino::correlation4d",
-    "(Tensor query, Tensor support, Tensor? support_weight, float eps, str backend) -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-torch.library.define(
-    "fsdino::correlation4d_backward",
-    "(Tensor grad, Tensor query, Tensor support, Tensor? support_weight, float eps,"
-    " bool[] needs, str backend) -> (Tensor, Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
+schemas.define(_NAME)
 
 
 def correlation4d(

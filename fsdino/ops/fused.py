@@ -8,26 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsdino.ops import arguments, backends, derivatives
+from fsdino.ops import arguments, backends, derivatives, schemas
 from fsdino.ops.center_pivot import kept, within
 from fsdino.ops.correlation import asked_for
 
 _NAME = "correlation_center_pivot4d"
 
-torch.library.define(
-    "fsdino::correlation_center_pivot4d",
-    "(Tensor query, Tensor support, Tensor? support_weight, Tensor weight_query,"
-    " Tensor weight_support, Tensor? bias, SymInt support_stride, float eps, str backend)"
-    " -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-torch.library.define(
-    "fsdino::correlation_center_pivot4d_backward",
-    "(Tensor grad, Tensor query, Tensor support, Tensor? support_weight, Tensor weight_query,"
-    " Tensor weight_support, SymInt support_stride, float eps, bool[] needs, str backend)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
+schemas.define(_NAME)
 
 
 def correlation_center_pivot4d(

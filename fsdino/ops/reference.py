@@ -189,7 +189,7 @@ def center_pivot_block4d_backward(
     support_stride: int,
     reduce_support: bool,
     needs: Sequence[bool],
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients to x, weight_query, weight_support, bias, norm_weight and norm_bias."""
     grad_y = _wide(grad)
     if reduce_support:
@@ -198,7 +198,7 @@ def center_pivot_block4d_backward(
     normalised = _normalise(raw, mean, rstd)
     grad_y = grad_y.masked_fill(_affine(normalised, norm_weight, norm_bias) <= 0, 0)
     dims, dtype = (0, 2, 3, 4, 5), norm_weight.dtype
-    *conv, grad_norm_weight, grad_norm_bias = _nothing(grad, 6)
+    grad_x, grad_wq, grad_ws, grad_bias, grad_norm_weight, grad_norm_bias = _nothing(grad, 6)
     if needs[4]:
         grad_norm_weight = (grad_y * normalised).sum(dims).to(dtype)
     if needs[5]:
@@ -213,8 +213,9 @@ def center_pivot_block4d_backward(
         grad_raw = (centred * rstd[:, :, None]).reshape(raw.shape)
         wide = (_wide(x), _wide(weight_query), _wide(weight_support))
         grad_x, *rest = center_pivot_conv4d_backward(grad_raw, *wide, support_stride, needs[:4])
-        conv = [grad_x.to(x.dtype), *(g.to(weight_query.dtype) for g in rest)]
-    return (*conv, grad_norm_weight, grad_norm_bias)
+        grad_x = grad_x.to(x.dtype)
+        grad_wq, grad_ws, grad_bias = (g.to(weight_query.dtype) for g in rest)
+    return grad_x, grad_wq, grad_ws, grad_bias, grad_norm_weight, grad_norm_bias
 
 
 def correlation_center_pivot4d(
@@ -243,7 +244,7 @@ def correlation_center_pivot4d_backward(
     support_stride: int,
     eps: float,
     needs: Sequence[bool],
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients to query, support, support_weight, weight_query, weight_support and bias."""
     features = (_wide(query), _wide(support), support_weight)
     weights = (_wide(weight_query), _wide(weight_support))
@@ -252,11 +253,13 @@ def correlation_center_pivot4d_backward(
     grad_x, *grad_conv = center_pivot_conv4d_backward(
         _wide(grad), x, *weights, support_stride, conv_needs
     )
-    grads: tuple[Tensor, ...] = _nothing(grad, 3)
+    grad_wq, grad_ws, grad_bias = (g.to(weight_query.dtype) for g in grad_conv)
+    grad_query, grad_support, grad_weight = _nothing(grad, 3)
     if conv_needs[0]:
         grads = correlation4d_backward(grad_x, *features, eps, needs[:3])
-        grads = (grads[0].to(query.dtype), grads[1].to(support.dtype), grads[2])
-    return (*grads, *(g.to(weight_query.dtype) for g in grad_conv))
+        grad_query, grad_support = grads[0].to(query.dtype), grads[1].to(support.dtype)
+        grad_weight = grads[2]
+    return grad_query, grad_support, grad_weight, grad_wq, grad_ws, grad_bias
 
 
 def _nothing(like: Tensor, count: int) -> tuple[Tensor, ...]:
