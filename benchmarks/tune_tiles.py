@@ -3,22 +3,24 @@
 For each product of the standard workloads it starts from what `kernels/tiles.py` chooses, tries
 what differs in one size, in warps or in stages, goes to the fastest, and on from there until
 nothing gains or the time is up. A candidate whose result is wrong is not timed. FILE holds what was
-faster; FSDINO_TILES=FILE makes the kernels take it.
+faster, for whoever changes `kernels/tiles.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import math
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -31,6 +33,7 @@ from fsdino import ops
 from fsdino.bench import exactness
 from fsdino.bench.cases import TOLERANCE
 from fsdino.bench.workloads import KERNEL, STRIDE, WORKLOADS, Workload
+from fsdino.files import write_json
 from fsdino.kernels import tiles
 from fsdino.kernels.tiles import Tile
 
@@ -100,9 +103,21 @@ def neighbours(tile: Tile) -> list[Tile]:
         size = getattr(tile, name)
         found += [replace(tile, **{name: new}) for new in (size // 2, size * 2) if new <= LARGEST]
     found += [replace(tile, stages=tile.stages + step) for step in (-1, 1)]
-    return [new for new in found if tiles.can_run("walk", new) and new.stages <= MOST_STAGES]
+    return [new for new in found if can_run(new) and new.stages <= MOST_STAGES]
 
 
+def can_run(tile: Tile) -> bool:
+    """Whether the sizes are powers of 2 that tensor cores and Triton take."""
+    sizes = (tile.rows, tile.columns, tile.depth)
+    return (
+        all(size >= 16 and size & (size - 1) == 0 for size in sizes)
+        and tile.warps in {1, 2, 4, 8, 16}
+        and tile.stages >= 1
+    )
+
+
+# Tiles by the function that chooses and its arguments.
+Table = dict[tuple[Any, ...], Tile]
 Times = dict[Target, dict[Tile, float]]
 Measure = Callable[[list[tuple[Target, Tile]]], dict[tuple[Target, Tile], float]]
 
@@ -130,9 +145,9 @@ def search(starts: dict[Target, Tile], measure: Measure, time_is_up: Callable[[]
     return times
 
 
-def faster(times: Times, starts: dict[Target, Tile], architecture: int) -> tiles.Table:
-    """The tiles that gain something, as `tiles.write_table` wants them."""
-    found: tiles.Table = {}
+def faster(times: Times, starts: dict[Target, Tile], architecture: int) -> Table:
+    """The tiles that gain something."""
+    found: Table = {}
     for target, tried in times.items():
         fastest = min(tried, key=lambda tile, tried=tried: tried[tile], default=None)
         if fastest is None or starts[target] not in tried:
@@ -172,10 +187,7 @@ def _run_at(target: Target, tile: Tile, device: str, backend: str, _: int) -> ob
 def run(target: Target, tile: Tile | None, device: str, backend: str) -> list[Tensor]:
     """A product, with a tile in place of the chosen one."""
     tensors = inputs(target, device)
-    key = (*target.choice, architecture_of(device))
-    if tile is not None:
-        tiles.table[key] = tile
-    try:
+    with taking(target, tile, architecture_of(device)):
         if target.kind == "correlation":
             return [ops.correlation4d(*tensors, backend=backend)]
         x, *weights, grad = tensors
@@ -187,8 +199,21 @@ def run(target: Target, tile: Tile | None, device: str, backend: str) -> list[Te
             grad, x, *weights, STRIDE, needs, backend
         )
         return [result for result, need in zip(results, needs, strict=True) if need]
-    finally:
-        tiles.table.pop(key, None)
+
+
+@contextlib.contextmanager
+def taking(target: Target, tile: Tile | None, architecture: int) -> Iterator[None]:
+    """Let `kernels/tiles.py` choose a tile for a product, and for nothing else; None leaves it."""
+    name, *arguments = target.choice
+    chosen: Callable[..., Tile] = getattr(tiles, name)
+
+    def choose(*asked: Any) -> Tile:
+        if tile is None or asked != (*arguments, architecture):
+            return chosen(*asked)
+        return tile
+
+    with mock.patch.object(tiles, name, choose):
+        yield
 
 
 @functools.lru_cache(maxsize=1)
@@ -260,6 +285,20 @@ class Tuner:
         return times
 
 
+def write_table(path: Path, found: Table, architecture: int) -> None:
+    """Write tiles for GPUs of one architecture."""
+    entries = [
+        {
+            "function": name,
+            "arguments": [*channels, str(dtype).removeprefix("torch.")],
+            **asdict(tile),
+        }
+        for (name, *channels, dtype, _), tile in found.items()
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"architecture": architecture, "tiles": entries})
+
+
 def report(times: Times, starts: dict[Target, Tile]) -> str:
     """What was chosen, what is fastest, and by how much."""
     lines = []
@@ -315,8 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         worker.close()
     print(report(times, starts))
     found = faster(times, starts, architecture)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    tiles.write_table(given.out, found, architecture)
+    write_table(given.out, found, architecture)
     print(f"{given.out}: {len(found)} of {len(starts)} gain more than {GAIN:.0%}")
 
 

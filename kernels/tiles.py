@@ -1,35 +1,22 @@
 """Block sizes, warps and pipeline stages: a pure function of shape, dtype and architecture.
 
 Nothing is timed at run time. What the standard workloads select is compiled ahead of time for
-three architectures and listed by `python -m fsdino.bench.inspect triton`.
-`benchmarks/tune_tiles.py` times others on a GPU and writes a table; where FSDINO_TILES names its
-file when this module is imported, what stands there is taken on GPUs of that architecture.
+three architectures and listed by `python -m fsdino.bench.inspect triton`;
+`benchmarks/tune_tiles.py` times others on a GPU.
 """
 
 from __future__ import annotations
 
-import functools
-import json
-import logging
-import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any, ParamSpec
+from dataclasses import dataclass
 
 import torch
 
 from fsdino.contract import CHUNK_BYTES
-from fsdino.errors import UsageError
-
-logger = logging.getLogger("fsdino.kernels")
-P = ParamSpec("P")
 
 HALF = (torch.float16, torch.bfloat16)
 MULTIPROCESSORS = 132  # what work is split for where it must be split: H100 and H200
 SMALL = 2048  # elements of a program's output, below which many programs run side by side
 INTERPRETER = 0  # in place of an architecture: an operation there costs the same at any size
-TUNED = ("correlation", "walk", "weight_gradient")  # the functions that a table may speak for
 
 
 @dataclass(frozen=True)
@@ -51,91 +38,11 @@ class Tile:
     stages: int
 
 
-# What is chosen for a call of a function below, by its name and arguments: tuned tiles.
-Table = dict[tuple[Any, ...], Tile]
-table: Table = {}
-
-
-def read_table(path: str | os.PathLike[str]) -> Table:
-    """Tiles from a file that `write_table` wrote.
-
-    Raises:
-        UsageError: the file is missing or no such table.
-    """
-    try:
-        content = json.loads(Path(path).read_text())
-        architecture, found = int(content["architecture"]), {}
-        for entry in content["tiles"]:
-            *channels, dtype = entry["arguments"]
-            key = (entry["function"], *map(int, channels), getattr(torch, dtype), architecture)
-            sizes = {field.name: int(entry[field.name]) for field in fields(Tile)}
-            found[key] = Tile(**sizes)
-        wrong = [key for key, tile in found.items() if not can_run(key[0], tile)]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"FSDINO_TILES: {path} is no table of benchmarks/tune_tiles.py ({error!r}): "
-            f"write it anew, or unset the variable"
-        ) from error
-    if wrong:
-        raise UsageError(f"FSDINO_TILES: {path} holds sizes that cannot run, for {wrong[0][0]}")
-    return found
-
-
-def write_table(path: str | os.PathLike[str], found: Table, architecture: int) -> None:
-    """Write tiles for GPUs of one architecture, as FSDINO_TILES reads them."""
-    entries = [
-        {
-            "function": name,
-            "arguments": [*channels, str(dtype).removeprefix("torch.")],
-            **asdict(tile),
-        }
-        for (name, *channels, dtype, _), tile in found.items()
-    ]
-    content = {"architecture": architecture, "tiles": entries}
-    Path(path).write_text(json.dumps(content, indent=1) + "\n")
-
-
-def can_run(name: str, tile: Tile) -> bool:
-    """Whether the sizes are powers of 2 that tensor cores and Triton take."""
-    sizes = (tile.rows, tile.columns, tile.depth)
-    return (
-        name in TUNED
-        and all(size >= 16 and size & (size - 1) == 0 for size in sizes)
-        and tile.warps in {1, 2, 4, 8, 16}
-        and 1 <= tile.stages <= 8
-    )
-
-
-def _tuned(function: Callable[P, Tile]) -> Callable[P, Tile]:
-    """Take what the table says of a call with positional arguments, and else ask the function."""
-
-    @functools.wraps(function)
-    def choose(*arguments: P.args, **named: P.kwargs) -> Tile:
-        if not table or named:
-            return function(*arguments, **named)
-        _note_foreign(arguments[-1])
-        return table.get((function.__name__, *arguments)) or function(*arguments, **named)
-
-    return choose
-
-
-@functools.cache
-def _note_foreign(architecture: object) -> None:
-    known = {key[-1] for key in table}
-    if architecture not in known:
-        logger.warning(
-            "FSDINO_TILES is for sm_%s and is not used on sm_%s",
-            "/".join(map(str, sorted(known))),
-            architecture,
-        )
-
-
 def power_of_2(size: int, least: int, most: int) -> int:
     """The smallest power of 2 from `size` on, between two powers of 2."""
     return min(most, max(least, 1 << (size - 1).bit_length()))
 
 
-@_tuned
 def correlation(dtype: torch.dtype, architecture: int) -> Tile:
     """Query rows, support columns and feature channels of one step.
 
@@ -160,7 +67,6 @@ def correlation_layers(layers: int, dtype: torch.dtype, architecture: int) -> in
     return power_of_2(layers, 1, 4 if four else 2)
 
 
-@_tuned
 def walk(inner: int, outer: int, dtype: torch.dtype, architecture: int) -> Tile:
     """Positions, channels out and channels in of one step of the convolution.
 
@@ -182,7 +88,6 @@ def walk(inner: int, outer: int, dtype: torch.dtype, architecture: int) -> Tile:
     return Tile(128, columns, depth, 8 if columns > 64 else 4, 3 if architecture >= 90 else 2)
 
 
-@_tuned
 def weight_gradient(inner: int, outer: int, dtype: torch.dtype, architecture: int) -> Tile:
     """Channels in, channels out and positions of one step of the weights' gradient."""
     rows, columns = power_of_2(inner, 16, 64), power_of_2(outer, 16, 64)
@@ -235,7 +140,3 @@ def mending() -> Tile:
 def statistics() -> Tile:
     """Entries that one program merges in a step; few programs do, so that each has many threads."""
     return Tile(4096, 1, 0, 16, 1)
-
-
-if os.environ.get("FSDINO_TILES"):
-    table.update(read_table(os.environ["FSDINO_TILES"]))

@@ -61,7 +61,7 @@ def test_neighbours_can_run() -> None:
         assert found and tile not in found
         for new in found:
             changed = [k for k in vars(tile) if getattr(tile, k) != getattr(new, k)]
-            assert len(changed) == 1 and tiles.can_run("walk", new)
+            assert len(changed) == 1 and tune_tiles.can_run(new)
 
 
 def test_the_search_walks_to_the_fastest() -> None:
@@ -135,11 +135,27 @@ def test_only_right_candidates_are_timed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("kind", ["correlation", "forward", "transposed", "weights"])
 def test_products_are_checked_and_timed(kind: str) -> None:
-    """With the reference in the kernels' place: it is right, and the table is left as it was."""
+    """With the reference in the kernels' place: it is right, and the choices are as before."""
     one = target(kind)
     assert tune_tiles.check(one, START, "cpu", "reference") <= 1
     assert tune_tiles.seconds_of(one, [START, BEST], "cpu", "reference").keys() == {START, BEST}
-    assert not tiles.table
+    assert one.default(90) != START and tiles.walk.__module__ == tiles.__name__
+
+
+def test_a_tile_is_taken_for_its_product_alone() -> None:
+    """For exactly these channels, data type and architecture, and only inside the block."""
+    choices = [(3, 16, torch.float16, 90), (3, 16, torch.float32, 80), (16, 3, torch.float32, 90)]
+    before = [tiles.walk(*choice) for choice in choices]
+    with tune_tiles.taking(target(), START, 90):
+        assert tiles.walk(3, 16, torch.float32, 90) == START
+        assert [tiles.walk(*choice) for choice in choices] == before
+    assert tiles.walk(3, 16, torch.float32, 90) != START
+
+
+@pytest.mark.parametrize("sizes", [(48, 64, 32, 4, 2), (64, 8, 32, 4, 2), (64, 64, 32, 3, 2)])
+def test_sizes_that_cannot_run(sizes: tuple[int, ...]) -> None:
+    """Neither sizes that are not powers of 2 or too small, nor three warps."""
+    assert tune_tiles.can_run(START) and not tune_tiles.can_run(Tile(*sizes))
 
 
 def test_a_wrong_product_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +198,7 @@ def test_the_kernels_take_the_tiles() -> None:
 def test_the_command_writes_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With an injected timer: what gains is written, as the kernels read it."""
+    """With an injected timer: what gains is written, by function and arguments."""
 
     def measure(self: Tuner, wanted: list[tuple[Target, Tile]]) -> dict[tuple[Target, Tile], float]:
         return {(one, tile): float(tile.rows) for one, tile in wanted}
@@ -192,6 +208,6 @@ def test_the_command_writes_a_table(
     tune_tiles.main(["--out", str(path), "--device", "cpu", "--workloads", "W4"])
     written = json.loads(path.read_text())
     assert written["architecture"] == tiles.INTERPRETER
-    found = tiles.read_table(path)
-    assert found[("walk", 4, 16, torch.bfloat16, tiles.INTERPRETER)].rows == 16
-    assert f"{len(found)} of" in capsys.readouterr().out
+    [walk] = [e for e in written["tiles"] if e["arguments"] == [4, 16, "bfloat16"]]
+    assert (walk["function"], walk["rows"]) == ("walk", 16)
+    assert f"{len(written['tiles'])} of" in capsys.readouterr().out

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from fsdino.errors import UsageError
 from fsdino.kernels import tiles
 
 ARCHITECTURES = (tiles.INTERPRETER, 80, 86, 90, 100, 120)
@@ -56,79 +50,3 @@ def test_weight_splits_fill_the_gpu_and_no_more() -> None:
     assert tiles.weight_splits(large, 18, 3) == 3
     assert tiles.weight_splits(large, 10**6, 100) == 1
     assert tiles.weight_splits(large, 18, 0) == 1
-
-
-TABLE = {("walk", 12, 16, torch.bfloat16, 90): tiles.Tile(64, 16, 32, 2, 5)}
-
-
-def test_a_table_speaks_for_the_calls_it_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Written, read, and taken for exactly these channels, data type and architecture."""
-    path = tmp_path / "tiles.json"
-    tiles.write_table(path, TABLE, 90)
-    assert tiles.read_table(path) == TABLE
-    chosen = tiles.walk(12, 16, torch.float16, 90)
-    monkeypatch.setattr(tiles, "table", tiles.read_table(path))
-    assert tiles.walk(12, 16, torch.bfloat16, 90) == tiles.Tile(64, 16, 32, 2, 5)
-    assert tiles.walk(12, 16, torch.float16, 90) == chosen
-
-
-def test_a_table_of_another_architecture_is_left_aside(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """With one line that says so."""
-    before = tiles.walk(12, 16, torch.bfloat16, 80)
-    monkeypatch.setattr(tiles, "table", TABLE)
-    tiles._note_foreign.cache_clear()
-    assert [tiles.walk(12, 16, torch.bfloat16, 80) for _ in range(2)] == [before] * 2
-    assert caplog.messages == ["FSDINO_TILES is for sm_90 and is not used on sm_80"]
-
-
-GOOD = {
-    "function": "walk", "arguments": [12, 16, "bfloat16"],
-    "rows": 64, "columns": 16, "depth": 32, "warps": 2, "stages": 5,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"rows": 48}, "holds sizes that cannot run, for walk"),
-        ({"warps": 3}, "holds sizes that cannot run, for walk"),
-        ({"function": "elementwise"}, "holds sizes that cannot run, for elementwise"),
-        ({"depth": "deep"}, "is no table of benchmarks/tune_tiles.py"),
-        ({"arguments": [12, 16, "bfloat17"]}, "is no table of benchmarks/tune_tiles.py"),
-        ({"arguments": []}, "is no table of benchmarks/tune_tiles.py"),
-    ],
-)
-def test_a_table_that_cannot_be_meant_is_an_error(
-    tmp_path: Path, changes: dict[str, object], message: str
-) -> None:
-    """It names the file and the remedy."""
-    path = tmp_path / "tiles.json"
-    path.write_text(json.dumps({"architecture": 90, "tiles": [GOOD | changes]}))
-    with pytest.raises(UsageError, match=f"tiles.json {message}"):
-        tiles.read_table(path)
-
-
-@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"architecture": 90, "tiles": 3}'])
-def test_a_file_that_is_no_table_is_an_error(tmp_path: Path, content: str | None) -> None:
-    """Also when it is missing; importing the kernels says so at once."""
-    path = tmp_path / "tiles.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(UsageError, match=r"FSDINO_TILES: .* is no table"):
-        tiles.read_table(path)
-
-
-def test_the_variable_is_read_once(tmp_path: Path) -> None:
-    """When the module is imported."""
-    path = tmp_path / "tiles.json"
-    tiles.write_table(path, TABLE, 90)
-    code = "from fsdino.kernels import tiles; print(len(tiles.table))"
-    root = str(Path(tiles.__file__).resolve().parents[1])
-    environment = {**os.environ, "FSDINO_TILES": str(path), "PYTHONPATH": root}
-    command = [sys.executable, "-c", code]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert run.stdout.strip() == "1", run.stderr
