@@ -17,18 +17,13 @@ from torch import Tensor
 
 from fsdino import ops
 from fsdino.bench import cases, eager, exactness, formulation
-from fsdino.bench.cases import CASES, Case
+from fsdino.bench.cases import CALLS, CASES, Case
 
 Tensors = list[Tensor | None]
+OPS = tuple(CALLS)
 BLOCK = "center_pivot_block4d"
 REDUCED = "center_pivot_block4d, reduced"
-OPS = (
-    "correlation4d",
-    "center_pivot_conv4d",
-    BLOCK,
-    REDUCED,
-    "correlation_center_pivot4d",
-)
+CHAINED = (BLOCK, "correlation_center_pivot4d")  # of several ops: their errors add up
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -51,46 +46,14 @@ class Problem:
     chained: bool
 
 
-def problem(op: str, case: Case, dtype: torch.dtype) -> Problem:
-    """An op of `OPS` on a case, its inputs on the CPU."""
-    parameters = cases.parameters(case, dtype)
-    names = ("weight_query", "weight_support", "bias")
-    convolution = {name: parameters[name] for name in names}
-    features = dict(
-        zip(("query", "support", "support_weight"), cases.features(case, dtype), strict=True)
+def problem(call: str, case: Case, dtype: torch.dtype) -> Problem:
+    """A call of `OPS` on a case, its inputs on the CPU."""
+    op, _ = CALLS[call]
+    settings = cases.settings(call, case)
+    ours, by_eager, exact = (
+        functools.partial(getattr(module, op), **settings) for module in (ops, eager, formulation)
     )
-    stride: dict[str, Any] = {"support_stride": case.stride}
-    if op == "correlation4d":
-        return Problem(
-            features, ops.correlation4d, eager.correlation4d, formulation.correlation4d, False
-        )
-    if op == "correlation_center_pivot4d":
-        return Problem(
-            features | convolution,
-            functools.partial(ops.correlation_center_pivot4d, **stride),
-            lambda *t: eager.center_pivot_conv4d(eager.correlation4d(*t[:3]), *t[3:], **stride),
-            lambda *t: formulation.center_pivot_conv4d(
-                formulation.correlation4d(*t[:3]), *t[3:], case.stride
-            ),
-            True,
-        )
-    x: dict[str, Tensor | None] = {"x": cases.volume(case, dtype)}
-    if op == "center_pivot_conv4d":
-        return Problem(
-            x | convolution,
-            functools.partial(ops.center_pivot_conv4d, **stride),
-            functools.partial(eager.center_pivot_conv4d, **stride),
-            lambda *t: formulation.center_pivot_conv4d(*t, case.stride),
-            False,
-        )
-    settings = {**stride, "num_groups": case.groups, "reduce_support": op == REDUCED}
-    return Problem(
-        x | parameters,
-        functools.partial(ops.center_pivot_block4d, **settings),
-        functools.partial(eager.center_pivot_block4d, **settings),
-        lambda *t: formulation.block(*t, case.stride, case.groups, op == REDUCED),
-        True,
-    )
+    return Problem(cases.inputs(call, case, dtype), ours, by_eager, exact, op in CHAINED)
 
 
 def check_case(op: str, name: str, dtype_name: str, device: str, backend: str) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from fsdino import contract, ops
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,42 @@ TOLERANCE = {
     torch.bfloat16: Tolerance(4e-3, 2e-2),
 }
 DTYPES = tuple(TOLERANCE)
+
+# The calls that are checked: of each op, and again with a flag that changes what it computes.
+CALLS: dict[str, tuple[str, dict[str, bool]]] = {op: (op, {}) for op in contract.OPS} | {
+    "center_pivot_block4d, reduced": ("center_pivot_block4d", {"reduce_support": True})
+}
+
+
+def inputs(call: str, case: Case, dtype: torch.dtype) -> dict[str, Tensor | None]:
+    """A case's tensors for one of `CALLS`, by name and in the op's order."""
+    query, support, support_weight = features(case, dtype)
+    every = {"query": query, "support": support, "support_weight": support_weight}
+    every |= {"x": volume(case, dtype), **parameters(case, dtype)}
+    op, _ = CALLS[call]
+    return {name: every[name] for name in tensors_of(op)}
+
+
+def settings(call: str, case: Case) -> dict[str, int]:
+    """A case's numbers, and the flags, for one of `CALLS`, by keyword."""
+    op, flags = CALLS[call]
+    every = {"support_stride": case.stride, "num_groups": case.groups}
+    return {name: every[name] for name in settings_of(op) if name in every} | flags
+
+
+def tensors_of(op: str) -> tuple[str, ...]:
+    """Names of an op's tensors, in its order."""
+    return _parameters(op, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def settings_of(op: str) -> tuple[str, ...]:
+    """Names of what an op takes besides tensors, by keyword alone."""
+    return _parameters(op, inspect.Parameter.KEYWORD_ONLY)
+
+
+def _parameters(op: str, kind: object) -> tuple[str, ...]:
+    found = inspect.signature(getattr(ops, op)).parameters
+    return tuple(name for name, parameter in found.items() if parameter.kind is kind)
 
 
 def features(case: Case, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -79,6 +79,22 @@ def center_pivot_block4d(
     return y.mean((4, 5)) if reduce_support else y
 
 
+def correlation_center_pivot4d(
+    query: Tensor,
+    support: Tensor,
+    support_weight: Tensor | None,
+    weight_query: Tensor,
+    weight_support: Tensor,
+    bias: Tensor | None = None,
+    *,
+    support_stride: int = 1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Eager `fsdino.ops.correlation_center_pivot4d`, which holds the correlation."""
+    x = correlation4d(query, support, support_weight, eps=eps)
+    return center_pivot_conv4d(x, weight_query, weight_support, bias, support_stride=support_stride)
+
+
 def norm_relu(y: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
     """What a block does after its convolution: for `correlation_center_pivot4d`, which stops there.
 

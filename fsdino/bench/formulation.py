@@ -1,7 +1,7 @@
 """The ops once more, in float64 and slowly: sums over taps, sharing no code with the package.
 
 Expected values of tests and of the checks on a GPU come from here, so nothing that is checked may
-be imported. Autograd through these gives the expected gradients.
+be imported. Names and arguments are those of `fsdino.ops`; autograd gives the expected gradients.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def correlation4d(
-    query: Tensor, support: Tensor, weight: Tensor | None, eps: float = 1e-5
+    query: Tensor, support: Tensor, support_weight: Tensor | None = None, *, eps: float = 1e-5
 ) -> Tensor:
     """Cosines of query and support tokens, rectified: [B, L, Hq, Wq, Hs, Ws]."""
     query, support = query.double(), support.double()
@@ -19,15 +19,23 @@ def correlation4d(
     unit_support = support / ((support**2).sum(2, keepdim=True).sqrt() + eps)
     cosine = torch.einsum("blcij,blckm->blijkm", unit_query, unit_support)
     corr = torch.where(cosine > 0, cosine, torch.zeros_like(cosine))
-    return corr if weight is None else corr * weight.double()[:, None, None, None]
+    if support_weight is None:
+        return corr
+    return corr * support_weight.double()[:, None, None, None]
 
 
 def center_pivot_conv4d(
-    x: Tensor, weight_query: Tensor, weight_support: Tensor, bias: Tensor | None, stride: int
+    x: Tensor,
+    weight_query: Tensor,
+    weight_support: Tensor,
+    bias: Tensor | None = None,
+    *,
+    support_stride: int = 1,
 ) -> Tensor:
     """The full 4D kernel, zero but for its two planes, tap by tap: [B, Co, Hq, Wq, hs, ws]."""
     x, weight_query, weight_support = x.double(), weight_query.double(), weight_support.double()
     batch, _, hq, wq, hs, ws = x.shape
+    stride = support_stride
     rows, columns = range(0, hs, stride), range(0, ws, stride)
     y = x.new_zeros(batch, weight_query.shape[0], hq, wq, len(rows), len(columns))
     taps: dict[tuple[int, int, int, int], Tensor] = {}
@@ -46,24 +54,25 @@ def center_pivot_conv4d(
     return y if bias is None else y + bias.double()[:, None, None, None, None]
 
 
-def block(
+def center_pivot_block4d(
     x: Tensor,
     weight_query: Tensor,
     weight_support: Tensor,
     bias: Tensor | None,
     norm_weight: Tensor,
     norm_bias: Tensor,
-    stride: int,
-    groups: int,
-    reduce_support: bool,
+    *,
+    num_groups: int = 4,
     norm_eps: float = 1e-5,
+    support_stride: int = 1,
+    reduce_support: bool = False,
 ) -> Tensor:
     """Convolution, normalisation by groups, ReLU; [B, Co, Hq, Wq] with `reduce_support`."""
-    y = center_pivot_conv4d(x, weight_query, weight_support, bias, stride)
+    y = center_pivot_conv4d(x, weight_query, weight_support, bias, support_stride=support_stride)
     channels = y.shape[1]
-    size = channels // groups
+    size = channels // num_groups
     normed = []
-    for group in range(groups):
+    for group in range(num_groups):
         part = y[:, group * size : (group + 1) * size]
         mean = part.mean((1, 2, 3, 4, 5), keepdim=True)
         variance = ((part - mean) ** 2).mean((1, 2, 3, 4, 5), keepdim=True)
@@ -72,6 +81,22 @@ def block(
     y = torch.cat(normed, 1) * norm_weight.double().view(shape) + norm_bias.double().view(shape)
     y = torch.where(y > 0, y, torch.zeros_like(y))
     return y.mean((4, 5)) if reduce_support else y
+
+
+def correlation_center_pivot4d(
+    query: Tensor,
+    support: Tensor,
+    support_weight: Tensor | None,
+    weight_query: Tensor,
+    weight_support: Tensor,
+    bias: Tensor | None = None,
+    *,
+    support_stride: int = 1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """The convolution of the correlation: [B, Co, Hq, Wq, hs, ws]."""
+    x = correlation4d(query, support, support_weight, eps=eps)
+    return center_pivot_conv4d(x, weight_query, weight_support, bias, support_stride=support_stride)
 
 
 def _shift(x: Tensor, dim: int, offset: int) -> Tensor:

@@ -37,14 +37,10 @@ def test_chunks(case: Case, backend: str, planned: None, monkeypatch: pytest.Mon
     With the interpreter's block sizes, and with a GPU's.
     """
     monkeypatch.setattr(tiles, "CHUNK_BYTES", 0)
-    parameters = cases.parameters(case, torch.float32)
-    names = ("weight_query", "weight_support", "bias")
-    tensors = [*cases.features(case, torch.float32), *(parameters[name] for name in names)]
+    tensors = cases.inputs("correlation_center_pivot4d", case, torch.float32).values()
     inputs = [t.detach().requires_grad_() for t in tensors if t is not None]
     twins = [t.detach().double().requires_grad_() for t in inputs]
-    expected = formulation.center_pivot_conv4d(
-        formulation.correlation4d(*twins[:3]), *twins[3:], case.stride
-    )
+    expected = formulation.correlation_center_pivot4d(*twins, support_stride=case.stride)
     actual = ops.correlation_center_pivot4d(*inputs, support_stride=case.stride, backend=backend)
     exactness.assert_close(actual, expected, 2e-6)
     grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3))

@@ -48,9 +48,9 @@ def expected_logits(model: HSNet, inputs: tuple[Tensor, Tensor, Tensor]) -> Tens
 
 def expected_block(layer: Any, x: Tensor, stride: int) -> Tensor:
     conv = layer.conv
-    return formulation.block(
+    return formulation.center_pivot_block4d(
         x, conv.conv1.weight, conv.conv2.weight, conv.bias, layer.norm.weight, layer.norm.bias,
-        stride, layer.norm.num_groups, reduce_support=False,
+        support_stride=stride, num_groups=layer.norm.num_groups,
     )  # fmt: skip
 
 

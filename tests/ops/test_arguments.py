@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fsdino import ops
+from fsdino import contract, ops
 from fsdino.bench import cases, exactness, formulation
 from fsdino.bench.cases import Case
 from fsdino.errors import BackendError
@@ -20,22 +20,8 @@ from fsdino.ops import backends
 from tiny_models import episode, tiny_model
 
 CASE = Case("arguments", batch=1, layers=2, channels=3, query=(3, 2), support=(4, 3), groups=4)
-FEATURES = ("query", "support", "support_weight")
-WEIGHTS = ("weight_query", "weight_support", "bias")
-TENSORS = {
-    "correlation4d": FEATURES,
-    "center_pivot_conv4d": ("x", *WEIGHTS),
-    "center_pivot_block4d": ("x", *WEIGHTS, "norm_weight", "norm_bias"),
-    "correlation_center_pivot4d": (*FEATURES, *WEIGHTS),
-}
-SETTINGS = {
-    "correlation4d": ("eps", "backend"),
-    "center_pivot_conv4d": ("support_stride", "backend"),
-    "center_pivot_block4d": (
-        "num_groups", "norm_eps", "support_stride", "reduce_support", "backend",
-    ),
-    "correlation_center_pivot4d": ("support_stride", "eps", "backend"),
-}  # fmt: skip
+TENSORS = {op: cases.tensors_of(op) for op in contract.OPS}
+SETTINGS = {op: cases.settings_of(op) for op in contract.OPS}
 OPTIONAL = ("support_weight", "bias")
 
 each_op = pytest.mark.parametrize("op", TENSORS)
@@ -43,9 +29,8 @@ each_backend = pytest.mark.parametrize("backend", backends.names())
 
 
 def tensors(op: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    everything = dict(zip(FEATURES, cases.features(CASE, dtype), strict=True))
-    everything |= {"x": cases.volume(CASE, dtype), **cases.parameters(CASE, dtype)}
-    return {name: everything[name] for name in TENSORS[op]}
+    found = cases.inputs(op, CASE, dtype).items()
+    return {name: tensor for name, tensor in found if tensor is not None}
 
 
 def call(op: str, arguments: dict[str, Any], **settings: Any) -> Tensor:
@@ -148,12 +133,14 @@ def test_bad_settings_are_named(op: str) -> None:
 def test_settings_that_are_right() -> None:
     """Whole numbers and NumPy's are numbers; in float64 eps may be smaller."""
     good = tensors("correlation4d")
-    expected = formulation.correlation4d(*good.values(), 1.0)
+    expected = formulation.correlation4d(*good.values(), eps=1.0)
     for eps in (1, 1.0, np.float32(1), np.float64(1), np.int64(1)):
         exactness.assert_close(call("correlation4d", good, eps=eps), expected, 1e-6)
     wide = tensors("correlation4d", torch.float64)
     exactness.assert_close(
-        call("correlation4d", wide, eps=1e-60), formulation.correlation4d(*wide.values(), 0), 1e-12
+        call("correlation4d", wide, eps=1e-60),
+        formulation.correlation4d(*wide.values(), eps=0),
+        1e-12,
     )
 
 
@@ -195,20 +182,14 @@ def test_pairs_of_bad_arguments(op: str) -> None:
 
 @each_backend
 @pytest.mark.parametrize("stride", [5, 100_000, 2**31, 2**62, 2**63 - 1, 2**63, 2**200])
-@pytest.mark.parametrize("op", [op for op in TENSORS if op != "correlation4d"])
+@pytest.mark.parametrize("op", [op for op in SETTINGS if "support_stride" in SETTINGS[op]])
 def test_a_stride_beyond_the_grid_keeps_position_0(op: str, stride: int, backend: str) -> None:
     """However large it is: values and gradients, and each kernel still sees its neighbours."""
     if backends.why_not(backend, op, torch.device("cpu"), torch.float32) is not None:
         pytest.skip(f"{backend} does not run here")
     leaves = {name: t.requires_grad_() for name, t in tensors(op).items()}
     twins = [t.detach().double().requires_grad_() for t in leaves.values()]
-    if op == "center_pivot_block4d":
-        expected = formulation.block(*twins, 4, 4, False)
-    elif op == "center_pivot_conv4d":
-        expected = formulation.center_pivot_conv4d(*twins, 4)
-    else:
-        x = formulation.correlation4d(*twins[:3])
-        expected = formulation.center_pivot_conv4d(x, *twins[3:], 4)
+    expected = getattr(formulation, op)(*twins, support_stride=4)
     actual = call(op, leaves, support_stride=stride, backend=backend)
     assert actual.shape[-2:] == (1, 1)
     exactness.assert_close(actual.detach(), expected.detach(), 1e-5)

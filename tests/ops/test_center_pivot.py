@@ -17,9 +17,7 @@ def skip_unless_usable(backend: str, dtype: torch.dtype, op: str = "center_pivot
 
 
 def conv_inputs(case: Case, dtype: torch.dtype) -> dict[str, torch.Tensor | None]:
-    weights = cases.parameters(case, dtype)
-    names = ("weight_query", "weight_support", "bias")
-    return {"x": cases.volume(case, dtype), **{name: weights[name] for name in names}}
+    return cases.inputs("center_pivot_conv4d", case, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -31,7 +29,7 @@ def test_conv_equals_the_formulation(case: Case, dtype: torch.dtype, backend: st
     inputs = conv_inputs(case, dtype)
     actual = ops.center_pivot_conv4d(*inputs.values(), support_stride=case.stride, backend=backend)
     assert actual.dtype == dtype
-    expected = formulation.center_pivot_conv4d(*inputs.values(), case.stride)
+    expected = formulation.center_pivot_conv4d(*inputs.values(), support_stride=case.stride)
     exactness.assert_close(actual, expected, TOLERANCE[dtype].forward)
 
 
@@ -44,9 +42,7 @@ def test_conv_gradients_equal_the_formulation(case: Case, dtype: torch.dtype, ba
     inputs = {k: v for k, v in conv_inputs(case, dtype).items() if v is not None}
     inputs = {k: v.detach().requires_grad_() for k, v in inputs.items()}
     twins = {k: v.detach().double().requires_grad_() for k, v in inputs.items()}
-    expected = formulation.center_pivot_conv4d(
-        twins["x"], twins["weight_query"], twins["weight_support"], twins.get("bias"), case.stride
-    )
+    expected = formulation.center_pivot_conv4d(*twins.values(), support_stride=case.stride)
     grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
     actual = ops.center_pivot_conv4d(*inputs.values(), support_stride=case.stride, backend=backend)
     for name, a, e in zip(
@@ -81,14 +77,13 @@ def test_block_equals_the_formulation(
         names = ("x", "weight_query", "weight_support", "bias", "norm_weight", "norm_bias")
         return [tensors.get(name) for name in names]
 
-    expected = formulation.block(*ordered(twins), case.stride, case.groups, reduce_support)
-    actual = ops.center_pivot_block4d(
-        *ordered(inputs),
-        num_groups=case.groups,
-        support_stride=case.stride,
-        reduce_support=reduce_support,
-        backend=backend,
-    )
+    settings = {
+        "num_groups": case.groups,
+        "support_stride": case.stride,
+        "reduce_support": reduce_support,
+    }
+    expected = formulation.center_pivot_block4d(*ordered(twins), **settings)
+    actual = ops.center_pivot_block4d(*ordered(inputs), **settings, backend=backend)
     grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
     if not reduce_support:
         grad = grad * (expected.detach() > 1e-4)
@@ -103,12 +98,7 @@ def test_block_equals_the_formulation(
             )
         )
         return
-    by_eager = eager.center_pivot_block4d(
-        *ordered(inputs),
-        num_groups=case.groups,
-        support_stride=case.stride,
-        reduce_support=reduce_support,
-    )
+    by_eager = eager.center_pivot_block4d(*ordered(inputs), **settings)
     exactness.assert_no_worse(actual, by_eager, expected, TOLERANCE[dtype].forward)
     leaves = list(inputs.values())
     for name, a, b, e in zip(
@@ -133,7 +123,7 @@ def test_block_in_half_precision_errs_less_than_twice_the_eager_code(
     skip_unless_usable(backend, dtype, "center_pivot_block4d")
     x, parameters = cases.volume(case, dtype), cases.parameters(case, dtype)
     settings = {"num_groups": case.groups, "support_stride": case.stride}
-    expected = formulation.block(x, *parameters.values(), case.stride, case.groups, False)
+    expected = formulation.center_pivot_block4d(x, *parameters.values(), **settings)
     ours = ops.center_pivot_block4d(x, *parameters.values(), backend=backend, **settings)
     by_eager = eager.center_pivot_block4d(x, *parameters.values(), **settings)
     exactness.assert_no_worse(ours, by_eager, expected, torch.finfo(dtype).eps)
@@ -151,7 +141,7 @@ def test_block_of_many_channels_far_from_zero(backend: str, reduce_support: bool
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
     twins = [tensor.detach().double().requires_grad_() for tensor in inputs]
     settings = {"num_groups": 2, "support_stride": 2, "reduce_support": reduce_support}
-    expected = formulation.block(*twins, 2, 2, reduce_support)
+    expected = formulation.center_pivot_block4d(*twins, **settings)
     actual = ops.center_pivot_block4d(*leaves, backend=backend, **settings)
     by_eager = eager.center_pivot_block4d(*leaves, **settings)
     exactness.assert_no_worse(actual, by_eager, expected, TOLERANCE[torch.float32].forward)
@@ -257,7 +247,7 @@ def test_autocast() -> None:
         actual = ops.center_pivot_conv4d(*inputs.values(), support_stride=2)
     assert actual.dtype == torch.bfloat16
     rounded = [t.bfloat16() for t in inputs.values()]
-    expected = formulation.center_pivot_conv4d(*rounded, 2)
+    expected = formulation.center_pivot_conv4d(*rounded, support_stride=2)
     exactness.assert_close(actual, expected, TOLERANCE[torch.bfloat16].forward)
 
 

@@ -7,6 +7,7 @@ gradients.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fsdino import ops
 from fsdino.bench import cases, exactness, formulation
-from fsdino.bench.cases import TOLERANCE, Case
+from fsdino.bench.cases import CALLS, TOLERANCE, Case
 from fsdino.models import zoo
 from fsdino.models.config import ModelConfig
 from fsdino.models.hypercorrelation import CenterPivotBlock4d, CenterPivotConv4d, CorrelationPrior
@@ -28,38 +29,17 @@ CASE = Case(
     "small", batch=2, layers=2, channels=3, query=(2, 3), support=(3, 2), out=4, groups=2,
     weight="soft", stride=2,
 )  # fmt: skip
-FEATURES = ("query", "support", "support_weight")
-WEIGHTS = ("weight_query", "weight_support", "bias")
-# Each op with its inputs, a call on a backend, and the formulation.
-OPS: dict[str, tuple[tuple[str, ...], Callable[..., Tensor], Callable[..., Tensor]]] = {
-    "correlation4d": (FEATURES, ops.correlation4d, formulation.correlation4d),
-    "center_pivot_conv4d": (
-        ("x", *WEIGHTS),
-        lambda *a, backend: ops.center_pivot_conv4d(*a, support_stride=2, backend=backend),
-        lambda *a: formulation.center_pivot_conv4d(*a, 2),
-    ),
-    "center_pivot_block4d": (
-        ("x", *WEIGHTS, "norm_weight", "norm_bias"),
-        lambda *a, backend: ops.center_pivot_block4d(
-            *a, num_groups=2, support_stride=2, backend=backend
-        ),
-        lambda *a: formulation.block(*a, 2, 2, False),
-    ),
-    "center_pivot_block4d reduced": (
-        ("x", *WEIGHTS, "norm_weight", "norm_bias"),
-        lambda *a, backend: ops.center_pivot_block4d(
-            *a, num_groups=2, support_stride=2, reduce_support=True, backend=backend
-        ),
-        lambda *a: formulation.block(*a, 2, 2, True),
-    ),
-    "correlation_center_pivot4d": (
-        (*FEATURES, *WEIGHTS),
-        lambda *a, backend: ops.correlation_center_pivot4d(*a, support_stride=2, backend=backend),
-        lambda *a: formulation.center_pivot_conv4d(
-            formulation.correlation4d(*a[:3]), *a[3:], 2
-        ),
-    ),
-}  # fmt: skip
+
+
+def callables(call: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """An op, to be called with a backend, and its formulation."""
+    op, _ = CALLS[call]
+    settings = cases.settings(call, CASE)
+    return partial(getattr(ops, op), **settings), partial(getattr(formulation, op), **settings)
+
+
+# Each call with its inputs, the op and its formulation.
+OPS = {call: (cases.tensors_of(CALLS[call][0]), *callables(call)) for call in CALLS}
 
 each_op = pytest.mark.parametrize("op", OPS)
 each_backend = pytest.mark.parametrize("backend", backends.names())
@@ -71,12 +51,11 @@ def skip_unless_usable(backend: str, dtype: torch.dtype) -> None:
 
 
 def inputs(op: str, dtype: torch.dtype) -> list[Tensor]:
-    everything = dict(zip(FEATURES, cases.features(CASE, dtype), strict=True))
-    everything |= {"x": cases.volume(CASE, dtype), **cases.parameters(CASE, dtype)}
-    found = [everything[name] for name in OPS[op][0]]
-    if "support_weight" in OPS[op][0]:
-        assert (found[2] == 0).any() and (found[2] != 0).any()
-    return [t for t in found if t is not None]
+    found = cases.inputs(op, CASE, dtype)
+    if "support_weight" in found:
+        weight = found["support_weight"]
+        assert weight is not None and (weight == 0).any() and (weight != 0).any()
+    return [t for t in found.values() if t is not None]
 
 
 def on(op: str, backend: str) -> Callable[..., Tensor]:
@@ -291,7 +270,7 @@ TRANSFORMS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = 
 
 @each_backend
 @pytest.mark.parametrize("transform", TRANSFORMS)
-@pytest.mark.parametrize("op", ["correlation4d", "center_pivot_block4d reduced"])
+@pytest.mark.parametrize("op", ["correlation4d", "center_pivot_block4d, reduced"])
 def test_transforms(op: str, transform: str, backend: str) -> None:
     """Everything that torch.func and torch.autograd.functional make of an op."""
     skip_unless_usable(backend, torch.float32)
@@ -334,7 +313,7 @@ def test_inside_autocast(backend: str) -> None:
 @each_op
 def test_the_backward_op_is_not_differentiated_in_silence(op: str) -> None:
     """Called by itself, with a graph or a tangent, it names what to call."""
-    name = op.split(maxsplit=1)[0]
+    name, _ = CALLS[op]
     backward = getattr(torch.ops.fsdino, name + "_backward").default
     tensors = [
         torch.ones(1, requires_grad=True) if str(a.type) == "Tensor" else None

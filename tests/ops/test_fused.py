@@ -19,15 +19,7 @@ def skip_unless_usable(backend: str, dtype: torch.dtype) -> None:
 
 
 def inputs_of(case: Case, dtype: torch.dtype) -> list[torch.Tensor | None]:
-    parameters = cases.parameters(case, dtype)
-    names = ("weight_query", "weight_support", "bias")
-    return [*cases.features(case, dtype), *(parameters[name] for name in names)]
-
-
-def expected_of(inputs: list[torch.Tensor | None], stride: int) -> torch.Tensor:
-    return formulation.center_pivot_conv4d(
-        formulation.correlation4d(*inputs[:3]), *inputs[3:], stride
-    )
+    return list(cases.inputs(OP, case, dtype).values())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -39,9 +31,8 @@ def test_errs_less_than_twice_the_eager_code(case: Case, dtype: torch.dtype, bac
     inputs = inputs_of(case, dtype)
     actual = ops.correlation_center_pivot4d(*inputs, support_stride=case.stride, backend=backend)
     assert actual.dtype == dtype
-    expected = expected_of(inputs, case.stride)
-    corr = eager.correlation4d(*inputs[:3])
-    by_eager = eager.center_pivot_conv4d(corr, *inputs[3:], support_stride=case.stride)
+    expected = formulation.correlation_center_pivot4d(*inputs, support_stride=case.stride)
+    by_eager = eager.correlation_center_pivot4d(*inputs, support_stride=case.stride)
     exactness.assert_no_worse(actual, by_eager, expected, torch.finfo(dtype).eps)
 
 
@@ -54,7 +45,7 @@ def test_gradients_equal_the_formulation(case: Case, backend: str) -> None:
         None if t is None else t.detach().requires_grad_() for t in inputs_of(case, torch.float64)
     ]
     given = [t for t in inputs if t is not None]
-    expected = expected_of(inputs, case.stride)
+    expected = formulation.correlation_center_pivot4d(*inputs, support_stride=case.stride)
     actual = ops.correlation_center_pivot4d(*inputs, support_stride=case.stride, backend=backend)
     grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).double()
     for a, e in zip(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fsdino import ops
 from fsdino.bench import cases, exactness
-from fsdino.bench.cases import DTYPES, Case
+from fsdino.bench.cases import CALLS, DTYPES, Case
 from fsdino.ops import backends
 
 # Two tiles of a GPU kernel, channels that its bulk copies take, and support weights of 0.
@@ -19,19 +19,7 @@ CASE = Case(
     "non-finite", batch=2, layers=2, query=(6, 4), support=(6, 5), out=6, groups=3, weight="soft"
 )
 FEATURES = ("query", "support", "support_weight")
-CONVOLUTION = ("weight_query", "weight_support", "bias")
-BLOCK = ("x", *CONVOLUTION, "norm_weight", "norm_bias")
-CALLS = {
-    "correlation": ("correlation4d", FEATURES, {}),
-    "convolution": ("center_pivot_conv4d", ("x", *CONVOLUTION), {"support_stride": 2}),
-    "block": ("center_pivot_block4d", BLOCK, {"support_stride": 2, "num_groups": 3}),
-    "reduced": (
-        "center_pivot_block4d",
-        BLOCK,
-        {"support_stride": 2, "num_groups": 3, "reduce_support": True},
-    ),
-    "fused": ("correlation_center_pivot4d", (*FEATURES, *CONVOLUTION), {"support_stride": 2}),
-}
+WEIGHTS = ("weight_query", "weight_support")
 # ||out - ref|| / ||ref|| of what stays finite; loose, since signs before a ReLU may flip.
 CLOSE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.15}
 
@@ -45,19 +33,17 @@ def skip_unless_usable(backend: str, dtype: torch.dtype) -> None:
 
 
 def inputs(call: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    query, support, weight = cases.features(CASE, dtype)
-    assert weight is not None and (weight == 0).any()
-    everything = {"query": query, "support": support, "support_weight": weight}
-    everything |= {"x": cases.volume(CASE, dtype)}
-    everything |= {k: v for k, v in cases.parameters(CASE, dtype).items() if v is not None}
-    return {name: everything[name] for name in CALLS[call][1]}
+    found = cases.inputs(call, CASE, dtype).items()
+    tensors = {name: tensor for name, tensor in found if tensor is not None}
+    assert "support_weight" not in tensors or (tensors["support_weight"] == 0).any()
+    return tensors
 
 
 def results(call: str, arguments: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
     """The output, and the gradient to every input."""
-    op, _, settings = CALLS[call]
+    op, _ = CALLS[call]
     leaves = [tensor.clone().requires_grad_() for tensor in arguments.values()]
-    y = getattr(ops, op)(*leaves, backend=backend, **settings)
+    y = getattr(ops, op)(*leaves, backend=backend, **cases.settings(call, CASE))
     cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(5)).to(y.dtype)
     grads = torch.autograd.grad(y, leaves, cotangent)
     return {"output": y.detach()} | dict(zip(arguments, grads, strict=True))
@@ -75,7 +61,7 @@ def assert_spoilt_alike(call: str, arguments: dict[str, Tensor], backend: str, n
         what = f"{key}, where {name} is spoilt"
         found = actual[key].double()
         padding = torch.zeros_like(expected, dtype=torch.bool)
-        if backend == "reference" and name in CONVOLUTION[:2] and key == "output":
+        if backend == "reference" and name in WEIGHTS and key == "output":
             padding = expected.isnan() & ~found.isnan()
         for kind in (torch.isnan, torch.isposinf, torch.isneginf):
             assert torch.equal(kind(found) | padding, kind(expected) | padding), what
@@ -99,22 +85,22 @@ def at(tensor: Tensor, index: int, value: float) -> Tensor:
 def test_every_input(backend: str, call: str, dtype: torch.dtype, value: float) -> None:
     """One bad value in any input spoils what it spoils in the definition: output, gradients."""
     skip_unless_usable(backend, dtype)
-    for name in CALLS[call][1]:
+    for name in inputs(call, dtype):
         arguments = inputs(call, dtype)
         arguments[name] = at(arguments[name], arguments[name].numel() // 3, value)
         assert_spoilt_alike(call, arguments, backend, name)
 
 
 @each_dtype
-@pytest.mark.parametrize("call", [call for call in CALLS if call != "correlation"])
+@pytest.mark.parametrize("call", [call for call in CALLS if call != "correlation4d"])
 @each_backend
 def test_corners(backend: str, call: str, dtype: torch.dtype) -> None:
     """In a corner of the grid, or of a kernel, the fewest taps meet a bad value."""
     skip_unless_usable(backend, dtype)
-    for name in CALLS[call][1]:
+    for name in inputs(call, dtype):
         if name in ("bias", "norm_weight", "norm_bias"):
             continue
-        if backend == "cuda" and call == "fused" and name in FEATURES:
+        if backend == "cuda" and call == "correlation_center_pivot4d" and name in FEATURES:
             continue  # its weights' gradient is spoilt by outputs beyond the grid
         arguments = inputs(call, dtype)
         arguments[name] = at(arguments[name], -1, torch.nan)
@@ -125,11 +111,11 @@ def test_corners(backend: str, call: str, dtype: torch.dtype) -> None:
 @each_backend
 def test_a_silent_support_meets_bad_weights(backend: str, value: float) -> None:
     """Support weights of 0 make zeros of the correlation, which the convolution multiplies."""
-    for name in CONVOLUTION[:2]:
-        arguments = inputs("fused", torch.float32)
+    for name in WEIGHTS:
+        arguments = inputs("correlation_center_pivot4d", torch.float32)
         arguments["support_weight"] = torch.zeros_like(arguments["support_weight"])
         arguments[name] = at(arguments[name], arguments[name].numel() // 3, value)
-        assert_spoilt_alike("fused", arguments, backend, name)
+        assert_spoilt_alike("correlation_center_pivot4d", arguments, backend, name)
 
 
 @each_dtype
@@ -139,7 +125,7 @@ def test_a_query_token_spoils_its_row(backend: str, value: float, dtype: torch.d
     """Its correlation is NaN with every support token that counts, 0 with the others; no other
     token's is touched."""
     skip_unless_usable(backend, dtype)
-    query, support, weight = inputs("correlation", dtype).values()
+    query, support, weight = inputs("correlation4d", dtype).values()
     plain = ops.correlation4d(query, support, weight, backend=backend)
     query[1, 0, 3, 2, 1] = value
     spoilt = ops.correlation4d(query, support, weight, backend=backend)

@@ -11,30 +11,14 @@ import torch
 from torch import Tensor
 
 from allocations import peak_of_shots
-from fsdino import ops
+from fsdino import contract, ops
 from fsdino.bench import cases, eager, exactness, formulation, memory
 from fsdino.bench.cases import DTYPES, TOLERANCE, Case
 from fsdino.ops import backends
 
 CASE = Case("several tiles", batch=2, query=(9, 7), support=(6, 5), out=12, groups=3)
-OPS = {
-    "correlation4d": ("query", "support", "support_weight"),
-    "center_pivot_conv4d": ("x", "weight_query", "weight_support", "bias"),
-    "center_pivot_block4d": (
-        "x", "weight_query", "weight_support", "bias", "norm_weight", "norm_bias",
-    ),
-    "correlation_center_pivot4d": (
-        "query", "support", "support_weight", "weight_query", "weight_support", "bias",
-    ),
-}  # fmt: skip
-SETTINGS = {
-    "correlation4d": {},
-    "center_pivot_conv4d": {"support_stride": 2},
-    "center_pivot_block4d": {"support_stride": 2, "num_groups": 3},
-    "correlation_center_pivot4d": {"support_stride": 2},
-}
 
-each_op = pytest.mark.parametrize("op", OPS)
+each_op = pytest.mark.parametrize("op", contract.OPS)
 each_backend = pytest.mark.parametrize("backend", backends.names())
 # The definition normalises with a mean that is rounded, in float32 or less.
 each_kernel = pytest.mark.parametrize("backend", [n for n in backends.names() if n != "reference"])
@@ -47,16 +31,13 @@ each_flatness = pytest.mark.parametrize(
 
 
 def inputs(op: str) -> dict[str, Tensor]:
-    query, support, weight = cases.features(CASE, torch.float32)
-    assert weight is not None
-    everything = {"query": query, "support": support, "support_weight": weight}
-    everything |= {"x": cases.volume(CASE, torch.float32)}
-    everything |= {k: v for k, v in cases.parameters(CASE, torch.float32).items() if v is not None}
-    return {name: everything[name] for name in OPS[op]}
+    found = cases.inputs(op, CASE, torch.float32).items()
+    return {name: tensor for name, tensor in found if tensor is not None}
 
 
 def call(op: str, arguments: dict[str, Tensor], backend: str) -> Tensor:
-    result: Tensor = getattr(ops, op)(*arguments.values(), backend=backend, **SETTINGS[op])
+    settings = cases.settings(op, CASE)
+    result: Tensor = getattr(ops, op)(*arguments.values(), backend=backend, **settings)
     return result
 
 
@@ -116,7 +97,7 @@ def test_flat_groups(
     inputs = flat_inputs(dtype, *flat)
     ours, theirs, exact = ([t.clone().requires_grad_() for t in inputs] for _ in range(3))
     exact = [t.detach().double().requires_grad_() for t in exact]
-    expected = formulation.block(*exact, 2, groups, reduce_support)
+    expected = formulation.center_pivot_block4d(*exact, **settings)
     results = (
         ops.center_pivot_block4d(*ours, backend=backend, **settings),
         eager.center_pivot_block4d(*theirs, **settings),
@@ -128,7 +109,7 @@ def test_flat_groups(
         torch.autograd.grad(results[1], theirs, grad),
         torch.autograd.grad(expected, exact, grad.double()),
     )
-    for name, a, b, e in zip(OPS["center_pivot_block4d"], *grads, strict=True):
+    for name, a, b, e in zip(cases.tensors_of("center_pivot_block4d"), *grads, strict=True):
         if name == "bias" and groups == CASE.out:
             continue  # normalised away: see below
         exactness.assert_no_worse(a, b, e, TOLERANCE[dtype].gradients, f"gradient to {name}")
