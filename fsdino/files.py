@@ -1,7 +1,7 @@
-"""Files on disk: whole or not there, found damaged rather than believed, in use by one at a time.
+"""Files on disk: whole or not there, and found damaged rather than believed.
 
-The only place that writes in one step, reads JSON and YAML, appends lines, holds locks, and removes
-what a process that was killed left behind.
+The only place that writes in one step, reads JSON, appends lines, and removes what a process that
+was killed left behind. `locks` keeps a folder to one process, `yaml_files` reads YAML.
 """
 
 from __future__ import annotations
@@ -10,26 +10,16 @@ import contextlib
 import errno
 import fcntl
 import json
-import logging
 import os
 import secrets
-import shlex
 import shutil
-import socket
 import stat
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import yaml
-from filelock import FileLock, Timeout
-
 from fsdino.errors import DataError, FsdinoError, UsageError
-
-logger = logging.getLogger("fsdino.files")
 
 AnyPath = str | os.PathLike[str]
 
@@ -37,10 +27,6 @@ _PREFIX = ".fsdino-"  # of the hidden folders that files are written in
 _STALE = 24 * 3600.0  # seconds after which what cannot be locked counts as left behind
 _MOST_JSON = 2**28  # bytes
 _MOST_LINE = 2**24  # bytes of one of several objects
-_MOST_YAML = 2**20  # bytes
-_MOST_NODES = 100_000  # values of a YAML file, those of each alias counted again
-# What locking fails with where the file system has none.
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL})
 _cleaned: set[tuple[int, int]] = set()  # folders by device and inode
 
 
@@ -83,7 +69,7 @@ def atomic_write(path: AnyPath) -> Iterator[Path]:
         os.replace(temporary, target)
     except BaseException as error:
         if isinstance(error, Exception) and _is_about(error, temporary, target):
-            raise _write_error(error, path) from error
+            raise write_error(error, path) from error
         raise
     finally:
         if place is not None:
@@ -264,7 +250,8 @@ def _is_disk_full(error: Exception) -> bool:
     return any(os.strerror(number) in str(error) for number in full)
 
 
-def _write_error(error: Exception, path: AnyPath) -> FsdinoError:
+def write_error(error: Exception, path: AnyPath) -> FsdinoError:
+    """What a user reads where a file could not be written, with the remedy."""
     name = os.fspath(path)
     if _is_disk_full(error):
         return FsdinoError(f"cannot write {name}: the disk is full; free space or choose another")
@@ -374,73 +361,6 @@ def read_object(
         raise error(f"{os.fspath(path)} is damaged ({reason}): {remedy}") from reason
 
 
-def parse_yaml(content: str | bytes) -> Any:
-    """YAML of any origin as plain data; no tag runs code.
-
-    Aliases are counted as what they stand for, so that a few lines cannot become billions of values
-    where the data are written or compared.
-
-    Raises:
-        ValueError: not YAML, not UTF-8, nested too deeply, too large, or a value that its tag or
-            form does not allow; a reason of one line.
-    """
-    if len(content) > _MOST_YAML:
-        raise ValueError(f"it has {len(content):,} characters, at most {_MOST_YAML:,} can be right")
-    try:
-        text = content if isinstance(content, str) else content.decode("utf-8-sig")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if node is None:
-            return None
-        _count_nodes(node, {})
-        return _construct(node)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"it is not YAML ({' '.join(str(error).split())})") from None
-
-
-def read_yaml(path: AnyPath) -> Any:
-    """A YAML file as plain data; see `parse_yaml`.
-
-    Raises:
-        ValueError: its content cannot be used; a reason of one line.
-        OSError: it cannot be read.
-    """
-    return parse_yaml(read_bytes(path, _MOST_YAML))
-
-
-def _count_nodes(node: yaml.Node, counts: dict[int, int]) -> int:
-    """Values below a node, itself included; ValueError where they are too many, or endless."""
-    known = counts.get(id(node))
-    if known is not None:
-        if not known:
-            raise ValueError("an alias refers to what it is a part of")
-        return known
-    counts[id(node)] = 0  # being counted
-    total = 1
-    if isinstance(node, yaml.CollectionNode):
-        for child in node.value:
-            for part in child if isinstance(child, tuple) else (child,):
-                total += _count_nodes(part, counts)
-    if total > _MOST_NODES:
-        raise ValueError(f"it has more than {_MOST_NODES:,} values")
-    counts[id(node)] = total
-    return total
-
-
-def _construct(node: yaml.Node) -> Any:
-    loader = yaml.SafeLoader("")
-    try:
-        return loader.construct_document(node)
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-        # such as the 99th of a month, or a tag on what it does not fit
-        raise ValueError(f"it holds a value that cannot be read ({error})") from None
-    finally:
-        loader.dispose()
-
-
 # ------------------------------------------------------------------------------------- JSON lines
 
 
@@ -512,109 +432,9 @@ def append_json_lines(path: AnyPath, rows: Iterable[Mapping[str, Any]]) -> None:
                     file.truncate(before)
                 raise
     except OSError as error:
-        raise _write_error(error, path) from error
+        raise write_error(error, path) from error
 
 
 def write_json_lines(path: AnyPath, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a file that holds an object on each line, whole or not at all; see `write_bytes`."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-# ------------------------------------------------------------------------------------------ locks
-
-
-class Lock:
-    """A folder or file that is in use by one process at a time.
-
-    The lock is the operating system's: it ends with the process that holds it, however that ends,
-    and children do not inherit it. A record beside it says who holds it. Where the file system has
-    no locks, there is none. Both files go when the lock is released.
-
-    Args:
-        path: of the lock's own file; `PATH.json` is the record.
-        subject: what is in use, for the error.
-        remedy: what the error says to do besides waiting, such as "pass another --out".
-        wait: wait for the holder instead of raising; the log says for whom.
-
-    Raises:
-        UsageError: another process holds it; says which.
-        FsdinoError: the files cannot be written.
-    """
-
-    def __init__(self, path: Path, subject: str, remedy: str, *, wait: bool = False) -> None:
-        self._path, self._record = path, path.with_name(f"{path.name}.json")
-        self._owner = os.getpid()
-        self._lock = FileLock(path, timeout=0, thread_local=False, mode=0o666)
-        try:
-            self._acquire(subject, remedy, wait)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise _write_error(error, path) from error
-            logger.debug("no lock on %s: %s", path, error)
-        else:
-            # Not worth a sync: it ends with the process, and who reads half of it knows enough.
-            with contextlib.suppress(OSError):  # a full disk; the lock itself holds
-                self._record.unlink(missing_ok=True)  # an earlier holder's
-                with self._record.open("x", encoding="utf-8") as file:  # never a link's target
-                    file.write(json.dumps(_myself()) + "\n")
-
-    def _acquire(self, subject: str, remedy: str, wait: bool) -> None:
-        try:
-            self._lock.acquire()
-        except Timeout:
-            holder = self._holder()
-            if not wait:
-                raise UsageError(
-                    f"{subject} is in use by {holder}: wait for its end or stop it, or {remedy}"
-                ) from None
-            logger.info("%s is in use by %s: waiting for it", subject, holder)
-            self._lock.acquire(timeout=-1)
-
-    def _holder(self) -> str:
-        """Who holds the lock, as far as the record can be believed."""
-        try:
-            found = read_json(self._record)
-            pid, host = int(found["pid"]), str(found["host"])
-            if host == socket.gethostname() and not _is_alive(pid):
-                raise ValueError("a record that an earlier process left")
-            return f"process {pid} on {host} ({found['command']}, since {found['started']})"
-        except (OSError, ValueError, KeyError, TypeError):
-            return "another process"
-
-    def release(self) -> None:
-        """Let others have it; once is enough."""
-        if self._lock.is_locked and self._owner == os.getpid():
-            # Whoever waits for a file that is gone takes the new one in its place: filelock looks.
-            for file in (self._record, self._path):
-                with contextlib.suppress(OSError):
-                    file.unlink()
-            self._lock.release()
-
-    def __enter__(self) -> Lock:
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        self.release()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_lock"):
-            self.release()
-
-
-def _myself() -> dict[str, Any]:
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-    }
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True

@@ -3,48 +3,25 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
-import socket
 import stat
-import subprocess
-import sys
 import threading
 import tracemalloc
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fsdino import files
 from fsdino.errors import CheckpointError, DataError, FsdinoError, UsageError
 from fsdino.image_files import list_images
+from pictures import one_line, run_python
 
 CONTENT = bytes(range(256)) * 16
 
 
-def one_line(error: pytest.ExceptionInfo[BaseException], *parts: str) -> None:
-    """The message is one line and holds these parts."""
-    message = str(error.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
-
-
 def entries(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
-
-
-def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
 
 
 def test_atomic_write_replaces_in_one_step(tmp_path: Path) -> None:
@@ -429,179 +406,6 @@ def test_appending_to_a_full_disk_changes_nothing(tmp_path: Path) -> None:
     assert file.read_text() == '{"n": 1}\n'
 
 
-# --------------------------------------------------------------------------------------- locks
-
-HOLDER = """
-import sys
-from pathlib import Path
-from fsdino.files import Lock
-lock = Lock(Path(sys.argv[1]), "the run", "pass another --out")
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
-def start_holder(path: Path, code: str = HOLDER) -> subprocess.Popen[str]:
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)],
-        cwd=Path(__file__).parents[1],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-    return holder
-
-
-def end(holder: subprocess.Popen[str]) -> None:
-    holder.kill()
-    holder.communicate()
-
-
-def test_a_lock_says_who_holds_it(tmp_path: Path) -> None:
-    """Process, host, command and start; once the holder is killed, the lock is free."""
-    path = tmp_path / "run.lock"
-    holder = start_holder(path)
-    try:
-        with pytest.raises(UsageError) as error:
-            files.Lock(path, "runs/a", "pass another --out")
-        who = (f"process {holder.pid} on {socket.gethostname()}", "since 20", str(path))
-        one_line(error, "runs/a is in use by", *who, "pass another --out")
-    finally:
-        end(holder)
-    with files.Lock(path, "runs/a", "pass another --out"):
-        record = json.loads(path.with_name("run.lock.json").read_text())
-        assert record["pid"] == os.getpid()
-
-
-def test_a_lock_holds_against_its_own_process(tmp_path: Path) -> None:
-    """Two threads, or two calls in a notebook, are no more alone than two processes."""
-    path = tmp_path / "run.lock"
-    with (
-        files.Lock(path, "runs/a", "pass another --out"),
-        pytest.raises(UsageError, match=f"process {os.getpid()} on"),
-    ):
-        files.Lock(path, "runs/a", "pass another --out")
-    files.Lock(path, "runs/a", "pass another --out").release()
-
-
-def test_a_released_lock_leaves_nothing_behind(tmp_path: Path) -> None:
-    """Neither by `release` nor by the end of the object; and the next one is a lock again."""
-    path = tmp_path / "run.lock"
-    for _ in range(2):
-        lock = files.Lock(path, "runs/a", "pass another --out")
-        assert path.is_file()
-        lock.release()
-        assert list(tmp_path.iterdir()) == []
-    lock = files.Lock(path, "runs/a", "pass another --out")
-    del lock
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_lock_holds_until_its_file_is_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Removed after the release, it might be the file that another has locked by then."""
-    path, refused, unlink = tmp_path / "run.lock", [], Path.unlink
-    lock = files.Lock(path, "runs/a", "pass another --out")
-
-    def spying(self: Path, missing_ok: bool = False) -> None:
-        if self == path:
-            with pytest.raises(UsageError, match="in use"):
-                files.Lock(path, "runs/a", "pass another --out")
-            refused.append(self)
-        unlink(self, missing_ok)
-
-    monkeypatch.setattr(Path, "unlink", spying)
-    lock.release()
-    assert refused == [path]
-
-
-def test_a_record_is_written_through_no_link(tmp_path: Path) -> None:
-    """In a shared folder, somebody may have put one there; a pipe would be waited for."""
-    other = tmp_path / "other.txt"
-    other.write_text("mine")
-    (tmp_path / "a.lock.json").symlink_to(other)
-    os.mkfifo(tmp_path / "b.lock.json")
-    reader = os.open(tmp_path / "b.lock.json", os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        for name in ("a.lock", "b.lock"):
-            with files.Lock(tmp_path / name, "it", "wait"):
-                record = tmp_path / f"{name}.json"
-                assert record.is_file() and not record.is_symlink()
-                assert json.loads(record.read_text())["pid"] == os.getpid()
-    finally:
-        os.close(reader)
-    assert other.read_text() == "mine"
-
-
-def test_an_old_record_is_not_believed(tmp_path: Path) -> None:
-    """What a killed holder left names nobody while a new one has not written its own."""
-    path = tmp_path / "run.lock"
-    with files.Lock(path, "runs/a", "pass another --out"):
-        ended = subprocess.Popen([sys.executable, "-c", ""])
-        ended.wait()
-        stale = {"pid": ended.pid, "host": socket.gethostname(), "command": "x", "started": "y"}
-        for content in (json.dumps(stale), "{", "[]", '{"pid": "a"}'):
-            path.with_name("run.lock.json").write_text(content)
-            with pytest.raises(UsageError, match="is in use by another process: "):
-                files.Lock(path, "runs/a", "pass another --out")
-
-
-FORKING = """
-import os, sys
-from pathlib import Path
-from fsdino.files import Lock
-lock = Lock(Path(sys.argv[1]), "the run", "pass another --out")
-told, tell = os.pipe()
-if os.fork() == 0:
-    os.write(tell, b"started")
-    sys.stdin.read()  # lives on after its parent
-    os._exit(0)
-os.read(told, 7)
-print("held", flush=True)
-os.kill(os.getpid(), 9)
-"""
-
-
-def test_children_do_not_inherit_a_lock(tmp_path: Path) -> None:
-    """A loader's worker that outlives a killed run must not hold the run's folder."""
-    path = tmp_path / "run.lock"
-    parent = start_holder(path, FORKING)
-    try:
-        parent.wait()
-        files.Lock(path, "runs/a", "pass another --out").release()
-    finally:
-        end(parent)
-
-
-def test_waiting_for_a_lock(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """With `wait`, the log says for whom, and the lock comes once the holder ends."""
-    path = tmp_path / "build.lock"
-    holder = start_holder(path)
-    taken: list[Any] = []
-    caplog.set_level("INFO", logger="fsdino.files")
-    waiting = threading.Thread(
-        target=lambda: taken.append(files.Lock(path, "the build", "wait", wait=True))
-    )
-    waiting.start()
-    waiting.join(0.3)
-    assert not taken
-    end(holder)
-    waiting.join(30)
-    assert len(taken) == 1
-    taken[0].release()
-    assert f"in use by process {holder.pid}" in caplog.text
-
-
-def test_a_lock_where_nothing_can_be_written(tmp_path: Path) -> None:
-    """A file in place of the folder is said in the words of writing."""
-    (tmp_path / "file").write_text("kept")
-    with pytest.raises(FsdinoError) as error:
-        files.Lock(tmp_path / "file" / "lock", "runs/a", "pass another --out")
-    one_line(error, "cannot write", "no such folder")
-
-
 def test_folders_are_made_or_named(tmp_path: Path) -> None:
     """With those above; a file in the way is named with the remedy."""
     files.make_folder(tmp_path / "a" / "b", "pass another --out")
@@ -611,53 +415,3 @@ def test_folders_are_made_or_named(tmp_path: Path) -> None:
         with pytest.raises(UsageError) as error:
             files.make_folder(path, "pass another --out")
         one_line(error, str(path), "a file is in its place", "pass another --out")
-
-
-def bomb(levels: int) -> str:
-    """A few lines that stand for 9 ** levels values."""
-    lines = ["l0: &l0 [x]"]
-    for level in range(1, levels):
-        lines.append(f"l{level}: &l{level} [{', '.join([f'*l{level - 1}'] * 9)}]")
-    return "\n".join(lines)
-
-
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        ("a: [", "it is not YAML"),
-        ("a: 1\n---\nb: 2", "it is not YAML"),
-        ("a\0b", "it is not YAML"),
-        (b"\xff\xfe\x00\x00", "it is not UTF-8"),
-        ("[" * 3000, "it is nested too deeply"),
-        ("{a: " * 3000, "it is nested too deeply"),
-        ("- " * 3000, "it is nested too deeply"),
-        (bomb(7), "it has more than 100,000 values"),
-        ("a: &a {b: *a}", "an alias refers to what it is a part of"),
-        ("a: &a {<<: *a}", "an alias refers to what it is a part of"),
-        ("a: 2001-99-99", "a value that cannot be read"),
-        ("a: !!int ''", "a value that cannot be read"),
-        ("a: !!timestamp x", "a value that cannot be read"),
-        ("a: " + "9" * 9000, "a value that cannot be read"),
-        ("{[a]: 1}", "it is not YAML"),
-        ("!!python/object/apply:os.getcwd []", "it is not YAML"),
-        ("x" * (2**20 + 1), "it has 1,048,577 characters"),
-    ],
-)
-def test_yaml_of_any_origin(content: str | bytes, message: str) -> None:
-    """A reason of one line, soon, whatever it holds."""
-    with pytest.raises(ValueError, match=message) as caught:
-        files.parse_yaml(content)
-    assert "\n" not in str(caught.value)
-
-
-def test_yaml_that_people_write(tmp_path: Path) -> None:
-    """Aliases and merged sections within reason, a byte order mark, nothing at all."""
-    text = "a: &a {x: 1, y: [2.5, true, null]}\nb: *a\nc:\n  <<: *a\n  x: 3\n"
-    values = {"x": 1, "y": [2.5, True, None]}
-    assert files.parse_yaml(text) == {"a": values, "b": values, "c": {**values, "x": 3}}
-    path = tmp_path / "a.yaml"
-    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
-    assert files.read_yaml(path)["b"] == values
-    assert files.parse_yaml("") is None and len(files.parse_yaml(bomb(4))) == 4
-    with pytest.raises(ValueError, match="not a regular file"):
-        files.read_yaml("/dev/zero")

@@ -13,7 +13,8 @@ from typing import Any
 
 from fsdino.errors import DataError, UsageError
 from fsdino.evaluation.metrics import REGIONS
-from fsdino.files import Lock, append_json_lines, make_folder, read_json_lines, write_json_lines
+from fsdino.files import append_json_lines, make_folder, read_json_lines, write_json_lines
+from fsdino.locks import Lock
 from fsdino.processes import Processes
 
 logger = logging.getLogger("fsdino.evaluation")

@@ -29,7 +29,8 @@ from fsdino.evaluation.journal import Journal, Row
 from fsdino.evaluation.predictors import predictor
 from fsdino.evaluation.questions import load
 from fsdino.evaluation.video import VideoSettings, evaluate_videos
-from fsdino.files import Lock, make_folder
+from fsdino.files import make_folder
+from fsdino.locks import Lock
 from fsdino.models.names import DRAWN
 from fsdino.models.segmenter import Segmenter
 from fsdino.processes import Processes

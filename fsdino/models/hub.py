@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
-from fsdino.files import Lock, atomic_write, make_folder
+from fsdino.files import atomic_write, make_folder
+from fsdino.locks import Lock
 
 logger = logging.getLogger("fsdino.models")
 

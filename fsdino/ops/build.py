@@ -24,6 +24,7 @@ import torch
 from fsdino import files
 from fsdino.csrc import flags
 from fsdino.errors import BackendError, FsdinoError
+from fsdino.locks import Lock
 from fsdino.ops import trust
 
 logger = logging.getLogger("fsdino.ops")
@@ -195,7 +196,7 @@ def compile_extension(*, force: bool = False, report: Report | None = None) -> P
         place.mkdir(mode=0o755, parents=True, exist_ok=True)
         if (unsafe := trust.distrust(place)) is not None:  # another made it in the meantime
             raise BackendError(f"{unsafe}: {remedy}")
-        lock = files.Lock(
+        lock = Lock(
             folder.with_name(f"{folder.name}.lock"), "the build of the C++ kernels", remedy,
             wait=True,
         )  # fmt: skip

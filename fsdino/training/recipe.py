@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from fsdino import files
 from fsdino.errors import CheckpointError, UsageError
 from fsdino.models.config import ModelConfig
+from fsdino.yaml_files import read_yaml
 
 R = TypeVar("R", bound="Recipe")
 
@@ -41,7 +41,7 @@ class Recipe:
             UsageError: the file is missing, no YAML, or has invalid settings.
         """
         try:
-            data = files.read_yaml(path)
+            data = read_yaml(path)
         except OSError as error:
             raise UsageError(f"recipe {path} cannot be read: {error.strerror}") from error
         except ValueError as error:

@@ -33,7 +33,9 @@ from torch import Tensor, nn
 from fsdino import files
 from fsdino.environment import environment
 from fsdino.errors import CheckpointError, FsdinoError, UsageError, first_line
+from fsdino.locks import Lock
 from fsdino.models.checkpoints import tensors_sha256, weights_hash, write_tensors
+from fsdino.yaml_files import parse_yaml, read_yaml
 
 logger = logging.getLogger("fsdino.training")
 
@@ -88,13 +90,13 @@ class Run:
         self._config, self._free = _plain(config), free
         self._complete, self._reasons = complete, reasons or {}
         self._board: Any = None
-        self._lock: files.Lock | None = None
+        self._lock: Lock | None = None
         self._made = main and not folder.exists()
         self._started = False  # by this process, and not by an earlier one
         try:
             if main:
                 files.make_folder(folder, _REMEDY)
-                self._lock = files.Lock(folder / _LOCK, str(folder), _REMEDY)
+                self._lock = Lock(folder / _LOCK, str(folder), _REMEDY)
             self._open(resume)
         except BaseException:
             self.abandon()
@@ -148,7 +150,7 @@ class Run:
     def _stored_config(self, path: Path) -> tuple[dict[str, Any] | None, str]:
         """What config.yaml holds, or None and what is wrong with it."""
         try:
-            config = files.read_yaml(path)
+            config = read_yaml(path)
             if not isinstance(config, dict):
                 raise ValueError("it holds no settings")
             return self._completed(config), ""
@@ -454,7 +456,7 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration as YAML gives it back."""
-    plain: dict[str, Any] = files.parse_yaml(yaml.safe_dump(dict(config), sort_keys=False))
+    plain: dict[str, Any] = parse_yaml(yaml.safe_dump(dict(config), sort_keys=False))
     return plain
 
 

@@ -224,8 +224,8 @@ class Tell(logging.Handler):
     def emit(self, record):
         if "waiting for it" in record.getMessage():
             open({str(waits)!r}, "w").close()
-logging.getLogger("fsdino.files").setLevel(logging.INFO)
-logging.getLogger("fsdino.files").addHandler(Tell())
+logging.getLogger("fsdino.locks").setLevel(logging.INFO)
+logging.getLogger("fsdino.locks").addHandler(Tell())
 """
     both = [start(code), start(code)]
     [first, second] = [process.communicate(timeout=120)[0] for process in both]

@@ -18,8 +18,10 @@ from safetensors.torch import save_file
 
 from fsdino import files
 from fsdino.errors import CheckpointError, FsdinoError, UsageError
+from fsdino.locks import Lock
 from fsdino.models import checkpoints
 from fsdino.models.checkpoints import tensors_sha256
+from fsdino.training import run as run_module
 from fsdino.training.run import Run, pack, unpack
 
 
@@ -84,12 +86,12 @@ def test_a_start_that_was_held_up_finds_what_happened_meanwhile(
 ) -> None:
     """Nothing is looked at before the lock is held: another process's run is not gone on with."""
 
-    class HeldUp(files.Lock):
+    class HeldUp(Lock):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             subprocess.run([sys.executable, "-c", STARTER, str(tmp_path)], check=True)
             super().__init__(*arguments, **options)
 
-    monkeypatch.setattr(files, "Lock", HeldUp)
+    monkeypatch.setattr(run_module, "Lock", HeldUp)
     with pytest.raises(UsageError, match="already holds a run: pass --resume"):
         Run(tmp_path, {"steps": 5}, resume=False)
     monkeypatch.undo()

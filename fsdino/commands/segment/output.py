@@ -23,6 +23,7 @@ from fsdino import images as pixels
 from fsdino.commands.segment.queries import MASKS, OVERLAYS, REMEDY
 from fsdino.errors import DataError, FsdinoError, UsageError
 from fsdino.image_files import printable
+from fsdino.locks import Lock
 from fsdino.models.segmentation import Segmentation
 from fsdino.processes import is_first
 
@@ -125,9 +126,9 @@ class Output:
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"--out {folder}: a folder is needed, this is a file")
         files.make_folder(folder, "pass an --out that can be written")
-        self._lock: files.Lock | None = None
+        self._lock: Lock | None = None
         if is_first():  # before anything is read: what others write meanwhile would be lost
-            self._lock = files.Lock(folder / LOCK_FILE, f"--out {folder}", REMEDY)
+            self._lock = Lock(folder / LOCK_FILE, f"--out {folder}", REMEDY)
         try:
             others = self._clear() if overwrite else self._check_call(call)
             for name in (MASKS, OVERLAYS):

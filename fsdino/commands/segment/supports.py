@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsdino import files
 from fsdino.errors import SupportWarning, UsageError
+from fsdino.locks import Lock
 from fsdino.models.segmenter import Segmenter, doubt
 from fsdino.models.supports import Support
 
@@ -123,7 +123,7 @@ def check_saving(path: Path, supports: Sequence[SupportFiles]) -> None:
         raise UsageError(f"--save-support {path}: no such folder; create {path.parent} first")
 
 
-def saving(path: Path) -> files.Lock:
+def saving(path: Path) -> Lock:
     """Have a --save-support to oneself: of two calls at a time, the second is refused.
 
     Raises:
@@ -131,7 +131,7 @@ def saving(path: Path) -> files.Lock:
         FsdinoError: its folder cannot be written.
     """
     lock = path.with_name(f"{path.name}.lock")
-    return files.Lock(lock, f"--save-support {path}", "pass another file")
+    return Lock(lock, f"--save-support {path}", "pass another file")
 
 
 def _group(values: Sequence[str]) -> SupportFiles:
