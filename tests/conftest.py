@@ -15,6 +15,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 import torch
 
+pytest_plugins = ["command_line"]
+
 EXPECTED_SKIPS = Path(__file__).with_name("expected_skips.txt")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 

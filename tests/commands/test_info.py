@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 
 import fsdino
 import stub_extension
-from fsdino import contract
+from command_line import assert_refused, nothing, offline
+from fsdino import cli, contract
 from fsdino.commands import info
 from fsdino.ops import backends, native
 from fsdino.ops.backends import Backend
@@ -72,3 +74,42 @@ def test_models_are_described(tmp_path):
     counted = sum(sum(counts.values()) for counts in found["parameters"].values())
     assert counted == sum(parameter.numel() for parameter in model.parameters())
     assert found["parameters"]["encoder"]["trained"] == 0
+
+
+BAD_INPUT = {
+    "DINOv2 to describe without weights": (offline, ["info", "dinov2-b"], 2, ["--weights FILE"]),
+    "unknown model of info": (nothing, ["info", "nope"], 2, ["'nope'"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line(case, monkeypatch, capsys, workplace):
+    """Each mistake names the thing and the remedy, exits with its code, and leaves no rubbish."""
+    prepare, arguments, code, words = BAD_INPUT[case]
+    prepare(monkeypatch)
+    assert_refused(arguments, code, words, capsys, workplace)
+
+
+def test_info(capsys, monkeypatch, workplace):
+    """Ops and backends, and a model's configuration and parts, in 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["info", "model"]) == 0
+    out = capsys.readouterr().out
+    for op in contract.OPS:
+        lines = [line.split() for line in out.splitlines() if line.split()[:1] == [op]]
+        assert lines and all("runs" in line for line in lines)  # one for each table
+    assert "cuda: no, it runs on NVIDIA GPUs, not on cpu\n" in out
+    assert "correlation_channels" in out
+    assert fsdino.load("model").fingerprint() in out
+    assert cli.main(["info", "model", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"]["parameters"]["decoder"]["trained"] > 0
+
+
+def test_info_tells_the_whole_reason(stub, capsys):
+    """Which file was found, what it was built for, and what is installed."""
+    library = native.PACKAGE / "_C.so"
+    library.write_bytes(b"fsdino-extension torch=2.14.0 sources=0 end")
+    assert cli.main(["info"]) == 0
+    reason = f"{library} was built for torch 2.14.0, you have {torch.__version__}"
+    assert f"C++ kernels, not used: {reason}\n" in capsys.readouterr().out
