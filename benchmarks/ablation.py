@@ -22,12 +22,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
-from record import write_record
+from record import drawn_set, write_record
 from tiny_recipe import on_frozen_encoder
 
 import fsdino
-from fsdino.data import procedural
+from fsdino import processes as sharing
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.evaluation.evaluate import Settings, evaluate
 from fsdino.evaluation.predictors import predictor
@@ -55,13 +54,14 @@ def run(config: TrainConfig, folder: Path, episodes: int) -> dict[str, float]:
     done = folder / "row.json"
     if done.exists():
         return read_object(done, "remove it")
-    torch.set_num_threads(1)
-    began = time.process_time()
-    trainer = Trainer(config, folder, resume=(folder / "config.yaml").exists())
-    model = trainer.fit()
-    seconds = (time.process_time() - began) * config.steps / max(config.steps - trainer.start, 1)
-    novel = ProceduralEpisodes(config.fold, "val", episodes=episodes)
-    miou = evaluate(predictor(model), novel, Settings(config.model.image_size)).miou
+    with sharing.threads(1):
+        began = time.process_time()
+        trainer = Trainer(config, folder, resume=(folder / "config.yaml").exists())
+        model = trainer.fit()
+        seconds = time.process_time() - began
+        novel = ProceduralEpisodes(config.fold, "val", episodes=episodes)
+        miou = evaluate(predictor(model), novel, Settings(config.model.image_size)).miou
+    seconds *= config.steps / max(config.steps - trainer.start, 1)
     row = {
         "seed": config.seed,
         "steps": config.steps,
@@ -145,8 +145,8 @@ def main() -> None:
         f"python benchmarks/ablation.py --steps {options.steps} --jobs {options.jobs} --out DIR",
         encoder=options.encoder,
         encoder_fingerprint=fsdino.load(options.encoder).fingerprint(),
-        data_fingerprint=procedural.fingerprint(),
-        evaluation=f"fold 3, val, seed 0, {options.episodes} episodes, 1-shot mIoU in percent",
+        **drawn_set("fold3/val/0"),
+        evaluation=f"{options.episodes} episodes, 1-shot mIoU in percent",
         gains="paired by seed, over the row before; the last row's over + SVP",
         results=rows,
         summary=summaries,

@@ -13,13 +13,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from record import write_record
+from record import drawn_set, write_record
 from tiny import tune
 from tiny_recipe import on_frozen_encoder
 
 import fsdino
 from fsdino import processes as sharing
-from fsdino.data import procedural
 from fsdino.evaluation import protocols
 from fsdino.evaluation import run as evaluation
 from fsdino.evaluation.evaluate import Settings
@@ -108,8 +107,7 @@ def main() -> None:
         "python benchmarks/baselines.py",
         model=MODEL,
         model_fingerprint=model.fingerprint(),
-        data=f"procedural-v{procedural.VERSION}/fold{FOLD}/val",
-        data_fingerprint=procedural.fingerprint(),
+        **drawn_set(f"fold{FOLD}/val"),
         episodes=options.episodes,
         seeds=list(SEEDS),
         image_size=model.config.image_size,

@@ -8,9 +8,7 @@ for each implementation; the tables at the end also show ratio, speed and memory
 from __future__ import annotations
 
 import functools
-import os
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 from record import write_record
 
-from fsdino.bench.compare import EAGER, Bench, Comparison, print_comparison
+from fsdino import processes as sharing
+from fsdino.bench.compare import EAGER, Bench, Comparison
+from fsdino.bench.table import print_comparison
 from fsdino.bench.workloads import TINY, WORKLOADS
 from fsdino.devices import DTYPES, find_dtype
 from fsdino.ops import backends
@@ -188,7 +185,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         shlex.join(["pytest", *session.config.invocation_params.args]),
         results=[_summary(comparison) for comparison in done.values()],
         machine={
-            "cores": os.cpu_count(),
+            "cores": sharing.cores(),
             "capability": torch.backends.cpu.get_cpu_capability(),
         },
     )

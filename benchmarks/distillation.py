@@ -22,10 +22,10 @@ from typing import Any
 import ablation
 import small_sam
 import torch
-from record import write_record
+from record import drawn_set, write_record
 from tiny_recipe import on_frozen_encoder
 
-from fsdino.data import procedural
+from fsdino import processes as sharing
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.files import read_json_lines, read_object, write_json
 from fsdino.images import write_png
@@ -329,9 +329,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.record,
         command(options),
         settings=settings,
-        data=f"procedural-v{procedural.VERSION}",
-        data_fingerprint=procedural.fingerprint(),
-        evaluation=f"fold {TEACHER.fold}, val, seed 0, {EPISODES} episodes, 1-shot mIoU in percent",
+        **drawn_set(f"fold{TEACHER.fold}/val/0"),
+        evaluation=f"{EPISODES} episodes, 1-shot mIoU in percent",
         teacher=known,
         stage_1=[learned for learned, _ in seeds],
         arms=rows,
@@ -342,5 +341,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()
+    with sharing.threads(1):
+        main()

@@ -10,9 +10,7 @@ writes a JSON file.
 from __future__ import annotations
 
 import argparse
-import shlex
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from record import write_record
-from training_speed import ENCODER, peak, timed
+from record import command, write_record
+from training_speed import ENCODER, peak
 
 from fsdino import processes as sharing
 from fsdino.bench import memory
+from fsdino.bench.compare import timed
 from fsdino.models.checkpoints import write_tensors
 from fsdino.models.config import ModelConfig
 from fsdino.training.distillation.architecture import Architecture
@@ -46,8 +45,7 @@ def measure(
         repeats: steps whose median counts, after one that does not.
         teacher: what to make.
     """
-    torch.set_num_threads(config.threads)
-    with tempfile.TemporaryDirectory() as folder:
+    with sharing.threads(config.threads), tempfile.TemporaryDirectory() as folder:
         distillation = Distillation(prepare(config, Path(folder), teacher), Path(folder) / "run")
         distillation.prepare()
         device = distillation.processes.device
@@ -107,7 +105,7 @@ def main() -> None:
         print(f"{row['image_size']:6} {row['images_per_second']:9.2f} {most:>9}")
     write_record(
         options.out,
-        shlex.join(["python", "benchmarks/distillation_speed.py", *sys.argv[1:]]),
+        command(),
         encoder=options.encoder,
         images_per_step=options.images,
         threads=options.threads,

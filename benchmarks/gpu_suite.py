@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -40,9 +39,10 @@ import gpu_checks
 import gpu_timing
 import roofline
 import torch
-from record import write_record
+from record import command, write_record
 from workers import NOT_BEGUN, Job, Outcome, Worker, run_all
 
+from fsdino import processes as sharing
 from fsdino.bench import cases
 from fsdino.bench.workloads import WORKLOADS, Workload
 
@@ -162,7 +162,7 @@ class Suite:
         self.saved = time.monotonic()
         write_record(
             self.out / "gpu.json",
-            shlex.join(["python", "benchmarks/gpu_suite.py", *sys.argv[1:]]),
+            command(),
             machine=self.machine,
             seconds=round(time.monotonic() - self.began, 1),
             parts=self.found,
@@ -359,7 +359,7 @@ class Suite:
 
 def describe(device: str) -> dict[str, Any]:
     """The GPU, its driver and what runs on it."""
-    facts: dict[str, Any] = {"device": device, "cores": len(os.sched_getaffinity(0))}
+    facts: dict[str, Any] = {"device": device, "cores": sharing.cores()}
     try:
         import triton
 
@@ -569,7 +569,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the suite, print its table; 1 where a result was wrong."""
     given = parse(arguments)
-    cores = len(os.sched_getaffinity(0))
     # Read by the processes that do the work. cuBLAS asks for its own in deterministic mode.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
@@ -578,7 +577,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ.setdefault(name, str(Path(cache) / name.lower()))
         suite = Suite(
             given.out, given.device, given.backend, given.parts, given.budget,
-            given.processes or cores, given.cases,
+            given.processes or sharing.cores(), given.cases,
         )  # fmt: skip
         right = suite.run()
         record = {"machine": suite.machine, "parts": suite.found}

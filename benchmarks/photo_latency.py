@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import os
+import runpy
 import statistics
 import subprocess
 import sys
@@ -20,13 +21,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
-import torch
 from PIL import Image
 
 import fsdino
-from fsdino import cli
+from fsdino import processes as sharing
 from fsdino.errors import FsdinoError
 
 # Without AVX-512, which not every processor has.
@@ -96,7 +97,7 @@ def time_array(model: str, repeats: int) -> dict[str, Any]:
 def time_folder(model: str, files: int) -> dict[str, Any]:
     """Seconds of `fsdino segment` over a folder of JPEG files, the model's loading included.
 
-    The imports that every command pays are done before.
+    The command runs in this process, which has paid for the imports that every command needs.
     """
     names = [file.name for file in sorted(PICTURES.glob("*.jpg"))]
     with tempfile.TemporaryDirectory() as folder:
@@ -106,17 +107,23 @@ def time_folder(model: str, files: int) -> dict[str, Any]:
             picture(names[index % len(names)]).save(queries / f"{index:04d}.jpg", quality=90)
         support = [str(PICTURES / "coffee.jpg"), str(PICTURES / "coffee_mask.png")]
         began = time.perf_counter()
-        with contextlib.redirect_stdout(io.StringIO()):
-            code = cli.main(
-                [
-                    *("segment", "--support", *support, "--query", str(queries)),
-                    *("--out", str(Path(folder, "found")), "--model", model, "--device", "cpu"),
-                ]
-            )
+        segment(
+            *("--support", *support, "--query", str(queries)),
+            *("--out", str(Path(folder, "found")), "--model", model, "--device", "cpu"),
+        )
         seconds = time.perf_counter() - began
-        if code:
-            raise SystemExit(code)
     return {"files": files, "seconds": round(seconds, 2)}
+
+
+def segment(*arguments: str) -> None:
+    """`python -m fsdino segment` in this process, without its tables."""
+    words = ["fsdino", "segment", *arguments]
+    with contextlib.redirect_stdout(io.StringIO()), mock.patch.object(sys, "argv", words):
+        try:
+            runpy.run_module("fsdino", run_name="__main__")
+        except SystemExit as ended:
+            if ended.code:
+                raise
 
 
 def peak_megabytes() -> float | None:
@@ -137,11 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
-    torch.set_num_threads(options.threads)
-    if options.files is None:
-        row = time_array(options.model, options.repeats)
-    else:
-        row = time_folder(options.model, options.files)
+    with sharing.threads(options.threads):
+        if options.files is None:
+            row = time_array(options.model, options.repeats)
+        else:
+            row = time_folder(options.model, options.files)
     print(json.dumps({"threads": options.threads, **row, "peak_megabytes": peak_megabytes()}))
 
 

@@ -9,7 +9,6 @@ file that names the generator's version and fingerprint.
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,15 +20,16 @@ import numpy.typing as npt
 import PIL
 import timm
 import torch
+from record import drawn_set, write_record
 from torch.nn import functional
 
 from fsdino.data import procedural
 from fsdino.data.episodes import Episode, Episodes, Image, Mask, Sample
-from fsdino.files import write_json
 
 Scores: TypeAlias = npt.NDArray[np.float32]  # [variants, H, W], high where foreground is likely
 Scorer: TypeAlias = Callable[[Episode], Scores]
 
+RESULT = Path("benchmarks/results/procedural_difficulty.json")
 LIMIT = 25.0
 TUNING_SEED = 1
 TUNING_EPISODES = 288
@@ -296,7 +296,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=1000)
     parser.add_argument("--fold", type=int, default=3)
     parser.add_argument("--image-size", type=int, default=112, help="a multiple of 14")
-    parser.add_argument("--out", default="benchmarks/results/procedural_difficulty.json")
+    parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     table = []
     print(f"{'method':<52} {'mIoU':>6} {'base':>6}  chosen on base classes")
@@ -307,34 +307,22 @@ def main() -> None:
     highest = max(row["miou"] for row in table)
     speed = images_per_second(options.image_size)
     print(f"highest {highest:.2f}, limit {LIMIT}; {speed:.0f} images/s on one core")
-    result = {
-        "generator_version": procedural.VERSION,
-        "fingerprint": procedural.fingerprint(),
-        "exact_fingerprint": procedural.exact_fingerprint(),
-        "protocol": "1-shot, sum of intersections over sum of unions per class, mean, percent",
-        "fold": options.fold,
-        "split": "val",
-        "seed": 0,
-        "episodes": options.episodes,
-        "image_size": options.image_size,
-        "tuned_on": {"split": "base_val", "seed": TUNING_SEED, "episodes": TUNING_EPISODES},
-        "limit_miou": LIMIT,
-        "within_limit": bool(highest <= LIMIT),
-        "methods": table,
-        "images_per_second_one_core": round(speed, 1),
-        "command": "python benchmarks/procedural_difficulty.py",
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "pillow": PIL.__version__,
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-        },
-        "processor": platform.processor() or platform.machine(),
-    }
-    path = Path(options.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, result)
+    write_record(
+        options.out,
+        "python benchmarks/procedural_difficulty.py",
+        **drawn_set(f"fold{options.fold}/val/0"),
+        exact_data_fingerprint=procedural.exact_fingerprint(),
+        protocol="1-shot, sum of intersections over sum of unions per class, mean, percent",
+        episodes=options.episodes,
+        image_size=options.image_size,
+        tuned_on={"split": "base_val", "seed": TUNING_SEED, "episodes": TUNING_EPISODES},
+        limit_miou=LIMIT,
+        within_limit=bool(highest <= LIMIT),
+        methods=table,
+        images_per_second_one_core=round(speed, 1),
+        drawn_by={"numpy": np.__version__, "pillow": PIL.__version__},
+        timm=timm.__version__,
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,25 @@ def write_record(path: Path, command: str, **facts: Any) -> None:
     record = {"command": command, **facts, "environment": environment(), "source": source()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
+
+
+def command() -> str:
+    """The call of this program with its options, from the repository's root."""
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
+def drawn_set(part: str) -> dict[str, str]:
+    """A part of the drawn set, and the fingerprint of all of it.
+
+    Args:
+        part: fold, split and seed, as in "fold3/val/0".
+    """
+    from fsdino.data import procedural  # which needs more than the GPU benchmarks may ask for
+
+    return {
+        "data": f"procedural-v{procedural.VERSION}/{part}",
+        "data_fingerprint": procedural.fingerprint(),
+    }
 
 
 def source() -> dict[str, Any]:

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from record import write_record
+from record import drawn_set, write_record
 
 import fsdino
-from fsdino.data import procedural
 from fsdino.data.episodes import collate
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.evaluation.evaluate import Settings, evaluate
@@ -102,8 +101,7 @@ def main() -> None:
         "python benchmarks/tiny.py",
         model=options.model,
         model_fingerprint=model.fingerprint(),
-        data=f"procedural-v{procedural.VERSION}/fold{FOLD}/val/0",
-        data_fingerprint=procedural.fingerprint(),
+        **drawn_set(f"fold{FOLD}/val/0"),
         episodes=options.episodes,
         image_size=size,
         tuned_on=f"base_val, seed 1, {TUNING_EPISODES} episodes, 1-shot",

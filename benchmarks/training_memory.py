@@ -16,7 +16,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from record import write_record
 
 import fsdino
@@ -56,12 +55,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=sharing.cores())
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/training_memory.json"))
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     rows = []
     print(f"{'recipe':20} {'shots':>5} {'weights, GB':>12} {'episode, GB':>12} {'least, GB':>10}")
     for recipe in options.recipes:
         for shots in options.shots:
-            row = measure(TrainConfig.from_yaml(RECIPES / f"{recipe}.yaml"), shots)
+            with sharing.threads(options.threads):
+                row = measure(TrainConfig.from_yaml(RECIPES / f"{recipe}.yaml"), shots)
             rows.append({"recipe": recipe, **row})
             sizes = (
                 row[name] / 1e9 for name in ("weight_bytes", "activation_bytes", "least_bytes")

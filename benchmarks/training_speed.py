@@ -14,21 +14,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shlex
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from record import write_record
+from record import command, write_record
 
 from fsdino import processes as sharing
 from fsdino.bench import eager, memory
+from fsdino.bench.compare import timed
 from fsdino.models import hypercorrelation
 from fsdino.models.config import ModelConfig
 from fsdino.ops import backends
@@ -55,8 +53,8 @@ def formulation(name: str) -> Iterator[None]:
 
 def measure(name: str, config: TrainConfig, repeats: int) -> dict[str, Any]:
     """Seconds of a step and of its 4D part, its loss, and memory in bytes."""
-    torch.set_num_threads(config.threads)
-    with tempfile.TemporaryDirectory() as folder, formulation(name):
+    threads = sharing.threads(config.threads)
+    with threads, tempfile.TemporaryDirectory() as folder, formulation(name):
         trainer = Trainer(config, Path(folder))
         device = trainer.processes.device
         step = trainer.steps[0]
@@ -103,15 +101,6 @@ def prior_step(trainer: Trainer, step: Step) -> Callable[[], object]:
         trainer.model.prior(query.correlation, shot.correlation, shot.mask).sum().backward()
 
     return run
-
-
-def timed(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds until the device is done."""
-    began = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def peak(run: Callable[[], float], device: torch.device) -> int | None:
@@ -229,7 +218,7 @@ def main() -> None:
     report(rows)
     write_record(
         options.out,
-        shlex.join(["python", "benchmarks/training_speed.py", *sys.argv[1:]]),
+        command(),
         encoder=options.encoder,
         size=options.size,
         shots=1,

@@ -30,6 +30,7 @@ from torch import Tensor
 from workers import Job, Outcome, Worker, run_all
 
 from fsdino import ops
+from fsdino import processes as sharing
 from fsdino.bench import exactness
 from fsdino.bench.cases import TOLERANCE
 from fsdino.bench.workloads import KERNEL, STRIDE, WORKLOADS, Workload
@@ -344,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for dtype in given.dtype
         for target in targets(workloads, dtype)
     }
-    processes = given.processes or min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
+    processes = given.processes or min(MOST_PROCESSES, sharing.cores())
     deadline = time.monotonic() + given.budget
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         os.environ.setdefault("TRITON_CACHE_DIR", cache)

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from fsdino import processes as sharing
+
 STOP_SECONDS = 10  # for a process to end by itself
 NOT_BEGUN = "not begun: no time was left"
 
@@ -134,7 +136,11 @@ def run_all(
 
 def _serve(connection: Connection, threads: int) -> None:
     """The process: answer until the other end closes, or the GPU cannot be used any more."""
-    torch.set_num_threads(threads)
+    with sharing.threads(threads):
+        _answer(connection)
+
+
+def _answer(connection: Connection) -> None:
     sound = True
     while sound:
         try:

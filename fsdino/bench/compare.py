@@ -1,12 +1,11 @@
-"""Time the 4D ops: every backend that runs here beside the eager baseline, once checked."""
+"""Time the 4D ops: every backend that runs here beside the eager formulation, once checked."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,13 +13,13 @@ import torch
 from torch import Tensor
 
 from fsdino import ops
+from fsdino import processes as sharing
 from fsdino.bench import eager, exactness, memory, workloads
 from fsdino.bench.cases import TOLERANCE
 from fsdino.bench.workloads import STRIDE, WORKLOADS, Inputs, Workload
 from fsdino.errors import FsdinoError, UsageError
 from fsdino.ops import backends
 from fsdino.progress import Progress
-from fsdino.tables import print_table
 
 EAGER = "eager"
 PARTS = {
@@ -82,7 +81,7 @@ class Comparison:
     Attributes:
         workload: its name.
         dtype, device: of the inputs.
-        timings: the eager baseline first.
+        timings: the eager formulation first.
         missing: why other backends cannot run it here, by name.
         part: one of `PARTS`.
         foreground: share of support tokens of weight 1, the rest 0; None for weights +1 and -1.
@@ -113,7 +112,7 @@ class Comparison:
         return f"{self.workload}, {self.dtype}, {self.device}, {threads}, {weights}, {self.part}"
 
     def ratio(self, timing: Timing) -> float | None:
-        """How many times faster than the eager baseline, by medians."""
+        """How many times faster than the eager formulation, by medians."""
         eager = self.timings[0].median
         if eager is None or timing.median is None:
             return None
@@ -140,27 +139,6 @@ class Comparison:
         return {**asdict(self), "timings": rows}
 
 
-def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """A comparison for people: headers, and a row for each implementation."""
-    headers = ["", "median ms", "× eager", "GFLOP/s", "% of sgemm"]
-    measured = any(timing.memory is not None for timing in comparison.timings)
-    if measured:
-        headers.append("peak MB")
-    rows = []
-    for timing in comparison.timings:
-        ratio, speed, median = comparison.ratio(timing), comparison.speed(timing), timing.median
-        row = [timing.name, "check failed" if median is None else _milliseconds(median)]
-        row.append("–" if ratio is None else f"{ratio:.2f}")
-        row.append("–" if speed is None else f"{speed / 1e9:.1f}")
-        row.append("–" if speed is None else f"{100 * speed / comparison.peak:.0f}")
-        if measured:
-            row.append("–" if timing.memory is None else f"{timing.memory / 1e6:.0f}")
-        rows.append(row)
-    empty = ["–"] * (len(headers) - 1)
-    rows += [[f"{name}: {reason}", *empty] for name, reason in comparison.missing.items()]
-    return headers, rows
-
-
 def check_passed(comparisons: Sequence[Comparison]) -> int:
     """0, or an error that names the implementations whose results were wrong."""
     wrong = [
@@ -172,16 +150,6 @@ def check_passed(comparisons: Sequence[Comparison]) -> int:
     if wrong:
         raise FsdinoError(f"wrong results, so not timed: {', '.join(wrong)}; please report this")
     return 0
-
-
-def print_comparison(comparison: Comparison) -> None:
-    """A table on stdout: time, ratio, speed and, where it was measured, memory."""
-    peak = f"; sgemm {comparison.peak / 1e9:.1f} GFLOP/s"
-    print_table(*table(comparison), comparison.title + peak)
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{1000 * seconds:.1f}" if seconds >= 1e-3 else f"{1000 * seconds:.4f}"
 
 
 def find_workloads(names: Sequence[str]) -> list[Workload]:
@@ -266,7 +234,7 @@ class Bench:
             raise UsageError(f"unknown part {part!r}: choose from {', '.join(PARTS)}")
         missing = self._missing(part, only)
         names = [EAGER, *(name for name in only or backends.names() if name not in missing)]
-        with use_threads(threads), torch.set_grad_enabled(self.workload.backward):
+        with sharing.threads(threads), torch.set_grad_enabled(self.workload.backward):
             runs = {name: _make_run(name, part, self.inputs) for name in names}
             errors = self._check(part, runs)
             right = {name: run for name, run in runs.items() if errors[name] <= 1}
@@ -366,17 +334,6 @@ class Bench:
         return peaks
 
 
-@contextlib.contextmanager
-def use_threads(count: int | None) -> Iterator[None]:
-    """Let PyTorch use so many threads on the CPU; None changes nothing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if count is None else count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def take_turns(
     steps: dict[str, Callable[[], object]], repeats: int, device: torch.device, title: str
 ) -> dict[str, tuple[float, ...]]:
@@ -390,13 +347,18 @@ def take_turns(
             for name, step in steps.items():
                 if name == _SGEMM and index >= _SGEMM_ROUNDS:
                     continue
-                _wait(device)
-                began = time.perf_counter()
-                step()
-                _wait(device)
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(timed(step, device))
             progress.advance()
     return {name: tuple(times) for name, times in seconds.items()}
+
+
+def timed(step: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a step that starts on an idle device, until the device is done."""
+    _wait(device)
+    began = time.perf_counter()
+    step()
+    _wait(device)
+    return time.perf_counter() - began
 
 
 def _wait(device: torch.device) -> None:
@@ -463,11 +425,10 @@ def _peak_bytes(
     threads: int,
 ) -> int | None:
     """Peak memory of one step, in a process of its own; a small workload loads the libraries."""
-    torch.set_num_threads(threads)
     small = replace(workload, batch=1, grid=min(workload.grid, 5))
     for size in (small, workload):
         inputs = workloads.make_inputs(size, dtype=dtype, foreground=foreground)
-        with torch.set_grad_enabled(workload.backward):
+        with sharing.threads(threads), torch.set_grad_enabled(workload.backward):
             run = _make_run(name, part, inputs)
             peak = memory.peak_bytes(functools.partial(exactness.step, run, inputs))
     return peak

@@ -53,6 +53,7 @@ class Benchmark:
         """Run the command; returns the exit code."""
         check_dtype(self.dtype)
         from fsdino.bench import compare
+        from fsdino.bench.table import print_comparison
         from fsdino.environment import environment
 
         device, dtype = find_device(self.device), find_dtype(self.dtype)
@@ -71,7 +72,7 @@ class Benchmark:
                 )
                 comparisons.append(comparison)
                 if not self.as_json:
-                    compare.print_comparison(comparison)
+                    print_comparison(comparison)
         if self.as_json:
             rows = [comparison.to_dict() for comparison in comparisons]
             print(json.dumps({"environment": environment(), "workloads": rows}))

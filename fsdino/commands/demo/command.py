@@ -71,7 +71,7 @@ class Demo:
 
 
 def _print_demo(results: Results) -> None:
-    from fsdino.bench import compare
+    from fsdino.bench.table import print_comparison
 
     means = results.mean_iou()
     rows = [
@@ -91,4 +91,4 @@ def _print_demo(results: Results) -> None:
         f"Drawings, {results.settings.drawn_model}: IoU with the truth over {len(results.answers)} "
         "held-out episodes",
     )
-    compare.print_comparison(results.kernels)
+    print_comparison(results.kernels)
