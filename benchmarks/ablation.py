@@ -29,7 +29,7 @@ import fsdino
 from fsdino import processes as sharing
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.evaluation.evaluate import Settings, evaluate
-from fsdino.evaluation.predictors import predictor
+from fsdino.evaluation.predictors import ModelPredictor
 from fsdino.files import read_object, write_json
 from fsdino.training.meta.config import TrainConfig
 from fsdino.training.meta.train import Trainer
@@ -60,7 +60,7 @@ def run(config: TrainConfig, folder: Path, episodes: int) -> dict[str, float]:
         model = trainer.fit()
         seconds = time.process_time() - began
         novel = ProceduralEpisodes(config.fold, "val", episodes=episodes)
-        miou = evaluate(predictor(model), novel, Settings(config.model.image_size)).miou
+        miou = evaluate(ModelPredictor(model), novel, Settings(config.model.image_size)).miou
     seconds *= config.steps / max(config.steps - trainer.start, 1)
     row = {
         "seed": config.seed,

@@ -26,7 +26,7 @@ from fsdino.models import zoo
 from fsdino.models.encoders import Features
 from fsdino.models.prompts import cosine_map
 from fsdino.models.segmenter import Segmenter
-from fsdino.models.supports import Shot, SupportFeatures
+from fsdino.models.shots import Shot, SupportFeatures
 from fsdino.models.tiling import tile_boxes
 
 EVERYTHING, PROTOTYPES, OLD, FREE = "everything", "prototypes", "mutual nearest", "training-free"
@@ -148,8 +148,8 @@ class Scored(Segmenter):
         self.score = score
         self.eval()
 
-    def decode(self, query: Features, support: SupportFeatures) -> Tensor:
-        return self.score(query, support) / TEMPERATURE
+    def decode(self, query: Features, support: SupportFeatures) -> tuple[Tensor, None]:
+        return self.score(query, support) / TEMPERATURE, None
 
 
 def prototypes(query: Features, support: SupportFeatures) -> Tensor:
@@ -214,7 +214,8 @@ def free_without(changes: dict[str, Any], model: Segmenter) -> Segmenter:
     free = zoo.training_free(model)
     assert free.score is not None
     free.score = dataclasses.replace(free.score, **changes)
-    free.answer = lambda query, support: (free.decode(query, support), None)
+    decode = free.decode
+    free.decode = lambda query, support: (decode(query, support)[0], None)
     return free
 
 
@@ -223,8 +224,9 @@ def unrefined(model: Segmenter) -> Segmenter:
     free = zoo.training_free(model)
     assert free.score is not None
 
-    def decode(query: Features, support: SupportFeatures, score: Tensor | None = None) -> Tensor:
-        return (free.score.score(query, support)[0] if score is None else score) / TEMPERATURE
+    def decode(query: Features, support: SupportFeatures) -> tuple[Tensor, Tensor]:
+        score, presence = free.score.score(query, support)
+        return score / TEMPERATURE, presence
 
     free.decode = decode
     return free

@@ -21,7 +21,7 @@ from fsdino.data.episodes import collate
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.evaluation.evaluate import Settings, evaluate
 from fsdino.evaluation.metrics import Scores
-from fsdino.evaluation.predictors import predictor
+from fsdino.evaluation.predictors import ModelPredictor
 from fsdino.evaluation.questions import Questions
 from fsdino.models import zoo
 from fsdino.models.config import MATCHERS
@@ -64,7 +64,7 @@ def main() -> None:
     options = parser.parse_args()
     model = fsdino.load(options.model)
     size = model.config.image_size
-    methods: list[tuple[str, Any, dict[str, float]]] = [(options.model, predictor(model), {})]
+    methods: list[tuple[str, Any, dict[str, float]]] = [(options.model, ModelPredictor(model), {})]
     for matcher in MATCHERS:
         cut, base = tune(zoo.training_free(model, matcher), size)
         tuned = {"cut": cut, "base_miou": round(base, 2)}
@@ -72,7 +72,7 @@ def main() -> None:
         methods.append(
             (
                 f"training-free {matcher}",
-                predictor(zoo.training_free(model, matcher, cut=cut)),
+                ModelPredictor(zoo.training_free(model, matcher, cut=cut)),
                 tuned,
             )
         )

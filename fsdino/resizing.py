@@ -1,11 +1,17 @@
-"""Resizing between images and a model's tensors, there and back."""
+"""Resizing between images and a model's tensors, there and back.
+
+Masks come to another size by one of two rules. `nearest_mask` keeps them at 0 and 1, as the
+published evaluations do, which score at the size of the model's input: episodes become batches by
+it. `area_share`, and `area_shares` for a batch, say how much of each cell is covered, so that small
+objects do not get lost: tokens get their share of foreground by it.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from fsdino.errors import UsageError
 from fsdino.images import Flags, Pixels
@@ -45,7 +51,25 @@ def to_tensor(image: Pixels, size: tuple[int, int]) -> Tensor:
     return torch.cat(planes, dim=1)[0].div_(255).clamp_(0, 1)
 
 
-def mask_to_tensor(mask: Flags, size: tuple[int, int]) -> Tensor:
+def nearest_mask(mask: Flags, size: tuple[int, int]) -> Tensor:
+    """The mask's value at one pixel of each cell, by HSNet's rule (Min, Kang, Cho, ICCV 2021).
+
+    `torch.nn.functional.interpolate(mode="nearest")`, as `data/dataset.py` of HSNet's code has it.
+
+    Args:
+        mask: bool [H, W].
+        size: (h, w) of the result.
+
+    Returns:
+        float32 [h, w], 0 or 1, on the CPU.
+
+    Raises:
+        UsageError: another type or shape, or a size below 1.
+    """
+    return interpolate(_flags(mask, size, "nearest_mask")[None, None], size, mode="nearest")[0, 0]
+
+
+def area_share(mask: Flags, size: tuple[int, int]) -> Tensor:
     """The share of each cell that a mask covers, exact for any ratio of sizes.
 
     Args:
@@ -58,15 +82,39 @@ def mask_to_tensor(mask: Flags, size: tuple[int, int]) -> Tensor:
     Raises:
         UsageError: another type or shape, or a size below 1.
     """
+    flags = _flags(mask, size, "area_share")
+    rows, columns = (_overlap(cells, n) for cells, n in zip(size, mask.shape, strict=True))
+    return (rows @ flags @ columns.T).clamp_(0, 1)
+
+
+def area_shares(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """The share of each cell that the masks of a batch cover.
+
+    Exact where the masks' sides are multiples of the result's, as those of a model's input are;
+    between others, windows of whole pixels overlap.
+
+    Args:
+        masks: [B, H, W] in [0, 1].
+        size: (h, w) of the result.
+
+    Returns:
+        float32 [B, h, w] in [0, 1].
+    """
+    return adaptive_avg_pool2d(masks.float()[:, None], size)[:, 0]
+
+
+def _flags(mask: Flags, size: tuple[int, int], name: str) -> Tensor:
+    """float32 [H, W] of a mask that can be resized.
+
+    Raises:
+        UsageError: it or the size cannot; names the function that was called.
+    """
     _check_target(size)
     if mask.dtype != np.bool_ or mask.ndim != 2 or mask.size == 0:
         raise UsageError(
-            f"mask_to_tensor: {mask.dtype} {list(mask.shape)} is not bool [H, W]; read it with "
-            "read_mask"
+            f"{name}: {mask.dtype} {list(mask.shape)} is not bool [H, W]; read it with read_mask"
         )
-    rows, columns = (_overlap(cells, n) for cells, n in zip(size, mask.shape, strict=True))
-    flags = torch.from_numpy(np.require(mask, requirements=["C", "W"])).to(torch.float32)
-    return (rows @ flags @ columns.T).clamp_(0, 1)
+    return torch.from_numpy(np.require(mask, requirements=["C", "W"])).to(torch.float32)
 
 
 def _overlap(cells: int, pixels: int) -> Tensor:
@@ -78,30 +126,30 @@ def _overlap(cells: int, pixels: int) -> Tensor:
     return ((end - start).clamp_(min=0) * (cells / pixels)).float()
 
 
-def resize_back(map: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a model's output maps to the image that they are about.
+def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a model's output maps to the images that they are about.
 
     Bilinear, pixel centres at half integers, and antialiased where `size` is the smaller one.
     Differentiable.
 
     Args:
-        map: floating [N, h, w] on any device.
-        size: (H, W) of the image.
+        logits: floating [B, V, h, w] on any device.
+        size: (H, W) of the images.
 
     Returns:
-        [N, H, W] on the same device; float32, or float64 if the map is.
+        [B, V, H, W] on the same device; float32, or float64 if the logits are.
 
     Raises:
         UsageError: another type or shape, or a size below 1.
     """
     _check_target(size)
-    if not map.is_floating_point() or map.ndim != 3:
-        raise UsageError(f"resize_back: {map.dtype} {list(map.shape)} is not floating [N, h, w]")
-    map = map if map.dtype == torch.float64 else map.float()
-    antialias = size[0] < map.shape[1] or size[1] < map.shape[2]
-    return interpolate(map[None], size, mode="bilinear", antialias=antialias, align_corners=False)[
-        0
-    ]
+    if not logits.is_floating_point() or logits.ndim != 4:
+        raise UsageError(
+            f"resize_logits: {logits.dtype} {list(logits.shape)} is not floating [B, V, h, w]"
+        )
+    exact = logits if logits.dtype == torch.float64 else logits.float()
+    antialias = size[0] < logits.shape[2] or size[1] < logits.shape[3]
+    return interpolate(exact, size, mode="bilinear", antialias=antialias, align_corners=False)
 
 
 def _check_target(size: tuple[int, int]) -> None:

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 import torch
-from torch.nn import functional
 
 from fsdino.errors import UsageError
+from fsdino.resizing import nearest_mask, to_tensor
 
 NO_CLASS = -1  # id of a class that no data set has, as augmentation makes them
 
@@ -247,9 +247,9 @@ def collate(
 ) -> Batch:
     """Stretch episodes to one size and stack them.
 
-    Images are resized bilinearly with antialiasing, masks by
-    `torch.nn.functional.interpolate(mode="nearest")`, as HSNet's evaluation does. Samples of
-    different sizes and aspect ratios may share a batch.
+    Images are resized bilinearly with antialiasing (`resizing.to_tensor`), masks as HSNet's
+    evaluation does (`resizing.nearest_mask`). Samples of different sizes and aspect ratios may
+    share a batch.
 
     Args:
         episodes: B >= 1 episodes, all with the same number of supports.
@@ -287,28 +287,20 @@ def collate(
 
 def _images(samples: Sequence[Sample], size: tuple[int, int], rounded: bool) -> torch.Tensor:
     """Return the samples' images, float32 [N, 3, H, W] in [0, 1]."""
-    resized = []
-    for sample in samples:
-        array = np.array(sample.image)
-        if rounded:
-            picture = PIL.Image.fromarray(array)
-            array = np.array(picture.resize(size[::-1], PIL.Image.Resampling.BILINEAR))
-        image = torch.from_numpy(array).permute(2, 0, 1)[None].float()
-        if image.shape[-2:] != size:
-            image = functional.interpolate(
-                image, size, mode="bilinear", align_corners=False, antialias=True
-            )
-        resized.append(image[0])
-    return torch.stack(resized).div_(255).clamp_(0, 1)
+    return torch.stack(
+        [to_tensor(_rounded(s.image, size) if rounded else s.image, size) for s in samples]
+    )
+
+
+def _rounded(image: Image, size: tuple[int, int]) -> Image:
+    """Return an image that PIL has resized, uint8 [h, w, 3]."""
+    resized = PIL.Image.fromarray(image).resize(size[::-1], PIL.Image.Resampling.BILINEAR)
+    return np.array(resized)
 
 
 def _masks(masks: Sequence[Mask], size: tuple[int, int]) -> torch.Tensor:
     """Return masks, float32 [N, H, W], 0 or 1."""
-    resized = []
-    for mask in masks:
-        tensor = torch.from_numpy(np.array(mask))[None, None].float()
-        resized.append(functional.interpolate(tensor, size, mode="nearest")[0, 0])
-    return torch.stack(resized)
+    return torch.stack([nearest_mask(mask, size) for mask in masks])
 
 
 def _ignore(sample: Sample) -> Mask:

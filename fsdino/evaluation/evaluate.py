@@ -112,7 +112,7 @@ def evaluate(
     Processes share whole batches, so that a model sees the same batches in any number of them.
 
     Args:
-        predict: for a model, `predictor(model)`; the model must be in eval mode.
+        predict: for a model, `ModelPredictor(model)`; the model must be in eval mode.
         episodes: any data set's.
         settings: how.
         journal: where finished episodes are kept; those it holds already are not done again.

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 
 from fsdino.data.episodes import Batch
 from fsdino.errors import DataError
-from fsdino.evaluation.protocols import Fusion
 from fsdino.evaluation.questions import Questions
 from fsdino.models.encoders import Features
 from fsdino.models.segmenter import Segmenter
 
-# A batch of episodes -> mask logits [B, V, h, w], V of which are fused, at any resolution: the
-# protocol resizes them to where they are scored.
+# A batch of episodes -> mask logits [B, V, h, w], V of which are fused; at another resolution than
+# they are scored at, the protocol resizes them.
 Predictor = Callable[[Questions], Tensor]
 
 CACHE_BYTES = 2**30
@@ -68,42 +66,44 @@ class ModelPredictor:
 
     Args:
         model: in eval mode.
-        fusion: "joint" gives one map, "vote" one for each support.
         cache_bytes: what kept features may take.
     """
 
-    def __init__(
-        self, model: Segmenter, *, fusion: Fusion = "joint", cache_bytes: int = CACHE_BYTES
-    ) -> None:
-        self.model, self.fusion = model, fusion
+    def __init__(self, model: Segmenter, *, cache_bytes: int = CACHE_BYTES) -> None:
+        self.model = model
         self.cache = FeatureCache(cache_bytes)
 
     def __call__(self, questions: Questions) -> Tensor:
-        """Logits [B, V, h, w] at the model's own resolution: V is 1, or K by vote.
+        """Logits [B, V, h, w]: V is 1, or K by vote.
+
+        At the size of the batch; at the model's own resolution where the protocol has a rule of its
+        own to resize by.
 
         Raises:
             DataError: logits or weights are not finite; names images and cause.
         """
-        batch, keys = questions.batch, questions.keys
+        batch, keys, protocol = questions.batch, questions.keys, questions.protocol
         assert batch is not None
         features = self._encode(questions, batch)
         query = Features.cat(features[key.query] for key in keys)
         shots = batch.support_masks.shape[1]
-        together = (
-            [range(shots)] if self.fusion == "joint" else [range(k, k + 1) for k in range(shots)]
-        )
-        votes = []
-        for chosen in together:
-            support = self.model.pool(
+        joint = protocol.fusion == "joint"
+        together = [range(shots)] if joint else [range(k, k + 1) for k in range(shots)]
+        supports = (
+            self.model.pool(
                 Features.cat(features[key.supports[k]] for key in keys for k in chosen),
                 batch.support_masks[:, chosen.start : chosen.stop].flatten(0, 1),
                 len(chosen),
             )
-            try:
-                votes.append(self.model.finite_logits(query, support).float())
-            except DataError as error:  # speaks of one query and one support
-                raise DataError(f"{_suspects(features, questions)}: {error}") from error
-        return torch.cat(votes, 1)
+            for chosen in together
+        )
+        height, width = batch.query_images.shape[-2:]
+        size = None if protocol.aligned else (height, width)
+        names = ["foreground"] * len(together)
+        try:
+            return self.model.answer(query, supports, size, names=names).logits.float()
+        except DataError as error:  # speaks of one query and one support
+            raise DataError(f"{_suspects(features, questions)}: {error}") from error
 
     def _encode(self, questions: Questions, batch: Batch) -> dict[str, Features]:
         """Features of every distinct image of the batch, by name."""
@@ -119,11 +119,6 @@ class ModelPredictor:
             else:
                 self.cache.drop(name)
         return found
-
-
-def predictor(model: Segmenter, fusion: Fusion = "joint") -> Predictor:
-    """How a model answers, with a cache of its own."""
-    return ModelPredictor(model, fusion=fusion)
 
 
 def _suspects(features: Mapping[str, Features], questions: Questions) -> str:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsdino.errors import UsageError
+from fsdino.resizing import resize_logits
 
 Fusion = Literal["joint", "vote"]
 Sampling = Literal["hsnet", "seeded"]
@@ -67,13 +68,16 @@ class Protocol:
         return self.original_size or self.fusion == "vote"
 
     def resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logits [B, V, h, w] of the model's own resolution at the size where they are scored.
+        """Logits [B, V, h, w] at the size where they are scored.
 
-        Bilinear, and the only time that logits are resized.
+        Bilinear, and the only time that logits are resized: a model brings them to that size by its
+        own rule unless this protocol has one, which is where corners are aligned.
         """
         if tuple(logits.shape[-2:]) == size:
             return logits
-        return F.interpolate(logits, size, mode="bilinear", align_corners=self.aligned)
+        if not self.aligned:
+            return resize_logits(logits, size)
+        return F.interpolate(logits, size, mode="bilinear", align_corners=True)
 
     def decide(self, logits: Tensor, threshold: float) -> Tensor:
         """The mask of each forward pass, bool, from logits of any shape.

@@ -22,6 +22,7 @@ class Questions:
 
     Attributes:
         batch: at the model's size; None where no episode of the batch could be read.
+        protocol: how they are asked: what the K shots become, and who resizes logits.
         keys: of the B episodes.
         truths: of each query, bool [H, W] at the size where it is scored.
         ignores: likewise, True where the annotation abstains.
@@ -30,6 +31,7 @@ class Questions:
     """
 
     batch: Batch | None
+    protocol: Protocol
     keys: tuple[EpisodeKey, ...]
     truths: tuple[Tensor, ...]
     ignores: tuple[Tensor, ...]
@@ -92,7 +94,7 @@ class _Groups(Dataset[Questions]):
         keys = tuple(self.episodes.key(episode.index) for episode in read)
         names = {name for key in keys for name in key.names}
         again = frozenset(name for name in names if self.last_use[name] > place)
-        return Questions(batch, keys, *self._truths(batch, read), again, bad)
+        return Questions(batch, self.protocol, keys, *self._truths(batch, read), again, bad)
 
     def _truths(
         self, batch: Batch | None, read: Sequence[Episode]

@@ -26,7 +26,7 @@ from fsdino.errors import UsageError
 from fsdino.evaluation import journal, record
 from fsdino.evaluation.evaluate import Result, Settings, evaluate, predict_masks
 from fsdino.evaluation.journal import Journal, Row
-from fsdino.evaluation.predictors import predictor
+from fsdino.evaluation.predictors import ModelPredictor
 from fsdino.evaluation.questions import load
 from fsdino.evaluation.video import VideoSettings, evaluate_videos
 from fsdino.files import make_folder
@@ -156,7 +156,7 @@ def _run(
     if out is not None:
         header = {**call, "episodes": len(runs[0])}
         kept = Journal(out, header, processes, overwrite=overwrite)
-    predict = predictor(model, settings.protocol.fusion)
+    predict = ModelPredictor(model)
     results = []
     try:
         for episodes in runs:
@@ -346,7 +346,7 @@ def _picture(model: Segmenter, episodes: Episodes, row: Row, settings: Settings)
     episode = episodes[row.episode]
     alone = replace(settings, workers=0)
     [questions] = load(episodes, [[row.episode]], size=settings.size, protocol=settings.protocol)
-    [mask] = predict_masks(predictor(model, settings.protocol.fusion), questions, alone)
+    [mask] = predict_masks(ModelPredictor(model), questions, alone)
     return _side_by_side([*_panels(episode, mask)])
 
 

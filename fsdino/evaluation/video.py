@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from fsdino.files import make_folder, read_object, write_json
 from fsdino.images import write_png
 from fsdino.models.segmentation import Segmentation
 from fsdino.models.segmenter import Segmenter
-from fsdino.models.supports import Shot, Support
+from fsdino.models.supports import Support
 from fsdino.overlay import palette
 from fsdino.processes import Processes
 
@@ -179,20 +179,9 @@ def _joined(model: Segmenter, supports: Sequence[Support]) -> Support:
     """The shots of several supports as one, with what the model fits to all of them."""
     if len(supports) == 1:
         return supports[0]
-    shots = [
-        Shot(tokens[None], mask[None])
-        for support in supports
-        for tokens, mask in zip(support.correlation, support.masks, strict=True)
-    ]
-    return replace(
-        supports[0],
-        foreground=torch.cat([s.foreground for s in supports]),
-        background=torch.cat([s.background for s in supports]),
-        correlation=tuple(c for s in supports for c in s.correlation),
-        masks=tuple(m for s in supports for m in s.masks),
-        image_sizes=tuple(size for s in supports for size in s.image_sizes),
-        fit=model.fit(shots),
-    )
+    shots = [shot for support in supports for shot in support.pooled()]
+    sizes = [size for support in supports for size in support.image_sizes]
+    return Support.of(shots, sizes, supports[0].model_fingerprint, model.fit(shots))
 
 
 def _labels(found: Segmentation, numbers: Mapping[str, int]) -> Labels:

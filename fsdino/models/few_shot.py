@@ -7,11 +7,11 @@ import hashlib
 import os
 import tempfile
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from huggingface_hub import HfApi
 from torch import Tensor
 
@@ -19,9 +19,38 @@ from fsdino.errors import DataError, UsageError
 from fsdino.models.checkpoints import write_folder
 from fsdino.models.config import ModelConfig
 from fsdino.models.encoders import Encoder, Features
-from fsdino.models.hypercorrelation import masked_mean
 from fsdino.models.identity import Identified, plain_names
-from fsdino.models.supports import Shot, SupportFeatures, TokenFit, token_mask
+from fsdino.models.shots import PooledShot, Shot, SupportFeatures, TokenFit, token_mask
+from fsdino.resizing import resize_logits
+
+_CLEAREST = 0.005  # of the pixels, by which a model without a score of its own is judged
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model finds in B queries, each asked for V supports.
+
+    Attributes:
+        logits: [B, V, H, W] of the masks, at the size that was asked for.
+        coarse: [B, V, h, w], the same at the resolution that the model answers at.
+        scored: [B, V] in [0, 1], presence by a score of the model's; None where it has none.
+    """
+
+    logits: Tensor
+    coarse: Tensor
+    scored: Tensor | None
+
+    @property
+    def presence(self) -> Tensor:
+        """How likely it is that the queries show the objects at all: [B, V] in [0, 1].
+
+        Of a model without a score for that, the mean probability of the clearest 0.5 % of a map.
+        """
+        if self.scored is not None:
+            return self.scored.float()
+        flat = self.coarse.float().flatten(2)
+        clearest = max(round(_CLEAREST * flat.shape[2]), 1)
+        return flat.topk(clearest).values.sigmoid().mean(2)
 
 
 class FewShotModel(Identified):
@@ -57,54 +86,56 @@ class FewShotModel(Identified):
         self._seen_finite: tuple[Any, ...] | None = None
 
     @abstractmethod
-    def decode(self, query: Features, support: SupportFeatures) -> Tensor:
-        """Mask logits [B, 1, h', w'] of B queries at a resolution of the model's choice."""
-
-    def answer(self, query: Features, support: SupportFeatures) -> tuple[Tensor, Tensor | None]:
-        """`decode`, and [B] in [0, 1]: how likely it is that the queries show the object at all.
-
-        None where the model has nothing to say of that beyond its logits.
-        """
-        return self.decode(query, support), None
-
-    def finite_logits(
-        self, query: Features, support: SupportFeatures, name: str = "foreground"
-    ) -> Tensor:
-        """`decode`, for everything that makes masks of logits: NaN would become an empty mask.
-
-        Args and errors are those of `finite_answer`.
-        """
-        return self.finite_answer(query, support, name)[0]
-
-    def finite_answer(
-        self, query: Features, support: SupportFeatures, name: str = "foreground"
-    ) -> tuple[Tensor, Tensor | None]:
-        """`answer`, of finite logits.
+    def decode(self, query: Features, support: SupportFeatures) -> tuple[Tensor, Tensor | None]:
+        """The part that a model implements; callers take `answer`.
 
         Args:
             query: B queries.
             support: what they are asked for.
-            name: of the support, for the error.
+
+        Returns:
+            Mask logits [B, 1, h', w'] at a resolution of the model's choice; and [B] in [0, 1], how
+            likely it is that the queries show the object at all, or None where the model has
+            nothing to say of that beyond its logits.
+        """
+
+    def answer(
+        self,
+        query: Features,
+        supports: Iterable[SupportFeatures],
+        size: tuple[int, int] | None = None,
+        *,
+        names: Sequence[str] | None = None,
+    ) -> Answer:
+        """The one way from features to logits, in training, evaluation and use.
+
+        Args:
+            query: B queries.
+            supports: the V supports that each of them is asked for; taken one by one.
+            size: (H, W) of the logits; None keeps the resolution that the model answers at.
+            names: of the supports, for errors. Given where masks are made of the logits: weights
+                and logits must then be finite, since NaN would become an empty mask.
 
         Raises:
             DataError: logits, or the model's weights, are not finite; names the cause.
         """
-        self._check_weights()
-        logits, presence = self.answer(query, support)
-        if logits.isfinite().all():
-            return logits, presence
-        prototypes = [support.foreground, support.background]
-        shots = [tokens for shot in support.shots for tokens in (shot.correlation, shot.mask)]
-        fit = [] if support.fit is None else support.fit.tensors()
-        if not all(tokens.isfinite().all() for tokens in (*prototypes, *shots, *fit)):
-            raise DataError(
-                f"support {name!r} holds NaN or infinity: encode it again with encode_support"
-            )
-        query.check("query")
-        raise DataError(
-            f"the model's output for support {name!r} is not finite in {query.last.dtype}: "
-            "use float32 or bfloat16, or other weights"
-        )
+        if names is not None:
+            self._check_weights()
+        logits, presences = [], []
+        for index, support in enumerate(supports):
+            found, presence = self.decode(query, support)
+            if names is not None:
+                _check_logits(found, query, support, names[index])
+            logits.append(found)
+            if presence is not None:
+                presences.append(presence)
+        coarse = torch.cat(logits, 1)
+        scored = torch.stack(presences, 1) if presences else None
+        return Answer(coarse if size is None else self.resize(coarse, size), coarse, scored)
+
+    def resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """How logits [B, V, h, w] come to another size: [B, V, H, W] in float32 or float64."""
+        return resize_logits(logits, size)
 
     def _check_weights(self) -> None:
         """Refuse weights that are not finite: some layers turn those into plausible numbers.
@@ -222,8 +253,8 @@ class FewShotModel(Identified):
             query_images: [B, 3, H, W].
         """
         query, support = self.encode_episodes(support_images, support_masks, query_images)
-        logits = self.decode(query, support)
-        return F.interpolate(logits, query_images.shape[-2:], mode="bilinear", align_corners=False)
+        size = (query_images.shape[-2], query_images.shape[-1])
+        return self.answer(query, [support], size).logits
 
     def encode_episodes(
         self, support_images: Tensor, support_masks: Tensor, query_images: Tensor
@@ -239,26 +270,16 @@ class FewShotModel(Identified):
         return query, self.pool(support, support_masks.flatten(0, 1), shots)
 
     def pool(self, features: Features, masks: Tensor, shots: int) -> SupportFeatures:
-        """Encoded supports of B episodes, as `decode` takes them.
+        """Encoded supports of B episodes, as `answer` takes them.
 
         Args:
             features: of B * K images, the K of an episode side by side.
             masks: [B * K, H, W] in [0, 1].
             shots: K.
         """
-        covers = token_mask(masks, features.grid)
-        by_shot = (-1, shots)
-        correlation, cover = (
-            features.correlation.unflatten(0, by_shot),
-            covers.unflatten(0, by_shot),
-        )
-        parts = [Shot(correlation[:, k], cover[:, k]) for k in range(shots)]
-        return SupportFeatures(
-            masked_mean(features.last, covers).unflatten(0, by_shot).mean(1),
-            masked_mean(features.last, 1 - covers).unflatten(0, by_shot).mean(1),
-            parts,
-            self.fit(parts),
-        )
+        whole = PooledShot.of(features, token_mask(masks, features.grid))
+        parts = whole.by_episode(shots)
+        return SupportFeatures.of(parts, self.fit(parts))
 
     @property
     def fits(self) -> bool:
@@ -293,3 +314,22 @@ class FewShotModel(Identified):
         """
         parts = (self.config.digest, self.encoder.identity(), self.identity())
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+
+def _check_logits(logits: Tensor, query: Features, support: SupportFeatures, name: str) -> None:
+    """Refuse logits that are not finite.
+
+    Raises:
+        DataError: names the cause: the support, the query, or the type they are computed in.
+    """
+    if logits.isfinite().all():
+        return
+    if not all(tensor.isfinite().all() for tensor in support.tensors()):
+        raise DataError(
+            f"support {name!r} holds NaN or infinity: encode it again with encode_support"
+        )
+    query.check("query")
+    raise DataError(
+        f"the model's output for support {name!r} is not finite in {query.last.dtype}: "
+        "use float32 or bfloat16, or other weights"
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsdino.errors import UsageError
@@ -17,7 +16,7 @@ from fsdino.models.hypercorrelation import CorrelationPrior
 from fsdino.models.prompts import DensePrompt, VisualPrompt, cosine_map, dense_maps
 from fsdino.models.refinement import refine
 from fsdino.models.segmenter import Segmenter
-from fsdino.models.supports import Shot, SupportFeatures, TokenFit
+from fsdino.models.shots import Shot, SupportFeatures, TokenFit
 from fsdino.models.training_free import TrainingFree, prototype_score
 
 _LIMIT = 3.0  # of the training-free score as a dense map
@@ -95,48 +94,43 @@ class FSDINO(Segmenter):
         """What the training-free score fits to the supports, where the model has that."""
         return None if self.score is None else self.score.fit(shots, places)
 
-    def answer(self, query: Features, support: SupportFeatures) -> tuple[Tensor, Tensor | None]:
-        """`decode`, and [B] in [0, 1] by the training-free score, where the model has that."""
-        if self.score is None:
-            return self.decode(query, support), None
-        score, presence = self.score.score(query, support)
-        return self.decode(query, support, score), presence
-
-    def decode(
-        self, query: Features, support: SupportFeatures, score: Tensor | None = None
-    ) -> Tensor:
+    def decode(self, query: Features, support: SupportFeatures) -> tuple[Tensor, Tensor | None]:
         """Logits of the queries' masks: [B, 1, 4h, 4w], or [B, 1, h, w] by prototypes alone.
 
-        Args:
-            query: B queries.
-            support: what they are asked for.
-            score: their training-free score [B, 1, h, w], where it is known already.
+        And how likely it is that the object is there, [B], by the training-free score, where the
+        model has that.
         """
-        if score is None and self.score is not None:
-            score, _ = self.score.score(query, support)
-        found = None
-        if score is not None:
-            found = refine(score - self.config.match_bias, query.guide)
+        bias, temperature = self.config.match_bias, self.config.match_temperature
+        score = presence = start = None
+        if self.score is not None:
+            score, presence = self.score.score(query, support)
+            start = refine(score - bias, query.guide)
         if self.adapter is None:
-            if found is None:
-                found = prototype_score(query, support) - self.config.match_bias
-            return found / self.config.match_temperature
+            if start is None:
+                start = prototype_score(query, support) - bias
+            return start / temperature, presence
+        maps = self._dense_maps(query, support, score)
+        image = self.adapter(query.shallow)
+        sparse = image.new_empty(len(image), 0, self.config.width)
+        if self.visual_prompt is not None:
+            sparse = self.visual_prompt(support.foreground.to(query.last.dtype))
+        logits: Tensor = self.decoder(image, sparse, self.dense_prompt(maps))
+        if start is not None:
+            start = self.resize(start, (logits.shape[-2], logits.shape[-1]))
+            logits = self.gate * logits + start / temperature
+        return logits, presence
+
+    def _dense_maps(
+        self, query: Features, support: SupportFeatures, score: Tensor | None
+    ) -> Tensor:
+        """What the supports say of every query token: [B, maps, h, w]."""
         dtype = query.last.dtype
         maps = []
         if self.config.cosine_prompt:
             maps.append(cosine_map(query.last, support.foreground).to(dtype))
         if score is not None:
-            score = score.clamp(-_LIMIT, _LIMIT).to(dtype)
-            maps.append(score)
+            maps.append(score.clamp(-_LIMIT, _LIMIT).to(dtype))
         if self.prior is not None:
             shots = [self.prior(query.correlation, s.correlation, s.mask) for s in support.shots]
             maps.append(torch.stack(shots).mean(0))
-        image = self.adapter(query.shallow)
-        sparse = image.new_empty(len(image), 0, self.config.width)
-        if self.visual_prompt is not None:
-            sparse = self.visual_prompt(support.foreground.to(dtype))
-        logits: Tensor = self.decoder(image, sparse, self.dense_prompt(torch.cat(maps, dim=1)))
-        if found is not None:
-            start = F.interpolate(found, logits.shape[-2:], mode="bilinear", align_corners=False)
-            logits = self.gate * logits + start / self.config.match_temperature
-        return logits
+        return torch.cat(maps, dim=1)

@@ -13,7 +13,7 @@ from fsdino.models.config import ModelConfig
 from fsdino.models.encoders import Encoder, Features
 from fsdino.models.hypercorrelation import CenterPivotBlock4d, correlate
 from fsdino.models.segmenter import Segmenter
-from fsdino.models.supports import Shot, SupportFeatures
+from fsdino.models.shots import Shot, SupportFeatures
 
 LEVELS = 3
 
@@ -49,12 +49,12 @@ class HSNet(Segmenter):
         self.after = nn.Sequential(_conv(half, half), nn.ReLU(), _conv(half, 1))
         self.set_trainable()
 
-    def decode(self, query: Features, support: SupportFeatures) -> Tensor:
+    def decode(self, query: Features, support: SupportFeatures) -> tuple[Tensor, None]:
         """Logits of the queries' masks: [B, 1, 2h, 2w]."""
         shots = [self._squeezed(query, shot) for shot in support.shots]
         maps = self.before(torch.stack(shots).mean(0))
         maps = F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=True)
-        return self.after(maps)  # type: ignore[no-any-return]
+        return self.after(maps), None
 
     def _squeezed(self, query: Features, shot: Shot) -> Tensor:
         """What one shot says about every query token: [B, C, h, w]."""

@@ -184,9 +184,3 @@ def correlations(
         parts.append(ops.correlation4d(asked, shown, weight))
         first = last
     return parts
-
-
-def masked_mean(tokens: Tensor, weight: Tensor) -> Tensor:
-    """Masked average pooling: [B, C, h, w] and [B, h, w] -> [B, C]; 0 where the weight is 0."""
-    total = torch.einsum("bchw,bhw->bc", tokens.float(), weight.float())
-    return total / weight.float().sum((1, 2)).clamp_min(1e-6)[:, None]

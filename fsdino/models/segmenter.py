@@ -19,11 +19,11 @@ from fsdino.masks import MaskLike, read_mask
 from fsdino.models import tiling
 from fsdino.models.encoders import Features
 from fsdino.models.few_shot import FewShotModel
-from fsdino.models.hypercorrelation import masked_mean
 from fsdino.models.segmentation import Segmentation
-from fsdino.models.supports import Shot, Support, positions, token_mask
+from fsdino.models.shots import PooledShot, positions, token_mask
+from fsdino.models.supports import Support
 from fsdino.models.views import View, closer
-from fsdino.resizing import mask_to_tensor, resize_back, to_tensor
+from fsdino.resizing import area_share, to_tensor
 
 # Below these, masks of other images are more often wrong than right: of a single image, which was
 # asked for itself, and of several, each of which was asked of the others.
@@ -34,7 +34,6 @@ ADVICE = (
 )
 _VIEW = 0.6  # of both sides, of a second view of a single support
 _SMALL = 0.02  # share of its image, below which the second view is fitted, too
-_CLEAREST = 0.005  # of the pixels, by which a model without a score of its own is judged
 _BATCH = 8  # queries that share an encoder pass
 _CPU_PIXELS = 2**20  # of such a pass on a CPU, where more takes memory and no less time
 _MOST_TILES = 2500
@@ -127,20 +126,13 @@ class Segmenter(FewShotModel):
         self._check_weights()
         for k, tokens in enumerate(features):
             tokens.check(f"support image {k + 1}")
-        pooled = [(f, self._cover(f, flag)) for f, flag in zip(features, flags, strict=True)]
-        shots = [Shot(f.correlation, cover) for f, cover in pooled]
-        further = [Shot(f.correlation, self._cover(f, view.mask)) for f, view in views]
+        shots = [self._shot(f, flag) for f, flag in zip(features, flags, strict=True)]
+        further = [self._shot(f, view.mask) for f, view in views]
         places = [k + positions(shot.mask) for k, shot in enumerate(shots)]
         places += [view.places(f.grid).to(self.device) for f, view in views]
-        return Support(
-            torch.cat([masked_mean(f.last, cover) for f, cover in pooled]),
-            torch.cat([masked_mean(f.last, 1 - cover) for f, cover in pooled]),
-            tuple(shot.correlation[0] for shot in shots),
-            tuple(shot.mask[0] for shot in shots),
-            tuple((flag.shape[0], flag.shape[1]) for flag in flags),
-            self.fingerprint(),
-            self.fit([*shots, *further], places),
-        )
+        sizes = [(flag.shape[0], flag.shape[1]) for flag in flags]
+        fit = self.fit([*shots, *further], places)
+        return Support.of(shots, sizes, self.fingerprint(), fit)
 
     def _quality(
         self,
@@ -158,17 +150,17 @@ class Segmenter(FewShotModel):
         for k in asked:
             others = [n for n in range(len(features)) if n != k]
             support = self._support([features[n] for n in others], [flags[n] for n in others])
-            logits = self.finite_logits(features[k], support.features(1))[0]
             size = (flags[k].shape[0], flags[k].shape[1])
-            found = resize_back(logits.float(), size).sigmoid_()[0].cpu().numpy()
+            answer = self.answer(features[k], [support.features(1)], size, names=["foreground"])
+            found = answer.logits[0, 0].sigmoid_().cpu().numpy()
             inside = found >= self.config.threshold
             ious.append((inside & flags[k]).sum() / max((inside | flags[k]).sum(), 1))
         return float(np.mean(ious))
 
-    def _cover(self, features: Features, flag: npt.NDArray[np.bool_]) -> Tensor:
-        """Share of foreground of each token of one image: [1, h, w]."""
-        grid = features.grid
-        return token_mask(mask_to_tensor(flag, grid).to(self.device)[None], grid)
+    def _shot(self, features: Features, flag: npt.NDArray[np.bool_]) -> PooledShot:
+        """One encoded image with its mask bool [H, W]."""
+        share = area_share(flag, features.grid).to(self.device)[None]
+        return PooledShot.of(features, token_mask(share, features.grid))
 
     @overload
     def segment(  # type: ignore[overload-overlap]  # a path is a sequence, too
@@ -253,19 +245,14 @@ class Segmenter(FewShotModel):
         self, arrays: Sequence[npt.NDArray[np.uint8]], supports: Mapping[str, Support]
     ) -> list[tuple[Tensor, Tensor]]:
         """Per image the maps [N, H, W], at its own size, and the scores [N]."""
+        asked = [support.features(1) for support in supports.values()]
         found = []
         for array, features in zip(
             arrays, self.encode_list([self._prepare(a) for a in arrays]), strict=True
         ):
-            answers = [self.finite_answer(features, s.features(1), n) for n, s in supports.items()]
-            logits = torch.cat([logits[0] for logits, _ in answers])
             size = (array.shape[0], array.shape[1])
-            maps = resize_back(logits.float(), size).sigmoid_()
-            scores = [
-                _clearest(coarse) if presence is None else presence[0].float()
-                for coarse, presence in answers
-            ]
-            found.append((maps, torch.stack(scores)))
+            answer = self.answer(features, asked, size, names=[*supports])
+            found.append((answer.logits[0].sigmoid_(), answer.presence[0]))
         return found
 
     def _probabilities_tiled(
@@ -329,12 +316,6 @@ class Segmenter(FewShotModel):
             raise DataError(
                 f"support {name!r} cannot be used: {problem}; encode it again with encode_support"
             )
-
-
-def _clearest(logits: Tensor) -> Tensor:
-    """Mean probability of the clearest pixels of one map of logits, a scalar in [0, 1]."""
-    flat = logits.float().flatten()
-    return flat.topk(max(round(_CLEAREST * len(flat)), 1)).values.sigmoid().mean()
 
 
 def doubt(support: Support) -> str | None:

@@ -1,22 +1,22 @@
-"""Supports: what a model keeps of annotated images, on disk and in a forward pass."""
+"""Supports: what a model keeps of annotated images, and their files."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fsdino.errors import CheckpointError, UsageError, first_line
 from fsdino.models.checkpoints import tensors_sha256, write_tensors
+from fsdino.models.shots import PooledShot, SupportFeatures, TokenFit
 
 _FORMAT = "fsdino-support-4"
 # Of models without a fit, whose files have not changed since.
@@ -27,77 +27,6 @@ _HASH = "sha256"
 _SIZE = re.compile(r"([1-9][0-9]{0,9})x([1-9][0-9]{0,9})", re.ASCII)
 _MOST_VALUES = 2**30  # of one shot; a ViT-g at 1,022 pixels makes 2**27
 _SLACK = 1e-3  # what rounding may add to a share of 1
-
-
-@dataclass(frozen=True)
-class Shot:
-    """One annotated image as tokens: correlation [B, L, C, h, w] and mask [B, h, w].
-
-    The mask is the share of foreground, in [0, 1]; in a `TokenFit` it tells sides.
-    """
-
-    correlation: Tensor
-    mask: Tensor
-
-
-@dataclass(frozen=True)
-class TokenFit:
-    """What `training_free.TrainingFree.fit` knows of the supports of B episodes, in float32.
-
-    Attributes:
-        mean: [B, L, C] of the supports' tokens.
-        scale: [B, L, C] one over their standard deviation; 0 where that is 0.
-        weight: [B, L, C] classifier of standardised tokens.
-        bias: [B] its bias.
-        levels: [B, 6] of the scores on the supports: the cut, means of foreground and background,
-            their standard deviations, and the share of foreground.
-        shots: the supports and further views of them, their tokens standardised; masks are 1 on
-            the object, -1 beside it, 0 where that is ambiguous.
-    """
-
-    mean: Tensor
-    scale: Tensor
-    weight: Tensor
-    bias: Tensor
-    levels: Tensor
-    shots: tuple[Shot, ...] = ()
-
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> TokenFit:
-        """What `tensors` returned, put together again."""
-        mean, scale, weight, bias, levels, *rest = tensors
-        return cls(mean, scale, weight, bias, levels, tuple(map(Shot, rest[::2], rest[1::2])))
-
-    @classmethod
-    def cat(cls, parts: Sequence[TokenFit]) -> TokenFit:
-        """The episodes of all parts, in their order."""
-        return cls.of([*map(torch.cat, zip(*(part.tensors() for part in parts), strict=True))])
-
-    def tensors(self) -> list[Tensor]:
-        """All of them, in the order of the fields; of each shot, tokens and mask."""
-        own = [self.mean, self.scale, self.weight, self.bias, self.levels]
-        return own + [tensor for shot in self.shots for tensor in (shot.correlation, shot.mask)]
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> TokenFit:
-        """The same with every tensor changed."""
-        return self.of([*map(change, self.tensors())])
-
-
-@dataclass(frozen=True)
-class SupportFeatures:
-    """K shots as a forward pass takes them.
-
-    Attributes:
-        foreground: [B, C] prototype, averaged over shots.
-        background: [B, C] likewise.
-        shots: one per annotated image; their grids may differ.
-        fit: for models with a training-free score, else None.
-    """
-
-    foreground: Tensor
-    background: Tensor
-    shots: Sequence[Shot]
-    fit: TokenFit | None = None
 
 
 @dataclass(frozen=True)
@@ -143,18 +72,34 @@ class Support:
             fit=None if self.fit is None else self.fit.map(lambda t: t.to(device)),
         )
 
-    def features(self, batch: int) -> SupportFeatures:
-        """For `batch` queries; expanded, not copied."""
-
-        def spread(tensor: Tensor) -> Tensor:
-            return tensor.expand(batch, *tensor.shape)
-
-        return SupportFeatures(
-            spread(self.foreground.mean(0)),
-            spread(self.background.mean(0)),
-            [Shot(spread(c), spread(m)) for c, m in zip(self.correlation, self.masks, strict=True)],
-            None if self.fit is None else self.fit.map(lambda t: t.expand(batch, *t.shape[1:])),
+    @classmethod
+    def of(
+        cls,
+        shots: Sequence[PooledShot],
+        image_sizes: Sequence[tuple[int, int]],
+        model_fingerprint: str,
+        fit: TokenFit | None,
+    ) -> Support:
+        """Of the K shots of one episode, B = 1; see `Attributes` for the rest."""
+        return cls(
+            torch.cat([shot.foreground for shot in shots]),
+            torch.cat([shot.background for shot in shots]),
+            tuple(shot.correlation[0] for shot in shots),
+            tuple(shot.mask[0] for shot in shots),
+            tuple(image_sizes),
+            model_fingerprint,
+            fit,
         )
+
+    def pooled(self, batch: int = 1) -> list[PooledShot]:
+        """The K shots of `batch` equal episodes; expanded, not copied."""
+        parts = zip(self.correlation, self.masks, self.foreground, self.background, strict=True)
+        return [PooledShot(*(part.expand(batch, *part.shape) for part in shot)) for shot in parts]
+
+    def features(self, batch: int) -> SupportFeatures:
+        """What a forward pass over `batch` queries takes."""
+        fit = None if self.fit is None else self.fit.map(lambda t: t.expand(batch, *t.shape[1:]))
+        return SupportFeatures.of(self.pooled(batch), fit)
 
     def tensors(self) -> list[Tensor]:
         """All tensors: prototypes, tokens, masks and what was fitted to them."""
@@ -352,20 +297,3 @@ def _value_problem(support: Support) -> str | None:
 def _all_finite(tensors: Iterable[Tensor]) -> bool:
     """One question for all: on a GPU, each answer would be waited for."""
     return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
-
-
-def token_mask(mask: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Masks [B, H, W] to the token grid [B, h, w]: the area mean of each token.
-
-    Scaled so that the best covered token counts as foreground entirely: else an object smaller
-    than a token would be background by 2m - 1. Empty masks stay empty.
-    """
-    mean = F.adaptive_avg_pool2d(mask.float()[:, None], grid)[:, 0]
-    return mean / mean.amax((1, 2), keepdim=True).clamp_min(1e-6)
-
-
-def positions(mask: Tensor) -> Tensor:
-    """Horizontal positions in [0, 1) of the tokens of a mask [..., h, w]: [h, w]."""
-    height, width = mask.shape[-2:]
-    columns = (torch.arange(width, device=mask.device) + 0.5) / width
-    return columns.expand(height, width)

@@ -18,7 +18,7 @@ from torch import Tensor
 from fsdino.models.encoders import Features
 from fsdino.models.hypercorrelation import correlations
 from fsdino.models.prompts import cosine_map
-from fsdino.models.supports import Shot, SupportFeatures, TokenFit, positions
+from fsdino.models.shots import Shot, SupportFeatures, TokenFit, positions
 
 _FOLDS = 4  # vertical strips of a single support
 _PLATEAU = 0.95  # of the best IoU: thresholds that do as well

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import photographs
 from fsdino.errors import DataError, FsdinoError, UsageError
 from fsdino.models.encoders import Features
-from fsdino.models.supports import Shot, SupportFeatures
+from fsdino.models.shots import Shot, SupportFeatures
 from tiny_models import tiny_model
 
 HEIGHT, WIDTH = 60, 80

@@ -17,7 +17,7 @@ from fsdino.errors import DataError, UsageError
 from fsdino.evaluation import protocols
 from fsdino.evaluation.evaluate import Settings, evaluate
 from fsdino.evaluation.journal import Journal
-from fsdino.evaluation.predictors import ModelPredictor, predictor
+from fsdino.evaluation.predictors import ModelPredictor
 from fsdino.evaluation.questions import Questions
 from tiny_models import tiny_model
 
@@ -106,7 +106,7 @@ def test_weights_that_are_not_finite_stop_an_evaluation(fusion: str, value: floa
             next(getattr(model, part).parameters()).view(-1)[0] = value
         settings = Settings(70, protocols.find("joint", fusion=fusion), skip_bad=True)
         with pytest.raises(DataError, match=rf"weights hold NaN or infinity \({part}\."):
-            evaluate(predictor(model, fusion), few(2, image_size=70, shots=2), settings)
+            evaluate(ModelPredictor(model), few(2, image_size=70, shots=2), settings)
 
 
 @pytest.mark.parametrize("fusion", ["joint", "vote"])
@@ -133,7 +133,7 @@ def test_one_image_without_finite_features_is_named(
     settings = Settings(70, protocols.find("joint", fusion=fusion), batch_size=4)
     with pytest.raises(DataError, match=f"^{re.escape(name)}: .*(not finite|NaN or infinity)"):
         evaluate(
-            predictor(model, fusion), episodes, settings,
+            ModelPredictor(model), episodes, settings,
             report=lambda count, total, miou: done.append(count),
         )  # fmt: skip
     assert done == [0, 4]
@@ -184,7 +184,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
         if len(asked) == 2:
             raise KeyboardInterrupt
         asked.append("batch")
-        return predictor(model)(questions)
+        return ModelPredictor(model)(questions)
 
     with pytest.raises(KeyboardInterrupt):
         journal = Journal(tmp_path / "r.json", {"model": "a"})
@@ -194,12 +194,12 @@ def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
 
     def counting(questions: Questions) -> torch.Tensor:
         asked.append("batch")
-        return predictor(model)(questions)
+        return ModelPredictor(model)(questions)
 
     journal = Journal(tmp_path / "r.json", {"model": "a"})
     resumed = evaluate(counting, episodes, settings, journal=journal)
     assert len(asked) == 4  # of 14 episodes in batches of 4
-    assert resumed.rows == evaluate(predictor(model), episodes, settings).rows
+    assert resumed.rows == evaluate(ModelPredictor(model), episodes, settings).rows
 
 
 def test_rows_that_fit_no_episode_are_done_again(
@@ -283,7 +283,7 @@ def test_a_models_answer_is_its_forward_pass() -> None:
     answers = []
 
     def spy(questions: Questions) -> torch.Tensor:
-        answers.append((questions.batch, predictor(model)(questions)))
+        answers.append((questions.batch, ModelPredictor(model)(questions)))
         return answers[-1][1]
 
     evaluate(spy, episodes, Settings(70))
@@ -301,7 +301,7 @@ def test_vote_runs_every_shot_alone() -> None:
     votes = []
 
     def spy(questions: Questions) -> torch.Tensor:
-        votes.append((questions.batch, predictor(model, "vote")(questions)))
+        votes.append((questions.batch, ModelPredictor(model)(questions)))
         return votes[-1][1]
 
     result = evaluate(spy, episodes, settings)
@@ -312,7 +312,7 @@ def test_vote_runs_every_shot_alone() -> None:
             query, support = model.encode_episodes(
                 batch.support_images[:, one], batch.support_masks[:, one], batch.query_images
             )
-            expected = model.decode(query, support)
+            expected = model.answer(query, [support]).logits
             torch.testing.assert_close(logits[:, one], expected, rtol=1e-4, atol=1e-4)
     resized = F.interpolate(logits, (70, 70), mode="bilinear", align_corners=True)
     for row, maps, truth in zip(result.rows, resized, batch.query_masks > 0, strict=True):
@@ -339,6 +339,8 @@ def test_original_size_scores_the_files_own_pixels() -> None:
 def test_autocast_is_close_to_float32() -> None:
     """bfloat16 runs, and moves the score by little."""
     model, episodes = tiny_model(), few(4, image_size=70)
-    exact = evaluate(predictor(model), episodes, Settings(70)).per_episode
-    rounded = evaluate(predictor(model), episodes, Settings(70, dtype=torch.bfloat16)).per_episode
+    exact = evaluate(ModelPredictor(model), episodes, Settings(70)).per_episode
+    rounded = evaluate(
+        ModelPredictor(model), episodes, Settings(70, dtype=torch.bfloat16)
+    ).per_episode
     assert rounded == pytest.approx(exact, abs=0.05)

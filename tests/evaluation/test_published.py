@@ -18,7 +18,7 @@ from data_sets import write_voc
 from fsdino.data.catalog import open_episodes
 from fsdino.evaluation import protocols
 from fsdino.evaluation.evaluate import Settings, evaluate, predict_masks
-from fsdino.evaluation.predictors import predictor
+from fsdino.evaluation.predictors import ModelPredictor
 from fsdino.evaluation.questions import load
 from fsdino.models import zoo
 from fsdino.models.segmenter import Segmenter
@@ -84,9 +84,8 @@ def hard_mask(
     """One shot: 0 or 1, by the argmax over [background, foreground] at a size."""
     mask = (F.interpolate(read_labels(root, support), (SIDE, SIDE), mode="nearest") == number)[0]
     encoded = model.encode(read_image(root, support))
-    logit = model.decode(
-        model.encode(read_image(root, query)), model.pool(encoded, mask.float(), 1)
-    )
+    asked = model.encode(read_image(root, query))
+    logit = model.answer(asked, [model.pool(encoded, mask.float(), 1)]).logits
     two = torch.cat([torch.zeros_like(logit), logit], dim=1)
     two = F.interpolate(two, size, mode="bilinear", align_corners=True)
     return two.argmax(dim=1)[0]
@@ -132,7 +131,7 @@ def test_masks_are_those_of_the_published_evaluation(
     groups = [[index] for index in range(EPISODES)]
     batches = load(episodes, groups, size=SIDE, protocol=settings.protocol)
     for questions, (mask, truth, ignore) in zip(batches, expected, strict=True):
-        [found] = predict_masks(predictor(model, "vote"), questions, settings)
+        [found] = predict_masks(ModelPredictor(model), questions, settings)
         assert np.array_equal(found.numpy(), mask)
         assert np.array_equal(questions.truths[0].numpy() & ~ignore, truth)
         assert np.array_equal(questions.ignores[0].numpy(), ignore)
@@ -146,7 +145,7 @@ def test_rows_count_the_published_masks(tree: tuple[Path, Path]) -> None:
     )
     asked = [(episodes.key(i).class_id, episodes.key(i).names) for i in range(EPISODES)]
     expected = published(model, tree, [(n, [Path(p).stem for p in ps]) for n, ps in asked], True)
-    rows = evaluate(predictor(model, "vote"), episodes, Settings(SIDE, protocol)).rows
+    rows = evaluate(ModelPredictor(model), episodes, Settings(SIDE, protocol)).rows
     for row, (mask, truth, ignore) in zip(rows, expected, strict=True):
         assert row.intersection[1] == np.count_nonzero(mask & truth & ~ignore)
         assert row.union[1] == np.count_nonzero((mask | truth) & ~ignore)

@@ -116,7 +116,7 @@ def test_an_interruption_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.M
     """And the same call goes on to the result of an unbroken one."""
     one_by_one = settings(batch_size=1)
     whole = evaluation.run(tiny_model(), "tiny", GENERATED, one_by_one)
-    original, asked = evaluation.predictor, []
+    original, asked = evaluation.ModelPredictor, []
 
     def stopping(*arguments: Any) -> Any:
         predict = original(*arguments)
@@ -129,7 +129,7 @@ def test_an_interruption_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.M
 
         return answer
 
-    monkeypatch.setattr(evaluation, "predictor", stopping)
+    monkeypatch.setattr(evaluation, "ModelPredictor", stopping)
     out = tmp_path / "r.json"
     with pytest.raises(KeyboardInterrupt, match="3 episodes are done and kept beside"):
         evaluation.run(tiny_model(), "tiny", GENERATED, one_by_one, out=out)

@@ -247,7 +247,7 @@ def test_training_free_has_nothing_but_the_encoder() -> None:
     with torch.no_grad():
         query, support = model.encode_episodes(*episode(1, 2))
         score, _ = model.score.score(query, support)
-        logits = model.decode(query, support)
+        logits = model.answer(query, [support]).logits
     rows, columns = query.last.shape[-2:]
     assert logits.shape == (1, 1, 4 * rows, 4 * columns)
     torch.testing.assert_close(logits, refine(score - 0.1, query.guide) / 0.25)

@@ -60,7 +60,7 @@ def test_logits_are_those_of_the_formulation(shots: int) -> None:
     model, inputs = tiny_hsnet(), episode(2, shots)
     with torch.inference_mode():
         query, support = model.encode_episodes(*inputs)
-        found = model.decode(query, support)
+        found = model.answer(query, [support]).logits
         assert found.shape == (2, 1, 10, 10)
         expected = expected_logits(model, inputs).float()
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import fsdino
 from fsdino import ops
-from fsdino.models.hypercorrelation import CorrelationPrior, correlate, masked_mean
+from fsdino.models.hypercorrelation import CorrelationPrior, correlate
 from tiny_models import randomise
 
 
@@ -116,21 +116,6 @@ def test_prior_in_bfloat16_stays_near_float32() -> None:
         found = prior.to(torch.bfloat16)(query.to(torch.bfloat16), support.to(torch.bfloat16), mask)
     assert found.dtype == torch.bfloat16
     assert (found - expected).norm() < 0.05 * expected.norm()
-
-
-def test_masked_mean_by_hand() -> None:
-    """Weights are shares of foreground; without any the mean is 0 and not NaN."""
-    tokens = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]], [[10.0, 20.0], [30.0, 40.0]]]])
-    weight = torch.tensor([[[1.0, 0.0], [0.0, 0.5]]])
-    torch.testing.assert_close(masked_mean(tokens, weight), torch.tensor([[2.0, 20.0]]))
-    torch.testing.assert_close(masked_mean(tokens, weight / 10), torch.tensor([[2.0, 20.0]]))
-    assert masked_mean(tokens, torch.zeros(1, 2, 2)).tolist() == [[0, 0]]
-
-
-def test_masked_mean_accumulates_in_float32() -> None:
-    """1369 tokens of a bfloat16 model: the mean is exact where bfloat16 sums would stall."""
-    tokens = torch.ones(1, 1, 37, 37, dtype=torch.bfloat16)
-    assert masked_mean(tokens, torch.ones(1, 37, 37)).item() == pytest.approx(1)
 
 
 def test_even_kernels_are_refused() -> None:

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from fsdino.errors import DataError, UsageError
 from fsdino.models import segmentation, segmenter, zoo
+from fsdino.models.few_shot import Answer
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmentation import Segmentation
-from fsdino.models.supports import Shot, Support
+from fsdino.models.shots import Shot
+from fsdino.models.supports import Support
 from fsdino.models.views import closer
 from tiny_models import PATCH, SIDE, box_mask, picture, tiny_config, tiny_model
 
@@ -86,8 +88,9 @@ def test_score_of_a_model_without_its_own_is_that_of_the_clearest_pixels() -> No
     """The mean probability of the highest 0.5 % of the logits, at least one of them."""
     many = torch.full((1, 1, 20, 20), -9.0)
     many[0, 0, 3, 4:6] = torch.tensor([0.0, np.log(3)])  # 1/2 and 3/4
-    assert float(segmenter._clearest(many)) == pytest.approx(0.625)
-    assert float(segmenter._clearest(torch.zeros(1, 1, 2, 2))) == pytest.approx(0.5)
+    assert float(Answer(many, many, None).presence) == pytest.approx(0.625)
+    few = torch.zeros(1, 1, 2, 2)
+    assert float(Answer(few, few, None).presence) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("variant", ["full", "training_free"])
@@ -685,17 +688,18 @@ def test_logits_that_are_not_finite_name_the_support(model: FSDINO, support: Sup
     """Below `segment`, too, where evaluation asks; finite ones are those of `decode`."""
     query = model.encode_list([model._prepare(picture(50, 50))])[0]
     features = support.features(1)
-    assert torch.equal(model.finite_logits(query, features), model.decode(query, features))
+    logits = model.answer(query, [features], names=["cat"]).logits
+    assert torch.equal(logits, model.decode(query, features)[0])
     broken = damage(support, "correlation", with_nan).features(1)
     with pytest.raises(DataError, match="support 'cat' holds NaN or infinity"):
-        model.finite_logits(query, broken, "cat")
+        model.answer(query, [features, broken], names=["dog", "cat"])
 
 
 def test_overflow_is_neither_support_nor_weights(
     model: FSDINO, support: Support, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A query for which half precision overflows says which type it was."""
-    monkeypatch.setattr(FSDINO, "decode", lambda *_: torch.full((1, 1, 5, 5), torch.inf))
+    monkeypatch.setattr(FSDINO, "decode", lambda *_: (torch.full((1, 1, 5, 5), torch.inf), None))
     with pytest.raises(DataError, match=r"output for support 'foreground' .* torch\.float32"):
         model.segment(picture(50, 50), support)
 

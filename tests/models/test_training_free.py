@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsdino.models.encoders import Features
-from fsdino.models.supports import Shot, SupportFeatures, TokenFit
+from fsdino.models.shots import Shot, SupportFeatures, TokenFit
 from fsdino.models.training_free import TrainingFree, prototype_score
 
 LAYERS, CHANNELS = 2, 6

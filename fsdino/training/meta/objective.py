@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsdino.models.encoders import Features
@@ -54,10 +53,9 @@ class Objective(nn.Module):
             query = images if isinstance(images, Features) else self.model.encode(images)
             others = supports_of(len(masks), shots).to(masks.device)
             support = self.model.pool(query[others], masks[others], shots)
-            logits = self.model.decode(query, support)
-        size = masks.shape[-2:]
-        logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
-        loss = mask_loss(logits, masks)
+            size = (masks.shape[-2], masks.shape[-1])
+            answer = self.model.answer(query, [support], size)
+        loss = mask_loss(answer.logits, masks)
         if self.prototype_weight:
             score = prototype_score(query, support)
             loss = loss + self.prototype_weight * prototype_loss(score, masks)

@@ -21,7 +21,7 @@ from fsdino.data.folder import Folder
 from fsdino.errors import CheckpointError, DataError, FsdinoError, UsageError
 from fsdino.evaluation import protocols
 from fsdino.evaluation.evaluate import Settings, evaluate
-from fsdino.evaluation.predictors import predictor
+from fsdino.evaluation.predictors import ModelPredictor
 from fsdino.models import zoo
 from fsdino.models.checkpoints import weights_hash
 from fsdino.models.config import WEIGHTS_FIELDS
@@ -277,7 +277,7 @@ class Trainer:
             skip_bad=config.skip_bad,
         )
         self.model.eval()
-        predict, processes = predictor(self.model), self.processes
+        predict, processes = ModelPredictor(self.model), self.processes
         with own_random():
             miou = evaluate(predict, self.validation, settings, processes=processes).miou
         self.model.train()

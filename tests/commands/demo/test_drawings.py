@@ -12,7 +12,7 @@ from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.evaluation.evaluate import Settings as EvaluationSettings
 from fsdino.evaluation.evaluate import evaluate
 from fsdino.evaluation.photographs import iou
-from fsdino.evaluation.predictors import predictor
+from fsdino.evaluation.predictors import ModelPredictor
 from fsdino.models import zoo
 from tiny_models import tiny_model
 
@@ -88,7 +88,7 @@ def test_scores_are_those_of_an_evaluation(answers):
     for method, segmenter in (("FS-DINO", model), ("training-free", zoo.training_free(model))):
         for shots in (1, 5):
             episodes = ProceduralEpisodes(3, "val", shots=shots, seed=0, episodes=4, image_size=70)
-            expected = evaluate(predictor(segmenter), episodes, EvaluationSettings(70))
+            expected = evaluate(ModelPredictor(segmenter), episodes, EvaluationSettings(70))
             found = [answer.iou[method, shots] for answer in answers]
             assert found == pytest.approx(expected.per_episode, abs=0.01)
 

@@ -427,7 +427,7 @@ def test_a_validation_that_fails_costs_no_step(
     config = dataclasses.replace(CONFIG, checkpoint_every=100)
     with monkeypatch.context() as patch:
         nothing = lambda questions: torch.full((4, 1, 8, 8), torch.nan)  # noqa: E731
-        patch.setattr(meta, "predictor", lambda model: nothing)
+        patch.setattr(meta, "ModelPredictor", lambda model: nothing)
         with pytest.raises(FsdinoError, match="the model's output is not finite"):
             Trainer(config, tmp_path).fit()
         assert steps_kept(tmp_path) == [3]

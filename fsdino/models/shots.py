@@ -1,0 +1,153 @@
+"""Annotated images as a forward pass takes them: their tokens, their masks on the token grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fsdino.models.encoders import Features
+from fsdino.resizing import area_shares
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One annotated image as tokens: correlation [B, L, C, h, w] and mask [B, h, w].
+
+    The mask is the share of foreground, in [0, 1]; in a `TokenFit` it tells sides.
+    """
+
+    correlation: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class PooledShot(Shot):
+    """A shot with its prototypes, [B, C] each: masked means of the last tokens.
+
+    `background` is that of what the mask leaves out.
+    """
+
+    foreground: Tensor
+    background: Tensor
+
+    @classmethod
+    def of(cls, features: Features, mask: Tensor) -> PooledShot:
+        """Of encoded images and the share of foreground of their tokens, [B, h, w]."""
+        return cls(
+            features.correlation,
+            mask,
+            masked_mean(features.last, mask),
+            masked_mean(features.last, 1 - mask),
+        )
+
+    def by_episode(self, shots: int) -> list[PooledShot]:
+        """The K shots of B episodes, of B * K images with the K of an episode side by side."""
+        parts = (self.correlation, self.mask, self.foreground, self.background)
+        stacked = [part.unflatten(0, (-1, shots)) for part in parts]
+        return [PooledShot(*(part[:, k] for part in stacked)) for k in range(shots)]
+
+
+@dataclass(frozen=True)
+class TokenFit:
+    """What `training_free.TrainingFree.fit` knows of the supports of B episodes, in float32.
+
+    Attributes:
+        mean: [B, L, C] of the supports' tokens.
+        scale: [B, L, C] one over their standard deviation; 0 where that is 0.
+        weight: [B, L, C] classifier of standardised tokens.
+        bias: [B] its bias.
+        levels: [B, 6] of the scores on the supports: the cut, means of foreground and background,
+            their standard deviations, and the share of foreground.
+        shots: the supports and further views of them, their tokens standardised; masks are 1 on
+            the object, -1 beside it, 0 where that is ambiguous.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+    levels: Tensor
+    shots: tuple[Shot, ...] = ()
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> TokenFit:
+        """What `tensors` returned, put together again."""
+        mean, scale, weight, bias, levels, *rest = tensors
+        return cls(mean, scale, weight, bias, levels, tuple(map(Shot, rest[::2], rest[1::2])))
+
+    @classmethod
+    def cat(cls, parts: Sequence[TokenFit]) -> TokenFit:
+        """The episodes of all parts, in their order."""
+        return cls.of([*map(torch.cat, zip(*(part.tensors() for part in parts), strict=True))])
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in the order of the fields; of each shot, tokens and mask."""
+        own = [self.mean, self.scale, self.weight, self.bias, self.levels]
+        return own + [tensor for shot in self.shots for tensor in (shot.correlation, shot.mask)]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> TokenFit:
+        """The same with every tensor changed."""
+        return self.of([*map(change, self.tensors())])
+
+
+@dataclass(frozen=True)
+class SupportFeatures:
+    """K shots as a forward pass takes them.
+
+    Attributes:
+        foreground: [B, C] prototype, averaged over shots.
+        background: [B, C] likewise.
+        shots: one per annotated image; their grids may differ.
+        fit: for models with a training-free score, else None.
+    """
+
+    foreground: Tensor
+    background: Tensor
+    shots: Sequence[Shot]
+    fit: TokenFit | None = None
+
+    @classmethod
+    def of(cls, shots: Sequence[PooledShot], fit: TokenFit | None) -> SupportFeatures:
+        """The prototypes are averaged, the shots kept apart."""
+        return cls(
+            torch.stack([shot.foreground for shot in shots], 1).mean(1),
+            torch.stack([shot.background for shot in shots], 1).mean(1),
+            shots,
+            fit,
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors: prototypes, tokens, masks and what was fitted to them."""
+        shots = [tensor for shot in self.shots for tensor in (shot.correlation, shot.mask)]
+        fit = [] if self.fit is None else self.fit.tensors()
+        return [self.foreground, self.background, *shots, *fit]
+
+
+def masked_mean(tokens: Tensor, weight: Tensor) -> Tensor:
+    """Masked average pooling: [B, C, h, w] and [B, h, w] -> [B, C]; 0 where the weight is 0."""
+    total = torch.einsum("bchw,bhw->bc", tokens.float(), weight.float())
+    return total / weight.float().sum((1, 2)).clamp_min(1e-6)[:, None]
+
+
+def token_mask(masks: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Masks [B, H, W] in [0, 1] to the token grid, [B, h, w]: the share of each token.
+
+    Scaled so that the best covered token counts as foreground entirely: else an object smaller
+    than a token would be background by 2m - 1. Empty masks stay empty.
+
+    Args:
+        masks: at the size of the model's input, or on the grid already (`resizing.area_share`).
+        grid: h and w.
+    """
+    share = area_shares(masks, grid)
+    return share / share.amax((1, 2), keepdim=True).clamp_min(1e-6)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Horizontal positions in [0, 1) of the tokens of a mask [..., h, w]: [h, w]."""
+    height, width = mask.shape[-2:]
+    columns = (torch.arange(width, device=mask.device) + 0.5) / width
+    return columns.expand(height, width)
