@@ -45,8 +45,7 @@ def train_hsnet(model: Segmenter, steps: int, work: Path) -> Segmenter:
     folder = work / "hsnet"
     trainer = Trainer(hsnet_config(model, steps), folder, resume=folder.exists())
     with Progress("train hsnet", steps, done=trainer.start, unit="steps") as progress:
-        trainer.report = lambda step, loss, miou: progress.advance(note=f"base mIoU {miou}")
-        trainer.fit()
+        trainer.fit(lambda step, loss, miou: progress.advance(note=f"base mIoU {miou}"))
     return fsdino.load(folder / "model")
 
 

@@ -145,7 +145,7 @@ def distil(config: DistillConfig, folder: Path) -> Row:
         distillation = Distillation(config, folder, resume=(folder / CONFIG).exists())
         distillation.prepare()
         result = distillation.fit()
-        steps = distillation.steps
+        steps = distillation.schedule.steps
         seconds = (time.process_time() - began) * steps / max(steps - distillation.start, 1)
         row = {
             "images": result["images"],
@@ -165,7 +165,7 @@ def constant_cosine(distillation: Distillation) -> float:
 
     What agreement is worth: an adapter that looks at no image comes so far.
     """
-    cache, contents = distillation.cache, distillation.inventory.contents
+    cache, contents = distillation.targets.cache, distillation.targets.inventory.contents
     assert cache is not None
     kinds = (distillation.corpus.training, distillation.corpus.held_out)
     training, held_out = (

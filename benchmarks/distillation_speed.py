@@ -50,17 +50,17 @@ def measure(
         distillation.prepare()
         device = distillation.processes.device
         rows = []
-        for number, pairs in enumerate(distillation._load()):
-            loss = distillation._step(number, pairs)
+        for number, pairs in enumerate(distillation.load()):
+            loss = distillation.step(number, pairs)
             seconds = [
-                timed(lambda n=number, p=pairs: distillation._step(n, p), device)
+                timed(lambda n=number, p=pairs: distillation.step(n, p), device)
                 for _ in range(repeats)
             ]
             rows.append({
                 "image_size": pairs[0].image.shape[-1],
                 "loss": loss,
                 "images_per_second": len(pairs) / statistics.median(seconds),
-                "peak_bytes": peak(lambda n=number, p=pairs: distillation._step(n, p), device),
+                "peak_bytes": peak(lambda n=number, p=pairs: distillation.step(n, p), device),
             })  # fmt: skip
         distillation.run.close()
     return rows

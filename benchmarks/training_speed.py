@@ -59,8 +59,8 @@ def measure(name: str, config: TrainConfig, repeats: int) -> dict[str, Any]:
         device = trainer.processes.device
         step = trainer.steps[0]
         trainer.model.train()
-        loss = trainer._step(0, step)
-        seconds = [timed(lambda: trainer._step(0, step), device) for _ in range(repeats)]
+        loss = trainer.step(0, step)
+        seconds = [timed(lambda: trainer.step(0, step), device) for _ in range(repeats)]
         part = prior_step(trainer, step)
         part()
         parts = [timed(part, device) for _ in range(repeats)]
@@ -73,7 +73,7 @@ def measure(name: str, config: TrainConfig, repeats: int) -> dict[str, Any]:
             "step_seconds": statistics.median(seconds),
             "prior_seconds": statistics.median(parts),
             "activation_bytes": trainer.activation_bytes(config.shots[0]),
-            "peak_bytes": peak(lambda: trainer._step(0, step), device),
+            "peak_bytes": peak(lambda: trainer.step(0, step), device),
         }  # fmt: skip
 
 

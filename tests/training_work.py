@@ -119,7 +119,7 @@ def _train_and_die(config: TrainConfig, folder: Path, moment: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     checkpoints.save_file = half
-    Trainer(config, folder, report=kill).fit()
+    Trainer(config, folder).fit(kill)
 
 
 def together(out: Path) -> None:
@@ -130,12 +130,10 @@ def together(out: Path) -> None:
     torch.set_num_threads(1)
     processes = Processes.for_training("cpu")
     seen: list[tuple[int, float]] = []
-    trainer = Trainer(
-        SHARED, out / "two", report=lambda s, x, m: seen.append((s, x)), processes=processes
-    )
-    trainer.fit()
+    trainer = Trainer(SHARED, out / "two", processes=processes)
+    trainer.fit(lambda s, x, m: seen.append((s, x)))
     try:
-        Trainer(SHARED, out / "stopped", report=stop_at(3), processes=processes).fit()
+        Trainer(SHARED, out / "stopped", processes=processes).fit(stop_at(3))
     except StopError:
         trainer.run.close()
     Trainer(SHARED, out / "alone", resume=True, processes=processes).fit()

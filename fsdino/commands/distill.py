@@ -180,7 +180,7 @@ class Distill:
         try:
             if not distillation.processes.is_first:
                 return distillation.fit()
-            start, steps = distillation.start, distillation.steps
+            start, steps = distillation.start, distillation.schedule.steps
             with Progress("distill", steps, done=start, unit="steps") as progress:
 
                 def report(step: int, loss: float, cosine: float | None) -> None:

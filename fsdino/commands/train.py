@@ -202,8 +202,7 @@ class Train:
                 quality = "" if miou is None else f", {config.select_on} mIoU {miou:.1f} %"
                 progress.advance(note=f"loss {loss:.3f}{quality}")
 
-            trainer.report = report
-            trainer.fit()
+            trainer.fit(report)
 
 
 def _check_start(config: TrainConfig) -> None:

@@ -1,21 +1,17 @@
-"""What both training stages share of a step: passes, schedule, and losses that are no numbers."""
+"""A step of either stage: passes, learning rate, and losses that are not finite."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from fsdino.errors import FsdinoError
 from fsdino.processes import Processes
-
-if TYPE_CHECKING:
-    from fsdino.training.distillation.config import DistillConfig
-    from fsdino.training.meta.config import TrainConfig
+from fsdino.training.recipe import AUTO, Recipe
 
 logger = logging.getLogger("fsdino.training")
 
@@ -40,6 +36,14 @@ def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.01) -> fl
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
+    """A floating type by a setting's name; "auto" is bfloat16 on GPUs and float32 elsewhere."""
+    if name == AUTO:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     """Set it for all groups."""
     for group in optimizer.param_groups:
@@ -47,10 +51,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 class NanGuard:
-    """Steps whose loss or gradients are no numbers: skipped, counted, and too many an error.
+    """Steps whose loss or gradients are not finite: skipped and counted; too many are an error.
 
     Args:
-        limit: so many in a row stop the run.
+        limit: so many consecutive ones stop the run.
         count: of skipped steps so far, for a checkpoint's state.
     """
 
@@ -63,7 +67,7 @@ class NanGuard:
         All processes come to the same answer where loss and norm are those of all.
 
         Raises:
-            FsdinoError: it is one too many in a row.
+            FsdinoError: too many consecutive ones.
         """
         if math.isfinite(loss) and math.isfinite(norm):
             self._row = 0
@@ -76,7 +80,7 @@ class NanGuard:
         )  # fmt: skip
         if self._row >= self.limit:
             raise FsdinoError(
-                f"{self._row} steps in a row had no finite loss, up to step {step}: the weights "
+                f"{self._row} consecutive steps had no finite loss, up to step {step}: the weights "
                 "are as before them; start in another --out with a lower learning_rate, or float32"
             )
         return True
@@ -101,7 +105,7 @@ class Descent:
         processes: Processes,
         wrapped: nn.Module,
         clipped: nn.Module,
-        config: TrainConfig | DistillConfig,
+        config: Recipe,
     ) -> None:
         self.processes, self.wrapped = processes, wrapped
         self.clipped, self.config = clipped, config
@@ -117,7 +121,7 @@ class Descent:
     def step(
         self, number: int, schedule: tuple[int, int], passes: Sequence[Callable[[], Tensor]]
     ) -> float:
-        """Change the weights once, unless the loss or its gradients are no numbers.
+        """Change the weights once, unless the loss or its gradients are not finite.
 
         Args:
             number: of the step, from 0.
@@ -129,7 +133,7 @@ class Descent:
             The loss.
 
         Raises:
-            FsdinoError: one step too many in a row without a finite loss.
+            FsdinoError: too many consecutive steps without a finite loss.
         """
         first, last = schedule
         factor = warmup_cosine(number - first, last - first, self.config.warmup)

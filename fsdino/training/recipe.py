@@ -1,4 +1,4 @@
-"""What the configurations of both training stages share: YAML, and checks that name a setting."""
+"""What the configurations of both training stages share: settings, YAML, checks that name one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from fsdino.errors import CheckpointError, UsageError
 from fsdino.models.config import ModelConfig
@@ -24,14 +25,76 @@ _TITLES = {bool: "true or false", str: "text"}
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """When the learning rate rises and falls.
+
+    Attributes:
+        steps: of the whole run.
+        restarts: steps at which it begins again, ascending, between 0 and `steps`.
+        ends: numbers of steps done at which a part of the run ends: the model is measured then, and
+            a checkpoint written.
+    """
+
+    steps: int
+    restarts: tuple[int, ...] = ()
+    ends: frozenset[int] = frozenset()
+
+    def around(self, step: int) -> tuple[int, int]:
+        """First step, and the one after the last, of the rise and fall that a step belongs to."""
+        bounds = (0, *self.restarts, self.steps)
+        return next((first, last) for first, last in pairwise(bounds) if step < last)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Settings of a run.
 
     Attributes:
         model: the model that the run is about.
+        learning_rate: peak; linear warm-up, then cosine decay to 1 % of it.
+        warmup: steps of the warm-up.
+        weight_decay: AdamW's, for matrices only.
+        gradient_clip: largest gradient norm.
+        nan_limit: so many consecutive steps without a finite loss stop the run; fewer are skipped.
+        seed: of everything that is drawn: weights, images and their order.
+        device: "auto" (a GPU for each process where there is one) or "cpu".
+        dtype: of the trained part: "float32", or "bfloat16" under autocast.
+        encoder_dtype: of a frozen encoder likewise; "auto" is bfloat16 on GPUs.
+        threads: CPU threads of the training process; 0 leaves them as they are.
+        workers: processes that read ahead; the results do not depend on it.
+        validate_every: steps between measurements.
+        checkpoint_every: steps between checkpoints.
+
+    Raises:
+        UsageError: an invalid value; the message names it.
     """
 
+    # May differ on resume: they decide no number, or only its rounding.
+    free: ClassVar[tuple[str, ...]] = ("device", "threads", "workers", "checkpoint_every")
+
     model: ModelConfig
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    weight_decay: float = 0.05
+    gradient_clip: float = 1.0
+    nan_limit: int = 10
+    seed: int = 0
+    device: str = AUTO
+    dtype: str = "float32"
+    encoder_dtype: str = AUTO
+    threads: int = 0
+    workers: int = 1
+    validate_every: int = 1000
+    checkpoint_every: int = 250
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        self._check_choices({"device": DEVICES, "dtype": DTYPES, "encoder_dtype": (AUTO, *DTYPES)})
+        self._check_numbers(
+            at_least_1=("nan_limit", "validate_every", "checkpoint_every"),
+            at_least_0=("warmup", "weight_decay", "seed", "threads", "workers"),
+            positive=("learning_rate", "gradient_clip"),
+        )
 
     @classmethod
     def from_yaml(cls: type[R], path: Path) -> R:
@@ -98,9 +161,13 @@ class Recipe:
                 )
 
     def _check_numbers(
-        self, at_least_1: Sequence[str], at_least_0: Sequence[str], positive: Sequence[str]
+        self,
+        *,
+        at_least_1: Sequence[str] = (),
+        at_least_0: Sequence[str] = (),
+        positive: Sequence[str] = (),
     ) -> None:
-        """Check settings by name; None is no number."""
+        """Check settings by name; None is not a number."""
         for name in (*at_least_1, *at_least_0, *positive):
             value = getattr(self, name)
             if value is None:

@@ -18,14 +18,14 @@ def test_one_step_of_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the embeddings of the cache: the teacher is asked before the clock starts."""
     small = dataclasses.replace(distillation_speed.SAM, image_size=64, channels=16)
     seen: list[int] = []
-    original = Distillation._step
+    original = Distillation.step
 
     def spy(self, number, pairs):
         seen.append(len(pairs))
         assert all(pair.target is not None for pair in pairs)
         return original(self, number, pairs)
 
-    monkeypatch.setattr(Distillation, "_step", spy)
+    monkeypatch.setattr(Distillation, "step", spy)
     config = DistillConfig(
         tiny_config(), image_sizes=(28, 42), epochs=(1,), batch_size=4, threads=1, workers=0
     )

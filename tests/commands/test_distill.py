@@ -80,7 +80,7 @@ def test_interrupted_distillation_says_how_to_go_on(capsys, monkeypatch):
     """Ctrl-C names the step that is kept; --resume ends with the table."""
     from fsdino.training.distillation import distill as module
 
-    original = module.Distillation._step
+    original = module.Distillation.step
 
     def interrupted(self: Any, step: int, pairs: Any) -> float:
         if step == 3:
@@ -89,7 +89,7 @@ def test_interrupted_distillation_says_how_to_go_on(capsys, monkeypatch):
 
     arguments = distill("--checkpoint-every", "1", "--no-cache")
     with monkeypatch.context() as patch:
-        patch.setattr(module.Distillation, "_step", interrupted)
+        patch.setattr(module.Distillation, "step", interrupted)
         assert cli.main(arguments) == 130
     assert error_line(capsys) == (
         "fsdino: interrupted: step 3 is kept in out; the same command with --resume goes on"

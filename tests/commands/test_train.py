@@ -86,20 +86,20 @@ def test_interrupted_training_says_how_to_go_on(recipe, capsys, monkeypatch):
     """Ctrl-C names the step that is kept and the option that continues."""
     from fsdino.training.meta import train as meta
 
-    original = meta.Trainer._step
+    original = meta.Trainer.step
 
     def interrupted(self: Any, step: int, batch: Any) -> float:
         if step == 3:
             raise KeyboardInterrupt
         return original(self, step, batch)
 
-    monkeypatch.setattr(meta.Trainer, "_step", interrupted)
+    monkeypatch.setattr(meta.Trainer, "step", interrupted)
     arguments = ["train", recipe, "--out", "run", "--steps", "4", "--checkpoint-every", "2"]
     assert cli.main(arguments) == 130
     assert error_line(capsys) == (
         "fsdino: interrupted: step 2 is kept in run; the same command with --resume goes on"
     )
-    monkeypatch.setattr(meta.Trainer, "_step", original)
+    monkeypatch.setattr(meta.Trainer, "step", original)
     assert cli.main([*arguments, "--resume"]) == 0
     assert "resuming run at step 2" in capsys.readouterr().err
 
@@ -147,14 +147,14 @@ def test_ctrl_c_writes_a_checkpoint_and_says_so(recipe, capsys, monkeypatch):
     """The signal itself: the step that was going on is kept, though no checkpoint was due."""
     from fsdino.training.meta import train as meta
 
-    original = meta.Trainer._step
+    original = meta.Trainer.step
 
     def interrupted(self: Any, number: int, step: Any) -> float:
         if number == 1:
             os.kill(os.getpid(), signal.SIGINT)
         return original(self, number, step)
 
-    monkeypatch.setattr(meta.Trainer, "_step", interrupted)
+    monkeypatch.setattr(meta.Trainer, "step", interrupted)
     arguments = ["train", recipe, "--out", "run", "--steps", "4"]
     assert cli.main(arguments) == 130
     lines = capsys.readouterr().err.splitlines()
@@ -169,7 +169,7 @@ import os, signal, time
 from fsdino.training.meta import train as meta
 
 signalled = [signal.NAME]
-original = meta.Trainer._step
+original = meta.Trainer.step
 
 def terminated(self, number, step):
     if number == 1 and signalled:
@@ -177,7 +177,7 @@ def terminated(self, number, step):
         time.sleep(0.5)
     return original(self, number, step)
 
-meta.Trainer._step = terminated
+meta.Trainer.step = terminated
 """
 
 

@@ -39,6 +39,6 @@ def test_the_guard_counts_in_a_row() -> None:
     assert guard.skips(1, math.nan, 1.0) and guard.skips(2, 1.0, math.inf)
     assert not guard.skips(3, 1.0, 1.0)
     assert guard.skips(4, math.nan, math.nan) and guard.skips(5, math.nan, 0.0)
-    with pytest.raises(FsdinoError, match="3 steps in a row had no finite loss, up to step 6"):
+    with pytest.raises(FsdinoError, match="3 consecutive steps had no finite loss, up to step 6"):
         guard.skips(6, math.inf, 1.0)
     assert guard.count == 5 + 5

@@ -59,7 +59,7 @@ def test_a_resumed_run_is_the_unbroken_one(
     """To the bit, wherever it stopped, and whoever prepares the episodes."""
     config = dataclasses.replace(DROPPING, workers=workers)
     with pytest.raises(StopError):
-        Trainer(config, tmp_path, report=stop_at(stop)).fit()
+        Trainer(config, tmp_path).fit(stop_at(stop))
     torch.manual_seed(99)  # whatever happened in between
     resumed = Trainer(config, tmp_path, resume=True)
     assert resumed.start == stop
@@ -78,7 +78,6 @@ def test_validation_changes_nothing(tmp_path: Path, whole: bytes) -> None:
 def test_dropout_drops(tmp_path: Path, whole: bytes) -> None:
     """The other tests would hold without: here torch's generator matters."""
     trainer = Trainer(DROPPING, tmp_path)
-    assert trainer._random is not None
     trainer._random["random.cpu"] = torch.Generator().manual_seed(5).get_state()
     trainer.fit()
     assert (tmp_path / "model" / "model.safetensors").read_bytes() != whole

@@ -25,10 +25,10 @@ def out(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     """Runs of one process and of two, and runs that one began and the other finished."""
     folder = tmp_path_factory.mktemp("together")
     losses: list[tuple[int, float]] = []
-    Trainer(SHARED, folder / "one", report=lambda s, x, m: losses.append((s, x))).fit()
+    Trainer(SHARED, folder / "one").fit(lambda s, x, m: losses.append((s, x)))
     (folder / "one.json").write_text(json.dumps(losses))
     with pytest.raises(StopError):
-        Trainer(SHARED, folder / "alone", report=stop_at(3)).fit()
+        Trainer(SHARED, folder / "alone").fit(stop_at(3))
     gloo.run(together, folder, 2)
     resumed = Trainer(SHARED, folder / "stopped", resume=True)
     assert resumed.start == 2

@@ -6,19 +6,7 @@ from dataclasses import dataclass
 
 from fsdino.errors import UsageError
 from fsdino.training.distillation.architecture import ARCHITECTURES
-from fsdino.training.recipe import AUTO, DEVICES, DTYPES, Recipe
-
-# Settings that decide no number, or only its rounding: they may differ on resume.
-DISTILL_FREE = (
-    *("cache", "device", "workers", "threads", "images_per_pass", "teacher_batch"),
-    "checkpoint_every",
-)
-_AT_LEAST_1 = (
-    *("batch_size", "teacher_batch", "validate_every", "checkpoint_every", "nan_limit"),
-    "images_per_pass",
-)
-_AT_LEAST_0 = ("warmup", "weight_decay", "threads", "workers", "seed")
-_POSITIVE = ("learning_rate", "gradient_clip")
+from fsdino.training.recipe import AUTO, DTYPES, Recipe, Schedule
 
 
 @dataclass(frozen=True)
@@ -43,10 +31,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class DistillConfig(Recipe):
-    """One distillation.
+    """One training run of stage 1; the settings of both stages are in `Recipe`.
+
+    Of `model`, the encoder is read and the adapter learns; other parts do not matter. The end of a
+    stage counts as a time for `validate_every` and `checkpoint_every`.
 
     Attributes:
-        model: whose encoder is read and whose adapter learns; other parts do not matter.
         images: folders, tar shards, lists and image files (`corpus.find_images`).
         teacher_checkpoint: a Segment Anything checkpoint.
         teacher: "vit_b", "vit_l" or "vit_h" that it must hold; "auto" takes what it holds.
@@ -60,27 +50,19 @@ class DistillConfig(Recipe):
         batch_size: images of a step, of all processes together.
         images_per_pass: images of one forward and backward pass of a process; the gradients of a
             step's passes add up. None takes all at once.
-        learning_rate: peak; linear warm-up, then cosine decay to 1 % of it, over all stages.
-        warmup: steps.
-        weight_decay: AdamW's, for matrices only.
-        gradient_clip: largest gradient norm.
-        nan_limit: so many steps in a row without a finite loss stop the run; fewer are skipped.
         use_cache: keep the teacher's embeddings on disk; without, they are computed in each epoch.
         cache: folder for them, for any number of runs; None is `embeddings` in the run's folder.
-        seed: of weights and order.
-        device: "auto" (a GPU for each process where there is one) or "cpu".
-        dtype: of the adapter: "float32", or "bfloat16" under autocast.
-        encoder_dtype, teacher_dtype: likewise; "auto" is bfloat16 on GPUs.
+        teacher_dtype: of the teacher, as `encoder_dtype`.
         teacher_batch: images in a pass of the teacher.
-        threads: CPU threads of the training process; 0 leaves them.
-        workers: processes that read images.
-        validate_every: steps between measurements on held-out images; the end of a stage is one.
-        checkpoint_every: steps.
 
     Raises:
-        UsageError: a value that cannot be meant; the message names it.
+        UsageError: an invalid value; the message names it.
     """
 
+    free = (*Recipe.free, "cache", "images_per_pass", "teacher_batch")
+
+    warmup: int = 500
+    checkpoint_every: int = 500
     images: tuple[str, ...] = ()
     teacher_checkpoint: str = ""
     teacher: str = AUTO
@@ -92,36 +74,15 @@ class DistillConfig(Recipe):
     epochs: tuple[int, ...] = (2,)
     batch_size: int = 32
     images_per_pass: int | None = None
-    learning_rate: float = 1e-3
-    warmup: int = 500
-    weight_decay: float = 0.05
-    gradient_clip: float = 1.0
-    nan_limit: int = 10
     use_cache: bool = True
     cache: str | None = None
-    seed: int = 0
-    device: str = AUTO
-    dtype: str = "float32"
-    encoder_dtype: str = AUTO
     teacher_dtype: str = AUTO
     teacher_batch: int = 4
-    threads: int = 0
-    workers: int = 1
-    validate_every: int = 1000
-    checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
-        self._check_types()
-        self._check_choices(
-            {
-                "teacher": (AUTO, *ARCHITECTURES),
-                "device": DEVICES,
-                "dtype": DTYPES,
-                "encoder_dtype": (AUTO, *DTYPES),
-                "teacher_dtype": (AUTO, *DTYPES),
-            }
-        )
-        self._check_numbers(_AT_LEAST_1, _AT_LEAST_0, _POSITIVE)
+        super().__post_init__()
+        self._check_choices({"teacher": (AUTO, *ARCHITECTURES), "teacher_dtype": (AUTO, *DTYPES)})
+        self._check_numbers(at_least_1=("batch_size", "teacher_batch", "images_per_pass"))
         if not self.image_sizes or min(self.image_sizes) < 1:
             raise UsageError(f"image_sizes must be sides in pixels, got {self.image_sizes}")
         if len(self.epochs) not in (1, len(self.image_sizes)) or min(self.epochs) < 1:
@@ -140,3 +101,8 @@ class DistillConfig(Recipe):
             first = found[-1].last if found else 0
             found.append(Stage(size, first, -(-images * epochs // self.batch_size)))
         return tuple(found)
+
+    def schedule(self, images: int) -> Schedule:
+        """When the learning rate rises and falls: once, over all stages."""
+        lasts = [stage.last for stage in self.stages(images)]
+        return Schedule(lasts[-1], ends=frozenset(lasts))

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from fsdino.images import Pixels
 from fsdino.models.checkpoints import tensors_sha256, write_tensors
 from fsdino.training.distillation.architecture import Architecture
 from fsdino.training.distillation.corpus import ImageFile
+from fsdino.training.distillation.inventory import Inventory
 from fsdino.training.distillation.teacher import Teacher
 from fsdino.training.interrupt import Interrupt, leave_to_trainer
 from fsdino.training.run import own_generator
@@ -73,7 +74,7 @@ class EmbeddingCache:
             content: name for name, images in self._shards.items() for content in images
         }
 
-    def __contains__(self, content: str) -> bool:
+    def __contains__(self, content: object) -> bool:
         return content in self._shard_of or content in self._waiting
 
     def __len__(self) -> int:
@@ -198,19 +199,6 @@ class EmbeddingCache:
 
     def _path(self, shard: str) -> Path:
         return self.folder / "shards" / f"{shard}.safetensors"
-
-
-@dataclass
-class Inventory:
-    """What is known of images after their embeddings were computed.
-
-    Attributes:
-        contents: SHA-256 of each image file's content, by the image's name.
-        unreadable: the reason, by the image's name.
-    """
-
-    contents: dict[str, str] = field(default_factory=dict)
-    unreadable: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

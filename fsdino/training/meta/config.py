@@ -7,46 +7,25 @@ from itertools import pairwise
 
 from fsdino.data.names import DATASETS, LAYOUTS
 from fsdino.errors import UsageError
-from fsdino.training.recipe import AUTO, DEVICES, DTYPES, Recipe
+from fsdino.training.recipe import AUTO, Recipe, Schedule
 
 DATA = tuple(name for name in DATASETS if name != "davis17")
 SELECT_ON = ("base", "novel")
 
-# Settings that decide no number, or only its rounding: they may differ on resume.
-FREE = (
-    *(
-        "root",
-        "splits",
-        "photographs",
-        "workers",
-        "threads",
-        "device",
-        "episodes_per_batch",
-        "feature_cache",
-    ),
-    *("skip_bad", "checkpoint_every"),
-)
-_AT_LEAST_1 = (
-    *("steps", "validate_every", "validation_episodes", "validation_shots", "checkpoint_every"),
-    "nan_limit",
-)
-_AT_LEAST_0 = (
-    *("warmup", "weight_decay", "threads", "workers", "patience", "seed", "fold"),
-    *("prototype_weight", "class_weight", "contrast_weight"),
-)
-_POSITIVE = ("learning_rate", "gradient_clip")
+_SHARES = ("invented", "photograph_share", "augment", "crowded")
 
 
 @dataclass(frozen=True)
 class TrainConfig(Recipe):
-    """One training run.
+    """One training run of stage 2; the settings of both stages are in `Recipe`.
 
     Attributes:
-        model: what to train.
         data: a name in `fsdino.data.names.DATASETS`, but for davis17, which has no episodes.
-        root, splits: the data set's folder, and that of the published lists.
-        layout, ignore, background: how a folder of one's own is read; see
-            `fsdino.data.folder.Folder`.
+        root: the data set's folder.
+        splits: folder of the published lists; None derives lists from the annotations.
+        layout: how a folder of one's own is laid out; see `fsdino.data.folder.Folder`.
+        ignore: value of its label maps that is not scored, or "none"; None is 255.
+        background: value of its label maps that is not a class, or "none"; None is 0.
         fold: held out of training; 0 where there are no folds.
         steps: optimiser steps.
         restarts: steps at which the schedule begins again, with a warm-up and a decay of its own;
@@ -67,11 +46,6 @@ class TrainConfig(Recipe):
             `fsdino.training.meta.augment`.
         crowded: share in [0, 1] of the images that are shrunk, with mirror images around: several
             small objects in place of one.
-        learning_rate: peak; linear warm-up, then cosine decay to 1 % of it.
-        warmup: steps.
-        weight_decay: AdamW's, for matrices only.
-        gradient_clip: largest gradient norm.
-        nan_limit: so many steps in a row without a finite loss stop the run; fewer are skipped.
         start_from: name or folder of a model that the run goes on from, with all its weights.
         encoder_from: name or folder of a model whose encoder is taken; None starts from the
             model's own (random, or `pretrained`).
@@ -81,31 +55,33 @@ class TrainConfig(Recipe):
         train_encoder: learn the encoder too, for small ones that start from scratch.
         train_adapter: learn the adapter too.
         train_decoder: learn the decoder; the variant "comp_frozen" never does.
-        prototype_weight, class_weight, contrast_weight: weights of the losses that shape a trained
-            encoder: prototype similarity within an image; the base class of each foreground token
-            (of the episodes whose class no augmentation changed); and telling apart the classes of
-            the episodes that share a pass.
-        seed: of weights, episodes and schedule.
-        device: "auto" (a GPU for each process where there is one) or "cpu".
-        dtype: of the trained part: "float32", or "bfloat16" under autocast.
-        encoder_dtype: of a frozen encoder likewise; "auto" is bfloat16 on GPUs.
+        prototype_weight: weight of a loss that shapes a trained encoder: prototype similarity
+            within an image.
+        class_weight: weight of another one: the base class of each foreground token (of the
+            episodes whose class no augmentation changed).
+        contrast_weight: weight of a third one: telling apart the classes of the episodes that share
+            a pass.
         feature_cache: folder for the features of a frozen encoder; needs `augment` and `crowded` 0.
-        threads: CPU threads of the training process; 0 leaves them.
-        workers: processes that prepare episodes; the episodes do not depend on it.
         skip_bad: take another episode where an image cannot be read, and name it.
         validation: score the model while it learns, and keep the best one; without, all images of
             a folder of one's own are trained on, and the last model counts as the best.
-        validate_every: steps between validations.
-        validation_episodes, validation_shots: how many, and their K.
+        validation_episodes: episodes of a validation.
+        validation_shots: K of its episodes.
         select_on: what the best checkpoint is chosen by: "base", base classes on images that are
             not trained on; or "novel", the held-out classes themselves, as much of the literature
             does. Results of such a model say so.
         patience: validations without a better one that end the run; 0 never does.
-        checkpoint_every: steps.
 
     Raises:
-        UsageError: a value that cannot be meant; the message names it.
+        UsageError: an invalid value; the message names it.
     """
+
+    # Of these, `Trainer` checks what they lead to.
+    free = (
+        *Recipe.free,
+        *("root", "splits", "photographs", "skip_bad", "episodes_per_batch", "feature_cache"),
+        *("steps", "restarts"),
+    )
 
     data: str = "procedural"
     root: str | None = None
@@ -125,11 +101,6 @@ class TrainConfig(Recipe):
     photograph_share: float = 0.0
     augment: float = 0.0
     crowded: float = 0.0
-    learning_rate: float = 1e-3
-    warmup: int = 200
-    weight_decay: float = 0.05
-    gradient_clip: float = 1.0
-    nan_limit: int = 10
     start_from: str | None = None
     encoder_from: str | None = None
     encoder_weights: str | None = None
@@ -141,36 +112,25 @@ class TrainConfig(Recipe):
     prototype_weight: float = 0.0
     class_weight: float = 0.0
     contrast_weight: float = 0.0
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "float32"
-    encoder_dtype: str = AUTO
     feature_cache: str | None = None
-    threads: int = 0
-    workers: int = 1
     skip_bad: bool = False
     validation: bool = True
-    validate_every: int = 1000
     validation_episodes: int = 144
     validation_shots: int = 1
     select_on: str = "base"
     patience: int = 0
-    checkpoint_every: int = 250
 
     def __post_init__(self) -> None:
-        self._check_types()
-        self._check_choices(
-            {
-                "data": DATA,
-                "layout": LAYOUTS,
-                "select_on": SELECT_ON,
-                "device": DEVICES,
-                "dtype": DTYPES,
-                "encoder_dtype": (AUTO, *DTYPES),
-            }
+        super().__post_init__()
+        self._check_choices({"data": DATA, "layout": LAYOUTS, "select_on": SELECT_ON})
+        self._check_numbers(
+            at_least_1=("steps", "validation_episodes", "validation_shots"),
+            at_least_0=(
+                *("patience", "fold"),
+                *("prototype_weight", "class_weight", "contrast_weight"),
+            ),
         )
-        self._check_numbers(_AT_LEAST_1, _AT_LEAST_0, _POSITIVE)
-        for name in ("invented", "photograph_share", "augment", "crowded"):
+        for name in _SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.invented and self.data != "procedural":
@@ -213,7 +173,7 @@ class TrainConfig(Recipe):
         changing = self.train_encoder or self.augment or self.crowded
         if self.feature_cache is not None and changing:
             raise UsageError(
-                "feature_cache keeps what a frozen encoder says of unchanged images: set "
+                "feature_cache keeps a frozen encoder's output for unchanged images: set "
                 "train_encoder to false, augment and crowded to 0"
             )
         if self.feature_cache is not None and (self.data == "procedural" or self.photograph_share):
@@ -228,15 +188,10 @@ class TrainConfig(Recipe):
         if self.encoder_from is not None and self.encoder_weights is not None:
             raise UsageError("encoder_from and encoder_weights exclude each other: pass one")
 
-    def schedule(self, step: int) -> tuple[int, int]:
-        """First step, and the one after the last, of the schedule that a step belongs to."""
-        ends = (0, *self.restarts, self.steps)
-        return next((first, last) for first, last in pairwise(ends) if step < last)
-
     @property
-    def ends(self) -> frozenset[int]:
-        """Numbers of steps done at which a schedule ends."""
-        return frozenset({*self.restarts, self.steps})
+    def schedule(self) -> Schedule:
+        """When the learning rate rises and falls."""
+        return Schedule(self.steps, self.restarts, frozenset({*self.restarts, self.steps}))
 
     @property
     def sizes(self) -> tuple[int, ...]:

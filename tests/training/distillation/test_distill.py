@@ -26,7 +26,8 @@ from fsdino.models import zoo
 from fsdino.processes import Processes
 from fsdino.training.distillation import distill
 from fsdino.training.distillation.config import DistillConfig
-from fsdino.training.distillation.distill import ADAPTER_FILE, Distillation, Report
+from fsdino.training.distillation.distill import ADAPTER_FILE, Distillation
+from fsdino.training.loop import Report
 from fsdino.training.meta.config import TrainConfig
 from tiny_models import tiny_config, tiny_model
 
@@ -136,7 +137,10 @@ def test_the_student_knows_more_than_the_average(place: Path, tmp_path: Path) ->
     distillation = Distillation(config, tmp_path / "run")
     distillation.prepare()
     training, held_out = (
-        [distillation.cache.get(hashlib.sha256(file.read()).hexdigest()).float() for file in files]
+        [
+            distillation.targets.cache.get(hashlib.sha256(file.read()).hexdigest()).float()
+            for file in files
+        ]
         for files in (distillation.corpus.training, distillation.corpus.held_out)
     )
     constant = torch.stack([target.mean((1, 2)) for target in training]).mean(0)[:, None, None]
@@ -308,7 +312,7 @@ def test_a_damaged_inventory_is_made_again(place, finished, tmp_path, damage, ca
     resumed.prepare()
     assert f"{inventory} is damaged" in caplog.text
     resumed.fit()
-    assert same_adapter(tmp_path, finished) and resumed.lost == {}
+    assert same_adapter(tmp_path, finished) and resumed.targets.lost == {}
 
 
 def test_damaged_metrics_cost_only_themselves(place, finished, tmp_path) -> None:
@@ -414,7 +418,7 @@ def test_a_loss_that_is_no_number_is_skipped_and_counted(place, tmp_path, monkey
     assert result["skipped_steps"] == 2
     seen.clear()
     bad = {2, 3, 4}
-    with pytest.raises(FsdinoError, match="3 steps in a row had no finite loss"):
+    with pytest.raises(FsdinoError, match="3 consecutive steps had no finite loss"):
         run(config_of(place, nan_limit=3), tmp_path / "b")
     assert (tmp_path / "b" / "checkpoints" / "00000003.safetensors").exists()
 

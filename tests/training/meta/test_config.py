@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from fsdino.errors import UsageError
-from fsdino.training.meta.config import FREE, TrainConfig
+from fsdino.training.distillation.config import DistillConfig
+from fsdino.training.meta.config import TrainConfig
 from training_work import CONFIG
 
 
@@ -77,7 +78,7 @@ def test_bad_recipes(tmp_path: Path, text: str, message: str) -> None:
         ({"dtype": "float16"}, "unknown dtype 'float16'"),
         ({"episodes_per_batch": 0}, "episodes_per_batch must be auto or at least 1, got 0"),
         ({"episodes_per_batch": "many"}, "episodes_per_batch must be auto or at least 1"),
-        ({"feature_cache": "f"}, "feature_cache keeps what a frozen encoder says"),
+        ({"feature_cache": "f"}, "feature_cache keeps a frozen encoder's output"),
         (
             {"feature_cache": "f", "train_encoder": False, "augment": 0.0},
             "no generated image comes twice",
@@ -118,4 +119,5 @@ def test_recipe_round_trip() -> None:
 
 def test_free_settings_exist() -> None:
     """A misspelt name would forbid what should be allowed."""
-    assert set(FREE) <= {field.name for field in dataclasses.fields(TrainConfig)}
+    for kind in (TrainConfig, DistillConfig):
+        assert set(kind.free) <= {field.name for field in dataclasses.fields(kind)}

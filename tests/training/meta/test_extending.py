@@ -13,7 +13,7 @@ import yaml
 
 import fsdino
 from fsdino.errors import UsageError
-from fsdino.training.meta import train as meta
+from fsdino.training.meta import validation
 from fsdino.training.meta.config import TrainConfig
 from fsdino.training.meta.train import Trainer
 from training_work import CONFIG, StopError, stop_at
@@ -60,8 +60,7 @@ def test_the_schedule_begins_again(finished: Path, tmp_path: Path, once: Path) -
     rates: list[float] = []
     trainer = Trainer(LONG, folder, resume=True)
     assert (trainer.start, trainer.config.restarts) == (4, (4,))
-    trainer.report = lambda step, loss, miou: rates.append(trainer.descent.learning_rate)
-    trainer.fit()
+    trainer.fit(lambda step, loss, miou: rates.append(trainer.descent.learning_rate))
     # Steps 4..7 of a schedule of four with two of warm-up: half, whole, then the cosine's.
     peak = LONG.learning_rate
     assert rates == pytest.approx([peak / 2, peak, peak, peak * (0.01 + 0.99 / 2)])
@@ -81,7 +80,7 @@ def test_an_extension_is_resumed_to_the_same_bits(
     """Also from a checkpoint of before it, where the newer ones are damaged."""
     folder = copy(finished, tmp_path / "run")
     with pytest.raises(StopError):
-        Trainer(LONG, folder, resume=True, report=stop_at(stop)).fit()
+        Trainer(LONG, folder, resume=True).fit(stop_at(stop))
     if stop == 5:  # back to step 4
         (folder / "checkpoints" / "00000005.safetensors").write_bytes(b"")
     resumed = Trainer(LONG, folder, resume=True)
@@ -100,7 +99,7 @@ def test_what_cannot_be_extended(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"restarts \(2,\): the schedule of .* at \(\): leave"):
         Trainer(other, folder, resume=True)
     with pytest.raises(StopError):
-        Trainer(SHORT, tmp_path / "half", report=stop_at(2)).fit()
+        Trainer(SHORT, tmp_path / "half").fit(stop_at(2))
     with pytest.raises(UsageError, match=r"at step 2 of 4, and only a finished one can be ext"):
         Trainer(LONG, tmp_path / "half", resume=True)
     assert TrainConfig.from_yaml(folder / "config.yaml") == SHORT
@@ -112,16 +111,14 @@ def test_a_run_that_patience_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     class Scored:
         miou = 50.0
 
-    monkeypatch.setattr(meta, "evaluate", lambda *a, **k: Scored)
+    monkeypatch.setattr(validation, "evaluate", lambda *a, **k: Scored)
     config = dataclasses.replace(SHORT, steps=8, validate_every=1, patience=2)
     trainer = Trainer(config, tmp_path)
     seen: list[int] = []
-    trainer.report = lambda step, loss, miou: seen.append(step)
-    trainer.fit()
+    trainer.fit(lambda step, loss, miou: seen.append(step))
     assert seen == [1, 2, 3]
     more = Trainer(dataclasses.replace(config, steps=12), tmp_path, resume=True)
-    more.report = trainer.report
-    more.fit()
+    more.fit(lambda step, loss, miou: seen.append(step))
     assert more.config.restarts == (3,) and seen == [1, 2, 3, 4, 5]
 
 

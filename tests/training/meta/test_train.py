@@ -25,7 +25,7 @@ from fsdino.data.photographs import Photographs
 from fsdino.errors import CheckpointError, DataError, FsdinoError, UsageError
 from fsdino.evaluation import record
 from fsdino.training import run
-from fsdino.training.meta import train as meta
+from fsdino.training.meta import footprint, train, validation
 from fsdino.training.meta.config import TrainConfig
 from fsdino.training.meta.steps import Step, Steps
 from fsdino.training.meta.train import Trainer
@@ -79,9 +79,9 @@ def test_threads_are_the_runs_own(tmp_path: Path) -> None:
     """The setting holds while a run computes, and not for what the caller does later."""
     seen = []
     config = dataclasses.replace(CONFIG, threads=2, steps=1, validation=False)
-    trainer = Trainer(config, tmp_path, report=lambda *_: seen.append(torch.get_num_threads()))
+    trainer = Trainer(config, tmp_path)
     assert torch.get_num_threads() == 1
-    trainer.fit()
+    trainer.fit(lambda *_: seen.append(torch.get_num_threads()))
     assert seen == [2] and torch.get_num_threads() == 1
 
 
@@ -93,7 +93,7 @@ def test_ctrl_c_writes_a_checkpoint(tmp_path: Path, whole: Path) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        Trainer(CONFIG, tmp_path, report=press).fit()
+        Trainer(CONFIG, tmp_path).fit(press)
     assert steps_kept(tmp_path) == [2, 3]
     Trainer(CONFIG, tmp_path, resume=True).fit()
     assert same_run(tmp_path, whole)
@@ -111,7 +111,7 @@ def test_a_full_disk_loses_nothing_older(
             monkeypatch.setattr(run.shutil, "disk_usage", lambda folder: full)
 
     with pytest.raises(FsdinoError, match=r"is full: a checkpoint takes 0\.\d MB, 0\.0 MB are fr"):
-        Trainer(CONFIG, tmp_path, report=fill).fit()
+        Trainer(CONFIG, tmp_path).fit(fill)
     assert steps_kept(tmp_path) == [2]
     monkeypatch.undo()
     Trainer(CONFIG, tmp_path, resume=True).fit()
@@ -123,7 +123,7 @@ def test_a_corrupt_last_checkpoint_costs_its_steps(
 ) -> None:
     """One changed bit is seen, said, and the older checkpoint leads to the same end."""
     with pytest.raises(StopError):
-        Trainer(CONFIG, tmp_path, report=stop_at(5)).fit()
+        Trainer(CONFIG, tmp_path).fit(stop_at(5))
     newest = tmp_path / "checkpoints" / "00000004.safetensors"
     content = bytearray(newest.read_bytes())
     content[-5] ^= 1
@@ -160,8 +160,7 @@ def test_a_nan_loss_is_skipped_and_counted(
     config = dataclasses.replace(FROZEN, steps=3)
     trainer = Trainer(config, tmp_path)
     parameter = trainer.model.decoder.mask_tokens.weight
-    trainer.report = lambda step, loss, miou: trained.append(parameter.detach().clone())
-    trainer.fit()
+    trainer.fit(lambda step, loss, miou: trained.append(parameter.detach().clone()))
     assert torch.equal(trained[0], trained[1]) and not torch.equal(trained[1], trained[2])
     assert "step 1 skipped: the loss is nan" in caplog.text
     assert metrics(tmp_path)[-1]["skipped_steps"] == 1
@@ -171,7 +170,7 @@ def test_too_many_nan_losses_stop_the_run(tmp_path: Path, monkeypatch: pytest.Mo
     """After `nan_limit` in a row; the weights before them are kept."""
     spoil(monkeypatch, {3, 4})
     config = dataclasses.replace(FROZEN, nan_limit=2)
-    with pytest.raises(FsdinoError, match=r"2 steps in a row had no finite loss, up to step 4"):
+    with pytest.raises(FsdinoError, match=r"2 consecutive steps had no finite loss, up to step 4"):
         Trainer(config, tmp_path).fit()
     assert steps_kept(tmp_path)[-1] == 4
     tensors = run.Run(tmp_path, config.to_dict(), resume=True).load()[1]
@@ -229,7 +228,7 @@ def test_unreadable_images_can_be_replaced(
 def test_other_images_are_no_resumption(tmp_path: Path, photos: TrainConfig) -> None:
     """The folder may move, but not become another one."""
     with pytest.raises(StopError):
-        Trainer(photos, tmp_path / "run", report=stop_at(3)).fit()
+        Trainer(photos, tmp_path / "run").fit(stop_at(3))
     moved = Path(photos.root).rename(tmp_path / "moved")
     config = dataclasses.replace(photos, root=str(moved))
     assert Trainer(config, tmp_path / "run", resume=True).start == 2
@@ -243,7 +242,7 @@ def test_other_photographs_are_no_resumption(tmp_path: Path) -> None:
     folder = write_photographs(tmp_path / "photographs")
     config = dataclasses.replace(FROZEN, photographs=str(folder), photograph_share=0.5)
     with pytest.raises(StopError):
-        Trainer(config, tmp_path / "run", report=stop_at(3)).fit()
+        Trainer(config, tmp_path / "run").fit(stop_at(3))
     moved = folder.rename(tmp_path / "moved")
     config = dataclasses.replace(config, photographs=str(moved))
     resumed = Trainer(config, tmp_path / "run", resume=True)
@@ -264,7 +263,7 @@ def test_other_frozen_weights_are_no_resumption(tmp_path: Path, whole: Path) -> 
     shutil.copytree(whole / "model", encoder)
     config = dataclasses.replace(FROZEN, encoder_from=str(encoder))
     with pytest.raises(StopError):
-        Trainer(config, tmp_path / "run", report=stop_at(3)).fit()
+        Trainer(config, tmp_path / "run").fit(stop_at(3))
     kept = run.Run(tmp_path / "run", config.to_dict(), resume=True).load()[1]
     assert not [name for name in kept if "encoder.vit.blocks" in name]
     shutil.rmtree(encoder)
@@ -297,9 +296,8 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
     losses: dict[int, list[float]] = {0: [], 2: []}
     for workers, seen in losses.items():
         config = dataclasses.replace(CONFIG, steps=3, workers=workers)
-        Trainer(
-            config, tmp_path / str(workers), report=lambda s, x, m, seen=seen: seen.append(x)
-        ).fit()
+        trainer = Trainer(config, tmp_path / str(workers))
+        trainer.fit(lambda s, x, m, seen=seen: seen.append(x))
     assert losses[0] == losses[2]
 
 
@@ -310,7 +308,7 @@ def test_gradients_of_several_passes_add_up(tmp_path: Path) -> None:
     found = []
     for name, config in (("together", together), ("apart", apart)):
         losses: list[float] = []
-        Trainer(config, tmp_path / name, report=lambda s, x, m, to=losses: to.append(x)).fit()
+        Trainer(config, tmp_path / name).fit(lambda s, x, m, to=losses: to.append(x))
         found.append((losses, weights(tmp_path / name)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     assert found[0][0] != found[1][0]  # the passes were several
@@ -330,13 +328,12 @@ def test_as_many_episodes_as_fit(
     assert f"activations of a 1-shot episode at 40 pixels: {each / 1e6:.1f} MB" in caplog.text
     # Planned: 80 % of the free memory, and twice an episode's activations.
     free = 2 * 3.5 * each / 0.8
-    monkeypatch.setattr(meta.footprint, "free_bytes", lambda device: int(free))
+    monkeypatch.setattr(footprint, "free_bytes", lambda device: int(free))
     scarce = Trainer(config, tmp_path / "scarce")
     assert scarce.batch[1] == 3 and scarce.batch[3] == 1
     with pytest.raises(StopError):
-        scarce.report = stop_at(2)
-        scarce._save(1)
-        scarce.fit()
+        scarce.save(1)
+        scarce.fit(stop_at(2))
     monkeypatch.undo()
     assert Trainer(config, tmp_path / "scarce", resume=True).batch == {1: 3, 3: 1}
 
@@ -371,7 +368,7 @@ def test_it_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     first = Steps(config)[0]
     monkeypatch.setattr(Steps, "load", lambda self, start: iter([first] * 40))
-    Trainer(config, tmp_path, report=lambda step, loss, miou: losses.append(loss)).fit()
+    Trainer(config, tmp_path).fit(lambda step, loss, miou: losses.append(loss))
     assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
 
 
@@ -400,7 +397,7 @@ def test_the_best_model_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         def __init__(self) -> None:
             self.miou = next(mious)
 
-    monkeypatch.setattr(meta, "evaluate", lambda *a, **k: Scored())
+    monkeypatch.setattr(validation, "evaluate", lambda *a, **k: Scored())
     config = dataclasses.replace(FROZEN, validate_every=1, patience=2)
     trainer = Trainer(config, tmp_path)
     tokens = trainer.model.decoder.mask_tokens.weight
@@ -408,15 +405,13 @@ def test_the_best_model_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def note(step: int, loss: float, miou: float | None) -> None:
         states[step] = tokens.detach().numpy().tobytes()
 
-    trainer.report = note
-    trainer.fit()
+    trainer.fit(note)
     assert list(states) == [1, 2, 3, 4]
     for name, step in (("best", 2), ("model", 4)):
         model = fsdino.load(tmp_path / name)
         assert model.decoder.mask_tokens.weight.detach().numpy().tobytes() == states[step]
         assert model.provenance["step"] == step
-    again = Trainer(config, tmp_path, resume=True, report=note)
-    again.fit()
+    Trainer(config, tmp_path, resume=True).fit(note)
     assert list(states) == [1, 2, 3, 4]  # it has ended
 
 
@@ -427,7 +422,7 @@ def test_a_validation_that_fails_costs_no_step(
     config = dataclasses.replace(CONFIG, checkpoint_every=100)
     with monkeypatch.context() as patch:
         nothing = lambda questions: torch.full((4, 1, 8, 8), torch.nan)  # noqa: E731
-        patch.setattr(meta, "ModelPredictor", lambda model: nothing)
+        patch.setattr(validation, "ModelPredictor", lambda model: nothing)
         with pytest.raises(FsdinoError, match="the model's output is not finite"):
             Trainer(config, tmp_path).fit()
         assert steps_kept(tmp_path) == [3]
@@ -442,7 +437,7 @@ def test_a_validation_without_a_number_is_no_best(
 ) -> None:
     """NaN is greater than nothing, and nothing is greater than it: it must not be kept."""
     mious = iter([float("nan"), 30.0, float("nan"), 20.0])
-    monkeypatch.setattr(meta, "evaluate", lambda *a, **k: SimpleNamespace(miou=next(mious)))
+    monkeypatch.setattr(validation, "evaluate", lambda *a, **k: SimpleNamespace(miou=next(mious)))
     config = dataclasses.replace(FROZEN, steps=4, validate_every=1)
     Trainer(config, tmp_path).fit()
     assert fsdino.load(tmp_path / "best").provenance["step"] == 2
@@ -463,12 +458,12 @@ def test_a_start_that_fails_late_is_not_in_the_way(
 ) -> None:
     """Out of memory before the first checkpoint, say: the next start may have other settings."""
     with monkeypatch.context() as patch:
-        patch.setattr(meta.footprint, "activation_bytes", lambda *a: 1 / 0)
+        patch.setattr(footprint, "activation_bytes", lambda *a: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             Trainer(FROZEN, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(ZeroDivisionError):
-        Trainer(FROZEN, tmp_path / "run", report=lambda *a: 1 / 0).fit()
+        Trainer(FROZEN, tmp_path / "run").fit(lambda *a: 1 / 0)
     Trainer(dataclasses.replace(FROZEN, images_per_step=8), tmp_path / "run")
 
 
@@ -481,13 +476,13 @@ def test_results_say_what_a_model_was_selected_on(
 ) -> None:
     """Whoever chose by the held-out classes cannot forget to say so."""
     asked: list[set[int]] = []
-    evaluate = meta.evaluate
+    evaluate = validation.evaluate
 
     def spy(predict: Any, episodes: Any, *args: Any, **options: Any) -> Any:
         asked.append(set(episodes.classes))
         return evaluate(predict, episodes, *args, **options)
 
-    monkeypatch.setattr(meta, "evaluate", spy)
+    monkeypatch.setattr(validation, "evaluate", spy)
     config = dataclasses.replace(FROZEN, steps=1, select_on=select_on, fold=2)
     Trainer(config, tmp_path).fit()
     held_out = set(range(48, 72))
@@ -544,10 +539,9 @@ def test_bfloat16_trains(tmp_path: Path) -> None:
     losses: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     for dtype, seen in losses.items():
         config = dataclasses.replace(FROZEN, dtype=dtype, encoder_dtype=dtype, steps=3)
-        trainer = Trainer(
-            config, tmp_path / dtype, report=lambda s, x, m, seen=seen: seen.append(x)
-        )
-        assert {p.dtype for p in trainer.fit().parameters()} == {torch.float32}
+        trainer = Trainer(config, tmp_path / dtype)
+        trained = trainer.fit(lambda s, x, m, seen=seen: seen.append(x))
+        assert {p.dtype for p in trained.parameters()} == {torch.float32}
     assert losses["float32"] == pytest.approx(losses["bfloat16"], rel=0.05)
     assert losses["float32"] != losses["bfloat16"]
 
@@ -562,7 +556,7 @@ def test_kept_features_change_nothing(
         trainer = Trainer(config, tmp_path / name)
         if name == "reads":
             trainer.model.encode = None  # is not called by training
-        trainer._validate = trainer._log
+        trainer._validate = lambda done: None
         trainer.fit()
     # Every fifth of the 20 images is kept out of training.
     assert "features of 16 images take up to" in caplog.text
@@ -596,4 +590,4 @@ def test_features_of_another_reading_are_not_taken_from_the_cache(
 def test_too_many_processes_are_an_error() -> None:
     """Each needs an episode of every step."""
     with pytest.raises(UsageError, match=r"1 episodes of 3 shots, too few for 2 .* at least 8 im"):
-        meta._check_processes(CONFIG, 2)
+        train._check_processes(CONFIG, 2)

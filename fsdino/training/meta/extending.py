@@ -1,0 +1,54 @@
+"""The schedule of a run that goes on: that of before, or a longer one where it was finished."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fsdino.errors import UsageError
+from fsdino.training.meta.config import TrainConfig
+
+logger = logging.getLogger("fsdino.training")
+
+
+def follow_on(
+    config: TrainConfig, before: Mapping[str, Any], folder: Path, step: int, *, stopped: bool
+) -> TrainConfig:
+    """Take over the schedule of the run that goes on, or extend it: it then begins again.
+
+    Args:
+        config: what is asked for now.
+        before: the configuration that the run was started with.
+        folder: the run's, for messages.
+        step: steps done.
+        stopped: whether `patience` had ended it.
+
+    Raises:
+        UsageError: fewer steps than it has, or more before it is finished, or other `restarts`.
+    """
+    steps, restarts = int(before["steps"]), tuple(before["restarts"])
+    if config.restarts not in ((), restarts):
+        raise UsageError(
+            f"restarts {config.restarts}: the schedule of {folder} began again at {restarts}: "
+            "leave restarts out, or start in another --out"
+        )
+    if config.steps < steps:
+        raise UsageError(
+            f"steps {config.steps}: the run in {folder} has {steps}: pass --steps {steps} to "
+            "resume it, more to extend it, or another --out"
+        )
+    if config.steps > steps:
+        if step < steps and not stopped:
+            raise UsageError(
+                f"steps {config.steps}: the run in {folder} is at step {step} of {steps}, and "
+                f"only a finished one can be extended: first resume it with --steps {steps}"
+            )
+        restarts = (*restarts, step)
+        logger.info(
+            "extending %s from step %d to %d: its schedule begins again, with a warm-up",
+            folder, step, config.steps,
+        )  # fmt: skip
+    return dataclasses.replace(config, restarts=restarts)
