@@ -12,6 +12,7 @@ import camvid
 import numpy as np
 import photo_latency
 import photo_methods
+import photo_results
 import photo_statistics
 import pytest
 import torch
@@ -456,7 +457,7 @@ def test_a_tile_that_is_the_picture_is_not_segmented_again() -> None:
 def test_columns_of_a_table() -> None:
     """Two classes, whose second has one query in the other column."""
     same, other = "same drive", "other drives"
-    asked = photographs.Asked(
+    asked = photo_results.Asked(
         [0, 1, 2],
         ["sky", "sky", "road"],
         [(same, other), (same,), (same, other)],
@@ -465,7 +466,7 @@ def test_columns_of_a_table() -> None:
             "training-free": [Answer((20, 60)), Answer((40,)), Answer((50, 10))],
         },
     )
-    result = photographs.camvid_result(asked, 1, "model")
+    result = photo_results.camvid_result(asked, 1, "model")
     first, second = (result["columns"][f"main, {name}"] for name in (same, other))
     assert first["methods"]["mutual nearest"]["iou"] == 30  # (20 + 40) / 2
     assert second["methods"]["mutual nearest"]["iou"] == 25
@@ -483,7 +484,7 @@ def test_scores_and_quality_of_answers() -> None:
         Answer((80.0, 60.0), 0.9, (0.8, 0.6), (True, True), (0.1,), (False,)),
         Answer((10.0,), 0.2, (0.3,), (False,), (0.4, 0.3), (True, False)),
     ]
-    there, quality = photographs.presence(answers), photographs.explained([3, 4], answers)
+    there, quality = photo_results.presence(answers), photo_results.explained([3, 4], answers)
     assert there is not None and quality is not None
     # 9 pairs: 0.8 and 0.6 are above all three, 0.3 is above one and equal to one.
     assert there["auroc"] == pytest.approx(7.5 / 9, abs=1e-3)
@@ -491,14 +492,14 @@ def test_scores_and_quality_of_answers() -> None:
     assert there["found_without_percent"] == pytest.approx(33.3)
     assert (there["queries"], there["queries_without"]) == (3, 3)
     assert quality["spearman"] == 1 and quality["supports"] == 2
-    assert photographs.presence([Answer((1.0,))]) is None
-    assert photographs.explained([3], [Answer((1.0,))]) is None
+    assert photo_results.presence([Answer((1.0,))]) is None
+    assert photo_results.explained([3], [Answer((1.0,))]) is None
 
 
 def test_a_support_of_several_pairs_counts_once() -> None:
     """Its quality stands beside the mean over all of its queries."""
     answers = [Answer((20.0,), 0.6), Answer((90.0,), 0.8), Answer((70.0,), 0.6)]
-    quality = photographs.explained([3, 4, 3], answers)
+    quality = photo_results.explained([3, 4, 3], answers)
     assert quality is not None and quality["supports"] == 2 and quality["spearman"] == 1
     row = next(row for row in quality["warning"] if row["threshold"] == 0.7)
     assert (row["precision"], row["recall"]) == (1, 1)  # (20 + 70) / 2 is below 50
@@ -559,12 +560,12 @@ def test_pictures_without_a_class_that_many_show() -> None:
 def test_means_over_pictures_and_classes() -> None:
     """Pairs of one picture, or of one class, count as one."""
     answers = [Answer((10,)), Answer((30,)), Answer((60,))]
-    asked = photographs.Asked([0, 1, 2], ["a", "a", "b"], [("pairs",)] * 3, {"m": answers})
+    asked = photo_results.Asked([0, 1, 2], ["a", "a", "b"], [("pairs",)] * 3, {"m": answers})
     pairs = [
         SimpleNamespace(name=name, picture=picture, kind=kind)
         for name, picture, kind in (("x", "a", "cat"), ("y", "a", "dog"), ("z", "b", "dog"))
     ]
-    result = photographs.pairs_result(asked, pairs, "model")  # type: ignore[arg-type]
+    result = photo_results.pairs_result(asked, pairs, "model")  # type: ignore[arg-type]
     columns = {kind: column["methods"]["m"] for kind, column in result["columns"].items()}
     assert columns["pictures"] == {"iou": 40, "interval": [20, 60]}
     assert columns["classes"] == {"iou": 27.5, "interval": [10, 45]}
