@@ -104,7 +104,8 @@ RECORDED = """
 import math
 from unittest import mock
 import torch, triton
-from fsdino.kernels import inspect, layout
+from fsdino.bench import inspect_triton
+from fsdino.kernels import layout
 from fsdino.bench.workloads import WORKLOADS
 
 grids = []
@@ -113,9 +114,9 @@ def record(kernel, *args, grid, warmup, **settings):
 layout.planned.set(90)
 for name in {names!r}:
     grids.clear()
-    with mock.patch.object(inspect, "_run_fused", lambda *args: None):
+    with mock.patch.object(inspect_triton, "_run_fused", lambda *args: None):
         with mock.patch.object(triton.runtime.jit.JITFunction, "run", record):
-            inspect._run(WORKLOADS[name], torch.bfloat16)
+            inspect_triton._run(WORKLOADS[name], torch.bfloat16)
     print(grids)
 """
 
