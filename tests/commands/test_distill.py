@@ -118,7 +118,12 @@ def test_distill_from_a_recipe(capsys):
     Path("stage1.yaml").write_text(yaml.safe_dump(recipe))
     config = Distill(recipe="stage1.yaml", out=Path("out"), percent=25.0, no_cache=True)
     expected = DistillConfig(
-        tiny_config(), ("queries",), "sam.pth", encoder_from="model", percent=25.0, use_cache=False
+        tiny_config(),
+        images=("queries",),
+        teacher_checkpoint="sam.pth",
+        encoder_from="model",
+        percent=25.0,
+        use_cache=False,
     )
     assert config.configure() == expected
     assert cli.main(["distill", "stage1.yaml", "--model", "model", "--out", "out"]) == 2
