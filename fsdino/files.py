@@ -10,18 +10,22 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from fsdino.errors import DataError, FsdinoError, UsageError
 
+logger = logging.getLogger("fsdino.files")
+
 AnyPath = str | os.PathLike[str]
+Row = TypeVar("Row")
 
 _PREFIX = ".fsdino-"  # of the hidden folders that files are written in
 _STALE = 24 * 3600.0  # seconds after which what cannot be locked counts as left behind
@@ -395,6 +399,38 @@ def read_json_lines(path: AnyPath) -> tuple[list[dict[str, Any]], int]:
         raise FsdinoError(
             f"{os.fspath(path)} cannot be read ({reason}): fix that, or choose another folder"
         ) from error
+    return rows, damaged
+
+
+def read_journal(
+    path: AnyPath,
+    parse: Callable[[dict[str, Any]], Row | None],
+    *,
+    header: Callable[[dict[str, Any]], object] | None = None,
+    quiet: bool = False,
+) -> tuple[list[Row], int]:
+    """The rows of a journal: a file of JSON lines that grows as work is done, and resumes it.
+
+    Args:
+        path: the file.
+        parse: makes a row of an object; None if it cannot be one, which is a damaged line.
+        header: called with the first object, if there is any, which then is not a row; raises
+            where the file is another's.
+        quiet: keep the number of damaged lines out of the log.
+
+    Returns:
+        the rows in the order of the file, and the number of damaged lines.
+
+    Raises:
+        FsdinoError: it cannot be read.
+    """
+    objects, damaged = read_json_lines(path)
+    if header is not None and objects:
+        header(objects.pop(0))
+    rows = [row for row in map(parse, objects) if row is not None]
+    damaged += len(objects) - len(rows)
+    if damaged and not quiet:
+        logger.warning("%s: %d damaged lines are left out", os.fspath(path), damaged)
     return rows, damaged
 
 

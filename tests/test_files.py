@@ -9,6 +9,7 @@ import stat
 import threading
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -241,6 +242,7 @@ def test_names_as_long_as_the_system_allows(tmp_path: Path) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
+from typing import Any
 from fsdino.files import atomic_write
 with atomic_write(sys.argv[1]) as temporary:
     temporary.write_text("half")
@@ -353,6 +355,26 @@ def test_json_lines_lose_the_damaged_ones_alone(tmp_path: Path) -> None:
     assert rows == [{"n": 1}, {"n": 2, "t": "\u2028"}]
     assert damaged == 6
     assert files.read_json_lines(tmp_path / "none.jsonl") == ([], 0)
+
+
+def test_a_journal_resumes_with_what_can_be_believed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows that are none count as damaged lines, the log says how many, and the first can be a
+    header, which has no row's form."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"format": 1}\n{"n": 3}\n{"n": "x"}\n{"n": 5}\n{"n": 7')
+    headers: list[dict[str, Any]] = []
+
+    def parse(data: dict[str, Any]) -> int | None:
+        return data["n"] if isinstance(data.get("n"), int) else None
+
+    assert files.read_journal(path, parse, header=headers.append) == ([3, 5], 2)
+    assert headers == [{"format": 1}]
+    assert caplog.messages == [f"{path}: 2 damaged lines are left out"]
+    assert files.read_journal(path, parse, quiet=True) == ([3, 5], 3)
+    assert files.read_journal(tmp_path / "none", parse, header=headers.append) == ([], 0)
+    assert len(headers) == len(caplog.messages) == 1
 
 
 def test_a_line_without_an_end_takes_no_memory(

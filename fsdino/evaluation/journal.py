@@ -13,7 +13,7 @@ from typing import Any
 
 from fsdino.errors import DataError, UsageError
 from fsdino.evaluation.metrics import REGIONS
-from fsdino.files import append_json_lines, make_folder, read_json_lines, write_json_lines
+from fsdino.files import append_json_lines, make_folder, read_journal, write_json_lines
 from fsdino.locks import Lock
 from fsdino.processes import Processes
 
@@ -190,16 +190,15 @@ def _parse(file: Path) -> tuple[dict[str, Any] | None, list[Row]]:
 
     A line that an interruption cut off is left out, and so is every other damaged one.
     """
-    objects, damaged = read_json_lines(file)
-    if not objects:
-        _report(file, damaged)
-        return None, []
-    header, *data = objects
-    if header.get("format") != FORMAT:
-        raise _foreign(file)
-    rows = [row for row in map(_row, data) if row is not None]
-    _report(file, damaged + len(data) - len(rows))
-    return header, rows
+    headers: list[dict[str, Any]] = []
+
+    def keep(header: dict[str, Any]) -> None:
+        if header.get("format") != FORMAT:
+            raise _foreign(file)
+        headers.append(header)
+
+    rows, _ = read_journal(file, _row, header=keep)
+    return (headers[0] if headers else None), rows
 
 
 def _row(data: Mapping[str, Any]) -> Row | None:
@@ -243,11 +242,6 @@ def _joined(rows: Iterable[Row]) -> dict[tuple[int, int], Row]:
     if doubtful:
         logger.warning("%d episodes have rows that differ: they are done again", len(doubtful))
     return {place: row for place, row in kept.items() if place not in doubtful}
-
-
-def _report(file: Path, damaged: int) -> None:
-    if damaged:
-        logger.warning("%s: %d damaged lines are left out", file, damaged)
 
 
 def _foreign(file: Path) -> DataError:

@@ -280,12 +280,10 @@ class Run:
         path = self.folder / METRICS
         if not self.main or not path.exists():
             return
-        rows, damaged = files.read_json_lines(path)
-        valid = [row for row in rows if isinstance(row.get("step"), int)]
-        damaged += len(rows) - len(valid)
-        if damaged:
-            logger.warning("%s: %d damaged lines are left out", path, damaged)
-        files.write_json_lines(path, [row for row in valid if row["step"] <= step])
+        rows, _ = files.read_journal(
+            path, lambda row: row if isinstance(row.get("step"), int) else None
+        )
+        files.write_json_lines(path, [row for row in rows if row["step"] <= step])
 
     def __enter__(self) -> Run:
         return self

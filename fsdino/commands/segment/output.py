@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import logging
 import math
 import os
 import stat
@@ -26,9 +25,6 @@ from fsdino.image_files import printable
 from fsdino.locks import Lock
 from fsdino.models.segmentation import Segmentation
 from fsdino.processes import is_first
-
-logger = logging.getLogger("fsdino.commands")
-
 
 FORMAT = "fsdino-segment-2"
 CALL_FILE, ROWS_FILE, LOCK_FILE = "segment.json", "results.jsonl", "segment.lock"
@@ -306,19 +302,17 @@ class Output:
     def _read_rows(self, *, mend: bool) -> dict[str, Row]:
         """The stored rows by query; damaged ones are dropped, from the file, too, to `mend` it."""
         file = self.folder / ROWS_FILE
-        found, damaged = files.read_json_lines(file)
-        rows: dict[str, Row] = {}
-        names: dict[str, str] = {}  # whose it is, by name
-        for data in found:
+        owners: dict[str, str] = {}  # queries by the name that is theirs
+
+        def parse(data: Mapping[str, Any]) -> Row | None:
             row = Row.read(data)
-            if row is None or names.setdefault(row.name.casefold(), row.query) != row.query:
-                damaged += 1
-            else:
-                rows[row.query] = row
+            if row is None or owners.setdefault(row.name.casefold(), row.query) != row.query:
+                return None
+            return row
+
+        found, damaged = files.read_journal(file, parse, quiet=not mend)
+        rows = {row.query: row for row in found}
         if damaged and mend:
-            logger.warning(
-                "%s: %d damaged lines are dropped, and their queries done again", file, damaged
-            )
             files.write_json_lines(file, map(asdict, rows.values()))
         return rows
 

@@ -239,7 +239,7 @@ def test_damaged_rows_are_done_again(change, model, support, queries, tmp_path, 
     outcome = run(model, support, queries, out)
     assert (outcome.resumed, len(outcome.rows)) == (10, 11)
     assert outcome.rows[0].mask == "masks/00.png"
-    assert "1 damaged lines are dropped" in caplog.text
+    assert "1 damaged lines are left out" in caplog.text
     assert len(list((out / "masks").iterdir())) == 11
     run(model, support, queries, out)
     Output(out, {**CALL, "threshold": 0.1}, overwrite=True).close()
