@@ -28,7 +28,7 @@ from fsdino.commands.info import Info
 from fsdino.commands.models import Models
 from fsdino.commands.segment.command import Segment
 from fsdino.commands.train import Train
-from fsdino.errors import FsdinoError, is_out_of_memory
+from fsdino.errors import FsdinoError, is_out_of_memory, one_line
 from fsdino.version import __version__
 
 _INTERRUPTED = 130  # exit code
@@ -114,7 +114,7 @@ def _main(given: list[str]) -> int:
 
 def _one_line(error: BaseException) -> str:
     """What happened and what to do about it."""
-    message = " ".join(str(error).split())
+    message = one_line(error)
     if isinstance(error, FsdinoError):
         return f"error: {message}"
     if isinstance(error, KeyboardInterrupt):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fsdino.errors import UsageError
+from fsdino.errors import UsageError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ def check_dtype(name: object) -> None:
         UsageError: it is not in `DTYPES`.
     """
     if name not in DTYPES:
-        raise UsageError(f"unknown dtype {str(name)[:64]!r}: choose {', '.join(DTYPES)}")
+        raise UsageError(f"unknown dtype {shown(str(name))}: choose {', '.join(DTYPES)}")
 
 
 def find_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -54,8 +54,9 @@ def find_device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        shown = repr(str(device)[:64])
-        raise UsageError(f"unknown device {shown}: choose auto, cpu, cuda or cuda:N") from error
+        raise UsageError(
+            f"unknown device {shown(str(device))}: choose auto, cpu, cuda or cuda:N"
+        ) from error
     if found.type not in {"cpu", "cuda"}:
         raise UsageError(f"device {device!r} is not supported: choose auto, cpu, cuda or cuda:N")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():

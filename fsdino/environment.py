@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from fsdino.errors import one_line
 from fsdino.version import __version__
 
 
@@ -50,5 +51,5 @@ def _processor() -> str:
         for line in cpuinfo.read_text(errors="replace").splitlines():
             key, _, value = line.partition(":")
             if key.strip() == "model name":
-                return " ".join(value.split())
+                return one_line(value)
     return platform.processor() or platform.machine()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import reprlib
 import sys
 from collections.abc import Iterable
 
@@ -43,19 +45,47 @@ def is_out_of_memory(error: BaseException) -> bool:
     return cpu or isinstance(error, MemoryError)
 
 
-def first_line(error: Exception) -> str:
-    """What a one-line message can quote of an error: a line without control characters."""
+# ------------------------------------------------------------------ what messages show, on one line
+
+_MOST_NAMES = 100
+_MOST_TEXT, _MOST_PATH, _MOST_VALUE = 200, 4096, 80  # characters
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = _MOST_VALUE - 10
+
+
+def one_line(text: object) -> str:
+    """A text or an error's message with its lines put together."""
+    return " ".join(str(text).split())
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the error's type where it has none."""
     return printable((str(error).splitlines() or [type(error).__name__])[0])
 
 
-def printable(text: str) -> str:
-    """Text of any origin in a message: on one line, without control characters, not too long."""
-    shown = "".join(c if c.isprintable() else "?" for c in text[:200])
-    return shown if len(text) <= 200 else f"{shown}..."
+def printable(text: str, most: int = _MOST_TEXT) -> str:
+    """Text of any origin, cut where it is long; quoted where it holds what cannot be printed."""
+    text = text if len(text) <= most else f"{text[:most]}..."
+    return text if text and text.isprintable() else repr(text)
+
+
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """A path as it is; quoted where it holds what cannot be printed."""
+    return printable(os.fsdecode(path), _MOST_PATH)
+
+
+def shown(value: object) -> str:
+    """A value of any origin, type and size in a few words: text in quotation marks."""
+    try:
+        text = one_line(_SHORT.repr(value))
+    except (RecursionError, ValueError):  # nested; thousands of digits
+        text = f"a value of type {type(value).__name__}"
+    return printable(text, _MOST_VALUE)
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names in a message: the first hundred, and how many more."""
+    """Names in order: the first hundred, and how many more."""
     ordered = sorted(names)
-    more = f" and {len(ordered) - 100:,} more" if len(ordered) > 100 else ""
-    return ", ".join(printable(name) for name in ordered[:100]) + more
+    more = len(ordered) - _MOST_NAMES
+    shown_names = ", ".join(printable(name) for name in ordered[:_MOST_NAMES])
+    return shown_names + (f" and {more:,} more" if more > 0 else "")

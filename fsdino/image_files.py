@@ -15,7 +15,7 @@ from typing import BinaryIO
 from PIL import Image, UnidentifiedImageError
 
 from fsdino import files, tiff
-from fsdino.errors import UsageError
+from fsdino.errors import UsageError, shown_path
 
 # Files that count as images by their name alone. Others are looked into: see `scan_folder`.
 IMAGE_SUFFIXES = frozenset(
@@ -88,15 +88,10 @@ class Listing:
         Args:
             most: files that are named.
         """
-        named = [f"{printable(n)} ({reason})" for n, reason in list(self.left_out.items())[:most]]
+        named = [f"{shown_path(n)} ({reason})" for n, reason in list(self.left_out.items())[:most]]
         count = len(self.left_out)
         more = f" and {count - len(named)} more" if count > len(named) else ""
         return f"{count} of {count + len(self.images)} files left out: {', '.join(named)}{more}"
-
-
-def printable(path: str) -> str:
-    """A path as an error shows it: on one line, quoted where it holds what cannot be printed."""
-    return path if path and path.isprintable() else repr(path)
 
 
 def scan_folder(folder: str | os.PathLike[str], *, recursive: bool = False) -> Listing:
@@ -124,7 +119,7 @@ def scan_folder(folder: str | os.PathLike[str], *, recursive: bool = False) -> L
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(
-            f"{printable(str(root))}: cannot be read ({reason}); check the path and its permissions"
+            f"{shown_path(root)}: cannot be read ({reason}); check the path and its permissions"
         ) from error
     images: list[Path] = []
     left_out: dict[str, str] = {}

@@ -13,12 +13,11 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from fsdino import files, tiff
-from fsdino.errors import DataError, FsdinoError, UsageError
+from fsdino.errors import DataError, FsdinoError, UsageError, one_line, shown_path
 from fsdino.image_files import (
     MOST_BYTES,
     check_pixels,
     open_image,
-    printable,
 )
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def label_of(source: object, name: str) -> str:
     """What errors call a source: its name, and its path where the name does not hold it yet."""
     if not isinstance(source, str | os.PathLike):
         return name
-    path = printable(os.fsdecode(source))
+    path = shown_path(source)
     return name if path in name else f"{name} ({path})"
 
 
@@ -195,7 +194,7 @@ def _decode(source: BinaryIO | Image.Image, label: str, *, upright: bool = True)
     except MemoryError as error:
         raise DataError(f"{label}: does not fit into memory; make it smaller") from error
     except Exception as error:  # decoders meet damaged files with nearly every type
-        detail = " ".join(str(error).split()) or type(error).__name__
+        detail = one_line(error) or type(error).__name__
         raise DataError(
             f"{label}: corrupt or truncated ({detail}); copy or export it again"
         ) from error

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from fsdino.errors import one_line
 from fsdino.files import AnyPath, read_bytes
 
 _MOST_YAML = 2**20  # bytes
@@ -36,7 +37,7 @@ def parse_yaml(content: str | bytes) -> Any:
     except UnicodeDecodeError:
         raise ValueError("it is not UTF-8") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"it is not YAML ({' '.join(str(error).split())})") from None
+        raise ValueError(f"it is not YAML ({one_line(error)})") from None
 
 
 def read_yaml(path: AnyPath) -> Any:

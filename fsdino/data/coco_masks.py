@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from fsdino.data.files import Report
 from fsdino.data.lists import make_folder
-from fsdino.errors import DataError, UsageError
+from fsdino.errors import DataError, UsageError, shown
 from fsdino.files import read_json, write_json
 from fsdino.images import write_png
 
@@ -90,11 +90,11 @@ class Annotations:
         for annotation in _list(data, "annotations"):
             image, category = annotation.get("image_id"), annotation.get("category_id")
             if type(image) is not int or image not in found:
-                raise self._damaged(annotation, f"image_id {_shown(image)} is not that of an image")
+                raise self._damaged(annotation, f"image_id {shown(image)} is not that of an image")
             if type(category) is not int or category not in self.contiguous:
-                raise self._damaged(annotation, f"category_id {_shown(category)} is not a category")
+                raise self._damaged(annotation, f"category_id {shown(category)} is not a category")
             if annotation.get("iscrowd", 0) not in (0, 1):
-                raise self._damaged(annotation, f"iscrowd {_shown(annotation['iscrowd'])}")
+                raise self._damaged(annotation, f"iscrowd {shown(annotation['iscrowd'])}")
             found[image].append(annotation)
         return found
 
@@ -161,7 +161,7 @@ class Annotations:
             raise self._damaged(annotation, str(error)) from error
 
     def _damaged(self, annotation: Mapping[str, Any], reason: str) -> DataError:
-        number = _shown(annotation.get("id"))
+        number = shown(annotation.get("id"))
         return DataError(f"{self.file}: annotation {number} is damaged ({reason}); {_REMEDY}")
 
 
@@ -186,7 +186,7 @@ def check_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> list[list[
             if type(value) not in (int, float) or not -limit <= value <= 2 * limit:
                 axis = "y" if place % 2 else "x"
                 raise ValueError(
-                    f"{axis} {_shown(value)} of a polygon is far outside an image of {width} × "
+                    f"{axis} {shown(value)} of a polygon is far outside an image of {width} × "
                     f"{height}"
                 )
         if len(polygon) >= _LEAST_COORDINATES:
@@ -214,7 +214,7 @@ def run_lengths(segmentation: Any, size: tuple[int, int]) -> npt.NDArray[np.int6
     counts = segmentation.get("counts")
     own = segmentation.get("size")
     if type(own) is not list or any(type(n) is not int for n in own) or tuple(own) != size:
-        raise ValueError(f"size {_shown(own)} is not [{size[0]}, {size[1]}], that of its image")
+        raise ValueError(f"size {shown(own)} is not [{size[0]}, {size[1]}], that of its image")
     pixels = size[0] * size[1]
     if type(counts) is str:
         counts = _decompress(counts, pixels)
@@ -222,7 +222,7 @@ def run_lengths(segmentation: Any, size: tuple[int, int]) -> npt.NDArray[np.int6
         raise ValueError("counts is neither a list nor a text, or too long")
     for count in counts:
         if type(count) is not int or not 0 <= count <= pixels:
-            raise ValueError(f"a run of {_shown(count)} pixels in an image of {pixels:,}")
+            raise ValueError(f"a run of {shown(count)} pixels in an image of {pixels:,}")
     if sum(counts) != pixels:
         raise ValueError(f"its runs have {sum(counts):,} pixels, its image {pixels:,}")
     return np.array(counts, np.int64)
@@ -288,20 +288,8 @@ def _list(data: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
 def _integer(entry: Mapping[str, Any], key: str, name: str, least: int = 0) -> int:
     value = entry.get(key)
     if type(value) is not int or not least <= value < 2**63:
-        raise ValueError(f"{key} {_shown(value)} of {name} is not a whole number from {least} on")
+        raise ValueError(f"{key} {shown(value)} of {name} is not a whole number from {least} on")
     return value
-
-
-def _shown(value: object, most: int = 40) -> str:
-    """A value of any size in a few words."""
-    if isinstance(value, int) and abs(value) >= 10**most:
-        return f"{'more' if value > 0 else 'less'} than {'' if value > 0 else '-'}10^{most}"
-    if isinstance(value, dict) or (isinstance(value, list) and len(value) > 2):
-        return f"a {type(value).__name__} of {len(value)} entries"
-    if isinstance(value, list):
-        return f"[{', '.join('…' if isinstance(v, list | dict) else _shown(v) for v in value)}]"
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def rasterise(file: Path, stems: Sequence[str], folder: Path, report: Report | None = None) -> int:

@@ -13,8 +13,8 @@ from pathlib import Path
 from fsdino.data import labels
 from fsdino.data.labels import Labelling
 from fsdino.data.names import LAYOUTS
-from fsdino.errors import DataError, UsageError
-from fsdino.image_files import printable, scan_folder
+from fsdino.errors import DataError, UsageError, shown_path
+from fsdino.image_files import scan_folder
 
 CLASSES_FILE = "classes.txt"
 
@@ -407,7 +407,7 @@ def _entries(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise UsageError(
-            f"{printable(str(folder))}: cannot be read ({error.strerror}); check its permissions"
+            f"{shown_path(folder)}: cannot be read ({error.strerror}); check its permissions"
         ) from error
 
 
@@ -487,5 +487,5 @@ def _reasons(root: Path, left_out: Mapping[Path, str]) -> dict[str, str]:
 
 
 def _examples(found: Sequence[Path | str]) -> str:
-    names = [printable(str(item)) for item in found[:_SHOWN]]
+    names = [shown_path(item) for item in found[:_SHOWN]]
     return ", ".join(names) + (", …" if len(found) > _SHOWN else "")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fsdino import files
-from fsdino.errors import DataError, UsageError
+from fsdino.errors import DataError, UsageError, first_line, shown
 from fsdino.files import read_bytes, write_bytes, write_json
 
 # In a folder of lists: they were derived from annotations, and are not the published ones.
@@ -79,16 +79,16 @@ def safe_name(name: str, source: str, depth: int = 1) -> str:
     """
     if not _is_file_name(name):
         raise DataError(
-            f"{source}: {_shown(name)} cannot be the name of a file; fix or replace the list"
+            f"{source}: {shown(name)} cannot be the name of a file; fix or replace the list"
         )
     parts = name.split("/")
     if name in ("", ".") or parts[0] == "" or ".." in parts or "\\" in name or ":" in name:
         raise DataError(
-            f"{source}: {_shown(name)} leaves the data set's folder; fix or replace the list"
+            f"{source}: {shown(name)} leaves the data set's folder; fix or replace the list"
         )
     if len(parts) != depth or "" in parts or "." in parts:
         expected = "/".join(["FOLDER"] * (depth - 1) + ["NAME"])
-        raise DataError(f"{source}: {_shown(name)} is not like {expected}; fix or replace the list")
+        raise DataError(f"{source}: {shown(name)} is not like {expected}; fix or replace the list")
     return name
 
 
@@ -99,10 +99,6 @@ def _is_file_name(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return max(map(len, parts)) <= _MOST_NAME and _CONTROL.search(name) is None
-
-
-def _shown(text: str, most: int = 80) -> str:
-    return repr(text) if len(text) <= most else f"{text[:most]!r}…"
 
 
 def is_derived(folder: Path) -> bool:
@@ -148,7 +144,7 @@ def read_pairs(file: Path, classes: Sequence[int]) -> list[tuple[str, int]]:
         name, separator, class_id = line.rpartition("__")
         if not separator or not re.fullmatch("[0-9]{1,9}", class_id):
             raise DataError(
-                f"{file}, line {number}: {_shown(line)} is not IMAGE__CLASS; replace the list"
+                f"{file}, line {number}: {shown(line)} is not IMAGE__CLASS; replace the list"
             )
         if int(class_id) not in classes:
             raise DataError(
@@ -209,8 +205,7 @@ def read_class_pickle(file: Path, classes: Sequence[int], number: int = 80) -> d
     except DataError:
         raise
     except Exception as error:  # a damaged pickle raises nearly every type
-        detail = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{file}: damaged ({detail}); {remedy}") from error
+        raise DataError(f"{file}: damaged ({first_line(error)}); {remedy}") from error
     if type(found) is not dict or any(type(key) is not int for key in found):
         raise DataError(f"{file}: not a dict of class numbers; {remedy}")
     for class_id, names in found.items():

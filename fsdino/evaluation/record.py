@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fsdino.data.episodes import Episodes, episode_hash
-from fsdino.errors import DataError, FsdinoError, UsageError
+from fsdino.errors import DataError, FsdinoError, UsageError, shown
 from fsdino.evaluation import intervals
 from fsdino.evaluation.evaluate import Result, Settings, tally
 from fsdino.evaluation.journal import Row, read_rows
@@ -189,7 +189,7 @@ def compare(first: Path, second: Path) -> list[Difference]:
         if a[key] != b[key]:
             raise UsageError(
                 f"{first} and {second} cannot be compared: {key} is "
-                f"{_short(a[key])} and {_short(b[key])}; {remedy}"
+                f"{shown(a[key])} and {shown(b[key])}; {remedy}"
             )
     rows_a, rows_b = _by_seed(first, a), _by_seed(second, b)
     classes = [int(c) for c in a["per_class"]]
@@ -265,8 +265,3 @@ def _mean(values: Sequence[float]) -> float:
 
 def _join_hashes(hashes: Sequence[str]) -> Any:
     return hashes[0] if len(hashes) == 1 else list(hashes)
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else f"{text[:21]}..."

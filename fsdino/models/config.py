@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from fsdino.errors import CheckpointError, UsageError
+from fsdino.errors import CheckpointError, UsageError, listed, shown
 
 CONFIG_FILE = "config.json"  # in a model's folder
 VARIANTS = ("full", "comp", "comp_frozen", "training_free", "hsnet")
@@ -145,10 +145,10 @@ class EncoderWeights:
         ):
             value = getattr(self, name)
             if not isinstance(value, str) or len(value) > 256 or not form.fullmatch(value):
-                raise UsageError(f"encoder_weights: {name} must be {wanted}, got {_shown(value)}")
+                raise UsageError(f"encoder_weights: {name} must be {wanted}, got {shown(value)}")
         licence = self.licence
         if not isinstance(licence, str) or not licence.isprintable() or len(licence) > 256:
-            raise UsageError(f"encoder_weights: licence must be text, got {_shown(licence)}")
+            raise UsageError(f"encoder_weights: licence must be text, got {shown(licence)}")
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ class ModelConfig:
         if not isinstance(self.encoder, str) or not _ENCODER.fullmatch(self.encoder):
             raise UsageError(
                 f"encoder must be the name of a timm model, such as "
-                f"vit_base_patch14_dinov2.lvd142m, got {_shown(self.encoder)}"
+                f"vit_base_patch14_dinov2.lvd142m, got {shown(self.encoder)}"
             )
 
     def _check_types(self) -> None:
@@ -278,7 +278,7 @@ class ModelConfig:
 
     def _checked_tuple(self, name: str, value: object) -> tuple[float, ...]:
         if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-            raise UsageError(f"{name} must be a list of numbers, got {_shown(value)}")
+            raise UsageError(f"{name} must be a list of numbers, got {shown(value)}")
         items = tuple(value)
         if name in ("mean", "std"):
             if len(items) != 3:
@@ -334,13 +334,13 @@ class ModelConfig:
         """
         if not isinstance(data, Mapping):
             raise CheckpointError(
-                f"{source} is not a usable model configuration: {_shown(data)} is not a mapping"
+                f"{source} is not a usable model configuration: {shown(data)} is not a mapping"
             )
         known = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(str(name) for name in set(data) - known)
+        unknown = [str(name) for name in set(data) - known]
         if unknown:
             raise CheckpointError(
-                f"{source} has unknown fields {_shown(unknown)}: it was written by a newer "
+                f"{source} has unknown fields {listed(unknown)}: it was written by a newer "
                 "fsdino (pip install --upgrade fsdino) or by another program"
             )
         try:
@@ -372,7 +372,7 @@ def _checked_weights(value: object) -> EncoderWeights | None:
     names = [f.name for f in dataclasses.fields(EncoderWeights)]
     if not isinstance(value, Mapping) or set(value) != set(names):
         raise UsageError(
-            f"encoder_weights must be a mapping of {', '.join(names)}, got {_shown(value)}"
+            f"encoder_weights must be a mapping of {', '.join(names)}, got {shown(value)}"
         )
     return EncoderWeights(**value)
 
@@ -380,7 +380,7 @@ def _checked_weights(value: object) -> EncoderWeights | None:
 def _checked_args(arguments: object) -> dict[str, Any]:
     """`encoder_args` as plain data, each of a type and in a range that timm can mean."""
     if not isinstance(arguments, Mapping):
-        raise UsageError(f"encoder_args must be a mapping, got {_shown(arguments)}")
+        raise UsageError(f"encoder_args must be a mapping, got {shown(arguments)}")
     return {name: _checked_arg(name, value) for name, value in arguments.items()}
 
 
@@ -388,7 +388,7 @@ def _checked_arg(key: object, value: object) -> Any:
     if key not in _ARGS:
         near = difflib.get_close_matches(str(key)[:64], _ARGS, n=3)
         raise UsageError(
-            f"encoder_args must not have {_shown(key)}, only what shapes a network: "
+            f"encoder_args must not have {shown(key)}, only what shapes a network: "
             + (f"did you mean {', '.join(near)}?" if near else "depth, embed_dim and the like")
         )
     name, label = str(key), f"{key} in encoder_args"
@@ -411,50 +411,40 @@ def _checked_arg(key: object, value: object) -> Any:
     elif name in _ARG_LAYERS and isinstance(value, str) and value.isidentifier():
         pass
     elif not isinstance(value, type):
-        raise UsageError(f"{label} must be a class, got {_shown(value)}")
+        raise UsageError(f"{label} must be a class, got {shown(value)}")
     return value
 
 
 def _whole(name: str, value: object, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise UsageError(f"{name} must be a whole number, got {_shown(value)}")
+        raise UsageError(f"{name} must be a whole number, got {shown(value)}")
     number = int(value)
     if number < least:
-        raise UsageError(f"{name} must be at least {least}, got {_shown(value)}")
+        raise UsageError(f"{name} must be at least {least}, got {shown(value)}")
     if number > most:
-        raise UsageError(f"{name} must be at most {most}, got {_shown(value)}")
+        raise UsageError(f"{name} must be at most {most}, got {shown(value)}")
     return number
 
 
 def _number(name: str, value: object, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise UsageError(f"{name} must be a number, got {_shown(value)}")
+        raise UsageError(f"{name} must be a number, got {shown(value)}")
     try:
         number = float(value)
     except OverflowError:  # whole numbers have no limit
         number = math.inf
     if not low <= number <= high:  # NaN is not, either
-        raise UsageError(f"{name} must lie between {low:g} and {high:g}, got {_shown(value)}")
+        raise UsageError(f"{name} must lie between {low:g} and {high:g}, got {shown(value)}")
     return number
 
 
 def _switch(name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise UsageError(f"{name} must be true or false, got {_shown(value)}")
+        raise UsageError(f"{name} must be true or false, got {shown(value)}")
     return value
 
 
 def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in choices:
         named = ", ".join(choice or "''" for choice in choices)
-        raise UsageError(f"unknown {name} {_shown(value)}: choose from {named}")
-
-
-def _shown(value: object) -> str:
-    """A value of any origin in a message: short, on one line."""
-    try:
-        text = ", ".join(value) if isinstance(value, list) else repr(value)
-    except (RecursionError, ValueError, TypeError):  # nested; thousands of digits
-        text = f"a {type(value).__name__}"
-    text = "".join(c if c.isprintable() else "?" for c in text[:100])
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        raise UsageError(f"unknown {name} {shown(value)}: choose from {named}")

@@ -19,9 +19,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
+from fsdino.errors import first_line
 from fsdino.files import atomic_write, make_folder
 from fsdino.locks import Lock
 
@@ -354,6 +355,5 @@ def quiet() -> Iterator[None]:
 
 def _words(error: Exception) -> str:
     """The kind and the first line of an error."""
-    first: Any = (str(error).splitlines() or [""])[0][:200]
-    shown = "".join(c if c.isprintable() else "?" for c in first)
-    return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
+    kind = type(error).__name__
+    return f"{kind}: {first_line(error)}" if str(error) else kind

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fsdino.errors import CheckpointError, UsageError
+from fsdino.errors import CheckpointError, UsageError, shown
 from fsdino.files import read_json
 from fsdino.models import hub
 from fsdino.models.config import CONFIG_FILE
@@ -213,10 +213,10 @@ def check_options(
         return
     for option, value in (("weights", weights), ("image_size", image_size)):
         if value is not None:
-            shown = prefix + (option.replace("_", "-") if prefix else option)
+            given = prefix + (option.replace("_", "-") if prefix else option)
             raise UsageError(
-                f"{shown} {value} needs a {prefix}model without trained parts, such as dinov2-b: "
-                f"{name[:256]!r} brings its own"
+                f"{given} {value} needs a {prefix}model without trained parts, such as dinov2-b: "
+                f"{shown(name)} brings its own"
             )
 
 
@@ -296,7 +296,7 @@ def download(name: str) -> Path | None:
         names = [*bundled(), *REGISTERED]
         near = difflib.get_close_matches(name[:256], names, n=3)
         raise UsageError(
-            f"unknown model {name[:256]!r}: "
+            f"unknown model {shown(name)}: "
             + (f"did you mean {', '.join(near)}? Else " if near else "")
             + f"choose from {', '.join(names)}"
         )

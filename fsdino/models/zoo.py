@@ -16,7 +16,7 @@ from huggingface_hub import snapshot_download
 from torch import nn
 
 from fsdino.devices import find_device, find_dtype
-from fsdino.errors import CheckpointError, UsageError, first_line
+from fsdino.errors import CheckpointError, UsageError, first_line, shown
 from fsdino.models import hub, registry
 from fsdino.models.checkpoints import (
     PROVENANCE_FILE,
@@ -262,7 +262,7 @@ def _locate(name: str | os.PathLike[str]) -> Path:
     known = [*names(), *registry.REGISTERED, *_neighbours(folder)]
     near = difflib.get_close_matches(text[:256], known, n=3)
     raise UsageError(
-        f"unknown model {text[:256]!r}: there is no such folder; "
+        f"unknown model {shown(text)}: there is no such folder; "
         + (f"did you mean {', '.join(near)}? Else " if near else "")
         + f"choose {', '.join([*names(), *registry.REGISTERED])}, a folder written by "
         f"save_pretrained, or a repository on the Hugging Face hub as {HUB}owner/name"

@@ -104,7 +104,7 @@ DataCommand = (
 
 
 def _print_check(found: Check) -> None:
-    from fsdino.image_files import printable
+    from fsdino.errors import shown_path
 
     shown = 20
     print(f"{found.dataset} in {found.root}")  # no table: addresses are there to be copied
@@ -115,7 +115,7 @@ def _print_check(found: Check) -> None:
             print(f"             get {part.archive}")
     for title, value in found.reading.items():
         if isinstance(value, Mapping):
-            lines = [f"{printable(name)}: {about}" for name, about in value.items()]
+            lines = [f"{shown_path(name)}: {about}" for name, about in value.items()]
             print(f"  {title}: {len(lines)}")
             more = [f"    ... and {len(lines) - shown} more; --json names all"]
             print("\n".join([f"    {line}" for line in lines[:shown]] + more[: len(lines) > shown]))
@@ -139,7 +139,7 @@ def _print_check(found: Check) -> None:
             counts = ", ".join(f"{name} {count}" for name, count in fold.classes.items())
             print(f"fold {fold.fold}: {counts}")
     for name, reason in list(found.bad.items())[:shown]:
-        print(f"{printable(name)}: {reason}")
+        print(f"{shown_path(name)}: {reason}")
     if len(found.bad) > shown:
         print(f"... and {len(found.bad) - shown} more; --json names all")
     masks = "with their masks"

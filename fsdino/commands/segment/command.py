@@ -241,14 +241,14 @@ def _qualities(encoded: Mapping[str, Support]) -> dict[str, float | None]:
 
 
 def _print_segments(outcome: Outcome, output: Output, left_out: int) -> None:
-    from fsdino.image_files import printable
+    from fsdino.errors import shown_path
 
     shown = 20
     if len(outcome.rows) <= shown:
         print_table(
             ["query", "foreground %", "seconds"],
             [
-                [printable(Path(r.query).name), f"{100 * r.foreground:.1f}", f"{r.seconds:.2f}"]
+                [shown_path(Path(r.query).name), f"{100 * r.foreground:.1f}", f"{r.seconds:.2f}"]
                 for r in outcome.rows
             ],
         )

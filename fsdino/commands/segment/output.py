@@ -20,8 +20,7 @@ from PIL import Image
 from fsdino import files, overlay
 from fsdino import images as pixels
 from fsdino.commands.segment.queries import MASKS, OVERLAYS, REMEDY
-from fsdino.errors import DataError, FsdinoError, UsageError
-from fsdino.image_files import printable
+from fsdino.errors import DataError, FsdinoError, UsageError, printable
 from fsdino.locks import Lock
 from fsdino.models.segmentation import Segmentation
 from fsdino.processes import is_first

@@ -17,8 +17,7 @@ import numpy.typing as npt
 from fsdino import images as pixels
 from fsdino.commands.segment.output import Output, Row, file_stamp
 from fsdino.commands.segment.supports import MAX_CLASSES
-from fsdino.errors import DataError, FsdinoError, UsageError, is_out_of_memory
-from fsdino.image_files import printable
+from fsdino.errors import DataError, FsdinoError, UsageError, is_out_of_memory, shown_path
 from fsdino.models.segmentation import Segmentation
 from fsdino.models.segmenter import Segmenter
 from fsdino.models.supports import Support
@@ -144,7 +143,7 @@ def _segment_files(
                         done[image.query] = made
                         progress.advance()
                     else:
-                        task.fail(image.query, f"query ({printable(str(image.query))}): {made}")
+                        task.fail(image.query, f"query ({shown_path(image.query)}): {made}")
     except KeyboardInterrupt:
         kept = f"{len(done)} of {len(queries)} queries are done and kept in {output.folder}"
         raise KeyboardInterrupt(f"{kept}; the same command does the rest") from None
@@ -217,7 +216,7 @@ def _batches(
                 task.fail(query, str(error))
                 continue
             except OSError as error:
-                reason = f"query ({printable(str(query))}): {error.strerror}; check the path"
+                reason = f"query ({shown_path(query)}): {error.strerror}; check the path"
                 task.fail(query, reason)
                 continue
             image = _Image(query, stamp, array, time.monotonic() - began)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from fsdino.errors import CheckpointError
+from fsdino.errors import CheckpointError, shown
 from fsdino.files import open_regular
 from fsdino.models import registry
 from fsdino.models.checkpoints import load_exactly
@@ -100,7 +100,7 @@ def in_order(
     for (key, shape), (given, stored) in zip(own.items(), head, strict=False):
         if (_last(key), shape) != (_last(given), stored.shape):
             problem = (
-                f"its {given[:100]!r} {list(stored.shape)} is where the network has {key} "
+                f"its {shown(given)} {list(stored.shape)} is where the network has {key} "
                 f"{list(shape)}"
             )
             break

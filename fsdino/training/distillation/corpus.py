@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fsdino.errors import DataError, UsageError
+from fsdino.errors import DataError, UsageError, shown_path
 from fsdino.files import open_regular, read_bytes
-from fsdino.image_files import IMAGE_SUFFIXES, MOST_BYTES, printable, why_not_image
+from fsdino.image_files import IMAGE_SUFFIXES, MOST_BYTES, why_not_image
 from fsdino.images import Pixels, read_image_bytes
 from fsdino.training.distillation.shards import members
 
@@ -64,7 +64,7 @@ class ImageFile:
                 content = file.read(self.size)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise DataError(f"{printable(self.name)}: cannot be read ({reason})") from error
+            raise DataError(f"{shown_path(self.name)}: cannot be read ({reason})") from error
         if self.size > len(content):
             raise DataError(f"{self.name}: the shard ends before the image does; fetch it again")
         return content
@@ -75,7 +75,7 @@ class ImageFile:
         Raises:
             DataError: it is no image, or damaged.
         """
-        return read_image_bytes(content, printable(self.name))
+        return read_image_bytes(content, shown_path(self.name))
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         path_, reason_ = next(iter(left_out.items()))
         logger.info(
             "%s: %d files are left out, such as %s (%s)",
-            folder, len(left_out), printable(path_), reason_,
+            folder, len(left_out), shown_path(path_), reason_,
         )  # fmt: skip
 
 
