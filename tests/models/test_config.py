@@ -74,7 +74,7 @@ def test_variant_decides_about_correlation_unless_told(
         ({"image_size": True}, "image_size must be a whole number, got True"),
         ({"image_size": "518"}, "image_size must be a whole number, got '518'"),
         ({"image_size": None}, "image_size must be a whole number"),
-        ({"image_size": 10**5000}, "image_size must be at most 16384, got a int"),
+        ({"image_size": 10**5000}, "image_size must be at most 16384, got a value of type int"),
         ({"width": 2**40}, "width must be at most"),
         ({"prompt_tokens": 10**9}, "prompt_tokens must be at most"),
         ({"keep_aspect": 1}, "keep_aspect must be true or false, got 1"),
