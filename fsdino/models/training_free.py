@@ -18,6 +18,7 @@ from torch import Tensor
 from fsdino.models.encoders import Features
 from fsdino.models.hypercorrelation import correlations
 from fsdino.models.prompts import cosine_map
+from fsdino.models.ridge import Classifier, fitted_scores
 from fsdino.models.shots import Shot, SupportFeatures, TokenFit, positions
 
 _FOLDS = 4  # vertical strips of a single support
@@ -138,7 +139,7 @@ class TrainingFree:
             ]
             tokens = torch.cat([s.correlation[0].flatten(2) for s in own], 2).flatten(0, 1)
             sides = torch.cat([s.mask.flatten() for s in own])
-            classifier = _Classifier(tokens[scale.flatten() > 0], sides, self.ridge, len(raw))
+            classifier = Classifier(tokens[scale.flatten() > 0], sides, self.ridge, len(raw))
             weight = raw.new_zeros(scale.numel())
             weight[scale.flatten() > 0], bias = classifier.solve()
             folds = _folds(places, sides) if self.held_out else None
@@ -186,20 +187,7 @@ class TrainingFree:
         weight = (halves / halves.sum(2, keepdim=True).clamp_min(_LEAST_CLEAR)).sum(0)
         weight = weight / weight.sum(1, keepdim=True).clamp_min(_TINY)
         side = clear.sign()
-        level = (weight * side).sum(1, keepdim=True)
-        rows = rows - rows @ weight[:, :, None]
-        if rows.shape[2] < rows.shape[1]:  # as in `_Classifier`, the smaller of the two systems
-            products, root = rows.mT @ rows, weight.sqrt()
-            system = root[:, :, None] * products * root[:, None]
-            system.diagonal(dim1=1, dim2=2).add_(_OWN_RIDGE)
-            solved = root * torch.linalg.solve(system, root * (side - level))
-            found: Tensor = torch.einsum("bnm,bm->bn", products, solved) + level
-        else:
-            system = (rows * weight[:, None]) @ rows.mT
-            system.diagonal(dim1=1, dim2=2).add_(_OWN_RIDGE)
-            slope = torch.linalg.solve(system, rows @ (weight * (side - level))[:, :, None])
-            found = (rows.mT @ slope)[:, :, 0] + level
-        return found
+        return fitted_scores(rows, side, weight, _OWN_RIDGE)
 
     def _best(self, query: Tensor, shot: Shot, unseen: Tensor | None = None) -> Tensor:
         """Cosines of the best foreground and the best background match: [2, B, L, n].
@@ -221,90 +209,6 @@ class TrainingFree:
 # What a fit knows of the scores on the supports, in the order of `TokenFit.levels`.
 _LEVELS = ("cut", "foreground", "background", "foreground_spread", "background_spread", "share")
 _BACKGROUND = _LEVELS.index("background")
-
-
-class _Classifier:
-    """Ridge regression of the sides on tokens, solved again without parts of them.
-
-    Solved in the space of the channels or of the tokens, whichever is smaller.
-
-    Args:
-        tokens: [D, N], standardised.
-        sides: [N] in {-1, 0, 1}; both sides weigh the same together, 0 nothing.
-        ridge: see `TrainingFree`.
-        layers: L; tokens are divided by its root, so that a penalty means the same for any L.
-    """
-
-    def __init__(self, tokens: Tensor, sides: Tensor, ridge: float, layers: int) -> None:
-        self.root = layers**0.5
-        self.tokens, self.sides, self.ridge = tokens / self.root, sides, ridge
-        count = (sides != 0).sum()
-        halves = [(sides == side).sum().clamp_min(1) for side in (-1, 1)]
-        self.weights = (count / 2) * ((sides < 0) / halves[0] + (sides > 0) / halves[1])
-        self.by_tokens = len(self.sides) < len(self.tokens)
-        if self.by_tokens:
-            self.products = self.tokens.T @ self.tokens
-        else:
-            self.sums = self._sums(self.weights)
-
-    def solve(self) -> tuple[Tensor, Tensor]:
-        """Weights of the channels [D] and bias, from all tokens."""
-        if not self.by_tokens:
-            weight, bias = self._by_channels(self.sums)
-        else:
-            share = self.weights / self.weights.sum()
-            alpha, _ = self._by_tokens(share)
-            weight = self.tokens @ (alpha - share * alpha.sum())
-            bias = (share * self.sides).sum() - weight @ (self.tokens @ share)
-        return weight / self.root, bias
-
-    def held_out(self, folds: Tensor | None) -> Tensor:
-        """Scores [N] of each token, from tokens of other folds; of fold -1, from all."""
-        scores = torch.empty_like(self.weights)
-        for fold in [-1] if folds is None else folds.unique().tolist():
-            inside = (
-                torch.ones_like(self.sides, dtype=torch.bool) if folds is None else folds == fold
-            )
-            left = self.weights if fold < 0 else self.weights * ~inside
-            if self.by_tokens:
-                share = left / left.sum()
-                alpha, kernel = self._by_tokens(share)
-                scores[inside] = (kernel @ alpha)[inside] + (share * self.sides).sum()
-            else:
-                sums = self.sums
-                if fold >= 0:
-                    gone = self._sums(self.weights * inside, inside)
-                    sums = tuple(a - b for a, b in zip(sums, gone, strict=True))
-                weight, bias = self._by_channels(sums)
-                scores[inside] = weight @ self.tokens[:, inside] + bias
-        return scores
-
-    def _sums(self, weights: Tensor, chosen: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Weighted sums over tokens: products, tokens, tokens times sides, sides, ones."""
-        tokens, sides = self.tokens, self.sides
-        if chosen is not None:
-            tokens, sides, weights = tokens[:, chosen], sides[chosen], weights[chosen]
-        weighted = tokens * weights
-        total = weights.sum()
-        return (weighted @ tokens.T, weighted.sum(1), weighted @ sides, weights @ sides, total)
-
-    def _by_channels(self, sums: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        products, tokens, mixed, sides, total = sums
-        mean, side = tokens / total, sides / total
-        system = products / total - torch.outer(mean, mean)
-        system.diagonal().add_(self.ridge)
-        weight: Tensor = torch.linalg.solve(system, mixed / total - mean * side)
-        return weight, side - weight @ mean
-
-    def _by_tokens(self, share: Tensor) -> tuple[Tensor, Tensor]:
-        """Coefficients of the tokens [N] and their centred products [N, N]."""
-        row = self.products @ share
-        kernel = self.products - row - row[:, None] + share @ row
-        root = share.sqrt()
-        system = root[:, None] * kernel * root
-        system.diagonal().add_(self.ridge)
-        target = root * (self.sides - (share * self.sides).sum())
-        return root * torch.linalg.solve(system, target), kernel
 
 
 def _standardise(tokens: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
