@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from fsdino.data import procedural
 from fsdino.data.episodes import Episode, Episodes, Image, Mask, Sample
+from fsdino.resizing import area_shares
 
 Scores: TypeAlias = npt.NDArray[np.float32]  # [variants, H, W], high where foreground is likely
 Scorer: TypeAlias = Callable[[Episode], Scores]
@@ -219,8 +220,8 @@ class RandomPrototypes:
     def __call__(self, episode: Episode) -> Scores:
         """Return one map for each of `PROTOTYPE_VARIANTS`, at the image's size."""
         tokens = self.features([episode.query, *episode.supports])
-        masks = torch.from_numpy(np.stack([s.mask for s in episode.supports])).float()[:, None]
-        cover = functional.interpolate(masks, tokens.shape[-2:], mode="area")
+        masks = torch.from_numpy(np.stack([s.mask for s in episode.supports]))
+        cover = area_shares(masks, (tokens.shape[-2], tokens.shape[-1]))[:, None]
         maps = []
         for block, mean in zip(tokens, self.means, strict=True):
             for features in (block, block - mean):

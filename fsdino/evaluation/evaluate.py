@@ -62,7 +62,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Result:
-    """Numbers of one run over episodes; all but `per_episode` in percent.
+    """Numbers of one run over episodes, in percent.
 
     Attributes:
         scores: of all episodes that could be read.
@@ -86,11 +86,6 @@ class Result:
     def per_class(self) -> dict[int, float]:
         """IoU by class id."""
         return self.scores.per_class()
-
-    @property
-    def per_episode(self) -> list[float]:
-        """Foreground IoU of each episode in order, 0 to 1."""
-        return [row.iou for row in self.rows]
 
     @property
     def skipped(self) -> dict[int, str]:

@@ -78,11 +78,9 @@ class Scores:
 
     def update(
         self, prediction: Tensor, truth: Tensor, class_ids: Tensor, ignore: Tensor | None = None
-    ) -> Tensor:
-        """Add episodes; returns their `overlaps`, which take the same arguments."""
-        counted = overlaps(prediction, truth, ignore)
-        self.add(class_ids, counted)
-        return counted
+    ) -> None:
+        """Add episodes of classes [B]; the other arguments are those of `overlaps`."""
+        self.add(class_ids, overlaps(prediction, truth, ignore))
 
     def add(self, class_ids: Tensor | Sequence[int], counted: Tensor) -> None:
         """Add episodes of classes [B] by their `overlaps` [B, 2, 3]."""
@@ -134,11 +132,6 @@ class Scores:
     def _ratios(self, part: Tensor, whole: Tensor) -> dict[int, float]:
         percent = 100 * part.double() / whole.clamp_min(1)
         return {class_id: float(percent[row]) for class_id, row in self._row.items()}
-
-
-def episode_iou(counted: Tensor) -> Tensor:
-    """Foreground IoU of each episode from its `overlaps`: float64 [B], 0 for an empty union."""
-    return counted[:, 0, _FOREGROUND].double() / counted[:, 1, _FOREGROUND].clamp_min(1)
 
 
 def region_similarity(prediction: Tensor, truth: Tensor) -> float:

@@ -15,7 +15,7 @@ from fsdino.data.episodes import Episode, Sample
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.errors import DataError, UsageError
 from fsdino.evaluation import protocols
-from fsdino.evaluation.evaluate import Settings, evaluate
+from fsdino.evaluation.evaluate import Result, Settings, evaluate
 from fsdino.evaluation.journal import Journal
 from fsdino.evaluation.predictors import ModelPredictor
 from fsdino.evaluation.questions import Questions
@@ -32,6 +32,10 @@ def everything(questions: Questions) -> torch.Tensor:
     return torch.ones_like(questions.batch.query_masks)[:, None]
 
 
+def ious(result: Result) -> list[float]:
+    return [row.iou for row in result.rows]
+
+
 def few(episodes: int = 24, **changes) -> ProceduralEpisodes:
     return ProceduralEpisodes(0, "val", episodes=episodes, **{"image_size": 32, **changes})
 
@@ -40,7 +44,7 @@ def test_the_truth_scores_100_and_its_opposite_0() -> None:
     """A prediction equal to the mask has IoU 100 for every class; the complement 0."""
     perfect = evaluate(oracle, few(), SMALL)
     assert perfect.miou == perfect.fb_iou == 100
-    assert set(perfect.per_class) == set(few().classes) and perfect.per_episode == [1.0] * 24
+    assert set(perfect.per_class) == set(few().classes) and ious(perfect) == [1.0] * 24
     assert evaluate(lambda questions: -oracle(questions), few(), SMALL).miou == 0
 
 
@@ -55,7 +59,7 @@ def test_batches_and_workers_change_nothing(batch_size: int, workers: int) -> No
         report=lambda done, total, miou: seen.append((done, total)),
     )
     shares = [float(few()[i].query.mask.mean()) for i in range(24)]
-    assert result.per_episode == pytest.approx(shares)
+    assert ious(result) == pytest.approx(shares)
     assert result.miou == pytest.approx(100 * sum(shares) / 24)  # one episode per class
     assert [row.episode for row in result.rows] == list(range(24))
     assert seen[0] == (0, 24) and seen[-1] == (24, 24)
@@ -333,14 +337,13 @@ def test_original_size_scores_the_files_own_pixels() -> None:
         truth = Shared(sizes).samples[row.episode % 4].mask
         assert row.union[1] == height * width and row.intersection[1] == int(truth.sum())
     ignoring = evaluate(everything, Shared(sizes, ignored=True), settings)
-    assert ignoring.per_episode == [1.0] * 6
+    assert ious(ignoring) == [1.0] * 6
 
 
 def test_autocast_is_close_to_float32() -> None:
     """bfloat16 runs, and moves the score by little."""
     model, episodes = tiny_model(), few(4, image_size=70)
-    exact = evaluate(ModelPredictor(model), episodes, Settings(70)).per_episode
-    rounded = evaluate(
-        ModelPredictor(model), episodes, Settings(70, dtype=torch.bfloat16)
-    ).per_episode
+    exact = ious(evaluate(ModelPredictor(model), episodes, Settings(70)))
+    half = Settings(70, dtype=torch.bfloat16)
+    rounded = ious(evaluate(ModelPredictor(model), episodes, half))
     assert rounded == pytest.approx(exact, abs=0.05)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fsdino.resizing import area_shares
+
 
 def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Binary cross entropy plus Dice, equally weighted; the mean over the batch.
@@ -40,7 +42,7 @@ def prototype_loss(score: Tensor, target: Tensor, temperature: float = 0.1) -> T
         target: [B, H, W] in [0, 1], brought to h x w by its area mean.
         temperature: divides the score.
     """
-    cover = F.adaptive_avg_pool2d(target[:, None], (score.shape[-2], score.shape[-1]))
+    cover = area_shares(target, (score.shape[-2], score.shape[-1]))[:, None]
     return F.binary_cross_entropy_with_logits(score.float() / temperature, cover)
 
 
@@ -57,7 +59,7 @@ def contrast_loss(tokens: Tensor, target: Tensor, shots: int, temperature: float
         shots: K, at least 1.
         temperature: divides the cosine.
     """
-    cover = F.adaptive_avg_pool2d(target[:, None], (tokens.shape[-2], tokens.shape[-1]))
+    cover = area_shares(target, (tokens.shape[-2], tokens.shape[-1]))
     flat = tokens.float().flatten(2).transpose(1, 2)  # [N, h * w, C]
     means = F.normalize((cover.flatten(1)[..., None] * flat).sum(1), dim=1)  # [N, C]
     sums = means.unflatten(0, (-1, shots + 1)).sum(1)  # [B, C]
@@ -100,7 +102,7 @@ class TokenClassifier(nn.Module):
             class_ids: int [B]; images of other than the base classes do not count.
         """
         grid = (tokens.shape[-2], tokens.shape[-1])
-        inside = F.adaptive_avg_pool2d(target[:, None], grid)[:, 0] > 0.5
+        inside = area_shares(target, grid) > 0.5
         found = [self.rows.get(int(c), -1) for c in class_ids]
         rows = torch.tensor(found, device=tokens.device)[:, None, None]
         inside = inside & (rows >= 0)

@@ -14,6 +14,7 @@ from timm.models import vision_transformer
 from torch import Tensor, nn
 
 import plain_dinov2 as plain
+from fsdino.bench.exactness import norm_error
 from fsdino.errors import UsageError
 from fsdino.models.config import ModelConfig
 from fsdino.models.encoders import Encoder, create
@@ -32,12 +33,6 @@ FAMILIES = {
     "plain giant": ("vit_giant_patch14_dinov2", {"swiglu": True}),
     "reg giant": ("vit_giant_patch14_reg4_dinov2", {"swiglu": True, "registers": 4}),
 }
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    assert found.shape == expected.shape
-    difference = torch.linalg.vector_norm(found.double() - expected.double())
-    return float(difference / torch.linalg.vector_norm(expected.double()))
 
 
 def pixels(*size: int, seed: int = 0) -> Tensor:
@@ -63,10 +58,10 @@ def assert_same_features(
         expected = plain.blocks(state, images, heads)
         normed = [plain.final_norm(state, tokens) for tokens in expected]
     depth = len(expected)
-    assert relative_error(features.shallow, expected[2]) < 1e-5  # the third block, raw
-    assert relative_error(features.last, normed[-1]) < 1e-5
+    assert norm_error(features.shallow, expected[2]) < 1e-5  # the third block, raw
+    assert norm_error(features.last, normed[-1]) < 1e-5
     last_half = torch.stack(normed[depth // 2 :], dim=1)
-    assert relative_error(features.correlation, last_half) < 1e-5
+    assert norm_error(features.correlation, last_half) < 1e-5
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
@@ -116,7 +111,7 @@ def test_positions_are_resampled_as_metas_are(
     antialias = family == "reg"
     positions = plain.resampled_positions(state["pos_embed"].double(), *grid, antialias)
     prefix = 1 + options.get("registers", 0)
-    assert relative_error(seen["tokens"][:, prefix:], positions) < 1e-5
+    assert norm_error(seen["tokens"][:, prefix:], positions) < 1e-5
     class_token = state["cls_token"] + state["pos_embed"][:, :1]
     torch.testing.assert_close(seen["tokens"][:, :1], class_token)
 
@@ -143,7 +138,7 @@ def test_mixed_sizes_one_by_one_equal_single_images() -> None:
         (1, 24, 5, 5), (1, 24, 3, 7), (1, 24, 5, 5),
     ]  # fmt: skip
     for found, expected in zip(features, alone, strict=True):
-        assert relative_error(found.last, expected.last) < 1e-6
+        assert norm_error(found.last, expected.last) < 1e-6
 
 
 def test_the_guide_is_the_image_at_quarters_of_tokens() -> None:
@@ -199,7 +194,7 @@ def test_mixed_sizes_in_one_pass_equal_one_by_one(name: str, arguments: dict[str
     assert calls == [[25 + prefix, 21 + prefix, 2 + prefix]] * 4  # once a block, all images
     for found, expected in zip(features, alone, strict=True):
         for part in ("shallow", "last", "correlation"):
-            assert relative_error(getattr(found, part), getattr(expected, part)) < 1e-5
+            assert norm_error(getattr(found, part), getattr(expected, part)) < 1e-5
         assert torch.equal(found.guide, expected.guide)
 
 
@@ -230,7 +225,7 @@ def test_blocks_of_another_build_are_not_packed(block: str) -> None:
         features = encoder.forward_list(images, packed=block_diagonal)
         alone = [encoder(image[None]) for image in images]
     for found, expected in zip(features, alone, strict=True):
-        assert relative_error(found.last, expected.last) < 1e-5
+        assert norm_error(found.last, expected.last) < 1e-5
 
 
 class DoubledAttention(Attention):
@@ -269,10 +264,10 @@ def test_other_vits_give_timms_own_features(name: str, size: tuple[int, int]) ->
         whole = reference.forward_features((images - mean) / std)
     prefix = whole.shape[1] - maps[-1][0, 0].numel()
     last = whole[:, prefix:].transpose(1, 2).unflatten(2, maps[-1].shape[2:])
-    assert relative_error(features.shallow, maps[0]) < 1e-5
-    assert relative_error(shallow, maps[0]) < 1e-5
-    assert relative_error(features.last, last) < 1e-5
-    assert relative_error(features.correlation[:, -1], last) < 1e-5
+    assert norm_error(features.shallow, maps[0]) < 1e-5
+    assert norm_error(shallow, maps[0]) < 1e-5
+    assert norm_error(features.last, last) < 1e-5
+    assert norm_error(features.correlation[:, -1], last) < 1e-5
 
 
 def test_reads_the_blocks_asked_for() -> None:
@@ -291,10 +286,10 @@ def test_reads_the_blocks_asked_for() -> None:
         encoder.vit.blocks[1] = nn.Identity()  # no block after the adapter's matters to it
         shallow = encoder.shallow(images)
     raw = plain.blocks(state, images, heads=2)
-    assert relative_error(shallow, raw[0]) < 1e-5
+    assert norm_error(shallow, raw[0]) < 1e-5
     normed = [plain.final_norm(state, tokens) for tokens in raw]
-    assert relative_error(features.shallow, raw[0]) < 1e-5
-    assert relative_error(features.correlation, torch.stack([normed[3], normed[1]], 1)) < 1e-5
+    assert norm_error(features.shallow, raw[0]) < 1e-5
+    assert norm_error(features.correlation, torch.stack([normed[3], normed[1]], 1)) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -333,7 +328,7 @@ def test_bfloat16_weights() -> None:
         expected = encoder(images)
         features = encoder.to(torch.bfloat16)(images)
     assert features.last.dtype == torch.bfloat16
-    assert relative_error(features.last, expected.last) < 0.05
+    assert norm_error(features.last, expected.last) < 0.05
 
 
 def test_autocast() -> None:
@@ -344,7 +339,7 @@ def test_autocast() -> None:
         expected = encoder(images)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             features = encoder(images)
-    assert relative_error(features.last, expected.last) < 0.05
+    assert norm_error(features.last, expected.last) < 0.05
 
 
 @pytest.mark.parametrize("side", [32, 48])
