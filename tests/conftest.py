@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests of backends `triton` and `cuda` where they cannot run in this process.
+    """Leave out the tests of backends where those cannot run in this process, or lack the op.
 
     On the CPU `triton` needs its interpreter, which has to be chosen before Triton is imported, and
     `cuda` the emulator: the tests in tests/kernels/test_backend.py and tests/cuda/test_emulated.py
@@ -49,16 +49,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def runs(item: pytest.Item) -> bool:
-    """Whether an item is for a backend of the CPU, or its backend can run it here."""
+    """Whether an item names no backend, or one that can run it here: built, if need be."""
     parameters = getattr(item, "callspec", None) and item.callspec.params
-    if not parameters or parameters.get("backend") not in {"triton", "cuda"}:
+    if not parameters or parameters.get("backend", "auto") == "auto":
         return True
-    from fsdino.ops import backends
+    from fsdino.bench.cases import CALLS
+    from fsdino.ops import backends, native
 
-    dtype = parameters.get("dtype", torch.float32)
-    return (
-        backends.why_not(parameters["backend"], "correlation4d", torch.device("cpu"), dtype) is None
-    )
+    backend, dtype = parameters["backend"], parameters.get("dtype", torch.float32)
+    op, _ = CALLS.get(parameters.get("op", parameters.get("call")), ("correlation4d", {}))
+    if backend == "cpp":
+        return op in native.FUNCTIONS
+    return backends.why_not(backend, op, torch.device("cpu"), dtype) is None
+
+
+@pytest.fixture(autouse=True)
+def built(request: pytest.FixtureRequest) -> None:
+    """Skip what runs on `cpp` where it is not built: asked for by name, it would be built now."""
+    if "backend" not in request.fixturenames or request.getfixturevalue("backend") != "cpp":
+        return
+    from fsdino.ops import native
+
+    if native.extension() is None:
+        pytest.skip("cpp is not built: run `fsdino build`")
 
 
 @pytest.fixture(scope="module")
