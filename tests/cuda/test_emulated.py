@@ -74,6 +74,7 @@ def test_the_case_table(library: Path, architecture: str) -> None:
         "EMULATED_ARCHITECTURE": architecture,
     }
     table = [str(HERE.parent / "ops" / name) for name in TABLE]
+    table.append(f"{HERE.parent / 'test_contract.py'}::test_memory_order")
     # torch.compile would start its compiler, and what measures memory a process without the plugin;
     # float64 is for other backends.
     chosen = "cuda and not compile and not shots and not gradcheck and not float64"

@@ -72,6 +72,11 @@ def alone(file: str, *tests: str) -> list[str]:
     return [f"tests/ops/{file}.py::{test}[triton]" for test in tests]
 
 
+def memory_order(*calls: str) -> list[str]:
+    """Ids of the test of how volumes lie in memory."""
+    return [f"tests/test_contract.py::test_memory_order[{call}-triton]" for call in calls]
+
+
 def run_interpreted(*arguments: str) -> int:
     """Run tests in a process with the interpreter; how many passed."""
     options = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
@@ -155,7 +160,7 @@ def test_the_interpreter_refuses_bfloat16() -> None:
 
 @needs_triton
 def test_correlation_in_the_interpreter() -> None:
-    """Values and gradients in both dtypes, NaN, zero vectors, frozen features, opcheck."""
+    """Values and gradients in both dtypes, NaN, zero vectors, frozen features, memory, opcheck."""
     file = "test_correlation"
     ids = [
         *each(file, "test_equals_the_formulation", CORRELATION),
@@ -164,13 +169,14 @@ def test_correlation_in_the_interpreter() -> None:
             file, "test_gradients_only_where_asked", "test_zero_weight_silences_nan",
             "test_zero_vectors_have_no_direction", "test_opcheck",
         ),
+        *memory_order("correlation4d"),
     ]  # fmt: skip
     assert run_interpreted(*ids) == len(ids)
 
 
 @needs_triton
 def test_convolution_in_the_interpreter() -> None:
-    """Values and gradients of convolution and block: kernels, strides, channels and layouts."""
+    """Values and gradients of convolution and block: kernels, strides, channels, memory."""
     file, block = "test_center_pivot", "test_block_equals_the_formulation"
     half = "test_block_in_half_precision_errs_less_than_twice_the_eager_code"
     ids = [
@@ -180,6 +186,7 @@ def test_convolution_in_the_interpreter() -> None:
         *each(file, block, BLOCK, "reduced"),
         *each(file, half, {F16: ("one row",)}),
         *alone(file, "test_compiles_as_one_graph"),
+        *memory_order("center_pivot_conv4d", "center_pivot_block4d"),
     ]
     assert run_interpreted(*ids) == len(ids)
 
@@ -188,6 +195,7 @@ def test_convolution_in_the_interpreter() -> None:
 def test_fused_op_in_the_interpreter() -> None:
     """Values in both dtypes and, in chunks of the query rows, every gradient."""
     ids = each("test_fused", "test_errs_less_than_twice_the_eager_code", FUSED)
+    ids += memory_order("correlation_center_pivot4d")
     assert run_interpreted(*ids, "tests/kernels/test_fused.py") == len(ids) + 5
 
 
