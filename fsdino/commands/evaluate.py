@@ -23,6 +23,7 @@ from fsdino.commands.options import (
     check_model,
     wait_without_spinning,
 )
+from fsdino.data.names import DATASETS
 from fsdino.devices import check_dtype, find_device, find_dtype
 from fsdino.errors import UsageError
 from fsdino.models.names import DRAWN as DRAWN_MODEL
@@ -54,8 +55,7 @@ class Evaluate:
     weights: File = None
     """Weights of dinov2-b and the like, instead of a download: Meta's dinov2_vit*14*_pretrain.pth
     or timm's model.safetensors."""
-    data: str = "procedural"
-    """pascal5i, coco20i, fss1000, davis17, folder, procedural or pascal5i-leak-safe."""
+    data: Annotated[str, tyro.conf.arg(help=f"One of {', '.join(DATASETS)}.")] = "procedural"
     root: Folder = None
     """The data set's folder."""
     splits: Folder = None

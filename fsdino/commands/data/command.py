@@ -11,25 +11,29 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from fsdino.commands.options import File, Folder, Json, Layout, Value
+from fsdino.data.names import ON_DISK
 from fsdino.errors import DataError
 from fsdino.tables import print_table
 
 if TYPE_CHECKING:
     from fsdino.commands.data.check import Check
 
-DatasetName = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")]
+DatasetName = Annotated[
+    tyro.conf.Positional[str],
+    tyro.conf.arg(metavar="DATASET", help=f"One of {', '.join(ON_DISK)}."),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataCheck:
-    """Look a data set over: what is there, what is missing and where to get it, what is damaged.
+    """Check a data set: which parts are present, which are missing and where to get them, and which
+    are damaged.
 
     Reads every file, and counts the images of each fold and class. Exit code 1 when something that
     evaluation needs is missing or damaged.
     """
 
     dataset: DatasetName
-    """pascal5i, pascal5i-leak-safe, coco20i, fss1000, davis17 or folder."""
     root: Path
     """Its folder."""
     splits: Folder = None
@@ -74,7 +78,6 @@ class DataPrepare:
     """
 
     dataset: DatasetName
-    """pascal5i, coco20i, fss1000, davis17 or folder."""
     root: Path
     """Its folder."""
     out: File = None
