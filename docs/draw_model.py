@@ -82,7 +82,7 @@ BOXES = {
         (24, 112, 196, 190),
         "Token masks m",
         ("share of foreground",),
-        "fsdino.models.supports.token_mask",
+        "fsdino.models.shots.token_mask",
     ),
     "encoder": Box(
         (228, 112, 936, 190),
@@ -107,7 +107,7 @@ BOXES = {
         (586, 318, 732, 416),
         "Prototype",
         ("mean where m",),
-        "fsdino.models.hypercorrelation.masked_mean",
+        "fsdino.models.shots.masked_mean",
         narrow=True,
     ),
     "pcs": Box(
