@@ -1,10 +1,10 @@
 """What each part of the prompt generator adds: `python benchmarks/ablation.py --out DIR`.
 
-Trains the segmenter of fsdino-tiny anew on the frozen encoder, with the parts of FS-DINO's table
-added one after another (adapter + PCS, + SVP, + 4D, + CE): same episodes, steps, learning rate and
-schedule; and "+ SVP" once more for as many steps as take the time of all parts, since parts cost
-time. Several seeds; 1-shot mIoU on the held-out fold. An interrupted call goes on where it stopped.
-Prints a table and writes a JSON file.
+Trains the segmenter of fsdino-tiny from random weights on the frozen encoder, with the parts of
+FS-DINO's table added one after another (adapter + PCS, + SVP, + 4D, + CE): same episodes, steps,
+learning rate and schedule; and "+ SVP" again for the number of steps that takes as long as all
+parts, since parts cost time. Several seeds; 1-shot mIoU on the held-out fold. The same command
+continues an interrupted call. Prints a table and writes a JSON file.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def configure(parts: int, steps: int, seed: int, encoder: str) -> TrainConfig:
 
 
 def run(config: TrainConfig, folder: Path, episodes: int) -> dict[str, float]:
-    """Train and evaluate one configuration; remembered in `folder/row.json`."""
+    """Train and evaluate one configuration; the result is kept in `folder/row.json`."""
     done = folder / "row.json"
     if done.exists():
         return read_object(done, "remove it")
@@ -75,7 +75,7 @@ def run(config: TrainConfig, folder: Path, episodes: int) -> dict[str, float]:
 def end_with_parent() -> None:
     """Kill this worker when its parent is gone.
 
-    It would go on with what is queued, beside whoever resumes; a run may be killed at any moment.
+    It would continue with what is queued, at the same time as a call that resumes the runs.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -3,7 +3,7 @@
 The baselines read the same frozen encoder: prototypes and 4D matching without training, whose cut
 is tuned on base classes, and an HSNet-style head that is trained on the same base classes. 1-shot
 and 5-shot, three seeds. Nothing is chosen on the held-out fold. Every part is kept in --work, and
-the same command goes on where it was interrupted.
+the same command continues an interrupted call.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def hsnet_config(model: Segmenter, steps: int) -> TrainConfig:
 
 
 def train_hsnet(model: Segmenter, steps: int, work: Path) -> Segmenter:
-    """Train it, or go on training it, or read what was trained."""
+    """Train it, continue an interrupted training, or load the finished model."""
     folder = work / "hsnet"
     trainer = Trainer(hsnet_config(model, steps), folder, resume=folder.exists())
     with Progress("train hsnet", steps, done=trainer.start, unit="steps") as progress:
@@ -50,7 +50,7 @@ def train_hsnet(model: Segmenter, steps: int, work: Path) -> Segmenter:
 
 
 def tuned(model: Segmenter, matcher: str, work: Path) -> tuple[Segmenter, dict[str, Any]]:
-    """A training-free matcher with the cut that is best on base classes; remembered in a file."""
+    """A training-free matcher with the cut that is best on base classes, which a file keeps."""
     file = work / f"{matcher}.json"
     if not file.exists():
         cut, base = tune(zoo.training_free(model, matcher), model.config.image_size)

@@ -140,7 +140,7 @@ def draw(
 
     Per class `SUPPORTS` of the frames that show it, each with up to `QUERIES` others. The further
     shots and the frames without the class have generators of their own, so that one shot is drawn
-    alike whatever else is asked for. A support whose drive has too few frames for its shots is
+    alike for any number of them. A support whose drive has too few frames for its shots is
     left out.
 
     Args:

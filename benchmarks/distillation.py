@@ -6,7 +6,7 @@ segmenter, as `fsdino train` does, with the distilled adapter and with a random 
 trained on. All else is equal: the teacher's decoder, steps, episodes, seeds. mIoU on the held-out
 fold. Prints a table and what it means, and writes a JSON file.
 
-An interrupted call goes on where it stopped when the same command is given again.
+The same command continues an interrupted call.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def train_teacher(recipe: small_sam.Recipe, folder: Path, workers: int) -> tuple
 
 
 def knowledge(trained: float, untrained: float) -> str:
-    """What the teacher's mean IoU says: from one that knows nothing, nothing can be concluded."""
+    """Whether the teacher learned enough for the comparison to mean anything."""
     verdict = "it knows" if trained >= KNOWS * untrained else "it KNOWS LITTLE: nothing is shown"
     return (
         f"teacher: IoU {trained:.1f} % from one point on an object, {untrained:.1f} % before it "
@@ -138,7 +138,7 @@ def stage_1(
 
 
 def distil(config: DistillConfig, folder: Path) -> Row:
-    """Stage 1 of one seed; remembered in `folder/row.json`."""
+    """Stage 1 of one seed; the result is kept in `folder/row.json`."""
     done = folder / "row.json"
     if not done.exists():
         began = time.process_time()
@@ -296,7 +296,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def settle(options: argparse.Namespace, encoder: str, recipe: small_sam.Recipe) -> Row:
-    """What decides the numbers; the folder refuses to go on with anything else."""
+    """Settings that the numbers depend on; the folder refuses to continue with others."""
     names = ("variant", "images", "epochs", "steps", "images_per_step")
     settings = {name: getattr(options, name) for name in names}
     settings = {"encoder_fingerprint": encoder, "teacher": dataclasses.asdict(recipe), **settings}

@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("model")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--files", type=int, help="segment a folder of so many pictures instead")
+    parser.add_argument("--files", type=int, help="segment a folder of this many pictures instead")
     options = parser.parse_args(arguments)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])

@@ -1,7 +1,7 @@
 """A Segment Anything model small enough to be trained here: the teacher of `distillation.py`.
 
 It is `segment_anything`'s own model with few layers. It learns what SAM learned, at its core: a
-point or a box on something in an image gives the mask of that thing, whatever its class. It sees
+point or a box on something in an image gives the mask of that thing, of any class. It sees
 images of the base classes, and of classes invented from these; nothing of the held-out fold. Its
 file has the names of the official ones.
 """
@@ -206,7 +206,7 @@ def predict(sam: Sam, images: Tensor, points: Tensor, boxes: Tensor) -> Tensor:
 
 
 def train(recipe: Recipe, folder: Path, workers: int = 0) -> Path:
-    """Train the model, or go on where a run in that folder was interrupted.
+    """Train the model, or continue an interrupted run in that folder.
 
     Args:
         recipe: what to train, and how.
@@ -218,7 +218,7 @@ def train(recipe: Recipe, folder: Path, workers: int = 0) -> Path:
 
     Raises:
         KeyboardInterrupt: asked to stop; a checkpoint is written.
-        FsdinoError: the loss is no number.
+        FsdinoError: the loss is not finite.
         UsageError: the folder holds a run of another recipe.
     """
     run = Run(folder, dataclasses.asdict(recipe), resume=(folder / CONFIG).exists())
@@ -265,7 +265,7 @@ def _step(
     logits = predict(sam, images, points, boxes)
     loss = mask_loss(logits, masks.repeat(POINTS + 1, 1, 1))
     if not loss.isfinite():
-        raise FsdinoError(f"step {number}: the loss is no number; lower the learning_rate")
+        raise FsdinoError(f"step {number}: non-finite loss; lower the learning rate")
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(sam.parameters(), 1.0)

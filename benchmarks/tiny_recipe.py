@@ -16,7 +16,7 @@ RECIPE = Path(fsdino.__file__).parent / "recipes" / "fsdino-tiny.yaml"
 def on_frozen_encoder(
     model: ModelConfig, encoder: str, *, steps: int, seed: int = 0, **changes: Any
 ) -> TrainConfig:
-    """The recipe with the encoder of a model, frozen, and all else trained anew.
+    """The recipe with the encoder of a model, frozen, and all else trained from random weights.
 
     Args:
         model: what is trained.

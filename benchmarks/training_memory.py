@@ -3,7 +3,7 @@
 Counts, for the recipes of PASCAL-5i, what autograd keeps of one episode for the backward pass of
 the trained part, in the recipe's precision, with the backend that is selected here (encoders with
 random weights: the memory is the same), and the encoder's weights. From these follows what one
-episode a pass needs at the least, by the rule of `episodes_per_batch: auto`: twice an episode's
+episode a pass needs at least, by the rule of `episodes_per_batch: auto`: twice an episode's
 activations within 80 % of what the weights leave free. COCO-20i's recipes differ in nothing that
 counts. Prints a table and writes a JSON file.
 """

@@ -72,5 +72,6 @@ def eager_first_block(
     query: Tensor, support: Tensor, weight: Tensor, *parameters: Tensor
 ) -> Tensor:
     """The formulation that ours are measured by."""
-    x = eager.correlation4d(query, support, weight)
-    return eager.center_pivot_conv4d(x, *parameters, support_stride=STRIDE)
+    return eager.correlation_center_pivot4d(
+        query, support, weight, *parameters, support_stride=STRIDE
+    )

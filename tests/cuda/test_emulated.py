@@ -182,6 +182,7 @@ def test_memory(library: Path) -> None:
 
 
 TF32 = """
+from fsdino.bench import exactness
 from fsdino.ops import reference
 query, support = torch.randn(2, 1, 1, 64, 3, 3, generator=torch.Generator().manual_seed(0))
 expected = reference.correlation4d(query.double(), support.double(), None, 1e-5)
@@ -189,7 +190,7 @@ errors = []
 for precision in ("ieee", "tf32"):
     torch.backends.cuda.matmul.fp32_precision = precision
     result = torch.ops.fsdino_emulated.correlation4d(query, support, None, 1e-5)
-    errors.append(((result - expected).norm() / expected.norm()).item())
+    errors.append(exactness.norm_error(result, expected))
 print(json.dumps(errors))
 """
 
