@@ -17,7 +17,7 @@ import torch
 from record import drawn_set, write_record
 
 import fsdino
-from fsdino.data.episodes import collate
+from fsdino.data.batches import collate
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.evaluation.evaluate import Settings, evaluate
 from fsdino.evaluation.metrics import Scores

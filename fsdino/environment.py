@@ -1,4 +1,7 @@
-"""Versions and machine, as every recorded result names them."""
+"""Versions and machine, as every recorded result names them; and the cache.
+
+PyTorch is imported by what asks it.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ import os
 import platform
 from pathlib import Path
 
-import torch
-
 from fsdino.errors import one_line
 from fsdino.version import __version__
 
 
 def environment() -> dict[str, str]:
     """Versions and machine, for the record."""
+    import torch
+
     return {
         "fsdino": __version__,
         "python": platform.python_version(),
@@ -26,6 +29,8 @@ def environment() -> dict[str, str]:
 
 def devices() -> dict[str, str]:
     """What tensors can be put on, with a readable name each."""
+    import torch
+
     found = {"cpu": _processor()}
     for index in range(torch.cuda.device_count()):
         capability = "".join(map(str, torch.cuda.get_device_capability(index)))

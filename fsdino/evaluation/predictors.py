@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from fsdino.data.episodes import Batch
+from fsdino.data.batches import Batch
 from fsdino.errors import DataError
 from fsdino.evaluation.questions import Questions
 from fsdino.models.encoders import Features

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fsdino.data.episodes import Batch, Episode, EpisodeKey, Episodes, collate
+from fsdino.data.batches import Batch, collate
+from fsdino.data.episodes import Episode, EpisodeKey, Episodes
 from fsdino.errors import DataError
 from fsdino.evaluation.protocols import Protocol
 

@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 
 from data_sets import VOC_COLOURS, save_labels, stacked, write_fss, write_voc
 from fsdino.data import files
+from fsdino.data.batches import collate
 from fsdino.data.catalog import open_episodes
-from fsdino.data.episodes import Episode, Episodes, collate, episode_hash
+from fsdino.data.episodes import Episode, Episodes, episode_hash
 from fsdino.data.files import FileEpisodes, Places, content_key, file_key, read_gray, read_labels
 from fsdino.errors import DataError
 

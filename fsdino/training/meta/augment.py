@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fsdino.data.episodes import NO_CLASS, Batch
+from fsdino.data.batches import Batch
+from fsdino.data.episodes import NO_CLASS
 
 _STRETCH = 0.35  # largest logarithm of width over height, halved
 _ZOOM = (-0.20, 0.25)  # logarithms

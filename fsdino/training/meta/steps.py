@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from fsdino.data.batches import Batch, collate
 from fsdino.data.catalog import open_episodes
-from fsdino.data.episodes import Batch, Episode, Episodes, collate
+from fsdino.data.episodes import Episode, Episodes
 from fsdino.data.files import FileEpisodes
 from fsdino.data.photographs import PhotographEpisodes, Photographs
 from fsdino.data.procedural.invention import InventedEpisodes

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from fsdino.data.episodes import NO_CLASS, Batch, collate
+from fsdino.data.batches import Batch, collate
+from fsdino.data.episodes import NO_CLASS
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.training.meta.augment import augment, crowd
 
