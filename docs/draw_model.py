@@ -11,11 +11,12 @@ from html import escape
 from pathlib import Path
 
 FILE = Path(__file__).resolve().parent / "model.svg"
-SIZE = (960, 1020)
+SIZE = (960, 1046)
 FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
 TITLE, TEXT, STEP = 17, 14, 19  # sizes of type, and from one line to the next
 INK, SOFT, PAPER, PANEL, EDGE = "#1b2230", "#566072", "#ffffff", "#f3f6fb", "#8a94a6"
 FROZEN, LEARNS = "#e3e9f2", "#ffffff"
+FOLDERS = ("fsdino/models/", "fsdino/training/distillation/", "fsdino/")  # not drawn
 SUPPORT, QUERY, MASK = "#16794a", "#1f5fbf", "#b85400"
 
 
@@ -42,11 +43,13 @@ class Box:
     dashed: bool = False
 
     def named(self) -> list[str]:
-        """The lines that name the code: the file, below fsdino/models or fsdino, and the object."""
+        """The lines that name the code: its file, without the folders of FOLDERS, and its name."""
         if not self.code:
             return []
-        module, _, name = self.code.removeprefix("fsdino.").removeprefix("models.").rpartition(".")
+        module, _, name = self.code.rpartition(".")
         file = f"{module.replace('.', '/')}.py"
+        for folder in FOLDERS:
+            file = file.removeprefix(folder)
         return [file, name] if self.narrow else [f"{file}: {name}"]
 
 
@@ -133,7 +136,8 @@ BOXES = {
     "teacher": Box(
         (794, 318, 936, 396),
         "SAM's encoder",
-        ("teacher in stage 1", "(fsdino distill)"),
+        ("teacher in stage 1",),
+        "fsdino.training.distillation.teacher.Teacher",
         frozen=True,
         dashed=True,
     ),
@@ -151,7 +155,10 @@ BOXES = {
         "fsdino.models.decoder.MaskDecoder",
     ),
     "mask": Box(
-        (250, 906, 936, 962), "Mask", ("[H, W]: resized to the image, cut at a threshold",)
+        (250, 906, 936, 984),
+        "Mask",
+        ("[H, W]: logits resized to the image, cut at a threshold",),
+        "fsdino.models.segmenter.Segmenter",
     ),
 }
 
@@ -203,8 +210,8 @@ LEGEND = (
 NOTES = (
     "B episodes, K shots, C encoder width, L correlation layers, h × w token grid. Prototypes and "
     "priors are averaged over shots.",
-    "Files are in fsdino/models, ops/correlation.py in fsdino. Numbers are the defaults, with "
-    "DINOv2 ViT-B/14.",
+    "Files are in fsdino/models, ops/correlation.py in fsdino, teacher.py in "
+    "fsdino/training/distillation. Numbers are the defaults.",
 )
 
 
@@ -301,7 +308,7 @@ def draw() -> str:
         parts += draw_box(box)
     parts += draw_legend(24, 786)
     for number, words in enumerate(NOTES):
-        parts.append(text(24, 984 + STEP * number, words, colour=SOFT))
+        parts.append(text(24, 1012 + STEP * number, words, colour=SOFT))
     return "\n".join([*parts, "</svg>", ""])
 
 
