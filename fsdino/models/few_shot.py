@@ -1,4 +1,4 @@
-"""From images as tensors to logits: what every model has in common."""
+"""From tensors to logits: encode, pool, decode and resize, as every model does them."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class Answer:
 
 
 class FewShotModel(Identified):
-    """A model that segments what a support shows: one encoder, and what reads its tokens.
+    """One encoder, and what reads its tokens: supports and queries in, logits out.
 
-    FSDINO and its baselines are Segmenters.
+    A model implements `decode`; `fsdino.models.segmenter.Segmenter` adds what is done with images.
 
     Args:
         config: what to build.
@@ -85,162 +85,15 @@ class FewShotModel(Identified):
         self.provenance: Mapping[str, Any] | None = None
         self._seen_finite: tuple[Any, ...] | None = None
 
-    @abstractmethod
-    def decode(self, query: Features, support: SupportFeatures) -> tuple[Tensor, Tensor | None]:
-        """The part that a model implements; callers take `answer`.
-
-        Args:
-            query: B queries.
-            support: what they are asked for.
-
-        Returns:
-            Mask logits [B, 1, h', w'] at a resolution of the model's choice; and [B] in [0, 1], how
-            likely it is that the queries show the object at all, or None where the model has
-            nothing to say of that beyond its logits.
-        """
-
-    def answer(
-        self,
-        query: Features,
-        supports: Iterable[SupportFeatures],
-        size: tuple[int, int] | None = None,
-        *,
-        names: Sequence[str] | None = None,
-    ) -> Answer:
-        """The one way from features to logits, in training, evaluation and use.
-
-        Args:
-            query: B queries.
-            supports: the V supports that each of them is asked for; taken one by one.
-            size: (H, W) of the logits; None keeps the resolution that the model answers at.
-            names: of the supports, for errors. Given where masks are made of the logits: weights
-                and logits must then be finite, since NaN would become an empty mask.
-
-        Raises:
-            DataError: logits, or the model's weights, are not finite; names the cause.
-        """
-        if names is not None:
-            self._check_weights()
-        logits, presences = [], []
-        for index, support in enumerate(supports):
-            found, presence = self.decode(query, support)
-            if names is not None:
-                _check_logits(found, query, support, names[index])
-            logits.append(found)
-            if presence is not None:
-                presences.append(presence)
-        coarse = torch.cat(logits, 1)
-        scored = torch.stack(presences, 1) if presences else None
-        return Answer(coarse if size is None else self.resize(coarse, size), coarse, scored)
-
-    def resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """How logits [B, V, h, w] come to another size: [B, V, H, W] in float32 or float64."""
-        return resize_logits(logits, size)
-
-    def _check_weights(self) -> None:
-        """Refuse weights that are not finite: some layers turn those into plausible numbers.
-
-        Looked at once, and again after they have changed.
-        """
-        found = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        version = sum(0 if t.is_inference() else t._version for t in found.values())
-        first = next(iter(found.values()))
-        state = (version, first.dtype, first.device, first.data_ptr())
-        if self._seen_finite == state:
-            return
-        bad = [
-            name
-            for name, tensor in found.items()
-            if tensor.is_floating_point() and not tensor.isfinite().all()
-        ]
-        if bad:
-            names = ", ".join(bad[:3]) + (", …" if len(bad) > 3 else "")
-            raise DataError(
-                f"the model's weights hold NaN or infinity ({names}): load them again, or train "
-                "from an earlier checkpoint"
-            )
-        self._seen_finite = state
-
-    def set_trainable(
-        self, *, encoder: bool = False, adapter: bool = False, decoder: bool = True
-    ) -> None:
-        """Choose what learns; the rest of the parts that a model has are frozen."""
-        self.requires_grad_(True)
-        self.train_encoder = encoder
-        self.encoder.requires_grad_(encoder)
-        self.train(self.training)
-
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
 
-    def train(self, mode: bool = True) -> FewShotModel:
-        """As in PyTorch; a frozen encoder stays in eval mode.
-
-        Training changes the model, so its fingerprint is taken again.
-        """
-        if mode != self.training:
-            self.forget_identity()
-        self.training = mode
-        for name, part in self.named_children():
-            part.train(mode and (self.train_encoder or name != "encoder"))
-        return self
-
     @property
     def patch_size(self) -> int:
         """Pixels per token side."""
         return self.encoder.patch_size
-
-    def save_pretrained(self, folder: str | os.PathLike[str], *, full: bool = False) -> None:
-        """Write config.json, model.safetensors and provenance.json, which `fsdino.load` reads.
-
-        The files keep the fingerprint: that of a cast model is not another one once it is saved.
-        An encoder whose weights are those of `config.encoder_weights` is left out, since the
-        configuration names them; one that has been trained since is not.
-
-        Args:
-            folder: where to; created, with those above it.
-            full: write the encoder in any case, so that the model loads without that package.
-
-        Raises:
-            FsdinoError: the folder cannot be written.
-        """
-        identity = {"encoder": self.encoder.identity(), "rest": self.identity()}
-        if not full and self.encoder.is_installed(self.config.encoder_weights):
-            config, state = self.config, self.own_state()
-        else:
-            config = dataclasses.replace(self.config, encoder_weights=None)
-            state = plain_names(self.state_dict())
-        write_folder(config, state, folder, self.provenance, identity)
-
-    def push_to_hub(self, repository: str, *, private: bool = False, full: bool = False) -> str:
-        """Upload to the Hugging Face hub.
-
-        Args:
-            repository: "owner/name", or "hf:owner/name" as `fsdino.load` takes it.
-            private: whether a new repository is.
-            full: as in `save_pretrained`.
-
-        Returns:
-            Its address.
-        """
-        repository = repository.removeprefix("hf:")
-        api = HfApi()
-        api.create_repo(repository, private=private, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, full=full)
-            return str(api.upload_folder(repo_id=repository, folder_path=folder))
-
-    def encode(self, images: Tensor) -> Features:
-        """Encode images of one size: [B, 3, H, W] in [0, 1]."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_encoder):
-            return self.encoder(images)  # type: ignore[no-any-return]
-
-    def encode_list(self, images: Sequence[Tensor]) -> list[Features]:
-        """Encode images [3, H, W] of any sizes; see `Encoder.forward_list`."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_encoder):
-            return self.encoder.forward_list(images)
 
     def forward(
         self, support_images: Tensor, support_masks: Tensor, query_images: Tensor
@@ -255,6 +108,16 @@ class FewShotModel(Identified):
         query, support = self.encode_episodes(support_images, support_masks, query_images)
         size = (query_images.shape[-2], query_images.shape[-1])
         return self.answer(query, [support], size).logits
+
+    def encode(self, images: Tensor) -> Features:
+        """Encode images of one size: [B, 3, H, W] in [0, 1]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_encoder):
+            return self.encoder(images)  # type: ignore[no-any-return]
+
+    def encode_list(self, images: Sequence[Tensor]) -> list[Features]:
+        """Encode images [3, H, W] of any sizes; see `Encoder.forward_list`."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_encoder):
+            return self.encoder.forward_list(images)
 
     def encode_episodes(
         self, support_images: Tensor, support_masks: Tensor, query_images: Tensor
@@ -295,6 +158,107 @@ class FewShotModel(Identified):
         """
         return None
 
+    def answer(
+        self,
+        query: Features,
+        supports: Iterable[SupportFeatures],
+        size: tuple[int, int] | None = None,
+        *,
+        names: Sequence[str] | None = None,
+    ) -> Answer:
+        """The one way from features to logits, in training, evaluation and use.
+
+        Args:
+            query: B queries.
+            supports: the V supports that each of them is asked for; taken one by one.
+            size: (H, W) of the logits; None keeps the resolution that the model answers at.
+            names: of the supports, for errors. Given where masks are made of the logits: weights
+                and logits must then be finite, since NaN would become an empty mask.
+
+        Raises:
+            DataError: logits, or the model's weights, are not finite; names the cause.
+        """
+        if names is not None:
+            self._check_weights()
+        logits, presences = [], []
+        for index, support in enumerate(supports):
+            found, presence = self.decode(query, support)
+            if names is not None:
+                _check_logits(found, query, support, names[index])
+            logits.append(found)
+            if presence is not None:
+                presences.append(presence)
+        coarse = torch.cat(logits, 1)
+        scored = torch.stack(presences, 1) if presences else None
+        return Answer(coarse if size is None else self.resize(coarse, size), coarse, scored)
+
+    @abstractmethod
+    def decode(self, query: Features, support: SupportFeatures) -> tuple[Tensor, Tensor | None]:
+        """The part that a model implements; callers take `answer`.
+
+        Args:
+            query: B queries.
+            support: what they are asked for.
+
+        Returns:
+            Mask logits [B, 1, h', w'] at a resolution of the model's choice; and [B] in [0, 1], how
+            likely it is that the queries show the object at all, or None where the model has
+            nothing to say of that beyond its logits.
+        """
+
+    def resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """How logits [B, V, h, w] come to another size, [B, V, H, W]: see `resize_logits`.
+
+        All masks are made of logits that this has resized, but for protocols of evaluation that
+        name a rule of their own.
+        """
+        return resize_logits(logits, size)
+
+    def _check_weights(self) -> None:
+        """Refuse weights that are not finite: some layers turn those into plausible numbers.
+
+        Looked at once, and again after they have changed.
+        """
+        found = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        version = sum(0 if t.is_inference() else t._version for t in found.values())
+        first = next(iter(found.values()))
+        state = (version, first.dtype, first.device, first.data_ptr())
+        if self._seen_finite == state:
+            return
+        bad = [
+            name
+            for name, tensor in found.items()
+            if tensor.is_floating_point() and not tensor.isfinite().all()
+        ]
+        if bad:
+            names = ", ".join(bad[:3]) + (", …" if len(bad) > 3 else "")
+            raise DataError(
+                f"the model's weights hold NaN or infinity ({names}): load them again, or train "
+                "from an earlier checkpoint"
+            )
+        self._seen_finite = state
+
+    def set_trainable(
+        self, *, encoder: bool = False, adapter: bool = False, decoder: bool = True
+    ) -> None:
+        """Choose what learns; the rest of the parts that a model has are frozen."""
+        self.requires_grad_(True)
+        self.train_encoder = encoder
+        self.encoder.requires_grad_(encoder)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> FewShotModel:
+        """As in PyTorch; a frozen encoder stays in eval mode.
+
+        Training changes the model, so its fingerprint is taken again.
+        """
+        if mode != self.training:
+            self.forget_identity()
+        self.training = mode
+        for name, part in self.named_children():
+            part.train(mode and (self.train_encoder or name != "encoder"))
+        return self
+
     def own_tensors(self) -> list[Tensor]:
         """All but the encoder's, which may be shared and has an identity of its own."""
         parts = [part for name, part in self.named_children() if name != "encoder"]
@@ -314,6 +278,46 @@ class FewShotModel(Identified):
         """
         parts = (self.config.digest, self.encoder.identity(), self.identity())
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, full: bool = False) -> None:
+        """Write config.json, model.safetensors and provenance.json, which `fsdino.load` reads.
+
+        The files keep the fingerprint: that of a cast model is not another one once it is saved.
+        An encoder whose weights are those of `config.encoder_weights` is left out, since the
+        configuration names them; one that has been trained since is not.
+
+        Args:
+            folder: where to; created, with those above it.
+            full: write the encoder in any case, so that the model loads without that package.
+
+        Raises:
+            FsdinoError: the folder cannot be written.
+        """
+        identity = {"encoder": self.encoder.identity(), "rest": self.identity()}
+        if not full and self.encoder.is_installed(self.config.encoder_weights):
+            config, state = self.config, self.own_state()
+        else:
+            config = dataclasses.replace(self.config, encoder_weights=None)
+            state = plain_names(self.state_dict())
+        write_folder(config, state, folder, self.provenance, identity)
+
+    def push_to_hub(self, repository: str, *, private: bool = False, full: bool = False) -> str:
+        """Upload to the Hugging Face hub.
+
+        Args:
+            repository: "owner/name", or "hf:owner/name" as `fsdino.load` takes it.
+            private: whether a new repository is.
+            full: as in `save_pretrained`.
+
+        Returns:
+            Its address.
+        """
+        repository = repository.removeprefix("hf:")
+        api = HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, full=full)
+            return str(api.upload_folder(repo_id=repository, folder_path=folder))
 
 
 def _check_logits(logits: Tensor, query: Features, support: SupportFeatures, name: str) -> None:

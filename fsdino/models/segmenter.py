@@ -8,13 +8,11 @@ from dataclasses import replace
 from typing import overload
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fsdino import images as pixels
 from fsdino.errors import DataError, SupportWarning, UsageError
-from fsdino.images import ImageLike
+from fsdino.images import Flags, ImageLike, Pixels, read_image
 from fsdino.masks import MaskLike, read_mask
 from fsdino.models import tiling
 from fsdino.models.encoders import Features
@@ -66,20 +64,7 @@ class Segmenter(FewShotModel):
             UsageError: no image, another number of masks, a mask of another size.
             DataError: an unreadable image, a mask without foreground, weights that are not finite.
         """
-        image_list, mask_list = _as_list(images), _as_list(masks)
-        if not image_list:
-            raise UsageError("no support given: pass at least one image and its mask")
-        if len(image_list) != len(mask_list):
-            raise UsageError(
-                f"{len(image_list)} support images but {len(mask_list)} masks: "
-                "pass one mask per image"
-            )
-        arrays = [pixels.read_image(x, _name("image", k)) for k, x in enumerate(image_list)]
-        sizes = [(array.shape[0], array.shape[1]) for array in arrays]
-        flags = [
-            read_mask(x, sizes[k], _name("mask", k), image=image_list[k])
-            for k, x in enumerate(mask_list)
-        ]
+        arrays, flags = _read_annotated(_as_list(images), _as_list(masks))
         single = len(arrays) == 1
         # A small object has few tokens: from nearer it has more.
         small = single and self.fits and flags[0].mean() < _SMALL
@@ -108,7 +93,7 @@ class Segmenter(FewShotModel):
             UsageError: a mask of another size than the image.
             DataError: an unreadable image, a mask without foreground.
         """
-        array = pixels.read_image(image, "image")
+        array = read_image(image, "image")
         size = (array.shape[0], array.shape[1])
         flags = {
             name: read_mask(mask, size, f"mask {name}", image=image) for name, mask in masks.items()
@@ -119,7 +104,7 @@ class Segmenter(FewShotModel):
     def _support(
         self,
         features: Sequence[Features],
-        flags: Sequence[npt.NDArray[np.bool_]],
+        flags: Sequence[Flags],
         views: Sequence[tuple[Features, View]] = (),
     ) -> Support:
         """Encoded images, each with its mask bool [H, W], and views of the first one."""
@@ -137,7 +122,7 @@ class Segmenter(FewShotModel):
     def _quality(
         self,
         features: Sequence[Features],
-        flags: Sequence[npt.NDArray[np.bool_]],
+        flags: Sequence[Flags],
         asked: Sequence[int],
     ) -> float | None:
         """Mean IoU of some of the encoded images, each segmented by all others.
@@ -157,7 +142,7 @@ class Segmenter(FewShotModel):
             ious.append((inside & flags[k]).sum() / max((inside | flags[k]).sum(), 1))
         return float(np.mean(ious))
 
-    def _shot(self, features: Features, flag: npt.NDArray[np.bool_]) -> PooledShot:
+    def _shot(self, features: Features, flag: Flags) -> PooledShot:
         """One encoded image with its mask bool [H, W]."""
         share = area_share(flag, features.grid).to(self.device)[None]
         return PooledShot.of(features, token_mask(share, features.grid))
@@ -217,7 +202,7 @@ class Segmenter(FewShotModel):
         if not 0 < threshold < 1:
             raise UsageError(f"threshold must lie between 0 and 1, got {threshold}")
         queries = _as_list(query)
-        arrays = [pixels.read_image(x, _name("query", k)) for k, x in enumerate(queries)]
+        arrays = [read_image(x, _name("query", k)) for k, x in enumerate(queries)]
         dtype = next(self.parameters()).dtype
         supports = {name: s.to(self.device, dtype) for name, s in named.items()}
         for name, encoded in supports.items():
@@ -242,7 +227,7 @@ class Segmenter(FewShotModel):
         return min(max(_CPU_PIXELS // self.config.image_size**2, 1), _BATCH)
 
     def _probabilities(
-        self, arrays: Sequence[npt.NDArray[np.uint8]], supports: Mapping[str, Support]
+        self, arrays: Sequence[Pixels], supports: Mapping[str, Support]
     ) -> list[tuple[Tensor, Tensor]]:
         """Per image the maps [N, H, W], at its own size, and the scores [N]."""
         asked = [support.features(1) for support in supports.values()]
@@ -256,7 +241,7 @@ class Segmenter(FewShotModel):
         return found
 
     def _probabilities_tiled(
-        self, array: npt.NDArray[np.uint8], supports: Mapping[str, Support]
+        self, array: Pixels, supports: Mapping[str, Support]
     ) -> tuple[Tensor, Tensor]:
         """The blended maps, and the scores of the tile that shows each class best."""
         sizes = [size for s in supports.values() for size in s.image_sizes]
@@ -275,7 +260,7 @@ class Segmenter(FewShotModel):
         maps = tiling.blend([m for m, _ in found], boxes, (array.shape[0], array.shape[1]))
         return maps, torch.stack([scores for _, scores in found]).amax(0)
 
-    def _prepare(self, array: npt.NDArray[np.uint8]) -> Tensor:
+    def _prepare(self, array: Pixels) -> Tensor:
         """uint8 [H, W, 3] -> [3, h, w] in [0, 1] at the model's size."""
         side, patch = self.config.image_size, self.patch_size
         size = (side, side)
@@ -316,6 +301,28 @@ class Segmenter(FewShotModel):
             raise DataError(
                 f"support {name!r} cannot be used: {problem}; encode it again with encode_support"
             )
+
+
+def _read_annotated(
+    images: Sequence[ImageLike], masks: Sequence[MaskLike]
+) -> tuple[list[Pixels], list[Flags]]:
+    """Images uint8 [H, W, 3], and their masks bool [H, W].
+
+    Raises:
+        UsageError, DataError: see `Segmenter.encode_support`.
+    """
+    if not images:
+        raise UsageError("no support given: pass at least one image and its mask")
+    if len(images) != len(masks):
+        raise UsageError(
+            f"{len(images)} support images but {len(masks)} masks: pass one mask per image"
+        )
+    arrays = [read_image(image, _name("image", k)) for k, image in enumerate(images)]
+    flags = [
+        read_mask(mask, array.shape[:2], _name("mask", k), image=images[k])
+        for k, (mask, array) in enumerate(zip(masks, arrays, strict=True))
+    ]
+    return arrays, flags
 
 
 def doubt(support: Support) -> str | None:

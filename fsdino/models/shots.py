@@ -14,9 +14,11 @@ from fsdino.resizing import area_shares
 
 @dataclass(frozen=True)
 class Shot:
-    """One annotated image as tokens: correlation [B, L, C, h, w] and mask [B, h, w].
+    """One annotated image of each of B episodes, as tokens.
 
-    The mask is the share of foreground, in [0, 1]; in a `TokenFit` it tells sides.
+    Attributes:
+        correlation: [B, L, C, h, w], the correlation layers.
+        mask: [B, h, w] in [0, 1], the share of foreground of each token.
     """
 
     correlation: Tensor
@@ -25,9 +27,11 @@ class Shot:
 
 @dataclass(frozen=True)
 class PooledShot(Shot):
-    """A shot with its prototypes, [B, C] each: masked means of the last tokens.
+    """A shot with its prototypes, the masked means of its last tokens.
 
-    `background` is that of what the mask leaves out.
+    Attributes:
+        foreground: [B, C], weighted by the mask.
+        background: [B, C], weighted by what the mask leaves out.
     """
 
     foreground: Tensor
@@ -51,6 +55,19 @@ class PooledShot(Shot):
 
 
 @dataclass(frozen=True)
+class FittedShot:
+    """A shot as queries are matched with it.
+
+    Attributes:
+        tokens: [B, L, C, h, w] in float32, standardised.
+        sides: [B, h, w], 1 on the object, -1 beside it, 0 where that is ambiguous.
+    """
+
+    tokens: Tensor
+    sides: Tensor
+
+
+@dataclass(frozen=True)
 class TokenFit:
     """What `training_free.TrainingFree.fit` knows of the supports of B episodes, in float32.
 
@@ -61,8 +78,7 @@ class TokenFit:
         bias: [B] its bias.
         levels: [B, 6] of the scores on the supports: the cut, means of foreground and background,
             their standard deviations, and the share of foreground.
-        shots: the supports and further views of them, their tokens standardised; masks are 1 on
-            the object, -1 beside it, 0 where that is ambiguous.
+        shots: the supports and further views of them.
     """
 
     mean: Tensor
@@ -70,13 +86,13 @@ class TokenFit:
     weight: Tensor
     bias: Tensor
     levels: Tensor
-    shots: tuple[Shot, ...] = ()
+    shots: tuple[FittedShot, ...] = ()
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor]) -> TokenFit:
         """What `tensors` returned, put together again."""
         mean, scale, weight, bias, levels, *rest = tensors
-        return cls(mean, scale, weight, bias, levels, tuple(map(Shot, rest[::2], rest[1::2])))
+        return cls(mean, scale, weight, bias, levels, tuple(map(FittedShot, rest[::2], rest[1::2])))
 
     @classmethod
     def cat(cls, parts: Sequence[TokenFit]) -> TokenFit:
@@ -84,9 +100,9 @@ class TokenFit:
         return cls.of([*map(torch.cat, zip(*(part.tensors() for part in parts), strict=True))])
 
     def tensors(self) -> list[Tensor]:
-        """All of them, in the order of the fields; of each shot, tokens and mask."""
+        """All of them, in the order of the fields; of each shot, tokens and sides."""
         own = [self.mean, self.scale, self.weight, self.bias, self.levels]
-        return own + [tensor for shot in self.shots for tensor in (shot.correlation, shot.mask)]
+        return own + [tensor for shot in self.shots for tensor in (shot.tokens, shot.sides)]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> TokenFit:
         """The same with every tensor changed."""

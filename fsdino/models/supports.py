@@ -271,11 +271,11 @@ def _shape_problem(support: Support) -> str | None:
         if len(support.fit.shots) < shots:
             return f"{len(support.fit.shots)} of its {shots} shots were fitted"
         for k, shot in enumerate(support.fit.shots):
-            fits = shot.mask.ndim == 3 and 0 < shot.correlation.numel() <= _MOST_VALUES
-            if not fits or shot.correlation.shape != (*per_channel, *shot.mask.shape[1:]):
+            fits = shot.sides.ndim == 3 and 0 < shot.tokens.numel() <= _MOST_VALUES
+            if not fits or shot.tokens.shape != (*per_channel, *shot.sides.shape[1:]):
                 return (
-                    f"fitted shot {k + 1} has tokens {list(shot.correlation.shape)} and a mask "
-                    f"{list(shot.mask.shape)}"
+                    f"fitted shot {k + 1} has tokens {list(shot.tokens.shape)} and sides "
+                    f"{list(shot.sides.shape)}"
                 )
     return None
 
@@ -288,9 +288,9 @@ def _value_problem(support: Support) -> str | None:
     if low < -_SLACK or high.max() > 1 + _SLACK:
         return "a mask leaves [0, 1]"
     if support.fit is not None:
-        sides = torch.stack([shot.mask.abs().amax() for shot in support.fit.shots])
+        sides = torch.stack([shot.sides.abs().amax() for shot in support.fit.shots])
         if sides.max() > 1:
-            return "a fitted shot has a mask that leaves [-1, 1]"
+            return "a fitted shot has a side that leaves [-1, 1]"
     return "a mask is empty" if high.min() <= 0 else None
 
 

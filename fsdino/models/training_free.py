@@ -19,7 +19,7 @@ from fsdino.models.encoders import Features
 from fsdino.models.hypercorrelation import correlations
 from fsdino.models.prompts import cosine_map
 from fsdino.models.ridge import Classifier, fitted_scores
-from fsdino.models.shots import Shot, SupportFeatures, TokenFit, positions
+from fsdino.models.shots import FittedShot, Shot, SupportFeatures, TokenFit, positions
 
 _FOLDS = 4  # vertical strips of a single support
 _PLATEAU = 0.95  # of the best IoU: thresholds that do as well
@@ -131,14 +131,14 @@ class TrainingFree:
             mean, spread = raw.mean(2), raw.std(2, correction=0)
             scale = torch.where(spread > _TINY, 1 / spread.clamp_min(_TINY), 0)  # [L, C]
             own = [
-                Shot(
+                FittedShot(
                     _standardise(s.correlation, mean[None], scale[None]),
                     _sides(s.mask, self.border),
                 )
                 for s in shots
             ]
-            tokens = torch.cat([s.correlation[0].flatten(2) for s in own], 2).flatten(0, 1)
-            sides = torch.cat([s.mask.flatten() for s in own])
+            tokens = torch.cat([s.tokens[0].flatten(2) for s in own], 2).flatten(0, 1)
+            sides = torch.cat([s.sides.flatten() for s in own])
             classifier = Classifier(tokens[scale.flatten() > 0], sides, self.ridge, len(raw))
             weight = raw.new_zeros(scale.numel())
             weight[scale.flatten() > 0], bias = classifier.solve()
@@ -152,12 +152,12 @@ class TrainingFree:
                 tuple(own),
             )  # fmt: skip
 
-    def _own_matches(self, shots: Sequence[Shot], folds: Tensor | None) -> Tensor:
+    def _own_matches(self, shots: Sequence[FittedShot], folds: Tensor | None) -> Tensor:
         """Best foreground minus best background match of the supports' own tokens: [N].
 
         Matches within a token's fold are left out.
         """
-        parts = None if folds is None else folds.split([shot.mask.numel() for shot in shots])
+        parts = None if folds is None else folds.split([shot.sides.numel() for shot in shots])
         scores = []
         for k, asked in enumerate(shots):
             found = []
@@ -165,7 +165,7 @@ class TrainingFree:
                 same = None
                 if parts is not None:
                     same = (parts[k][:, None] == parts[n]) & (parts[k] >= 0)[:, None]
-                found.append(self._best(asked.correlation, shot, same))
+                found.append(self._best(asked.tokens, shot, same))
             scores.append(_contrast(found)[0])
         return torch.cat(scores)
 
@@ -189,7 +189,7 @@ class TrainingFree:
         side = clear.sign()
         return fitted_scores(rows, side, weight, _OWN_RIDGE)
 
-    def _best(self, query: Tensor, shot: Shot, unseen: Tensor | None = None) -> Tensor:
+    def _best(self, query: Tensor, shot: FittedShot, unseen: Tensor | None = None) -> Tensor:
         """Cosines of the best foreground and the best background match: [2, B, L, n].
 
         Args:
@@ -198,7 +198,7 @@ class TrainingFree:
             unseen: bool [n, m], pairs of tokens that do not count.
         """
         found = []
-        for volume in correlations(query, shot.correlation, shot.mask, self.widths):
+        for volume in correlations(query, shot.tokens, shot.sides, self.widths):
             signed = volume.flatten(4).flatten(2, 3)  # [B, l, n, m]; the sign tells the side
             if unseen is not None:
                 signed = signed.masked_fill(unseen, 0)

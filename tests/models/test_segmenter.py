@@ -21,7 +21,7 @@ from fsdino.models import segmentation, segmenter, zoo
 from fsdino.models.few_shot import Answer
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmentation import Segmentation
-from fsdino.models.shots import Shot
+from fsdino.models.shots import FittedShot
 from fsdino.models.supports import Support
 from fsdino.models.views import closer
 from tiny_models import PATCH, SIDE, box_mask, picture, tiny_config, tiny_model
@@ -781,7 +781,7 @@ def test_a_small_object_is_looked_at_from_nearer() -> None:
     assert np.abs(both).max() > 1e-3
 
 
-def seen(support: Support) -> tuple[Shot, ...]:
+def seen(support: Support) -> tuple[FittedShot, ...]:
     """What queries are matched with."""
     assert support.fit is not None
     return support.fit.shots

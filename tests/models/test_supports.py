@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import fsdino
 from fsdino.errors import CheckpointError, FsdinoError, UsageError
 from fsdino.models import supports
-from fsdino.models.shots import Shot, TokenFit
+from fsdino.models.shots import FittedShot, TokenFit
 from fsdino.models.supports import Support
 from tiny_models import box_mask, episode, picture, tiny_model
 
@@ -326,7 +326,7 @@ def fitted(shots: int = 2) -> Support:
     """As a model with a training-free score makes it, with a quality."""
     per_channel = [torch.rand(1, 2, 4) for _ in range(3)]
     sides = torch.tensor([[[-1.0, 0], [1, 1], [-1, 1]]])
-    seen = tuple(Shot(torch.rand(1, 2, 4, 3, 2), sides.clone()) for _ in range(shots + 1))
+    seen = tuple(FittedShot(torch.rand(1, 2, 4, 3, 2), sides.clone()) for _ in range(shots + 1))
     fit = TokenFit(*per_channel, torch.rand(1), torch.rand(1, 6), seen)
     return replace(hand_made(shots), fit=fit, quality=0.625)
 
@@ -343,15 +343,15 @@ def test_what_was_fitted_is_kept_in_the_file(tmp_path: Path) -> None:
     assert len(found.fit.shots) == 3
 
 
-def with_shot(support: Support, batch: int, mask: torch.Tensor) -> Support:
+def with_shot(support: Support, batch: int, sides: torch.Tensor) -> Support:
     assert support.fit is not None
-    shots = (*support.fit.shots, Shot(torch.rand(batch, 2, 4, 3, 2), mask))
+    shots = (*support.fit.shots, FittedShot(torch.rand(batch, 2, 4, 3, 2), sides))
     return replace(support, fit=replace(support.fit, shots=shots))
 
 
 def with_empty_shot(support: Support) -> Support:
     assert support.fit is not None
-    empty = Shot(torch.rand(1, 2, 4, 0, 2), torch.ones(1, 0, 2))
+    empty = FittedShot(torch.rand(1, 2, 4, 0, 2), torch.ones(1, 0, 2))
     return replace(support, fit=replace(support.fit, shots=(*support.fit.shots, empty)))
 
 
