@@ -16,7 +16,7 @@ from fsdino import ops
 from fsdino import processes as sharing
 from fsdino.bench import eager, exactness, memory, workloads
 from fsdino.bench.cases import TOLERANCE
-from fsdino.bench.workloads import STRIDE, WORKLOADS, Inputs, Workload
+from fsdino.bench.workloads import STRIDE, Inputs, Workload
 from fsdino.errors import FsdinoError, UsageError
 from fsdino.ops import backends
 from fsdino.progress import Progress
@@ -113,10 +113,10 @@ class Comparison:
 
     def ratio(self, timing: Timing) -> float | None:
         """How many times faster than the eager formulation, by medians."""
-        eager = self.timings[0].median
-        if eager is None or timing.median is None:
+        first = self.timings[0].median
+        if first is None or timing.median is None:
             return None
-        return eager / timing.median
+        return first / timing.median
 
     def speed(self, timing: Timing) -> float | None:
         """Median FLOP/s, by the eager formulation's count."""
@@ -139,8 +139,12 @@ class Comparison:
         return {**asdict(self), "timings": rows}
 
 
-def check_passed(comparisons: Sequence[Comparison]) -> int:
-    """0, or an error that names the implementations whose results were wrong."""
+def check_passed(comparisons: Sequence[Comparison]) -> None:
+    """Refuse wrong results.
+
+    Raises:
+        FsdinoError: an implementation's results were wrong; all such are named.
+    """
     wrong = [
         f"{timing.name} on {comparison.workload} (error {timing.error:.2g} times the allowed)"
         for comparison in comparisons
@@ -149,23 +153,6 @@ def check_passed(comparisons: Sequence[Comparison]) -> int:
     ]
     if wrong:
         raise FsdinoError(f"wrong results, so not timed: {', '.join(wrong)}; please report this")
-    return 0
-
-
-def find_workloads(names: Sequence[str]) -> list[Workload]:
-    """Standard workloads by name.
-
-    Raises:
-        UsageError: there is no workload of that name.
-    """
-    unknown = [name for name in names if name not in WORKLOADS]
-    if unknown or not names:
-        raise UsageError(
-            f"unknown workload {unknown[0]!r}: choose from {', '.join(WORKLOADS)}"
-            if unknown
-            else f"no workload given: choose from {', '.join(WORKLOADS)}"
-        )
-    return [WORKLOADS[name] for name in names]
 
 
 def compare(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from fsdino.errors import UsageError
 
 KERNEL, STRIDE, GROUPS, NORM_EPS = 3, 2, 4, 1e-5
 
@@ -71,6 +73,22 @@ WORKLOADS: dict[str, Workload] = {w.name: w for w in _FORWARD} | {
 }
 # So small that the time of a call is what it costs to get to the arithmetic and back.
 TINY = Workload("tiny", batch=1, layers=2, grid=4, channels=8, block_channels=(8,))
+
+
+def find_workloads(names: Sequence[str]) -> list[Workload]:
+    """Standard workloads by name.
+
+    Raises:
+        UsageError: there is no workload of that name.
+    """
+    unknown = [name for name in names if name not in WORKLOADS]
+    if unknown or not names:
+        raise UsageError(
+            f"unknown workload {unknown[0]!r}: choose from {', '.join(WORKLOADS)}"
+            if unknown
+            else f"no workload given: choose from {', '.join(WORKLOADS)}"
+        )
+    return [WORKLOADS[name] for name in names]
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,8 @@ class Demo:
             print(f"\n{self.out / 'report.html'}: open it in a browser ({results.seconds:.0f} s)")
         from fsdino.bench import compare
 
-        return compare.check_passed([results.kernels])
+        compare.check_passed([results.kernels])
+        return 0
 
 
 def _print_demo(results: Results) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from fsdino import images as pixels
 from fsdino import overlay
-from fsdino.bench import compare
+from fsdino.bench import compare, workloads
 from fsdino.bench.compare import Comparison
 from fsdino.commands.demo import drawings
 from fsdino.commands.demo.drawings import FOLD, MODEL, SCALE, SEED, SHOTS, Answer, Score, WayAnswer
@@ -126,7 +126,7 @@ def run(settings: Settings, out: Path) -> Results:
     for name in ("episodes", "pictures", "repeats"):
         if getattr(settings, name) < 1:
             raise UsageError(f"{name} must be at least 1, got {getattr(settings, name)}")
-    [workload] = compare.find_workloads([settings.workload])
+    [workload] = workloads.find_workloads([settings.workload])
     model, drawn_model = zoo.load(settings.model), zoo.load(settings.drawn_model)
     for folder in ("photographs", "overlays"):
         make_folder(out / folder, _REMEDY)
