@@ -3,114 +3,72 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fsdino import files
-from fsdino.errors import first_line
-from fsdino.models.checkpoints import tensors_sha256, write_tensors
+from fsdino.models.checkpoints import tensors_sha256
 from fsdino.models.encoders import GUIDE, Features
 from fsdino.models.segmenter import Segmenter
+from fsdino.training.store import Store
 
 logger = logging.getLogger("fsdino.training")
 
-FORMAT = "fsdino-features-3"
 _PARTS = ("shallow", "last", "correlation", "guide")
 
 
-class FeatureStore:
-    """Features on disk, one file an image; what is damaged is computed again.
-
-    A file says which image and which key it belongs to, and holds a hash of that and of its
-    tensors, which is verified whenever it is read.
+class FeatureStore(Store):
+    """Features, found by a hash of the image's pixels; what is damaged is computed again.
 
     Args:
-        folder: created if missing; may be shared by runs and processes.
-        key: what decides the features besides the image: encoder, size, dtype.
+        folder: may be shared by runs and processes.
+        key: what decides the features besides the image: encoder, normalisation, dtype.
+        dtype: of the features.
 
     Raises:
-        FsdinoError: the folder cannot be written.
+        FsdinoError: the folder cannot be created.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
-        self.folder, self.key = folder, key
-        files.make_folder(folder, "pass another --feature-cache")
-        for part in ("", *(f"{number:02x}" for number in range(256))):
-            files.remove_leftovers(folder / part)
+    def __init__(self, folder: Path, key: str, dtype: torch.dtype) -> None:
+        kind = f"features-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+        super().__init__(folder, kind, dtype, _PARTS, "pass another --feature-cache")
 
     def announce(self, images: int, features: Features) -> None:
-        """Say how much disk so many images like this one take.
+        """Say how much space features take; a warning where so much is not free.
 
         Args:
-            images: how many there will be.
+            images: of how many.
             features: of one.
         """
-        needed = images * sum(getattr(features, part).nbytes for part in _PARTS)
-        free = shutil.disk_usage(self.folder).free
-        level = logging.WARNING if needed > free else logging.INFO
-        logger.log(
-            level, "features of %d images take up to %.1f GB in %s, where %.1f GB are free",
-            images, needed / 1e9, self.folder, free / 1e9,
-        )  # fmt: skip
+        each = sum(getattr(features, part).nbytes for part in _PARTS)
+        if not self.fits("features", images, min(len(self), images), each):
+            logger.warning("the features may fill the disk: choose another --feature-cache")
 
-    def get(
-        self, name: str, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype
-    ) -> Features | None:
+    def get(self, content: str, shapes: Mapping[str, tuple[int, ...]]) -> Features | None:
         """The features [1, ...] of an image, if they are here and what was written.
 
         Args:
-            name: the image's.
+            content: the image's hash.
             shapes: of each part.
-            dtype: of all of them.
         """
-        path = self._path(name)
-        if not path.is_file():
+        found = self.read(content, shapes)
+        if found is None:
+            self.drop_shard_of(content)
             return None
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                found = {part: file.get_tensor(part) for part in _PARTS}
-            for title, expected in self._metadata(name, found).items():
-                if metadata.get(title) != expected:
-                    raise ValueError(f"its {title} is not the one that was written")
-            for part, tensor in found.items():
-                if (tuple(tensor.shape), tensor.dtype) != (shapes[part], dtype):
-                    raise ValueError(f"{part} is {tensor.dtype} {list(tensor.shape)}")
-                if not tensor.isfinite().all():
-                    raise ValueError(f"{part} holds values that are not finite")
-            return Features(*(found[part] for part in _PARTS))
-        except (SafetensorError, ValueError, OSError) as error:
-            logger.warning("%s is damaged (%s): computed again", path, first_line(error))
-            return None
+        return Features(*(found[part] for part in _PARTS))
 
-    def put(self, name: str, features: Features) -> None:
+    def put(self, content: str, name: str, features: Features) -> None:
         """Keep the features [1, ...] of an image; those that are not finite are not worth it.
 
         Raises:
             FsdinoError: the disk is full or cannot be written.
         """
         tensors = {part: getattr(features, part) for part in _PARTS}
-        if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            return
-        path = self._path(name)
-        files.make_folder(path.parent, "pass another --feature-cache")
-        write_tensors(path, tensors, self._metadata(name, tensors))
-
-    def _metadata(self, name: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-        """What a file says of itself; the hash covers all of it."""
-        said = {"format": FORMAT, "key": self.key, "name": name}
-        return {**said, "sha256": tensors_sha256(tensors, json.dumps(said, sort_keys=True))}
-
-    def _path(self, name: str) -> Path:
-        digest = hashlib.sha256(f"{FORMAT}\n{self.key}\n{name}".encode()).hexdigest()[:32]
-        return self.folder / digest[:2] / f"{digest}.safetensors"
+        if all(tensor.isfinite().all() for tensor in tensors.values()):
+            self.write(content, name, tensors)
 
 
 class FrozenEncoder:
@@ -155,11 +113,12 @@ class FrozenEncoder:
         correlation = (1, len(encoder.correlation_layers), *plain[1:])
         guide = (1, 3, GUIDE * plain[2], GUIDE * plain[3])
         shapes = {"shallow": plain, "last": plain, "correlation": correlation, "guide": guide}
-        found = self.store.get(f"{name} {tuple(image.shape[-2:])}", shapes, self.dtype)
+        content = tensors_sha256({"pixels": image})
+        found = self.store.get(content, shapes)
         if found is not None:
             return found.to(image.device)
         features = self._encode(image[None])
-        self.store.put(f"{name} {tuple(image.shape[-2:])}", features)
+        self.store.put(content, name, features)
         return features
 
     @torch.no_grad()

@@ -231,9 +231,8 @@ class Trainer(Loop[Step, Segmenter]):
             read = self.model.encoder
             layers = (read.read_layers, read.correlation_layers, read.patch_size)
             colours = (read.mean.flatten().tolist(), read.std.flatten().tolist())
-            images = f"{config.data} {Path(config.root or '').resolve()}"
-            key = f"{encoder} {layers} {colours} {dtype} {images}"
-            store = FeatureStore(Path(config.feature_cache), key)
+            key = f"{encoder} {layers} {colours} {dtype}"
+            store = FeatureStore(Path(config.feature_cache), key, dtype)
             side = max(config.sizes)
             one = torch.zeros(1, 3, side, side, device=self.processes.device)
             features = FrozenEncoder(self.model, dtype, dtype)(one, ["one"])
@@ -278,6 +277,12 @@ class Trainer(Loop[Step, Segmenter]):
         return each
 
     # --------------------------------------------------------------------- in and out
+
+    def save(self, done: int) -> None:
+        """Write a checkpoint, and what waits for a shard of the feature cache to become full."""
+        super().save(done)
+        if self.frozen is not None and self.frozen.store is not None:
+            self.frozen.store.flush()
 
     def state(self) -> dict[str, Any]:
         """Scores and counts, and what decides whether another run is the same one."""

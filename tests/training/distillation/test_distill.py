@@ -262,7 +262,7 @@ def test_a_damaged_shard_is_named_and_computed_again(place, finished, tmp_path, 
     shard.write_bytes(content)
     with caplog.at_level(logging.WARNING):
         distillation.fit()
-    assert f"embeddings {shard} are damaged (its content is not what was written)" in caplog.text
+    assert f"{shard} is damaged (its content is not what was written)" in caplog.text
     assert "computing 12 embeddings again" in caplog.text
     assert same_adapter(tmp_path, finished)
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import tiny_sam
 from fsdino.errors import FsdinoError
-from fsdino.training.distillation import embeddings
+from fsdino.training import store
 from fsdino.training.distillation.corpus import ImageFile
 from fsdino.training.distillation.embeddings import EmbeddingCache, content_hash, fill
 from fsdino.training.distillation.teacher import Teacher, load_teacher
@@ -40,7 +40,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[ImageFile]:
     """Seven images, and shards of two."""
-    monkeypatch.setattr(embeddings, "SHARD_IMAGES", 2)
+    monkeypatch.setattr(store, "SHARD_IMAGES", 2)
     (tmp_path / "images").mkdir()
     found = []
     for seed in range(IMAGES):
@@ -109,13 +109,13 @@ def test_what_cannot_be_the_embedding(tmp_path: Path, files, teacher, change, ca
     tensors = load_file(shard)
     shape = tuple(tensors[content].shape)
     tensors[content] = change(tensors[content]).contiguous()
-    save_file(tensors, shard)
+    save_file(tensors, shard, {"format": store.FORMAT})
     index = shard.parent.parent / "index" / f"{shard.stem}.json"
     rows = json.loads(index.read_text())
-    rows["images"][content]["sha256"] = cache_in(tmp_path)._hash(content, tensors[content])
+    rows["images"][content]["sha256"] = cache_in(tmp_path)._hash({content: tensors[content]})
     index.write_text(json.dumps(rows))
     assert cache_in(tmp_path).get(content, shape) is None
-    assert "are damaged (it" in caplog.text
+    assert "is damaged (its" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fsdino.errors import FsdinoError
 from fsdino.models.checkpoints import tensors_sha256
-from fsdino.training.meta import features
 from fsdino.training.meta.features import FeatureStore, FrozenEncoder
+from fsdino.training.store import FORMAT
 from tiny_models import SIDE, tiny_model
 
 
@@ -51,33 +50,49 @@ def test_half_precision_of_the_encoder_alone() -> None:
 
 
 def test_kept_features_are_the_same_bits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """From disk or computed anew, in whatever company; a damaged file is computed again."""
+    """From disk or computed again, in whatever company; a damaged file is computed again."""
     torch.set_deterministic_debug_mode("default")
     model, calls = tiny_model(), []
     encoded(model, calls)
     images = torch.rand(3, 3, SIDE, SIDE)
-    store = FeatureStore(tmp_path / "cache", "key")
+    store = store_in(tmp_path)
     encoder = FrozenEncoder(model, torch.float32, torch.float32, store)
     first = encoder(images, ["a", "b", "c"])
-    again = encoder(images[[2, 0]], ["c", "a"])
-    assert calls == [1, 1, 1]
-    for part in PARTS:
-        assert torch.equal(getattr(first, part)[[2, 0]], getattr(again, part))
-    for file in (tmp_path / "cache").glob("*/*.safetensors"):
+    for _ in range(2):
+        again = encoder(images[[2, 0]], ["c", "a"])
+        assert calls == [1, 1, 1]
+        for part in PARTS:
+            assert torch.equal(getattr(first, part)[[2, 0]], getattr(again, part))
+        store.flush()  # from memory, then from disk
+    for file in shards(tmp_path):
         file.write_bytes(file.read_bytes()[:100])
     assert torch.equal(encoder(images, ["a", "b", "c"]).last, first.last)
     assert calls == [1] * 6 and "is damaged" in caplog.text
 
 
+def test_images_are_known_by_their_pixels(tmp_path: Path) -> None:
+    """Whatever they are called: one that has changed is encoded again, a copy is not."""
+    model, calls = tiny_model(), []
+    encoded(model, calls)
+    encoder = FrozenEncoder(model, torch.float32, torch.float32, store_in(tmp_path))
+    image = torch.rand(1, 3, SIDE, SIDE)
+    changed = image.clone()
+    changed[0, 0, 0, 0] += 1e-3
+    for pixels, name in ((image, "a"), (image, "copy"), (changed, "a")):
+        encoder(pixels, [name])
+    assert len(calls) == 2
+
+
 def test_other_encoders_and_sizes_keep_their_own(tmp_path: Path) -> None:
-    """The key and the size are part of an image's file."""
+    """The key decides the folder, and the size an image's hash."""
     model, calls = tiny_model(), []
     encoded(model, calls)
     for key, side in (("a", SIDE), ("b", SIDE), ("a", SIDE + 14)):
-        store = FeatureStore(tmp_path, key)
+        store = store_in(tmp_path, key)
         FrozenEncoder(model, torch.float32, torch.float32, store)(
-            torch.rand(1, 3, side, side), ["image"]
+            torch.zeros(1, 3, side, side), ["image"]
         )
+        store.flush()
     assert len(calls) == 3
 
 
@@ -85,35 +100,45 @@ def test_the_disk_it_takes_is_announced(tmp_path: Path, caplog: pytest.LogCaptur
     """By the size of one image's features; a warning where there is not so much."""
     caplog.set_level(logging.INFO)
     model = tiny_model()
-    store = FeatureStore(tmp_path, "key")
+    store = store_in(tmp_path)
     # 24 channels, 5 x 5 tokens, 4 bytes; shallow, last and two correlation layers; 20 x 20 pixels
     assert (24 * 25 * 4 + 3 * 20 * 20) * 4 == 14400
     store.announce(1000, model.encode(torch.rand(1, 3, SIDE, SIDE)))
     store.announce(10**12, model.encode(torch.rand(1, 3, SIDE, SIDE)))
     texts = [(r.levelname, r.getMessage()) for r in caplog.records]
-    assert texts[0][0] == "INFO" and "1000 images take up to 0.0 GB" in texts[0][1]
-    assert texts[1][0] == "WARNING" and "up to 14400000.0 GB" in texts[1][1]
+    assert texts[0][0] == "INFO" and "1,000 images: at most 14.4 MB" in texts[0][1]
+    assert texts[1][0] == "INFO" and "at most 14400.0 TB" in texts[1][1]
+    assert texts[2][0] == "WARNING" and "may fill the disk" in texts[2][1] and len(texts) == 3
 
 
 def test_an_unusable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(FsdinoError, match=r"cannot create .*file"):
-        FeatureStore(tmp_path / "file" / "cache", "key")
+    with pytest.raises(FsdinoError, match=r"cannot create .*file.*pass another --feature-cache"):
+        store_in(tmp_path / "file" / "cache")
 
 
 PARTS = ("shallow", "last", "correlation", "guide")
 
 
+def store_in(folder: Path, key: str = "key") -> FeatureStore:
+    return FeatureStore(folder, key, torch.float32)
+
+
+def shards(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("shards/*.safetensors"))
+
+
 @pytest.fixture
 def kept(tmp_path: Path) -> tuple[FrozenEncoder, torch.Tensor, list[int], Path]:
-    """An encoder whose features of two images are on disk, and one of the files."""
+    """An encoder whose features of an image are on disk, two images, and the file."""
     torch.set_deterministic_debug_mode("default")
     model, calls = tiny_model(), []
     encoded(model, calls)
     images = torch.rand(2, 3, SIDE, SIDE)
-    encoder = FrozenEncoder(model, torch.float32, torch.float32, FeatureStore(tmp_path, "key"))
+    encoder = FrozenEncoder(model, torch.float32, torch.float32, store_in(tmp_path))
     encoder(images[:1], ["a"])
-    (file,) = tmp_path.glob("*/*.safetensors")
+    encoder.store.flush()
+    (file,) = shards(tmp_path)
     return encoder, images, calls, file
 
 
@@ -132,45 +157,44 @@ def test_no_flipped_bit_is_believed(kept, caplog: pytest.LogCaptureFixture) -> N
         for part in PARTS:
             assert torch.equal(getattr(found, part), getattr(expected, part)), place
         assert calls == [1] and "is damaged" in caplog.text, place
-        assert load_file(file).keys() == set(PARTS)  # written again
-
-
-def test_files_of_another_format_are_not_damaged(
-    kept, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are not found: features are computed again, and nothing is said of each file."""
-    encoder, images, calls, _ = kept
-    calls.clear()
-    monkeypatch.setattr(features, "FORMAT", "fsdino-features-2")
-    encoder(images[:1], ["a"])
-    assert calls == [1] and not caplog.text
+        encoder.store.flush()
+        assert len(load_file(file)) == len(PARTS)  # written again
 
 
 def test_a_file_of_another_image_or_cache_is_not_taken(kept, tmp_path: Path) -> None:
     """Whole, and in the place of the one that was asked for."""
     encoder, images, calls, file = kept
     own = encoder(images[1:], ["b"])
-    (other,) = set(tmp_path.glob("*/*.safetensors")) - {file}
+    encoder.store.flush()
+    (other,) = set(shards(tmp_path)) - {file}
     other.write_bytes(file.read_bytes())
     assert torch.equal(encoder(images[1:], ["b"]).last, own.last)
-    store = FeatureStore(tmp_path / "second", "another key")
+    encoder.store.flush()
+    store = store_in(tmp_path / "second", "another key")
     second = FrozenEncoder(encoder.model, torch.float32, torch.float32, store)
     second(images[1:], ["b"])
-    (there,) = (tmp_path / "second").glob("*/*.safetensors")
-    there.write_bytes(other.read_bytes())
+    store.flush()
+    for part in ("shards", "index"):
+        for path in store.folder.glob(f"{part}/*"):
+            path.write_bytes((encoder.store.folder / part / path.name).read_bytes())
+    store.refresh()
     assert torch.equal(second(images[1:], ["b"]).last, own.last)
     assert calls == [1, 1, 1, 1, 1]
 
 
-def features_file(file: Path, **changes: object) -> None:
-    """Write a file of the store with its own hash, so that only its content is wrong."""
-    with safe_open(file, framework="pt") as opened:
-        metadata = opened.metadata()
+def features_file(store: FeatureStore, file: Path, **changes: object) -> None:
+    """Write a shard of one image with its own hash, so that only its content is wrong."""
     tensors = load_file(file)
-    tensors |= {name: change(tensors[name]) for name, change in changes.items()}
-    said = {name: value for name, value in metadata.items() if name != "sha256"}
-    sha256 = tensors_sha256(tensors, json.dumps(said, sort_keys=True))
-    save_file({n: t.contiguous() for n, t in tensors.items()}, file, {**said, "sha256": sha256})
+    for name, change in changes.items():
+        (full,) = [key for key in tensors if key.endswith(f".{name}")]
+        tensors[full] = change(tensors[full]).contiguous()
+    save_file(tensors, file, {"format": FORMAT})
+    index = store.folder / "index" / f"{file.stem}.json"
+    rows = json.loads(index.read_text())
+    (row,) = rows["images"].values()
+    row["sha256"] = tensors_sha256(tensors, store.kind)
+    index.write_text(json.dumps(rows))
+    store.refresh()
 
 
 @pytest.mark.parametrize(
@@ -187,16 +211,6 @@ def test_what_another_program_wrote(kept, changes, caplog: pytest.LogCaptureFixt
     """A valid hash does not make features of another shape or type this encoder's."""
     encoder, images, _, file = kept
     expected = encoder(images[:1], ["a"])
-    features_file(file, **changes)
+    features_file(encoder.store, file, **changes)
     assert torch.equal(encoder(images[:1], ["a"]).last, expected.last)
-    assert "is damaged" in caplog.text
-
-
-def test_files_of_older_versions_are_computed_again(kept, caplog) -> None:
-    """They have no hash, so nobody knows what is in them."""
-    encoder, images, calls, file = kept
-    save_file(load_file(file), file, {"name": "a"})
-    encoder(images[:1], ["a"])
-    assert calls == [1, 1] and "its format is not the one that was written" in caplog.text
-    encoder(images[:1], ["a"])
-    assert calls == [1, 1]
+    assert "is damaged (its" in caplog.text and "content" not in caplog.text

@@ -559,7 +559,7 @@ def test_kept_features_change_nothing(
         trainer._validate = lambda done: None
         trainer.fit()
     # Every fifth of the 20 images is kept out of training.
-    assert "features of 16 images take up to" in caplog.text
+    assert "features of 16 images: at most" in caplog.text
     assert same_run(tmp_path / "reads", tmp_path / "fills")
 
 
@@ -582,7 +582,7 @@ def test_features_of_another_reading_are_not_taken_from_the_cache(
             photos, model=model, feature_cache=str(tmp_path / "cache"), workers=0
         )
         trainer = Trainer(config, tmp_path / str(number))
-        keys.add(trainer.frozen.store.key)
+        keys.add(trainer.frozen.store.kind)
         trainer.run.abandon()
     assert len(keys) == len(models)
 
