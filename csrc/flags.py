@@ -79,7 +79,7 @@ def source_hash() -> str:
 
 
 def functions() -> frozenset[str]:
-    """What the extension has, for the CPU and for GPUs alike: the list in ops.inc."""
+    """Functions of the extension, on the CPU and on GPUs alike: the list in ops.inc."""
     listed = re.findall(r"^FSDINO_OP\((\w+),", (FOLDER / "ops.inc").read_text(), re.MULTILINE)
     return frozenset(listed)
 

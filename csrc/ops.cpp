@@ -21,7 +21,7 @@
 #define FSDINO_TEXT(...) FSDINO_TEXT_OF(__VA_ARGS__)
 #define FSDINO_TEXT_OF(...) #__VA_ARGS__
 
-// Schemas follow from the C++ types; arguments go by their position.
+// Schemas are derived from the C++ types; arguments are positional.
 TORCH_LIBRARY(fsdino_cpp, m) {
 #define FSDINO_OP(name, ...) m.def(#name, torch::dispatch(c10::kCPU, &fsdino::cpu::name));
 #include "ops.inc"

@@ -1,7 +1,7 @@
-"""The contract of a backend: which functions it has, and how its volumes lie in memory.
+"""The backend contract: the functions of a backend, and the memory order of its volumes.
 
-A backend is a module with the functions in `FUNCTIONS`, whose signatures and results are those of
-`fsdino/ops/reference.py`. In C++ the same list is `csrc/ops.inc`.
+A backend is a module with the functions in `FUNCTIONS`, with the signatures and results of
+`fsdino/ops/reference.py`. `csrc/ops.inc` is the same list in C++.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-# Each op, and the file that has it everywhere: fsdino/ops/FILE.py, kernels/FILE.py and so on.
+# Each op with the name of its file: fsdino/ops/FILE.py, kernels/FILE.py, csrc/cpu/FILE.cpp, ...
 OPS = {
     "correlation4d": "correlation",
     "center_pivot_conv4d": "center_pivot",
@@ -25,27 +25,33 @@ AS_WRITTEN = (0, 1, 2, 3, 4, 5)
 QUERY_INNERMOST = (0, 1, 4, 5, 2, 3)
 CHANNELS_INNERMOST = (0, 2, 3, 4, 5, 1)
 
-# Of the correlation, or of its gradient, that the fused op holds at a time on a GPU; `kChunkBytes`
-# in csrc/cuda.
+# Size of the chunk of the correlation, or of its gradient, that the fused op holds on a GPU; the
+# same as `kChunkBytes` in csrc/cuda.
 CHUNK_BYTES = 80 * 2**20
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def empty_volume(like: Tensor, shape: Sequence[int], order: Sequence[int]) -> Tensor:
-    """An uninitialised volume of a shape [B, C, Hq, Wq, Hs, Ws], in a memory order."""
+    """An uninitialised volume in a memory order.
+
+    Args:
+        like: has its dtype and device.
+        shape: B, C, Hq, Wq, Hs, Ws.
+        order: one of the memory orders above.
+    """
     return as_volume(like.new_empty([shape[dim] for dim in order]), order)
 
 
 def as_volume(memory: Tensor, order: Sequence[int]) -> Tensor:
-    """The volume [B, C, Hq, Wq, Hs, Ws] whose dims a tensor has in a memory order; a view."""
+    """A view [B, C, Hq, Wq, Hs, Ws] of a tensor whose dims are in a memory order."""
     return memory.permute([order.index(dim) for dim in range(len(order))])
 
 
 def while_tracing(function: Function) -> Function:
-    """Let torch.compile run a function while it traces, and keep the answer.
+    """Let torch.compile run a function while it traces, and keep its result.
 
-    As torch.compiler.assume_constant_result, which would import the compiler with this module.
+    The same as torch.compiler.assume_constant_result, without importing the compiler.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function

@@ -1,7 +1,7 @@
 """What the steps of CONTRIBUTING.md ask for: an op, `channel_gain4d`, and a backend, `mirror`.
 
-`NEW_OP` and `NEW_BACKEND` hold what goes into each file: the text that it stands before, "" for the
-end of the file and None for a new one, and what is written there.
+`NEW_OP` and `NEW_BACKEND` list the insertions into each file: the text before which a part is
+inserted ("" for the end of the file, None for a new file), and the part.
 """
 
 from __future__ import annotations

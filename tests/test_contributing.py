@@ -21,13 +21,13 @@ ALL = [f"tests/ops/test_{of}.py" for of in ("arguments", "derivatives", "nonfini
 
 
 def files_of(title: str, name: str) -> tuple[set[str], set[str]]:
-    """The files that the steps of a section are about, `NAME` replaced: always, where they apply.
+    """The files in the steps of a section, with `name` for `NAME`: always needed, and sometimes.
 
-    Such a file is followed by a colon and by what has to be written there.
+    Such a file is followed by a colon and by what goes into it.
     """
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = text.split(f"\n## {title}\n")[1].split("\n## ")[0]
-    always, _, sometimes = section.partition("where they apply")
+    always, _, sometimes = section.partition("only needed where they apply")
     assert sometimes, title
     found = (re.findall(r"`([\w.]+/[\w/.]+)`:", part) for part in (always, sometimes))
     first, second = ({path.replace("NAME", name) for path in paths} for paths in found)
@@ -40,7 +40,7 @@ def files_of(title: str, name: str) -> tuple[set[str], set[str]]:
     ids=["op", "backend"],
 )
 def test_the_steps_name_the_files(title: str, name: str, edits: Edits) -> None:
-    """Every file that is written to, and none that need not be."""
+    """Every file that is changed is named, and every file that is always needed is changed."""
     always, sometimes = files_of(title, name)
     assert always <= edits.keys() <= always | sometimes
 
@@ -57,8 +57,8 @@ def write(tree: Path, edits: Edits) -> None:
 
 
 def test_nothing_else_is_needed(tmp_path: Path) -> None:
-    """In a copy with those files the new op runs on every backend that has it, and the new backend
-    runs every op: their own tests pass, and so do those that go over all of them."""
+    """In a copy with these files, the new op runs on every backend that has it, and the new backend
+    runs every op: the tests of all ops and backends pass."""
     for name in COPIED:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, tmp_path / name, ignore=LARGE)

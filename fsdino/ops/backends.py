@@ -50,7 +50,7 @@ class Backend:
         module: dotted path of the module with the functions, imported at the first call.
         why_not: (op, device, dtype) -> None where the backend can run the call, else the reason.
             Asked at every call: it must be quick, and must not build.
-        memory_order: in which the backend leaves a volume, one of `fsdino.contract`.
+        memory_order: of the volumes that the backend returns; one of those in `fsdino.contract`.
         prepare: called with the device before `why_not` where the backend is asked for by name; it
             may build. What it could not do, `why_not` explains.
     """

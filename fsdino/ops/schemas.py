@@ -23,7 +23,7 @@ _TYPES = {
 def define(op: str) -> None:
     """Define an op of the namespace `fsdino` and its `_backward`.
 
-    They take what the functions of the reference take, and behind that the name of the backend.
+    Their arguments are those of the reference, followed by the name of the backend.
     """
     for name in (op, f"{op}_backward"):
         schema = schema_of(getattr(reference, name))
@@ -32,9 +32,18 @@ def define(op: str) -> None:
 
 
 def schema_of(function: Callable[..., Any]) -> str:
-    """A signature whose annotations are of `_TYPES`, and that returns one tensor or a tuple."""
-    signature = inspect.signature(function)
-    parameters = signature.parameters.values()
-    arguments = [f"{_TYPES[parameter.annotation]} {parameter.name}" for parameter in parameters]
+    """The schema of a function that returns a tensor or a tuple of tensors.
+
+    Raises:
+        TypeError: the annotation of an argument is not one of `_TYPES`.
+    """
+    signature, arguments = inspect.signature(function), []
+    for name, parameter in signature.parameters.items():
+        if parameter.annotation not in _TYPES:
+            raise TypeError(
+                f"{function.__name__}: {name} must be annotated as one of {', '.join(_TYPES)}, "
+                f"got {parameter.annotation}"
+            )
+        arguments.append(f"{_TYPES[parameter.annotation]} {name}")
     result = signature.return_annotation.replace("tuple[", "(").replace("]", ")")
     return f"({', '.join([*arguments, 'str backend'])}) -> {result}"
