@@ -36,10 +36,10 @@ class Settings:
         protocol: see `fsdino.evaluation.protocols`.
         threshold: probability from which a pixel is foreground, in (0, 1).
         batch_size: episodes per forward pass.
-        device: where the model is.
-        dtype: the forward pass runs under autocast where this is not float32.
+        device: the model's device.
+        dtype: of the forward pass, which runs under autocast unless it is float32.
         workers: processes that read ahead; the numbers do not depend on it.
-        skip_bad: go on where an episode cannot be read, and name it.
+        skip_bad: leave out episodes that cannot be read, and name them.
     """
 
     size: int
@@ -62,10 +62,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Result:
-    """Numbers of one run over episodes, in percent.
+    """Scores of one run over episodes, in percent.
 
     Attributes:
-        scores: of all episodes that could be read.
+        scores: sums over all episodes that could be read.
         rows: one per episode, in order.
     """
 
@@ -102,17 +102,17 @@ def evaluate(
     processes: Processes | None = None,
     report: Report | None = None,
 ) -> Result:
-    """Predict and score every episode; each process returns the result of all.
+    """Predict and score every episode; every process returns the scores of all episodes.
 
-    Processes share whole batches, so that a model sees the same batches in any number of them.
+    Whole batches are distributed: a model sees the same batches with any number of processes.
 
     Args:
         predict: for a model, `ModelPredictor(model)`; the model must be in eval mode.
-        episodes: any data set's.
-        settings: how.
-        journal: where finished episodes are kept; those it holds already are not done again.
-        processes: that share the work.
-        report: hears of progress.
+        episodes: those of any data set.
+        settings: see `Settings`.
+        journal: store of finished episodes; those that it has are not evaluated again.
+        processes: the processes that share the work.
+        report: called with the progress.
 
     Raises:
         DataError: an episode cannot be read, unless `skip_bad`; the model's output is not finite.
@@ -196,7 +196,7 @@ def _check_finite(logits: Tensor, questions: Questions) -> None:
 
 
 def _fitting(journal: Journal, episodes: Episodes, settings: Settings) -> dict[int, Row]:
-    """What the journal holds of these episodes; rows of others are damaged, and done again."""
+    """The journal's rows of these episodes; rows of others are damaged, and evaluated again."""
     square = None if settings.protocol.original_size else settings.size**2
     fitting = {}
     rows = journal.finished(episodes.seed)

@@ -1,11 +1,11 @@
-"""How far a number may move by chance: 95 % intervals over episodes and over seeds.
+"""95 % intervals of scores, over episodes and over seeds.
 
 mIoU is a mean of ratios of sums, so its spread over episodes is taken from each episode's
-influence, the first-order change of the number when that episode counts a little more: for class c
+influence, the first-order change of the score when the weight of that episode grows: for class c
 with IoU R_c = I_c / U_c it is (I_i - R_c U_i) / U_c, and the variance of R_c is the sum of the
 squares over its n_c episodes times n_c / (n_c - 1). For equal unions this is the textbook standard
 error of a mean. Two models on the same episodes are compared by the differences of influences,
-which cancels what makes an episode easy or hard for both.
+which removes the difficulty of an episode that both share.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _STUDENT = (
 def class_influences(rows: Sequence[Row], class_id: int) -> Floats:
     """Each row's influence on the IoU of a class, in percent: float64 [N], 0 for other classes.
 
-    The squares sum to the variance; NaN where no episode, or one alone, speaks for the class.
+    The squares sum to the variance; NaN if the class has fewer than two episodes.
     """
     member = np.array([row.class_id == class_id and row.error is None for row in rows])
     if not member.any():
@@ -58,7 +58,7 @@ def fb_influences(rows: Sequence[Row]) -> Floats:
 def half_width(influences: Sequence[Floats]) -> float | None:
     """Half of the 95 % interval of a mean over seeds, from each seed's influences.
 
-    None where a class has one episode only, or none: its spread cannot be known.
+    None if a class has fewer than two episodes, whose spread is unknown.
     """
     variance = sum(float((part**2).sum()) for part in influences) / len(influences) ** 2
     return _NORMAL * math.sqrt(variance) if math.isfinite(variance) else None

@@ -26,7 +26,7 @@ _MOST_PIXELS = 2**40  # more than any image has; sums of a million episodes fit 
 
 @dataclass(frozen=True)
 class Row:
-    """What an evaluation keeps of one episode.
+    """The record of one episode.
 
     Attributes:
         seed: of the draws.
@@ -34,7 +34,7 @@ class Row:
         class_id: which class was asked for.
         query: name of the query image.
         intersection, union: pixels of background, foreground and boundary; see `metrics.overlaps`.
-        error: why the episode could not be read; its pixels then count nowhere.
+        error: why the episode could not be read; its pixels are then not counted.
     """
 
     seed: int
@@ -52,21 +52,21 @@ class Row:
 
 
 class Journal:
-    """Rows beside a result file: one part per process while it runs, then one file for all.
+    """Rows of a result file: one part per process while it runs, then one file for all.
 
     For `result.json` these are `result.part0.jsonl` and so on, and `result.episodes.jsonl`. The
-    first line of each says which call its rows belong to. Damaged lines are left out and reported;
+    first line of each names the call of its rows. Damaged lines are left out and reported;
     so are the rows of an episode that do not agree with each other.
 
     Args:
-        result: the result file that the rows lead to; `lock` keeps other calls away from it.
-        call: what decides the rows (model, data, protocol, size ...).
-        processes: that share the work.
-        overwrite: forget rows of before.
+        result: the result file of these rows; `lock` keeps other calls away from it.
+        call: everything that determines the rows (model, data, protocol, size ...).
+        processes: the processes that share the work.
+        overwrite: discard existing rows.
 
     Raises:
         UsageError: the rows there belong to another call.
-        DataError: a file does not say which call its rows belong to.
+        DataError: a file does not name the call of its rows.
         FsdinoError: the folder cannot be read or written.
     """
 
@@ -95,11 +95,11 @@ class Journal:
                 self._check(file, header)
                 self._started |= file == self._file
             found += rows
-        # Every process sees what is kept on any machine, before any of them goes on.
+        # Every process reads the stored rows of all machines before any of them continues.
         self.rows = _joined([row for rows in self.processes.gather(found) for row in rows])
 
     def finished(self, seed: int) -> dict[int, Row]:
-        """The rows of a seed by episode; what could not be read is tried again."""
+        """The rows of a seed by episode, without episodes that could not be read."""
         return {
             episode: row
             for (s, episode), row in self.rows.items()
@@ -107,7 +107,7 @@ class Journal:
         }
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Add finished episodes, in one piece.
+        """Add finished episodes in one write.
 
         Raises:
             FsdinoError: the file cannot be written; the rows before these are kept.
@@ -134,7 +134,7 @@ class Journal:
         changed = differences(header, self._header)
         if changed:
             raise UsageError(
-                f"{file} holds the episodes of another call (it differs in {', '.join(changed)}): "
+                f"{file} has the episodes of another call (it differs in {', '.join(changed)}): "
                 f"{_ANOTHER}, or --overwrite"
             )
 
@@ -146,12 +146,12 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str
 
 
 def lock(result: Path) -> Lock:
-    """Keep a result, and the rows beside it, from being written by two calls at once.
+    """Prevent two calls from writing a result and its rows at the same time.
 
-    Files whose names differ in the suffix alone share their rows, and this lock.
+    Files whose names differ only in the suffix share their rows and this lock.
 
     Raises:
-        UsageError: another call holds it, says which; or the result has the name of a lock.
+        UsageError: another call holds it, which is named; or the result has the name of a lock.
         FsdinoError: the lock cannot be written.
     """
     real = Path(os.path.realpath(result))
@@ -165,7 +165,7 @@ def lock(result: Path) -> Lock:
 
 
 def rows_file(result: Path) -> Path:
-    """Where the rows of a finished result are."""
+    """The file with the rows of a finished result."""
     return result.with_suffix(".episodes.jsonl")
 
 
@@ -178,7 +178,9 @@ def read_rows(result: Path) -> list[Row]:
     """
     file = rows_file(result)
     if not file.is_file():
-        raise UsageError(f"{result}: {file.name} is missing beside it; it holds the episodes")
+        raise UsageError(
+            f"{result}: {file.name} is missing in the same folder; it has the episodes"
+        )
     header, rows = _parse(file)
     if header is None:
         raise _foreign(file)
@@ -186,9 +188,9 @@ def read_rows(result: Path) -> list[Row]:
 
 
 def _parse(file: Path) -> tuple[dict[str, Any] | None, list[Row]]:
-    """Header and rows; no header where nothing in the file can be read.
+    """Header and rows; no header if the file cannot be read.
 
-    A line that an interruption cut off is left out, and so is every other damaged one.
+    Damaged lines are left out, such as one that an interruption cut off.
     """
     headers: list[dict[str, Any]] = []
 
@@ -202,7 +204,7 @@ def _parse(file: Path) -> tuple[dict[str, Any] | None, list[Row]]:
 
 
 def _row(data: Mapping[str, Any]) -> Row | None:
-    """A row as it was written, or None if this cannot be one."""
+    """A row as it was written, or None if it is invalid."""
     if set(data) != {field.name for field in fields(Row)}:
         return None
     numbers = (data["seed"], data["episode"], data["class_id"])

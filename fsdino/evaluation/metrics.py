@@ -1,7 +1,7 @@
-"""Metrics of few-shot and of video segmentation, as sums that merge.
+"""Metrics of few-shot and video segmentation, as sums that can be merged.
 
 Each metric is a sum over episodes (or frames). The sums of several processes, or of a run that was
-interrupted, add up to those of one unbroken run: all counts are integers.
+interrupted, add up to those of one uninterrupted run: all counts are integers.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Scores:
     background and foreground. Dice_c = 2 I_c / (I_c + U_c). All are in percent.
 
     Args:
-        classes: ids; a class that never comes counts as 0, see `undrawn`.
+        classes: ids; a class without an episode counts as 0, see `undrawn`.
     """
 
     def __init__(self, classes: Sequence[int]) -> None:
@@ -89,7 +89,7 @@ class Scores:
         self.episodes.index_add_(0, rows, torch.ones_like(rows))
 
     def merge(self, other: Scores) -> None:
-        """Add what another process has counted.
+        """Add the counts of another process.
 
         Raises:
             UsageError: it has other classes.
@@ -145,7 +145,7 @@ def contour_accuracy(prediction: Tensor, truth: Tensor) -> float:
 
     The harmonic mean of the shares of each contour that lie within a disk of radius
     ceil(0.008 * diagonal) of the other one (Perazzi et al., CVPR 2016). A contour that is missing
-    on one side alone scores 0, and on both 1.
+    on one side scores 0, on both sides 1.
     """
     found, wanted = contour(prediction), contour(truth)
     if not found.any() or not wanted.any():
@@ -164,7 +164,7 @@ def contour(mask: Tensor) -> Tensor:
 
 
 def _near(points: Tensor, radius: int) -> Tensor:
-    """Where a disk around a pixel of bool [H, W] holds one of the points."""
+    """Pixels with one of the points of bool [H, W] within a disk."""
     steps = torch.arange(-radius, radius + 1, device=points.device)
     disk = (steps[:, None] ** 2 + steps**2 <= radius**2).float()
     return F.conv2d(points[None, None].float(), disk[None, None], padding=radius)[0, 0] > 0.5
@@ -217,7 +217,9 @@ class VideoScores:
 
 def _summary(scores: Sequence[tuple[float, float]]) -> dict[str, float]:
     if not scores:
-        raise UsageError("no object with more than two frames: there is nothing to average")
+        raise UsageError(
+            "no object has more than two frames, which the mean needs: use longer sequences"
+        )
     j, f = (math.fsum(part) / len(scores) for part in zip(*scores, strict=True))
     return {"j": j, "f": f, "j_and_f": (j + f) / 2}
 

@@ -24,16 +24,16 @@ EVERYTHING = "everything is foreground"
 
 @dataclass(frozen=True)
 class PhotographAnswer:
-    """What was found in one photograph by one other that shows the same kind of object.
+    """The masks found in one photograph, given another with the same kind of object.
 
     Attributes:
         support: the marked example.
-        query: where its object is looked for, with the true mask.
-        masks: bool [H, W] by method: the model first, then training-free if that is another one.
+        query: the photograph that is segmented, with the true mask.
+        masks: bool [H, W] by method: the model first, then training-free if that differs.
         iou: with the truth, by method; EVERYTHING last.
-        quality: how well the support finds itself, by the model; None where that has no answer.
-        encode_seconds: that the model took for the support, with its quality.
-        segment_seconds: that it took for the query then.
+        quality: how well the model segments the support by itself; None if it cannot tell.
+        encode_seconds: time of the model for the support, with its quality.
+        segment_seconds: time of the model for the query.
     """
 
     support: Sample
@@ -57,7 +57,7 @@ class PhotographAnswer:
 
 
 def methods(name: str, model: Segmenter) -> dict[str, Segmenter]:
-    """A model by its name, and its encoder alone, unless the model is nothing else."""
+    """A model under its name, and its encoder alone, unless the model is only that."""
     if model.config.variant == "training_free":
         return {name: model}
     return {name: model, TRAINING_FREE: zoo.training_free(model)}
@@ -69,8 +69,8 @@ def answers(
     """Look for the object of every photograph in its `query`, in their order.
 
     Args:
-        name: of the model.
-        model: what segments; its encoder alone, too, where that is not all of it.
+        name: name of the model.
+        model: the model; its encoder alone is added if the model has other parts.
         photographs: as `samples()` returns them.
     """
     asked = methods(name, model)

@@ -22,10 +22,10 @@ _NAMED = 3  # images that an error names
 
 
 class FeatureCache:
-    """Features of images that will be needed again; the least recently used leave first.
+    """Features of images that will be needed again; the least recently used are dropped first.
 
     Args:
-        limit: bytes that they may take.
+        limit: maximum size in bytes.
     """
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:
@@ -37,7 +37,7 @@ class FeatureCache:
         return len(self._features)
 
     def get(self, name: str) -> Features | None:
-        """The features of an image, if they are here."""
+        """The kept features of an image, or None."""
         if name not in self._features:
             return None
         self._features.move_to_end(name)
@@ -52,7 +52,7 @@ class FeatureCache:
             self.drop(next(iter(self._features)))
 
     def drop(self, name: str) -> None:
-        """Forget an image."""
+        """Remove an image."""
         features = self._features.pop(name, None)
         if features is not None:
             self.size -= _bytes(features)
@@ -61,12 +61,12 @@ class FeatureCache:
 class ModelPredictor:
     """A model's logits for batches of episodes.
 
-    Images are encoded one by one, so that an image's features are the same bits in whichever batch
-    or process it appears, and whether or not they were kept from an earlier batch.
+    Images are encoded one at a time: an image's features have the same bits in every batch and
+    process, whether or not they were kept from an earlier batch.
 
     Args:
         model: in eval mode.
-        cache_bytes: what kept features may take.
+        cache_bytes: maximum size of kept features.
     """
 
     def __init__(self, model: Segmenter, *, cache_bytes: int = CACHE_BYTES) -> None:
@@ -80,7 +80,7 @@ class ModelPredictor:
         own to resize by.
 
         Raises:
-            DataError: logits or weights are not finite; names images and cause.
+            DataError: logits or weights are not finite; names the images and the cause.
         """
         batch, keys, protocol = questions.batch, questions.keys, questions.protocol
         assert batch is not None

@@ -1,6 +1,6 @@
 """Named protocols: how episodes are drawn, how K shots become one mask, and where it is scored.
 
-A number without its protocol cannot be compared. A name is put together from three choices:
+Numbers can only be compared within one protocol. Its name is composed of three choices:
 
 * `hsnet` (K masks by vote, and pixels as HSNet's published code computes them) or `joint` (one
   forward pass with K supports);
@@ -47,7 +47,7 @@ class Protocol:
 
     @property
     def name(self) -> str:
-        """What results call it."""
+        """Its name in results."""
         family = next(name for name, fusion in _FAMILIES.items() if fusion == self.fusion)
         original = "-original" if self.original_size else ""
         return family + original + ("-seeded" if self.sampling == "seeded" else "")
@@ -59,7 +59,7 @@ class Protocol:
 
     @property
     def pixels(self) -> str:
-        """What results call it: "rounded" or "float"."""
+        """Its name in results: "rounded" or "float"."""
         return "rounded" if self.rounded else "float"
 
     @property
@@ -83,7 +83,7 @@ class Protocol:
         """The mask of each forward pass, bool, from logits of any shape.
 
         Votes follow HSNet's argmax over [background, foreground], of which our logit is the
-        difference: what lies exactly on the threshold is background. Joint masks count it in.
+        difference: a logit exactly on the threshold is background. In joint masks it is foreground.
 
         Args:
             logits: of the foreground.
@@ -111,7 +111,7 @@ PROTOCOLS = {
 
 
 def find(name: str, *, fusion: Fusion | None = None, seeded: bool = False) -> Protocol:
-    """The protocol of a name; another fusion or seeds of one's own turn it into its sibling.
+    """The protocol of a name; another fusion and other seeds change the name accordingly.
 
     Raises:
         UsageError: no protocol has that name.
@@ -128,7 +128,7 @@ def fuse(votes: Tensor) -> Tensor:
     """One mask bool [B, H, W] from the masks bool [B, V, H, W] of the V forward passes.
 
     HSNet's vote: the masks are summed, divided by the highest sum in the image (at least 1), and
-    kept from one half on. A single pass keeps its mask.
+    thresholded at one half. A single pass keeps its mask.
     """
     total = votes.sum(1)  # [B, H, W]
     highest = total.flatten(1).amax(1).clamp_min(1)[:, None, None]

@@ -22,11 +22,11 @@ class Questions:
     """A batch of B episodes.
 
     Attributes:
-        batch: at the model's size; None where no episode of the batch could be read.
-        protocol: how they are asked: what the K shots become, and who resizes logits.
-        keys: of the B episodes.
+        batch: at the model's size; None if no episode of the batch could be read.
+        protocol: how K shots are fused, and whether the model or the protocol resizes logits.
+        keys: keys of the B episodes.
         truths: of each query, bool [H, W] at the size where it is scored.
-        ignores: likewise, True where the annotation abstains.
+        ignores: likewise, True for pixels that are not annotated.
         again: names of images that later batches will need.
         bad: reasons by episode for those that could not be read; they are not among the B.
     """
@@ -51,11 +51,11 @@ def load(
     """Batches of the episodes in each group, in order; `workers` processes read ahead.
 
     Args:
-        episodes: any data set's.
+        episodes: those of any data set.
         groups: indices of the episodes that share a batch.
         size: side in pixels that images are stretched to.
         protocol: decides how images are stretched, and the size that the truth is given at.
-        workers: 0 reads in this process.
+        workers: number of processes that read ahead; 0 reads in this process.
     """
     return iter(
         DataLoader(
@@ -89,7 +89,7 @@ class _Groups(Dataset[Questions]):
         for index in self.groups[place]:
             try:
                 read.append(self.episodes[index])
-            except DataError as error:  # raised by whoever asked, with its own words
+            except DataError as error:  # raised by the caller, with its own message
                 bad[index] = str(error)
         batch = collate(read, self.size, rounded=self.protocol.rounded) if read else None
         keys = tuple(self.episodes.key(episode.index) for episode in read)

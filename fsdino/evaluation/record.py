@@ -1,4 +1,4 @@
-"""result.json: one evaluation with everything that makes its numbers comparable."""
+"""result.json: the scores of an evaluation, with everything needed to compare them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMAT = "fsdino-result-1"
 
 
 def describe_model(model: Segmenter, name: str) -> dict[str, Any]:
-    """What results say about a model."""
+    """The description of a model in results."""
     encoder = model.encoder
     return {
         "model": name,
@@ -42,7 +42,7 @@ def describe_model(model: Segmenter, name: str) -> dict[str, Any]:
 def describe_call(
     model: Mapping[str, Any], episodes: Episodes, settings: Settings
 ) -> dict[str, Any]:
-    """What decides the numbers of an evaluation, whatever the seed."""
+    """Everything that determines the scores of an evaluation, except the seed."""
     protocol = settings.protocol
     return {
         **asdict(episodes.provenance),
@@ -59,7 +59,7 @@ def describe_call(
 
 
 def describe_settings(settings: Settings) -> dict[str, Any]:
-    """What decides a forward pass besides the model."""
+    """The settings that determine a forward pass, besides the model."""
     device = torch.device(settings.device)
     like = torch.empty(0, device=device, dtype=settings.dtype)
     return {
@@ -77,9 +77,9 @@ def summarise(
     """The content of result.json: means over the runs, which differ in their seeds.
 
     Args:
-        call: from `describe_call`.
+        call: result of `describe_call`.
         runs: episodes with their results.
-        facts: anything else worth keeping.
+        facts: further entries.
     """
     results = [result for _, result in runs]
     episodes = runs[0][0]
@@ -114,7 +114,7 @@ def summarise(
 
 
 def write(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a result, whole or not at all.
+    """Write a result atomically.
 
     Raises:
         FsdinoError: it cannot be written.
@@ -126,7 +126,7 @@ def read(path: Path) -> dict[str, Any]:
     """Read what `write` wrote.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: the file does not exist.
         DataError: it is damaged or something else.
     """
     if not path.is_file():
@@ -149,7 +149,7 @@ class Difference:
     """One line of a comparison, in percent.
 
     Attributes:
-        name: of the metric or the class.
+        name: name of the metric or the class.
         first, second: the two values.
         half_width: half of the 95 % interval of second - first over episodes; None where a class
             has one episode only, or none.
@@ -213,7 +213,7 @@ def _comparable(path: Path) -> dict[str, Any]:
     """A result over episodes, with all that a comparison reads.
 
     Raises:
-        UsageError: it is of videos, or there is no such file.
+        UsageError: it is a result on videos, or does not exist.
         DataError: it is damaged.
     """
     record = read(path)
@@ -244,12 +244,12 @@ def _by_seed(path: Path, record: Mapping[str, Any]) -> list[list[Row]]:
     groups = [[row for row in rows if row.seed == seed] for seed in seeds]
     numbered = all(row.episode == index for group in groups for index, row in enumerate(group))
     if not numbered or any(len(group) != record["episodes"] for group in groups):
-        raise DataError(f"{path}: the episodes beside it are incomplete; evaluate again")
+        raise DataError(f"{path}: its file of episodes is incomplete; evaluate again")
     known = all(row.class_id in classes for group in groups for row in group)
     if not known or not math.isclose(
         _mean([tally(classes, group).miou() for group in groups]), record["miou"], abs_tol=1e-6
     ):
-        raise DataError(f"{path}: the episodes beside it give another mIoU; evaluate again")
+        raise DataError(f"{path}: its file of episodes gives another mIoU; evaluate again")
     return groups
 
 
@@ -259,7 +259,7 @@ def _mean_by_class(tables: Sequence[Mapping[int, float]]) -> dict[int, float]:
 
 def _mean(values: Sequence[float]) -> float:
     if not values:
-        raise FsdinoError("there is nothing to average")
+        raise FsdinoError("no scores: nothing was evaluated")
     return sum(values) / len(values)
 
 

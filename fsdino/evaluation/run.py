@@ -1,4 +1,4 @@
-"""Evaluate a model on a benchmark: from what a person asks for to result.json and pictures."""
+"""Evaluate a model on a benchmark: from the request to result.json and pictures."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ class Request:
     Attributes:
         dataset: a name in `fsdino.data.names.DATASETS`.
         root, splits: the data set's folder, and that of the published lists.
-        layout, ignore, background: how a folder of one's own is read.
-        fold: None takes 0, or the generated set's 3, on which the bundled model was not trained.
+        layout, ignore, background: how your own folder is read.
+        fold: None is 0, for the generated set 3, on which the bundled model was not trained.
         shots: supports per episode.
-        seeds: one evaluation for each.
-        episodes: how many; None is the protocol's own number.
+        seeds: seeds of the draws, one evaluation for each.
+        episodes: number of episodes; None is the protocol's own.
     """
 
     dataset: str
@@ -113,22 +113,22 @@ def run(
 
     Args:
         model: in eval mode, on `settings.device`.
-        name: what the result calls it.
-        request: the episodes.
-        settings: how.
-        out: result.json; without it nothing is kept, and an interrupted run starts again.
-        overwrite: start anew where `out` belongs to another call.
-        pictures: how many of the best and of the worst episodes to draw, beside `out`.
-        processes: that share the work.
+        name: name of the model in the result.
+        request: which episodes.
+        settings: see `Settings`.
+        out: result.json; without it nothing is stored, and an interrupted run starts again.
+        overwrite: start again if `out` belongs to another call.
+        pictures: number of best and of worst episodes that are drawn, next to `out`.
+        processes: the processes that share the work.
 
     Raises:
         UsageError: another call is writing `out`; also see `Journal` and the data set.
         DataError, FsdinoError: see `evaluate`, `Journal` and the data set.
-        KeyboardInterrupt: with a message that says what is kept.
+        KeyboardInterrupt: with a message about what was stored.
     """
     processes = processes or Processes()
     if pictures and out is None:
-        raise UsageError("pictures are written beside the result: pass --out, too")
+        raise UsageError("pictures are written next to the result: pass --out as well")
     settings.protocol.check(request.dataset)
     with _alone(out, processes):
         return _run(model, name, request, settings, out, overwrite, pictures, processes)
@@ -200,18 +200,18 @@ def run_videos(
 
     Args:
         model: in eval mode, on `settings.device`.
-        name: what the result calls it.
+        name: name of the model in the result.
         root: the data set's folder.
         settings: threshold, device and dtype are read; frames enter at the model's own size.
         out: result.json.
-        memory: how many of the last frames join the first one as supports.
-        overwrite: start anew where the folder belongs to another call.
-        processes: that share the videos.
+        memory: number of last frames that join the first one as supports.
+        overwrite: start again if the folder belongs to another call.
+        processes: the processes that share the videos.
 
     Raises:
         UsageError: another call is writing `out`, or has written it; the data set is missing.
         DataError: see `evaluate_videos` and `fsdino.data.davis`.
-        KeyboardInterrupt: with a message that says what is kept.
+        KeyboardInterrupt: with a message about what was stored.
     """
     processes = processes or Processes()
     if not out.suffix:
@@ -280,7 +280,7 @@ def _run_videos(
 
 @contextlib.contextmanager
 def _alone(out: Path | None, processes: Processes) -> Iterator[None]:
-    """Keep other calls away from a result; the first process holds the lock for all."""
+    """Prevent other calls from writing a result; the first process holds the lock for all."""
     if out is None:
         yield
         return

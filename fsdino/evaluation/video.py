@@ -72,9 +72,9 @@ class VideoSettings:
     """How a video is segmented.
 
     Attributes:
-        memory: how many of the last frames, with the masks found in them, join the first frame as
-            supports; 0 keeps to the first.
-        threshold: probability from which a pixel belongs to an object; None takes the model's.
+        memory: number of last frames that, with the masks found in them, join the first frame as
+            supports; 0 uses only the first.
+        threshold: probability from which a pixel belongs to an object; None is the model's.
     """
 
     memory: int = 0
@@ -118,28 +118,28 @@ def evaluate_videos(
     processes: Processes | None = None,
     report: Report | None = None,
 ) -> VideoScores:
-    """Segment and score videos; each process returns the scores of all.
+    """Segment and score videos; every process returns the scores of all videos.
 
     Writes the masks as DAVIS' Annotations/480p has them, `masks/NAME/00000.png` and so on in
-    `out`, and a finished video's scores as `scores/NAME.json`: an interrupted run goes on with the
+    `out`, and a finished video's scores as `scores/NAME.json`: an interrupted run resumes with the
     videos that have none.
 
     Args:
         model: in eval mode.
         videos: all of them; processes take turns.
-        settings: how.
-        out: folder of this call alone.
-        call: what decides the masks.
-        processes: that share the work.
-        report: hears of progress.
+        settings: see `VideoSettings`.
+        out: folder of this call, not shared with others.
+        call: everything that determines the masks.
+        processes: the processes that share the work.
+        report: called with the progress.
 
     Raises:
-        UsageError: `out` holds the scores of another call.
+        UsageError: `out` has the scores of another call.
         DataError: a frame or annotation cannot be used.
     """
     processes = processes or Processes()
     found = {video.name: _read_scores(_scores_file(out, video), video, call) for video in videos}
-    processes.gather(None)  # all have looked before one goes on
+    processes.gather(None)  # all have read before one continues
     scores = VideoScores()
     for kept in found.values():
         scores.merge(kept or VideoScores())
@@ -176,7 +176,7 @@ def _of(memory: Sequence[Mapping[str, Support]], name: str) -> list[Support]:
 
 
 def _joined(model: Segmenter, supports: Sequence[Support]) -> Support:
-    """The shots of several supports as one, with what the model fits to all of them."""
+    """The shots of several supports as one support, with the model's fit to all of them."""
     if len(supports) == 1:
         return supports[0]
     shots = [shot for support in supports for shot in support.pooled()]
@@ -208,7 +208,7 @@ def _write_scores(path: Path, call: Mapping[str, Any], scores: VideoScores) -> N
 
 
 def _read_scores(path: Path, video: Video, call: Mapping[str, Any]) -> VideoScores | None:
-    """What was kept of a finished video; None if there is nothing."""
+    """The stored scores of a finished video, or None."""
     if not path.exists():
         return None
     data = read_object(path, _REMEDY)
@@ -218,7 +218,7 @@ def _read_scores(path: Path, video: Video, call: Mapping[str, Any]) -> VideoScor
     changed = differences(before, call)
     if changed:
         raise UsageError(
-            f"{path} is of another call (it differs in {', '.join(changed)}): {_REMEDY}"
+            f"{path} belongs to another call (it differs in {', '.join(changed)}): {_REMEDY}"
         )
     scores = VideoScores()
     try:

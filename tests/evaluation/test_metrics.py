@@ -190,5 +190,5 @@ def test_video_scores_leave_out_first_and_last_frame_and_average_objects() -> No
     assert scores.total()["j"] == pytest.approx((75 + 0 + 100) / 3)
     total = scores.total()
     assert total["j_and_f"] == pytest.approx((total["j"] + total["f"]) / 2)
-    with pytest.raises(UsageError, match="nothing to average"):
+    with pytest.raises(UsageError, match="no object has more than two frames"):
         VideoScores().total()

@@ -189,5 +189,5 @@ def test_rows_beside_a_result_must_be_its_own(result: Path, tmp_path: Path) -> N
     path.write_bytes(result.read_bytes())
     write(tmp_path / "other.json", everything)
     (tmp_path / "other.episodes.jsonl").rename(tmp_path / "b.episodes.jsonl")
-    with pytest.raises(DataError, match=r"b\.json: the episodes beside it give another mIoU"):
+    with pytest.raises(DataError, match=r"b\.json: its file of episodes gives another mIoU"):
         record.compare(result, path)
