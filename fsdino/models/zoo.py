@@ -111,19 +111,40 @@ def names() -> tuple[str, ...]:
 
 
 def assemble(config: ModelConfig, encoder: Encoder | None = None) -> Segmenter:
-    """The model that a configuration describes; what is not an installed encoder's is random.
+    """Build the model that a configuration describes: its encoder, then the parts that read it.
+
+    The parts' weights are random, and so are the encoder's unless the configuration names some.
 
     Args:
         config: what to build.
         encoder: share an existing encoder instead of creating one.
 
     Raises:
-        UsageError, CheckpointError: the encoder cannot be created; see
-            `fsdino.models.encoders.create`.
-        UsageError: an `image_size` that is not a multiple of a token's side.
+        UsageError, CheckpointError: the encoder cannot be created, see
+            `fsdino.models.encoders.create`; or an `image_size` that is not a multiple of a token's
+            side.
     """
     kind = HSNet if config.variant == "hsnet" else FSDINO
     return kind(config, encoder or create(config))
+
+
+def find_encoder(
+    config: ModelConfig, source: str | None = None, weights: str | os.PathLike[str] | None = None
+) -> Encoder:
+    """The encoder that training starts from.
+
+    Args:
+        config: names the encoder where it is not another model's.
+        source: name or folder of a model whose encoder is taken; see `load`.
+        weights: file for `load_dinov2`.
+
+    Raises:
+        UsageError, CheckpointError: see `load`, `load_dinov2` and `fsdino.models.encoders.create`.
+    """
+    encoder = create(config) if source is None else load(source).encoder
+    if weights is not None:
+        load_dinov2(encoder, weights)
+    return encoder
 
 
 def training_free(
@@ -185,15 +206,14 @@ def _fold_first_position(state: dict[str, Stored]) -> None:
     )
 
 
-def load_sam_decoder(model: FSDINO, path: str | os.PathLike[str]) -> None:
+def load_sam_decoder(model: Segmenter, path: str | os.PathLike[str]) -> None:
     """Load the decoder of an official `sam_vit_{b,l,h}_*.pth` (Apache-2.0).
 
     Raises:
         UsageError: there is no such file, or the model has no decoder.
         CheckpointError: the file is damaged, or its decoder is not this model's.
     """
-    if model.config.variant == "training_free":
-        raise UsageError("variant 'training_free' has no decoder: choose full, comp or comp_frozen")
+    decoder = _part(model, "decoder")
     matrix = "positional_encoding_gaussian_matrix"
     kept = {}
     with open_state_dict(path) as state:
@@ -202,11 +222,11 @@ def load_sam_decoder(model: FSDINO, path: str | os.PathLike[str]) -> None:
                 kept[f"positions.{matrix}"] = value
             elif not key.startswith(SAM_LEFTOVERS):
                 kept[key.removeprefix("mask_decoder.")] = value
-        load_exactly(model.decoder, kept, path)
+        load_exactly(decoder, kept, path)
     logger.info("decoder weights from %s (Segment Anything, Apache-2.0)", path)
 
 
-def load_adapter(model: FSDINO, path: str | os.PathLike[str]) -> None:
+def load_adapter(model: Segmenter, path: str | os.PathLike[str]) -> None:
     """Load what distillation wrote: the adapter's tensors by their names, a safetensors file.
 
     Raises:
@@ -214,8 +234,7 @@ def load_adapter(model: FSDINO, path: str | os.PathLike[str]) -> None:
         CheckpointError: the file is damaged, is of another adapter, or was distilled on another
             encoder than the model's.
     """
-    if model.adapter is None:
-        raise UsageError("variant 'training_free' has no adapter: choose full, comp or comp_frozen")
+    adapter = _part(model, "adapter")
     metadata = read_metadata(path)
     found = {
         "encoder": model.encoder.identity(),
@@ -228,8 +247,17 @@ def load_adapter(model: FSDINO, path: str | os.PathLike[str]) -> None:
                 f"{value}): load the encoder that they belong to first, or distil again"
             )
     with open_state_dict(path) as state:
-        load_exactly(model.adapter, state, path)
+        load_exactly(adapter, state, path)
     logger.info("adapter weights from %s", path)
+
+
+def _part(model: Segmenter, name: str) -> nn.Module:
+    part: nn.Module | None = getattr(model, name, None)
+    if part is None:
+        raise UsageError(
+            f"variant {model.config.variant!r} has no {name}: choose full, comp or comp_frozen"
+        )
+    return part
 
 
 def parameter_table(model: Segmenter) -> dict[str, tuple[int, int]]:

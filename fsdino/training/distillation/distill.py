@@ -20,7 +20,7 @@ from fsdino.files import read_json_lines, write_json
 from fsdino.models import zoo
 from fsdino.models.adapter import Adapter
 from fsdino.models.checkpoints import weights_hash, write_tensors
-from fsdino.models.encoders import Encoder, create
+from fsdino.models.encoders import Encoder
 from fsdino.processes import Processes, threads
 from fsdino.training.distillation.agreement import agreement, on_teachers_grid, stack_targets
 from fsdino.training.distillation.config import DistillConfig, Stage
@@ -342,12 +342,7 @@ class Distillation(Loop[list[Pair], dict[str, Any]]):
 
 def _encoder(config: DistillConfig) -> Encoder:
     """The frozen student encoder."""
-    if config.encoder_from is not None:
-        encoder = zoo.load(config.encoder_from).encoder
-    else:
-        encoder = create(config.model)
-    if config.encoder_weights is not None:
-        zoo.load_dinov2(encoder, config.encoder_weights)
+    encoder = zoo.find_encoder(config.model, config.encoder_from, config.encoder_weights)
     return encoder.requires_grad_(False).eval()
 
 

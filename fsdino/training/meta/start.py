@@ -5,7 +5,6 @@ from __future__ import annotations
 from fsdino.errors import UsageError
 from fsdino.models import zoo
 from fsdino.models.config import WEIGHTS_FIELDS
-from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmenter
 from fsdino.training.meta.config import TrainConfig
 
@@ -28,19 +27,12 @@ def build(config: TrainConfig) -> Segmenter:
 
 
 def _assemble(config: TrainConfig) -> Segmenter:
-    encoder = zoo.load(config.encoder_from).encoder if config.encoder_from else None
+    encoder = zoo.find_encoder(config.model, config.encoder_from, config.encoder_weights)
     model = zoo.assemble(config.model, encoder)
-    if config.encoder_weights is not None:
-        zoo.load_dinov2(model.encoder, config.encoder_weights)
-    for load, path in (
-        (zoo.load_sam_decoder, config.decoder_weights),
-        (zoo.load_adapter, config.adapter_weights),
-    ):
-        if path is None:
-            continue
-        if not isinstance(model, FSDINO):
-            raise UsageError(f"variant {config.model.variant!r} has no part that {path} is for")
-        load(model, path)
+    if config.decoder_weights is not None:
+        zoo.load_sam_decoder(model, config.decoder_weights)
+    if config.adapter_weights is not None:
+        zoo.load_adapter(model, config.adapter_weights)
     return model
 
 
