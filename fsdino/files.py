@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ Row = TypeVar("Row")
 
 _PREFIX = ".fsdino-"  # of the hidden folders that files are written in
 _STALE = 24 * 3600.0  # seconds after which what cannot be locked counts as left behind
+_CHUNK = 2**20  # bytes that are hashed at once
 _MOST_JSON = 2**28  # bytes
 _MOST_LINE = 2**24  # bytes of one of several objects
 _cleaned: set[tuple[int, int]] = set()  # folders by device and inode
@@ -308,6 +310,20 @@ def read_bytes(path: AnyPath, most: int) -> bytes:
         if size > most:
             raise ValueError(f"it has {size:,} bytes, at most {most:,} can be right")
         return file.read(most)
+
+
+def sha256(path: AnyPath) -> str:
+    """The hash of a regular file of any size, in hexadecimal digits.
+
+    Raises:
+        ValueError: not a regular file.
+        OSError: as `open` raises it.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def parse_json(content: str | bytes) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import signal
 import stat
@@ -437,3 +438,13 @@ def test_folders_are_made_or_named(tmp_path: Path) -> None:
         with pytest.raises(UsageError) as error:
             files.make_folder(path, "pass another --out")
         one_line(error, str(path), "a file is in its place", "pass another --out")
+
+
+def test_hash_of_a_file_of_any_size(tmp_path: Path) -> None:
+    """In pieces the same as in one; a pipe is not waited for."""
+    for size in (0, 3, 2**20, 2**20 + 1):
+        (tmp_path / "file").write_bytes(b"x" * size)
+        assert files.sha256(tmp_path / "file") == hashlib.sha256(b"x" * size).hexdigest()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="regular file"):
+        files.sha256(tmp_path / "pipe")

@@ -8,7 +8,6 @@ for a download alone, so that a listing of what is here costs nothing.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import queue
@@ -23,7 +22,7 @@ from typing import BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 from fsdino.errors import first_line
-from fsdino.files import atomic_write, make_folder
+from fsdino.files import atomic_write, make_folder, sha256
 from fsdino.locks import Lock
 
 logger = logging.getLogger("fsdino.models")
@@ -267,7 +266,7 @@ def _download(file: HubFile, found: _Found, blob: Path) -> None:
             f"the download stopped, {_words(error)}; {_kept(partial)}, and the same call goes on "
             "from there"
         ) from error
-    if _SHA256.fullmatch(found.etag) and _sha256(partial) != found.etag:  # as large files have it
+    if _SHA256.fullmatch(found.etag) and sha256(partial) != found.etag:  # as large files have it
         partial.unlink()
         raise UnavailableError("what was downloaded is damaged; the same call fetches it again")
     partial.replace(blob)
@@ -331,14 +330,6 @@ class _Lines:
 def _kept(partial: Path) -> str:
     size = partial.stat().st_size if partial.is_file() else 0
     return f"{size / 1e6:.1f} MB are kept"
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,15 +9,13 @@ from pathlib import Path
 from torch import nn
 
 from fsdino.errors import CheckpointError, shown
-from fsdino.files import open_regular
+from fsdino.files import sha256
 from fsdino.models import registry
 from fsdino.models.checkpoints import load_exactly
 from fsdino.models.config import EncoderWeights
 from fsdino.models.weight_files import Stored, open_state_dict
 
 logger = logging.getLogger("fsdino.models")
-
-_CHUNK = 2**20
 
 
 def load_installed(network: nn.Module, name: str, weights: EncoderWeights) -> None:
@@ -59,7 +56,7 @@ def locate(weights: EncoderWeights) -> Path:
         raise CheckpointError(f"package {package} does not have the file {weights.file}; {remedy}")
     path = Path(str(distribution.locate_file(weights.file)))
     try:
-        found = _sha256(path)
+        found = sha256(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"package {package}: its file {weights.file} cannot be read ({error}); {remedy}"
@@ -70,14 +67,6 @@ def locate(weights: EncoderWeights) -> Path:
             f"{weights.sha256[:16]}…; {remedy}"
         )
     return path
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open_regular(path) as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def in_order(
