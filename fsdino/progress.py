@@ -24,36 +24,38 @@ LINE_EVERY = 10.0  # seconds between plain lines
 class Progress:
     """Counts work that takes a while; a context manager.
 
+    Within another one that has the terminal, it writes lines.
+
     Args:
         title: what is being done.
-        total: how many units there are.
+        total: how many units there are; None if `report` will say so, or nobody knows.
         done: units that an earlier, interrupted run finished.
         unit: what is counted, in the plural.
+        live: take the terminal where there is one; otherwise write lines there, too, as the
+            library does for what it was not asked to show.
     """
 
-    def __init__(self, title: str, total: int, *, done: int = 0, unit: str = "images") -> None:
+    _shown: Progress | None = None  # the one that has the terminal
+
+    def __init__(
+        self,
+        title: str,
+        total: float | None = None,
+        *,
+        done: float = 0,
+        unit: str = "images",
+        live: bool = True,
+    ) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.first = self.done = done
+        self._wanted = live
         self._live: LiveProgress | None = None
         self._task = TaskID(0)
 
     def __enter__(self) -> Progress:
         self._began = self._said = time.monotonic()
-        console = Console(stderr=True)
-        if console.is_terminal:
-            self._live = LiveProgress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}", markup=False),
-                TimeRemainingColumn(compact=True),
-                TextColumn("{task.fields[note]}", markup=False),
-                console=console,
-            )
-            self._task = self._live.add_task(
-                self.title, total=self.total, completed=self.done, rate="", note=""
-            )
-            self._live.start()
+        if self.total is not None:
+            self._show()
         return self
 
     def __exit__(
@@ -64,20 +66,70 @@ class Progress:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+            Progress._shown = None
 
-    def advance(self, count: int = 1, note: str = "") -> None:
+    def advance(self, count: float = 1, note: str = "") -> None:
         """Count finished units; `note` is the newest thing worth knowing about them."""
         self.done += count
+        self._show()
         if self._live is not None:
-            self._live.update(self._task, advance=count, rate=self._rate_text(), note=note)
+            self._live.update(
+                self._task,
+                total=self.total,
+                completed=self.done,
+                rate=self._rate_text(),
+                note=note,
+            )
             return
         now = time.monotonic()
-        if now - self._said >= LINE_EVERY or self.done == self.total:
+        ended = self.total is not None and self.done > self.total - 1e-6
+        if now - self._said >= LINE_EVERY or ended:
             self._said = now
-            parts = [f"{self.done}/{self.total} {self.unit}", self._rate_text()]
-            if self.done < self.total:
-                parts.append(f"{duration((self.total - self.done) / self._rate())} left")
-            logger.info("%s: %s", self.title, ", ".join([*parts, *filter(None, [note])]))
+            logger.info("%s: %s", self.title, ", ".join(filter(None, [*self._parts(), note])))
+
+    def report(self, done: float, total: float | None, note: str = "") -> None:
+        """Count up to `done` of `total` units: what work calls that knows its own numbers.
+
+        A number below the one before begins the next stage of the work.
+        """
+        if done < self.done:
+            self.first = self.done = 0
+            self._began = time.monotonic()
+        self.total = total
+        if done > self.done:
+            self.advance(done - self.done, note)
+        else:
+            self._show()
+
+    def _show(self) -> None:
+        """Take the terminal, if there is one and nothing else has it."""
+        if self._live is not None or not self._wanted or Progress._shown is not None:
+            return
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            self._wanted = False
+            return
+        Progress._shown = self
+        self._live = LiveProgress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}", markup=False),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=console,
+        )
+        self._task = self._live.add_task(self.title, total=self.total, rate="", note="")
+        self._live.update(self._task, completed=self.done)
+        self._live.start()
+
+    def _parts(self) -> list[str]:
+        """Like "40/100 images", "4.0 images/s", "15 s left"."""
+        count = f"{self.done:.0f}" if self.total is None else f"{self.done:.0f}/{self.total:.0f}"
+        parts = [f"{count} {self.unit}", self._rate_text()]
+        if self.total is not None and self.done < self.total:
+            parts.append(f"{duration((self.total - self.done) / self._rate())} left")
+        return parts
 
     def _rate(self) -> float:
         elapsed = max(time.monotonic() - self._began, 1e-6)

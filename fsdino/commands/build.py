@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,16 +51,8 @@ def build(*, force: bool = False) -> native.Extension:
     """
     from fsdino.ops import native
 
-    with ExitStack() as stack:
-        line: Progress | None = None
-
-        def report(done: int, total: int) -> None:
-            nonlocal line
-            if line is None:
-                line = stack.enter_context(Progress("compile", total, unit="files"))
-            line.advance(done - line.done)
-
-        return native.build(force=force, report=report)
+    with Progress("compile", unit="files") as progress:
+        return native.build(force=force, report=progress.report)
 
 
 def build_if_possible() -> None:

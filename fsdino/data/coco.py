@@ -28,7 +28,6 @@ from fsdino.data.files import (
     content_key,
     file_key,
     labelled,
-    logged,
     prepared,
     read_labels,
     read_rgb,
@@ -36,6 +35,7 @@ from fsdino.data.files import (
 )
 from fsdino.data.lists import Lists
 from fsdino.errors import DataError, FsdinoError, UsageError
+from fsdino.progress import Progress
 
 logger = logging.getLogger("fsdino.data")
 
@@ -195,9 +195,8 @@ class Coco:
         for year in YEARS:
             stems = [Path(name).stem for name in names if name.startswith(year)]
             if stems and not self._came_with_data(year):
-                rasterise(
-                    self._instances(year), stems, self._masks(year)[0], logged("masks rasterised")
-                )
+                with Progress("rasterise masks", unit="masks", live=False) as progress:
+                    rasterise(self._instances(year), stems, self._masks(year)[0], progress.report)
 
     def prepare(self, folder: Path | None, report: Report) -> dict[str, Path]:
         """Rasterise all masks, and derive lists from the masks, of the years that are there.
@@ -365,8 +364,10 @@ class Coco:
         folder = self._lists_folder()
         if not _list_file(folder, part, FOLDS - 1).exists():
             logger.info("no --splits: deriving COCO-20i's lists from the masks of %s, once", year)
-            self._rasterise_all(year, logged("masks rasterised"))
-            self.derive(folder, year, logged("masks read"))
+            with Progress("rasterise masks", unit="masks", live=False) as progress:
+                self._rasterise_all(year, progress.report)
+            with Progress("read masks", unit="masks", live=False) as progress:
+                self.derive(folder, year, progress.report)
         return folder
 
     def _lists_folder(self) -> Path:

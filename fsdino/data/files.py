@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,21 +238,6 @@ class FileEpisodes:
         if not 0 <= index < len(self.keys):
             raise IndexError(f"episode {index} of {len(self.keys)}")
         return self.keys[index]
-
-
-def logged(what: str) -> Report:
-    """Report to the log every ten seconds, for what goes on while episodes are opened."""
-    began = said = time.monotonic()
-
-    def report(done: int, total: int) -> None:
-        nonlocal said
-        now = time.monotonic()
-        if now - said >= _LOG_EVERY:
-            said, rate = now, done / (now - began)
-            left = (total - done) / rate
-            logger.info("%s: %d of %d, %.0f a second, %.0f s left", what, done, total, rate, left)
-
-    return report
 
 
 def read_rgb(path: Path) -> Image:

@@ -21,7 +21,6 @@ from fsdino.data.files import (
     Report,
     file_key,
     labelled,
-    logged,
     prepared,
     read_labels,
     read_rgb,
@@ -29,6 +28,7 @@ from fsdino.data.files import (
 )
 from fsdino.data.lists import Lists
 from fsdino.errors import DataError, UsageError
+from fsdino.progress import Progress
 
 logger = logging.getLogger("fsdino.data")
 
@@ -212,7 +212,8 @@ class Pascal:
         folder = prepared(f"pascal5i-{split_lists.DERIVED_FORMAT}", self._key())
         if not split_lists.is_derived(folder):
             logger.info("no --splits: deriving PASCAL-5i's lists from the masks, once")
-            self.derive(folder, logged("masks read"))
+            with Progress("read masks", unit="masks", live=False) as progress:
+                self.derive(folder, progress.report)
         return folder
 
     def _key(self) -> str:

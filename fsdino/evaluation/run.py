@@ -305,15 +305,10 @@ def shown(
         return
     if processes.count > 1:
         title = f"{title}, first of {processes.count} processes"
-    with contextlib.ExitStack() as stack:
-        bars: list[Progress] = []
+    with Progress(title, unit=unit) as progress:
 
         def report(done: int, total: int, value: float | None) -> None:
-            if not bars:
-                bars.append(stack.enter_context(Progress(title, total, unit=unit)))
-            if done > bars[0].done:
-                note = "" if value is None else f"{metric} {value:.2f} %"
-                bars[0].advance(done - bars[0].done, note=note)
+            progress.report(done, total, "" if value is None else f"{metric} {value:.2f} %")
 
         yield report
 

@@ -12,9 +12,7 @@ import logging
 import os
 import queue
 import re
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +20,14 @@ from typing import BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 from fsdino.errors import first_line
-from fsdino.files import atomic_write, make_folder, sha256
+from fsdino.files import make_folder, sha256, write_text
 from fsdino.locks import Lock
+from fsdino.progress import Progress
 
 logger = logging.getLogger("fsdino.models")
 
 DEADLINE = 8.0  # seconds within which the hub must have answered
 STALL = 10.0  # seconds without a byte that end a download
-LINE_EVERY = 10.0  # seconds between lines about a download, where there is no bar
 _STEP = 4.0  # seconds for each step of that: a connection, an answer
 WEIGHTS_FILE = "model.safetensors"
 _MAIN = "main"
@@ -159,8 +157,7 @@ def fetch(file: HubFile, *, deadline: float | None = None) -> Path:
         if file.revision != found.commit:
             reference = folder / "refs" / (file.revision or _MAIN)
             make_folder(reference.parent, _REMEDY)
-            with atomic_write(reference) as temporary:
-                temporary.write_text(found.commit, encoding="utf-8")
+            write_text(reference, found.commit)
     return snapshot
 
 
@@ -255,8 +252,13 @@ def _download(file: HubFile, found: _Found, blob: Path) -> None:
         if found.size is None or done < found.size:
             size = "" if found.size is None else f" ({found.size / 1e6:.0f} MB)"
             logger.info("downloading %s%s to the cache", file.address, size)
-            with partial.open("ab") as stream, _progress(file, done, found.size) as advance:
-                _receive(found.url, stream, done, advance)
+            name = f"{file.repository.rpartition('/')[2]}/{file.name}"
+            total = None if found.size is None else found.size / 1e6
+            with (
+                partial.open("ab") as stream,
+                Progress(name, total, done=done / 1e6, unit="MB") as progress,
+            ):
+                _receive(found.url, stream, done, progress)
         if found.size is not None and partial.stat().st_size != found.size:
             raise EOFError("the connection ended early")
     except KeyboardInterrupt:
@@ -272,7 +274,7 @@ def _download(file: HubFile, found: _Found, blob: Path) -> None:
     partial.replace(blob)
 
 
-def _receive(url: str, stream: BinaryIO, done: int, advance: Callable[[int], object]) -> None:
+def _receive(url: str, stream: BinaryIO, done: int, progress: Progress) -> None:
     """Append what comes from an address to a file that has its first `done` bytes."""
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
@@ -287,44 +289,10 @@ def _receive(url: str, stream: BinaryIO, done: int, advance: Callable[[int], obj
         hf_raise_for_status(response)
         if done and response.status_code != 206:  # the whole file
             stream.truncate(0)
-            advance(-done)
+            progress.report(0, progress.total)
         for chunk in response.iter_bytes(_CHUNK):
             stream.write(chunk)
-            advance(len(chunk))
-
-
-@contextlib.contextmanager
-def _progress(file: HubFile, done: int, size: int | None) -> Iterator[Callable[[int], object]]:
-    """What counts bytes, for a bar on a terminal or in a notebook, else for lines in the log."""
-    if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
-        yield _Lines(file, done, size).update
-        return
-    from huggingface_hub.utils import tqdm
-
-    name = f"{file.repository.rpartition('/')[2]}/{file.name}"
-    with tqdm(desc=name, total=size, initial=done, unit="B", unit_scale=True) as bar:
-        yield bar.update
-
-
-class _Lines:
-    """How far a download is, as a line in the log now and then."""
-
-    def __init__(self, file: HubFile, done: int, size: int | None) -> None:
-        self._file, self._first, self._done, self._size = file, done, done, size
-        self._began = self._said = time.monotonic()
-
-    def update(self, count: int) -> None:
-        """Count bytes."""
-        self._done += count
-        now = time.monotonic()
-        if now - self._said < LINE_EVERY or self._size is None:
-            return
-        self._said = now
-        rate = max(self._done - self._first, 1) / max(now - self._began, 1e-3)
-        logger.info(
-            "%s: %.0f of %.0f MB, %.1f MB/s, %.0f s left", self._file.name, self._done / 1e6,
-            self._size / 1e6, rate / 1e6, max(self._size - self._done, 0) / rate,
-        )  # fmt: skip
+            progress.advance(len(chunk) / 1e6)
 
 
 def _kept(partial: Path) -> str:

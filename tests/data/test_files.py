@@ -131,22 +131,6 @@ def test_keys_of_files_follow_their_content(tmp_path: Path) -> None:
     assert content_key(one) == content_key(copied)
 
 
-def test_long_work_is_logged_with_rate_and_time_left(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Nobody watches a silent program for minutes; nor a line for each of 100,000 files."""
-    caplog.set_level("INFO", logger="fsdino.data")
-    clock = iter([100.0, 104.0, 110.0, 112.0, 121.0])
-    monkeypatch.setattr(files.time, "monotonic", lambda: next(clock))
-    report = files.logged("masks read")
-    for done in (40, 100, 120, 210):
-        report(done, 400)
-    assert [record.getMessage() for record in caplog.records] == [
-        "masks read: 100 of 400, 10 a second, 30 s left",
-        "masks read: 210 of 400, 10 a second, 19 s left",
-    ]
-
-
 def test_places_are_tried_in_order(tmp_path: Path) -> None:
     """The root itself comes first; what was looked for can be said."""
     places = Places(("inner",), "*/1.jpg", "somewhere")

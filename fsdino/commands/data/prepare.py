@@ -47,8 +47,8 @@ def prepare(dataset: str, root: Path, out: Path | None = None) -> dict[str, Path
                 f"--out {out}: {lists} is there and was not derived; it would be overwritten: pass "
                 "another --out, or remove it"
             )
-    with _Stages(f"prepare {dataset}") as stages:
-        made = source.prepare(out, stages.report)
+    with Progress(f"prepare {dataset}") as progress:
+        made = source.prepare(out, progress.report)
     if isinstance(source, Davis) or "lists" not in made:
         return made
     folder = made["lists"]
@@ -73,30 +73,3 @@ def _index(source: Source) -> Iterator[dict[str, Any]]:
                 continue
             counts = {source.class_names[c]: n for c, n in image_counts(lists).items()}
             yield {"fold": fold, "split": split, "lists_hash": lists.hash, "classes": counts}
-
-
-class _Stages:
-    """One progress after the other, for work that reports (done, total)."""
-
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._progress: Progress | None = None
-
-    def __enter__(self) -> _Stages:
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        self._end()
-
-    def report(self, done: int, total: int) -> None:
-        """Count one more; the first of a stage starts its progress."""
-        if self._progress is None:
-            self._progress = Progress(self._title, total).__enter__()
-        self._progress.advance()
-        if done == total:
-            self._end()
-
-    def _end(self) -> None:
-        if self._progress is not None:
-            self._progress.__exit__(None, None, None)
-            self._progress = None
