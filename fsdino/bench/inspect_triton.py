@@ -51,9 +51,9 @@ class Launch:
 
     @property
     def tile(self) -> str:
-        """Its block sizes, and what else distinguishes it."""
+        """Its block sizes and warps, and what else distinguishes it."""
         shown = [f"{k}={v}" for k, v in self.constants if k.isupper() and k != "INDEX"]
-        return " ".join([self.dtype, *shown])
+        return " ".join([self.dtype, *shown, f"WARPS={dict(self.options)['num_warps']}"])
 
     @property
     def dtype(self) -> str:

@@ -81,7 +81,7 @@ def test_one_workload_is_read() -> None:
     assert {row.kernel for row in rows} == {"walk_kernel"}
     for row in rows:
         assert row.stack == 0 and row.mma == "HMMA" and 0 < row.registers <= 255
-        assert row.variant.startswith("fp16 ")
+        assert row.variant.startswith("fp16 ") and " WARPS=" in row.variant
 
 
 ONE_TOKEN = """
