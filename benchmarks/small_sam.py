@@ -34,7 +34,8 @@ from fsdino.training.distillation.teacher import build_encoder
 from fsdino.training.interrupt import Interrupt
 from fsdino.training.meta.losses import mask_loss
 from fsdino.training.optimisation import adamw, set_learning_rate, warmup_cosine
-from fsdino.training.run import CONFIG, Run, pack, set_random, unpack
+from fsdino.training.run import CONFIG, Run
+from fsdino.training.state import pack, set_random, unpack
 
 FILE = "sam_small.pth"
 POINTS = 2  # prompts of an image in a step, beside a box

@@ -18,7 +18,8 @@ from fsdino.processes import Processes, threads
 from fsdino.training.interrupt import Interrupt
 from fsdino.training.optimisation import Descent
 from fsdino.training.recipe import Recipe, Schedule
-from fsdino.training.run import Run, pack, random_state, set_random, unpack
+from fsdino.training.run import Run
+from fsdino.training.state import pack, random_state, set_random, unpack
 
 logger = logging.getLogger("fsdino.training")
 

@@ -22,7 +22,7 @@ from fsdino.locks import Lock
 from fsdino.models import checkpoints
 from fsdino.models.checkpoints import tensors_sha256
 from fsdino.training import run as run_module
-from fsdino.training.run import Run, pack, unpack
+from fsdino.training.run import Run
 
 
 def value(step: int) -> dict[str, torch.Tensor]:
@@ -392,24 +392,3 @@ def test_without_tensorboard(
         run.log(step, loss=0.5)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
     assert caplog.text.count('pip install "fsdino[train]"') == 1
-
-
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    """By names and shapes; frozen parameters are neither kept nor asked for."""
-    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 4))
-    model[0].requires_grad_(False)
-    optimizer = torch.optim.AdamW(model[1].parameters())
-    model(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-    tensors = {name: value.clone() for name, value in pack({"model": model}, optimizer).items()}
-    assert {name for name in tensors if name.startswith("model.")} == {
-        "model.1.weight", "model.1.bias",
-    }  # fmt: skip
-    kept = model[1].weight.detach().clone()
-    optimizer.step()
-    unpack(tensors, {"model": model}, optimizer)
-    assert torch.equal(model[1].weight, kept) and optimizer.state[model[1].weight]["step"] == 1
-    other = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 5))
-    other[0].requires_grad_(False)
-    with pytest.raises(CheckpointError, match="the checkpoint's model is another one"):
-        unpack(tensors, {"model": other}, torch.optim.AdamW(other[1].parameters()))

@@ -33,7 +33,8 @@ from fsdino.training.interrupt import leave_to_trainer
 from fsdino.training.loop import Loop
 from fsdino.training.optimisation import Descent, dtype_of
 from fsdino.training.recipe import Schedule
-from fsdino.training.run import METRICS, own_generator, own_random
+from fsdino.training.run import METRICS
+from fsdino.training.state import own_generator, own_random
 
 logger = logging.getLogger("fsdino.training")
 

@@ -20,7 +20,7 @@ from fsdino.training.distillation.corpus import ImageFile
 from fsdino.training.distillation.inventory import Inventory
 from fsdino.training.distillation.teacher import Teacher
 from fsdino.training.interrupt import Interrupt, leave_to_trainer
-from fsdino.training.run import own_generator
+from fsdino.training.state import own_generator
 from fsdino.training.store import Store, size
 
 logger = logging.getLogger("fsdino.training")

@@ -23,7 +23,7 @@ from fsdino.processes import Processes
 from fsdino.training.interrupt import leave_to_trainer
 from fsdino.training.meta.augment import augment, crowd
 from fsdino.training.meta.config import TrainConfig
-from fsdino.training.run import own_generator
+from fsdino.training.state import own_generator
 
 _AHEAD = 4  # steps that each worker prepares in advance
 _SPARES = 3  # episodes that may take the place of one that cannot be read

@@ -27,7 +27,7 @@ from fsdino.training.meta.steps import Step, Steps, part
 from fsdino.training.meta.validation import Validation
 from fsdino.training.optimisation import Descent, dtype_of
 from fsdino.training.recipe import AUTO, Schedule
-from fsdino.training.run import frozen_hash
+from fsdino.training.state import frozen_hash
 from fsdino.version import __version__
 
 logger = logging.getLogger("fsdino.training")

@@ -16,7 +16,7 @@ from fsdino.models.segmenter import Segmenter
 from fsdino.processes import Processes
 from fsdino.training.meta.config import TrainConfig
 from fsdino.training.meta.steps import open_training
-from fsdino.training.run import own_random
+from fsdino.training.state import own_random
 
 logger = logging.getLogger("fsdino.training")
 

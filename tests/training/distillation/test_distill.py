@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import distill_work
@@ -250,6 +251,16 @@ def test_runs_share_a_cache(place: Path, tmp_path: Path, monkeypatch) -> None:
 
     monkeypatch.setattr(distill.load_teacher(config.teacher_checkpoint).__class__, "forward", asked)
     run(dataclasses.replace(config, seed=1), tmp_path / "b")
+
+
+def test_names_in_a_checkpoint(finished: Path) -> None:
+    """They are a format: a run of an earlier version goes on."""
+    last = sorted((finished / "checkpoints").iterdir())[-1]
+    with safe_open(last, framework="pt") as file:
+        state = json.loads(file.metadata()["state"])
+        titles = {name.partition(".")[0] for name in file.keys()}  # noqa: SIM118
+    assert set(state) == {"hashes", "cosine", "skipped", "lost", "due"}
+    assert titles == {"adapter", "optimizer", "random"}
 
 
 def test_a_damaged_shard_is_named_and_computed_again(place, finished, tmp_path, caplog) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 import fsdino
 from data_sets import save_jpeg, write_photographs
@@ -83,6 +84,18 @@ def test_threads_are_the_runs_own(tmp_path: Path) -> None:
     assert torch.get_num_threads() == 1
     trainer.fit(lambda *_: seen.append(torch.get_num_threads()))
     assert seen == [2] and torch.get_num_threads() == 1
+
+
+def test_names_in_a_checkpoint(whole: Path) -> None:
+    """They are a format: a run of an earlier version goes on."""
+    with safe_open(whole / "checkpoints" / "00000006.safetensors", framework="pt") as file:
+        state = json.loads(file.metadata()["state"])
+        titles = {name.partition(".")[0] for name in file.keys()}  # noqa: SIM118
+    assert set(state) == {
+        *("miou", "best", "stale", "skipped", "replaced", "due", "batch"),
+        *("frozen", "lists", "photographs"),
+    }
+    assert titles == {"model", "classifier", "optimizer", "random"}
 
 
 def test_ctrl_c_writes_a_checkpoint(tmp_path: Path, whole: Path) -> None:
