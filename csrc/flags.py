@@ -79,9 +79,13 @@ def source_hash() -> str:
 
 
 def functions() -> frozenset[str]:
-    """Functions of the extension, on the CPU and on GPUs alike: the list in ops.inc."""
-    listed = re.findall(r"^FSDINO_OP\((\w+),", (FOLDER / "ops.inc").read_text(), re.MULTILINE)
-    return frozenset(listed)
+    """Functions of the extension, on the CPU and on GPUs alike: the list in ops.inc.
+
+    None where the sources are missing, as in an application that bundles Python files alone.
+    """
+    path = FOLDER / "ops.inc"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return frozenset(re.findall(r"^FSDINO_OP\((\w+),", text, re.MULTILINE))
 
 
 def defines(torch_version: str) -> list[str]:

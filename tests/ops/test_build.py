@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -83,6 +84,30 @@ def test_the_source_hash_covers_what_is_compiled(monkeypatch, tmp_path):
         (copy / name).write_text("another text")
         seen.append(flags.source_hash())
     assert len(set(seen)) == len(seen)
+
+
+def test_everything_that_is_included_is_hashed(monkeypatch, tmp_path):
+    """Whatever its suffix: an edit of it must not leave the old build in use."""
+    copy = shutil.copytree(flags.FOLDER, tmp_path / "csrc")
+    monkeypatch.setattr(flags, "FOLDER", copy)
+    included = {
+        (source.parent / name).resolve()
+        for source in [*copy.rglob("*.cpp"), *copy.rglob("*.h"), *copy.rglob("*.cu")]
+        for name in re.findall(r'^#include "(.+)"', source.read_text(), re.MULTILINE)
+        if name != "emulator.h"  # of the tests
+    }
+    assert copy / "ops.inc" in included
+    seen = {flags.source_hash()}
+    for path in included:
+        path.write_text(path.read_text() + "\n")
+        seen.add(flags.source_hash())
+    assert len(seen) == len(included) + 1
+
+
+def test_sources_may_be_missing(monkeypatch, tmp_path):
+    """Where Python files alone were bundled, the extension has no functions: nothing fails."""
+    monkeypatch.setattr(flags, "FOLDER", tmp_path)
+    assert flags.functions() == frozenset()
 
 
 def test_jobs_fit_into_memory_and_cores(monkeypatch):
