@@ -1,6 +1,6 @@
 """Devices and floating types, by the names that `fsdino.load` and the command line take.
 
-PyTorch is imported by what needs it, so that a wrong name is said before.
+PyTorch is imported only where it is needed, so that a wrong name is reported before.
 """
 
 from __future__ import annotations

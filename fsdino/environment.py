@@ -46,7 +46,7 @@ def cache() -> Path:
 
 
 def own_cache() -> Path:
-    """The user's own, whatever FSDINO_CACHE says: fsdino/ in the user's cache folder."""
+    """The user's own, even if FSDINO_CACHE is set: fsdino/ in the user's cache folder."""
     return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "fsdino")
 
 

@@ -15,7 +15,7 @@ class FsdinoError(Exception):
 
 
 class UsageError(FsdinoError, ValueError):
-    """An argument that cannot be meant: a missing path, no support, an unknown model."""
+    """An invalid argument: a missing path, no support, an unknown model."""
 
     exit_code = 2
 

@@ -49,9 +49,9 @@ def atomic_write(path: AnyPath) -> Iterator[Path]:
     ```
 
     The block writes the temporary file, which has the same suffix and lies in a hidden folder
-    beside `path`, together with whatever a library puts next to it. When the block ends well, the
-    file goes to disk (fsync) and takes the place of `path` in one step, with the permissions that
-    a file there had. When it does not (Ctrl-C included), the hidden folder is removed and `path`
+    beside `path`, together with anything that a library puts next to it. When the block succeeds,
+    the file goes to disk (fsync) and takes the place of `path` in one step, with the permissions
+    that a file there had. When it fails (Ctrl-C included), the hidden folder is removed and `path`
     stays as it was. A link is followed. What a killed process left is removed by the next one that
     writes in the same folder.
 
@@ -249,7 +249,7 @@ def _is_about(error: Exception, temporary: Path, target: Path) -> bool:
 
 
 def _is_disk_full(error: Exception) -> bool:
-    """OSError says it by number; safetensors and others pass on the system's words alone."""
+    """OSError has a number for it; safetensors and others only pass on the system's message."""
     full = {errno.ENOSPC, errno.EDQUOT}
     if isinstance(error, OSError) and error.errno in full:
         return True
@@ -275,7 +275,7 @@ def write_error(error: Exception, path: AnyPath) -> FsdinoError:
 
 
 def open_regular(path: AnyPath) -> BinaryIO:
-    """Open a regular file for reading: a pipe would wait for ever, a device never ends.
+    """Open a regular file for reading: a pipe would wait forever, a device never ends.
 
     Raises:
         ValueError: neither a regular file nor a link to one.

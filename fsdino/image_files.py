@@ -49,7 +49,7 @@ _RAW_SUFFIXES = frozenset(
         ".srw", ".x3f",
     }
 )  # fmt: skip
-# What files that are no images begin with, for the reason.
+# What files of other kinds begin with, for the reason.
 _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"\x1a\x45\xdf\xa3", "a video"),
     (b"\x00\x00\x01\xba", "a video"),
@@ -103,7 +103,7 @@ def scan_folder(folder: str | os.PathLike[str], *, recursive: bool = False) -> L
 
     Args:
         folder: the folder.
-        recursive: search its subfolders as well, each once, whatever links lead to it.
+        recursive: search its subfolders as well, each once, even if several links lead to it.
 
     Raises:
         UsageError: there is no such folder, or it cannot be read.
@@ -160,7 +160,7 @@ def why_not_image(path: Path) -> str | None:
             if tiff.first_page(file) is None:
                 open_image(file)
         except Image.DecompressionBombError:
-            return None  # reading it says so
+            return None  # reading it reports that
         except (UnidentifiedImageError, tiff.TiffError) as error:
             return str(error)
         except Exception:  # a damaged header
@@ -178,7 +178,7 @@ def open_image(file: BinaryIO) -> Image.Image:
     file.seek(0)
     with warnings.catch_warnings():
         # Pillow warns from half its limit on; up to the limit an image is fine. And it warns of
-        # formats whose decoders are missing, which the reason says.
+        # formats whose decoders are missing, which the reason names.
         warnings.simplefilter("ignore")
         try:
             return Image.open(file, formats=_COMMON)
@@ -197,7 +197,7 @@ def open_image(file: BinaryIO) -> Image.Image:
 
 @contextlib.contextmanager
 def pixel_limit(most: int) -> Iterator[None]:
-    """Read images of up to so many pixels inside of the block.
+    """Read images of up to `most` pixels inside the block.
 
     Args:
         most: pixels; in place of twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million by default.

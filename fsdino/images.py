@@ -46,7 +46,7 @@ def read_image(image: ImageLike, name: str = "image") -> Pixels:
     Of several frames the first is read. TIFF samples of other types are read like the same array.
     The EXIF orientation is applied to files and PIL images; colour profiles are not.
     Grayscale is repeated, transparency lies over white, 16-bit values are divided by 257 (so
-    65535 is white, whatever the brightest pixel is), CMYK is converted without a profile.
+    65535 is white, even if no pixel is that bright), CMYK is converted without a profile.
 
     Args:
         image: a path, a PIL image, or an array or tensor: uint8, uint16 or another integer type
@@ -56,7 +56,7 @@ def read_image(image: ImageLike, name: str = "image") -> Pixels:
         name: what an error calls it; a file's path is added.
 
     Returns:
-        uint8 [H, W, 3], contiguous and writable, in memory of its own. Reading a file takes up to
+        uint8 [H, W, 3], contiguous and writable, a copy. Reading a file takes up to
         8 bytes a pixel (32-bit samples: 24), these 3 included, and a mask's up to 16.
 
     Raises:
@@ -84,7 +84,7 @@ def decode_file(
 ) -> Image.Image:
     """An image file as it is stored: its own mode and values, turned by EXIF data on request only.
 
-    Benchmarks' annotations follow the stored rows and columns, whatever a camera noted. For
+    Benchmarks' annotations follow the stored rows and columns, not the EXIF orientation. For
     pictures that people look at, `read_image`.
 
     Raises:
@@ -113,13 +113,13 @@ def load(source: object, label: str) -> Image.Image | AnyArray:
         return _decode(source, label)
     if isinstance(source, np.ndarray):
         return _channels_last(source, label, channels_first=False)
-    # What is no tensor of an imported torch is no tensor.
+    # Without torch imported, nothing can be a tensor.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(source, torch.Tensor):
         return _channels_last(_values_of_tensor(source, label), label, channels_first=True)
     raise UsageError(
-        f"{label}: {type(source).__name__} is no image; pass a path, a PIL image, a NumPy array "
-        "or a tensor"
+        f"{label}: {type(source).__name__} is not an image; pass a path, a PIL image, a NumPy "
+        "array or a tensor"
     )
 
 
@@ -166,7 +166,7 @@ def _open_file(path: str, label: str) -> BinaryIO:
 
 
 def _decode(source: BinaryIO | Image.Image, label: str, *, upright: bool = True) -> Image.Image:
-    """Read all pixels and turn them upright; whatever a decoder raises is worded."""
+    """Read all pixels and turn them upright; any error of a decoder becomes one of ours."""
     try:
         image = source if isinstance(source, Image.Image) else _open_image(source, label)
         if 0 in image.size:
@@ -233,7 +233,7 @@ def _upright(image: Image.Image, label: str) -> Image.Image:
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
-    """A decoded image, turned as an EXIF orientation from 2 to 8 says."""
+    """A decoded image, turned by an EXIF orientation from 2 to 8."""
     info = image.info
     image.info = {key: value for key, value in info.items() if key not in _METADATA}
     try:
@@ -266,7 +266,7 @@ def stated_orientation(source: ImageLike) -> int | None:
                     return tiff.orientation(page)
                 with open_image(file) as image:
                     return _orientation(image)
-    except Exception:  # whatever a damaged file meets: reading it has said, or says, so
+    except Exception:  # damaged files raise nearly anything; reading the pixels reports it
         return None
     return None
 
@@ -318,7 +318,7 @@ def _sixteen_bit(values: AnyArray, label: str) -> npt.NDArray[np.uint16]:
     low, high = values.min(), values.max()
     if low < 0 or high > 65535:
         raise DataError(
-            f"{label}: values from {low} to {high} are no 16-bit image; scale them to 0..65535"
+            f"{label}: values from {low} to {high} do not fit 16 bits; scale them to 0..65535"
         )
     return values.astype(np.uint16)
 
@@ -377,8 +377,8 @@ def write_png(path: str | os.PathLike[str], array: AnyArray | Image.Image) -> No
         color = array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8
         if array.size == 0 or not (gray or color):
             raise UsageError(
-                f"{os.fspath(path)}: {array.dtype} {list(array.shape)} is no PNG image; pass bool, "
-                "uint8 or uint16 [H, W], or uint8 [H, W, 3 or 4]"
+                f"{os.fspath(path)}: {array.dtype} {list(array.shape)} cannot be a PNG image; "
+                "pass bool, uint8 or uint16 [H, W], or uint8 [H, W, 3 or 4]"
             )
         image = Image.fromarray(np.ascontiguousarray(array))
     write_image(path, image, "PNG")

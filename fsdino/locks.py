@@ -1,4 +1,4 @@
-"""Locks: a folder or file that is in use by one process at a time, and says by which."""
+"""Locks: a folder or file is used by one process at a time, and an error names that process."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Lock:
         path: of the lock's own file; `PATH.json` is the record.
         subject: what is in use, for the error.
         remedy: what the error says to do besides waiting, such as "pass another --out".
-        wait: wait for the holder instead of raising; the log says for whom.
+        wait: wait for the holder instead of raising; the log names it.
 
     Raises:
-        UsageError: another process holds it; says which.
+        UsageError: another process holds it; names the process.
         FsdinoError: the files cannot be written.
     """
 

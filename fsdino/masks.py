@@ -21,8 +21,8 @@ MaskLike: TypeAlias = ImageLike
 # Of a mask with gray edges, this share must lie this near to black or white (of 255).
 _CLEAR_SHARE, _CLEAR_RANGE = 0.98, 32
 # Otherwise its gray edges are at most this many pixels wide, and those of one gray, as a trimap's,
-# much less. So many stray pixels are no labels, and this share of the gray may be flat, as it is
-# where a small mask was enlarged.
+# much less. This many stray pixels do not count as labels, and this share of the gray may be flat,
+# as it is where a small mask was enlarged.
 _EDGE_WIDTH, _ONE_GRAY_WIDTH, _STRAY, _FLAT_SHARE = 8, 1.6, 16, 0.3
 # Where and of which orientation a warning was given, once a process.
 _warned: set[tuple[str, int]] = set()
@@ -88,7 +88,7 @@ def read_mask(
 def warn_of_orientation(
     mask: MaskLike, image: ImageLike, values: Pixels, name: str = "label map"
 ) -> None:
-    """Warn, once a folder, where nothing says which way up a label map is; see `read_mask`.
+    """Warn, once per folder, if the orientation of a label map is unknown; see `read_mask`.
 
     Args:
         mask, image: what was read.
@@ -101,7 +101,7 @@ def warn_of_orientation(
 
 
 def _turned(mask: MaskLike, image: ImageLike | None) -> int | None:
-    """The EXIF orientation that turns an image and says nothing of its mask; None if there is none.
+    """The EXIF orientation of an image whose mask has none of its own; None if nothing is in doubt.
 
     Asked before the mask is decoded: what Pillow turns by itself loses its orientation.
     """
@@ -259,7 +259,7 @@ def _levels(values: AnyArray, white: int) -> Pixels:
 
 
 def _has_soft_edges(levels: Pixels) -> bool:
-    """Whether uint8 [H, W] is black and white but for gray edges and stray pixels.
+    """Whether uint8 [H, W] is black and white except for gray edges and stray pixels.
 
     Edges are judged by their length: gray lies near the line between dark and bright, in a band of
     limited width. What is gray and flat is a label or the unknown part of a trimap.
@@ -367,7 +367,7 @@ def _unexpected(values: AnyArray) -> str:
         return f"has the values {shown}: a mask has two, 0 and one other; {_selection(present)}"
     return (
         f"has {len(present)} values from {present[0]:.6g} to {present[-1]:.6g}: a mask is black "
-        "and white but for edges a few pixels wide; make it so, for example `mask >= "
+        "and white except for edges a few pixels wide; make it so, for example `mask >= "
         f"{(present[0] + present[-1]) / 2:.6g}`, or `mask == value` for one label"
     )
 

@@ -81,7 +81,7 @@ def first_page(file: BinaryIO) -> TiffPage | None:
 
 
 def _most_values(file: BinaryIO, head: bytes) -> int:
-    """The length of the longest tag of those that tifffile walks value by value, for minutes."""
+    """The length of the longest tag that tifffile reads value by value, which can take minutes."""
     order, big = "<" if head[:1] == b"I" else ">", b"+" in head[2:4]
     try:
         (place,) = struct.unpack_from(order + "IQ"[big], head + file.read(6), 8 if big else 4)
@@ -95,7 +95,7 @@ def _most_values(file: BinaryIO, head: bytes) -> int:
 
 
 def _is_pillows(page: TiffPage) -> bool:
-    """Whether Pillow reads it right, or says that it cannot."""
+    """Whether Pillow reads it correctly, or reports that it cannot."""
     samples, bits = page.samplesperpixel, page.bitspersample
     lossless = page.compression in _LOSSLESS
     planar = page.planarconfig == 2 and samples > 1
@@ -115,7 +115,7 @@ def _is_pillows(page: TiffPage) -> bool:
 
 
 def _check_kind(page: TiffPage) -> None:
-    """Refuse samples that are no picture, or that tifffile cannot decode."""
+    """Refuse samples that are not a picture, or that tifffile cannot decode."""
     samples, bits, photometric = page.samplesperpixel, page.bitspersample, page.photometric
     kind = "" if page.dtype is None else page.dtype.kind
     text = f"{bits}-bit {_KINDS.get(kind, '')}samples"
@@ -154,7 +154,7 @@ def allocated(page: TiffPage) -> tuple[int, int]:
 
 
 def orientation(page: TiffPage) -> int | None:
-    """The number that EXIF uses, too; 1 for upright, None where nothing is said."""
+    """The EXIF orientation, 1 for upright; None if the file has none."""
     value = page.tags.valueof(_ORIENTATION)
     return int(value) if isinstance(value, int) else None
 

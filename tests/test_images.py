@@ -503,7 +503,7 @@ def test_write_png_takes_an_overlay(tmp_path: Path) -> None:
 )
 def test_write_png_refuses_other_arrays(tmp_path: Path, array: Array) -> None:
     """Types that PNG has no meaning for are named before any file appears."""
-    with pytest.raises(UsageError, match=r"is no PNG image"):
+    with pytest.raises(UsageError, match=r"cannot be a PNG image"):
         images.write_png(tmp_path / "out.png", array)
     assert entries(tmp_path) == []
 

@@ -326,7 +326,7 @@ def test_a_photograph_in_place_of_its_mask(file: str) -> None:
     """As it is, brighter, and with more contrast, in gray."""
     gray = Image.open(PHOTOGRAPHS / file).convert("L")
     for changed in (gray, gray.point(lambda v: min(2 * v, 255)), ImageOps.autocontrast(gray, 5)):
-        with pytest.raises(DataError, match="black and white but for edges"):
+        with pytest.raises(DataError, match="black and white except for edges"):
             read_mask(changed)
 
 

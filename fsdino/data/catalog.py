@@ -53,7 +53,7 @@ def open_source(
         incomplete: take the root as it is, so that `parts` can tell what is missing.
 
     Raises:
-        UsageError: another name, or it is not there; says what to fetch.
+        UsageError: an unknown name, or it is not there; names what to fetch.
     """
     if dataset not in ON_DISK:
         raise UsageError(f"no data set {dataset!r} on disk: choose one of {', '.join(ON_DISK)}")
@@ -97,7 +97,7 @@ def open_episodes(
     """Open a benchmark as episodes. No image is read, but missing COCO masks are rasterised.
 
     Args:
-        dataset: one of `DATASETS`, but for DAVIS-17, whose frames are no episodes.
+        dataset: one of `DATASETS`, except DAVIS-17, whose frames are not episodes.
         split: "val" (novel classes), "train" (base classes) or "base_val" (base classes, images
             that are not trained on; of FSS-1000, the validation classes; of folders with few
             images, see `Folder`).
@@ -106,7 +106,7 @@ def open_episodes(
         seed: of seeded sampling; the draws of hsnet have none.
         episodes: how many; None is 1000, or each test image once for FSS-1000.
         sampling: "hsnet", the published draws, or "seeded". Folders and generated episodes have no
-            published draws: they are always seeded, and their provenance says so.
+            published draws: they are always seeded, as their provenance records.
         root: the data set's folder.
         splits: folder of HSNet's lists; None derives lists.
         layout, ignore, background: how a folder of one's own is read; see `Folder`.
@@ -115,7 +115,7 @@ def open_episodes(
             cannot be used of a folder of one's own.
 
     Raises:
-        UsageError: an argument that cannot be meant, a missing data set or list.
+        UsageError: an invalid argument, a missing data set or list.
         DataError: lists or files that cannot be used; names the file.
     """
     if dataset == "procedural":

@@ -254,7 +254,7 @@ class Coco:
         labels = read_labels(path, size)
         if labels.max() > len(CLASS_NAMES):
             raise DataError(
-                f"{path}: the value {labels.max()} is no class; COCO-20i's masks hold the "
+                f"{path}: the value {labels.max()} is not a class; COCO-20i's masks hold the "
                 f"contiguous id + 1, 0..{len(CLASS_NAMES)}: remove annotations/{path.parent.name} "
                 "to have them rasterised"
             )
@@ -406,7 +406,7 @@ class Coco:
             report(done, len(stems))
         split_lists.make_folder(folder)
         split_lists.mark_derived(folder, dataset=self.dataset, min_pixels=MIN_PIXELS)
-        for fold in range(FOLDS):  # the last one says that all are there
+        for fold in range(FOLDS):  # the last one shows that all are there
             file = _list_file(folder, _PART[year], fold)
             split_lists.make_folder(file.parent)
             classes = self.classes(fold, "train" if year == "train2014" else "val")

@@ -140,7 +140,7 @@ class Annotations:
     def _annotations(self, stem: str) -> Sequence[dict[str, Any]]:
         image = self.images.get(stem)
         if image is None:
-            raise DataError(f"{self.file}: knows no image {stem}; lists and annotations differ")
+            raise DataError(f"{self.file}: has no image {stem}; lists and annotations differ")
         return self._by_image[image["id"]]
 
     def _size(self, stem: str) -> tuple[int, int]:
@@ -295,7 +295,7 @@ def _integer(entry: Mapping[str, Any], key: str, name: str, least: int = 0) -> i
 def rasterise(file: Path, stems: Sequence[str], folder: Path, report: Report | None = None) -> int:
     """Write the masks that a folder does not hold yet; returns how many were written.
 
-    Each file is written whole or not at all, so that an interrupted call goes on where it was.
+    Each file is written whole or not at all: an interrupted call continues where it stopped.
 
     Args:
         file: `instances_*.json`.

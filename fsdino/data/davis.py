@@ -200,7 +200,7 @@ class _Missing:
     name: str
 
     def __call__(self) -> Found:
-        self.source._sequence(self.name)  # says what is missing
+        self.source._sequence(self.name)  # names what is missing
         return Found()
 
 
@@ -210,5 +210,5 @@ def _size(path: Path) -> tuple[int, int]:
         with open_regular(path) as file, Pillow.open(file, formats=("JPEG",)) as image:
             return image.height, image.width
     except (OSError, ValueError):
-        frame = decode_data(path, "frame")  # says what is wrong
+        frame = decode_data(path, "frame")  # reports what is wrong
         return frame.height, frame.width

@@ -1,4 +1,4 @@
-"""Episodes over files: a data set on disk reads samples, a plan says which."""
+"""Episodes over files: a data set on disk reads samples, a plan chooses them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fsdino.images import decode_file
 
 logger = logging.getLogger("fsdino.data")
 
-# Called with (done, total) while something long goes on.
+# Called with (done, total) during long work.
 Report = Callable[[int, int], None]
 
 # Images with fewer pixels of a class are left out of derived lists: a rule common since PFENet.
@@ -173,7 +173,7 @@ class Source(Protocol):
 def visible(folder: Path, suffix: str) -> list[Path]:
     """The files of a folder with a suffix, sorted by name; none where there is no folder.
 
-    Hidden ones are no data: macOS, editors and killed writes leave them everywhere.
+    Hidden ones are not data: macOS, editors and killed writes leave them everywhere.
     """
     if not folder.is_dir():
         return []

@@ -158,7 +158,7 @@ class Folder:
         return some, [name for name, n in counts.items() if n < _FEWEST]
 
     def _check_masks(self) -> None:
-        """Name images that no mask can be read of; leave them out with `skip_bad`."""
+        """Names of images whose mask cannot be read; `skip_bad` leaves them out."""
         unmarked = [name for names in self.reading.unmarked.values() for name in names]
         problems = [*self.reading.damaged.values()]
         if unmarked:
@@ -174,7 +174,7 @@ class Folder:
     def hsnet(
         self, lists: Lists, classes: Sequence[int], shots: int, episodes: int | None
     ) -> tuple[EpisodeKey, ...]:
-        """There are no published draws for a folder of one's own."""
+        """A user's own folder has no published draws."""
         raise UsageError("a folder of your own has no published episodes; use sampling seeded")
 
     def mask_source(self, split: str) -> str:
@@ -255,7 +255,7 @@ class Folder:
         }
 
     def problems(self) -> list[str]:
-        """There are no files of many annotations."""
+        """No file holds the annotations of many images."""
         return []
 
     def pairs(self) -> Iterator[tuple[str, Callable[[], Found]]]:

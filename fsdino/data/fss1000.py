@@ -57,17 +57,14 @@ class Fss1000:
     def names(self) -> Mapping[str, tuple[str, ...]]:
         """Sorted names of each split's classes."""
         if self.splits is not None:
-            derived = split_lists.is_derived(
-                self.splits
-            )  # of three classes or less, some are empty
+            # Of three classes or fewer, some derived lists are empty.
+            derived = split_lists.is_derived(self.splits)
             files = {split: self.splits / "fss" / f"{part}.txt" for split, part in PARTS.items()}
             return {
                 split: tuple(sorted(split_lists.read_names(file, allow_empty=derived)))
                 for split, file in files.items()
             }
-        logger.info(
-            "no --splits: dividing FSS-1000's classes anew, other than published numbers do"
-        )
+        logger.info("no --splits: dividing FSS-1000's classes here, not as published numbers do")
         return self.derive()
 
     def derive(self) -> dict[str, tuple[str, ...]]:
@@ -197,7 +194,7 @@ class Fss1000:
         return {}
 
     def problems(self) -> list[str]:
-        """There are no files of many annotations."""
+        """No file holds the annotations of many images."""
         return []
 
     def pairs(self) -> Iterator[tuple[str, Callable[[], Found]]]:

@@ -56,7 +56,7 @@ class Reading:
     """How a folder is read. Names are "/"-separated and relative to its root.
 
     Attributes:
-        layout: one of `LAYOUTS`, but for "auto".
+        layout: one of `LAYOUTS`, except "auto".
         classes: a name for each class id.
         images: the images of each class that have a mask, in the order that draws count in.
         masks: the mask of each of them.
@@ -84,7 +84,7 @@ def read_layout(root: Path, layout: str, labelling: Labelling) -> Reading:
 
     Raises:
         UsageError: no such layout, or nothing that fits the one asked for.
-        DataError: what was found can be read in more than one way; says what it was.
+        DataError: what was found can be read in more than one way; names it.
     """
     if layout not in LAYOUTS:
         raise UsageError(f"layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
@@ -150,7 +150,7 @@ def _class_folders(root: Path) -> Reading:
     for name, pairs in found.items():
         left_out.update(pairs.left_out)
         if name not in kept:
-            left_out[root / name] = "there is no image in this folder itself, it is not a class"
+            left_out[root / name] = "no image lies in this folder itself: it is not a class"
     left_out.update((path, "not in a class folder") for path in _files(root))
     left_out.update((path, f"a link to {one.name}") for path, one in _linked(root).items())
     names = dict(enumerate(kept))
@@ -416,7 +416,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _linked(folder: Path) -> dict[Path, Path]:
-    """Folders inside that are another one by a link, with that one: a class is read once."""
+    """Folders inside that link to another one, with that one: a class is read once."""
     found: dict[Path, Path] = {}
     linked: dict[Path, Path] = {}
     for path in sorted(_folders(folder), key=lambda path: (path.is_symlink(), path)):

@@ -169,7 +169,7 @@ def read_names(file: Path, *, allow_empty: bool = False) -> list[str]:
 
     Raises:
         UsageError: there is no such file.
-        DataError: it is no text or empty, or a name leaves the root.
+        DataError: it is not text, or empty, or a name leaves the root.
     """
     return [safe_name(line, str(file)) for line in read_lines(file, allow_empty=allow_empty)]
 

@@ -168,8 +168,8 @@ class Pascal:
         strange = present[(present > len(CLASS_NAMES)) & (present != IGNORED)]
         if strange.size:
             raise DataError(
-                f"{path}: the value {strange[0]} is no class of VOC (0..20, 255); a palette file "
-                "was perhaps converted to gray: get the original"
+                f"{path}: the value {strange[0]} is not a class of VOC (0..20, 255); a palette "
+                "file was perhaps converted to gray: get the original"
             )
         return labels
 
@@ -199,7 +199,7 @@ class Pascal:
         return {}
 
     def problems(self) -> list[str]:
-        """There are no files of many annotations."""
+        """No file holds the annotations of many images."""
         return []
 
     def pairs(self) -> Iterator[tuple[str, Callable[[], Found]]]:

@@ -181,7 +181,7 @@ class _Shown:
 
 
 class PhotographEpisodes:
-    """Episodes of regions of photographs, each of a class of its own.
+    """Episodes of regions of photographs, each with its own class.
 
     Args:
         photographs: that they are made from.

@@ -189,7 +189,7 @@ def test_bad_files_are_named(coco: Path) -> None:
             Coco(coco).read(name, 11, query=True)
 
     save_labels(path, stacked([12, 200]))
-    fails(r"012\.png: the value 200 is no class; .* rasterised")
+    fails(r"012\.png: the value 200 is not a class; .* rasterised")
     save_labels(path, stacked([13]))
     fails(r"012\.png: no pixel of class 11 \(value 12\)")
     save_labels(path, stacked([12]))

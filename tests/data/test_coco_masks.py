@@ -114,7 +114,7 @@ def test_damaged_annotations_are_named(tmp_path: Path) -> None:
     file = write(tmp_path, {1: [(0, {"size": [3, 3], "counts": "?"}, 0.0)]})
     with pytest.raises(DataError, match=r"annotation 100 is damaged"):
         Annotations(file).labels(stem(1))
-    with pytest.raises(DataError, match="knows no image COCO_val2014_000000000009"):
+    with pytest.raises(DataError, match="has no image COCO_val2014_000000000009"):
         Annotations(file).labels(stem(9))
     whole = file.read_text()
     for content in (whole[:-9], "[" * 200_000, "[]", "3", '{"images": [3]}', whole + "x", "\xff"):

@@ -175,7 +175,7 @@ def test_bad_files_are_named(voc: Path) -> None:
     save_labels(mask, stacked([7]))
     fails(r"2007_000020\.png: no pixel of class 6")
     save_labels(mask, stacked([6, 38]))
-    fails(r"2007_000020\.png: the value 38 is no class of VOC")
+    fails(r"2007_000020\.png: the value 38 is not a class of VOC")
     Image.fromarray(picture(0)).save(mask)
     fails(r"2007_000020\.png: a RGB image has no class labels")
     mask.write_bytes(whole[:50])

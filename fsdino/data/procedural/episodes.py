@@ -135,7 +135,7 @@ class ProceduralEpisodes:
         )
 
     def _class_of(self, index: int) -> int:
-        """Return the class of an episode: the classes' order is drawn anew for each round."""
+        """Return the class of an episode; each round has the classes in another order."""
         turn, place = divmod(index, len(self.classes))
         entropy = np.random.SeedSequence([int(VERSION), CLASSES, *self._key, turn])
         order = np.random.Generator(np.random.Philox(entropy)).permutation(len(self.classes))

@@ -1,4 +1,4 @@
-"""Drawn episodes of classes that exist once: every episode invents a fold of its own.
+"""Drawn episodes of classes that exist once: every episode invents its own fold.
 
 A few-shot model that sees 72 classes learns these 72. Here textures and shapes of the base folds
 are turned, stretched and blended into new ones, from which an episode's target, distractors and
