@@ -22,6 +22,7 @@ from fsdino import processes as sharing
 from fsdino.evaluation import protocols
 from fsdino.evaluation import run as evaluation
 from fsdino.evaluation.evaluate import Settings
+from fsdino.evaluation.request import Request
 from fsdino.files import read_object, write_json
 from fsdino.models import zoo
 from fsdino.models.config import MATCHERS
@@ -65,9 +66,7 @@ def evaluate(model: Segmenter, name: str, shots: int, episodes: int, work: Path)
     settings = Settings(
         model.config.image_size, protocols.find("joint", seeded=True), workers=workers
     )
-    request = evaluation.Request(
-        "procedural", fold=FOLD, shots=shots, seeds=SEEDS, episodes=episodes
-    )
+    request = Request("procedural", fold=FOLD, shots=shots, seeds=SEEDS, episodes=episodes)
     out = work / f"{name.replace(' ', '-')}-{shots}shot.json"
     found = evaluation.run(model, name, request, settings, out=out)
     kept = ("miou", "miou_interval", "miou_interval_over_seeds", "miou_by_seed", "fb_iou", "dice",

@@ -5,12 +5,15 @@ PyTorch is imported only where it is needed, so that a wrong name is reported be
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from fsdino.errors import UsageError, shown
 
 if TYPE_CHECKING:
     import torch
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -23,6 +26,16 @@ def check_dtype(name: object) -> None:
     """
     if name not in DTYPES:
         raise UsageError(f"unknown dtype {shown(str(name))}: choose {', '.join(DTYPES)}")
+
+
+def check_device(name: str) -> None:
+    """Refuse what is not the name of a device; whether there is one here is not asked.
+
+    Raises:
+        UsageError: it is not auto, cpu, cuda or cuda:N.
+    """
+    if not _DEVICE.fullmatch(name):
+        raise UsageError(f"unknown device {shown(name)}: choose auto, cpu, cuda or cuda:N")
 
 
 def find_dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -39,19 +39,24 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workplace(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a support, ten queries, and every kind of bad file, as working folder."""
+    """A folder with models, a support and ten queries, as working folder."""
+    monkeypatch.chdir(tmp_path)
+    furnish(tmp_path, models)
+    return tmp_path
+
+
+def furnish(folder: Path, models: Path) -> None:
+    """Put models, a support and ten queries into a folder."""
     from tiny_models import box_mask, picture
 
-    monkeypatch.chdir(tmp_path)
     for link in ("model", "other", "model.safetensors", "other.safetensors", "sam.pth"):
-        Path(link).symlink_to(models / link)
-    Image.fromarray(picture(50, 60, 1)).save("a.png")
-    Image.fromarray(box_mask(50, 60)).save("mask.png")
-    Image.fromarray(picture(50, 60, 2)).save("b.png")
-    Path("queries").mkdir()
+        (folder / link).symlink_to(models / link)
+    Image.fromarray(picture(50, 60, 1)).save(folder / "a.png")
+    Image.fromarray(box_mask(50, 60)).save(folder / "mask.png")
+    Image.fromarray(picture(50, 60, 2)).save(folder / "b.png")
+    (folder / "queries").mkdir()
     for i in range(10):
-        Image.fromarray(picture(40, 50 + i, 10 + i)).save(f"queries/{i}.png")
-    return tmp_path
+        Image.fromarray(picture(40, 50 + i, 10 + i)).save(folder / f"queries/{i}.png")
 
 
 @pytest.fixture

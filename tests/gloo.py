@@ -23,10 +23,11 @@ from fsdino.evaluation import journal, protocols
 from fsdino.evaluation import run as evaluation
 from fsdino.evaluation.evaluate import Settings
 from fsdino.evaluation.questions import Questions
+from fsdino.evaluation.request import Request
 from tiny_models import SIDE, box_mask, picture, tiny_model
 
 EPISODES = 30
-REQUEST = evaluation.Request("procedural", fold=0, shots=2, episodes=EPISODES)
+REQUEST = Request("procedural", fold=0, shots=2, episodes=EPISODES)
 SETTINGS = Settings(SIDE, protocols.find("hsnet", seeded=True), batch_size=4)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import json
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import fsdino
-from command_line import command, environment, error_line, offline, segment
+from command_line import command, environment, error_line, furnish, offline, segment
 from fsdino import cli, ops
 from fsdino.commands.info import Info
 
@@ -69,6 +72,129 @@ def test_what_needs_no_network_imports_nothing_slow(arguments, code, monkeypatch
     assert finished.returncode == code, finished.stderr
     assert finished.stdout.splitlines()[-1] == "imported"
     assert finished.stderr.count("\n") == bool(code)
+
+
+SUPPORT = ("segment", "--support", "a.png", "mask.png")
+QUERY = ("--query", "queries", "--out", "out")
+# Arguments by what the line must name.
+USAGE_ERRORS = {
+    "no support given": ("segment", *QUERY),
+    "several supports need names": (
+        *SUPPORT, "--support", "b.png", "mask.png", *QUERY,
+    ),
+    "'x' is given twice": (
+        "segment", "--support", "x=a.png", "mask.png", "--support", "x=b.png", "mask.png", *QUERY,
+    ),
+    "3 files are not pairs": ("segment", "--support", "a.png", "mask.png", "b.png", *QUERY),
+    "support gone.png: no such file": ("segment", "--support", "gone.png", "mask.png", *QUERY),
+    "a saved support stands alone": (*SUPPORT, "model.safetensors", *QUERY),
+    "no query given": (*SUPPORT, "--out", "out"),
+    "query gone: no such file": (*SUPPORT, "--query", "gone", "--out", "out"),
+    "no --out given": (*SUPPORT, "--query", "queries"),
+    "--out a.png: a folder is needed": (*SUPPORT, "--query", "queries", "--out", "a.png"),
+    "--threshold must lie between 0 and 1": (*SUPPORT, *QUERY, "--threshold", "2"),
+    "--max-megapixels must lie": (*SUPPORT, *QUERY, "--max-megapixels", "0"),
+    "unknown dtype 'half'": (*SUPPORT, *QUERY, "--dtype", "half"),
+    "unknown device 'tpu'": (*SUPPORT, *QUERY, "--device", "tpu"),
+    "unknown model 'nope'": (*SUPPORT, *QUERY, "--model", "nope"),
+    "--weights w.pth needs a --model": (*SUPPORT, *QUERY, "--weights", "w.pth"),
+    "--weights w.pth: no such file": (
+        *SUPPORT, *QUERY, "--model", "dinov2-s", "--weights", "w.pth",
+    ),
+    "--image-size 500: dinov2-s takes": (
+        *SUPPORT, *QUERY, "--model", "dinov2-s", "--image-size", "500",
+    ),
+    "the name must end in .safetensors": (*SUPPORT, *QUERY, "--save-support", "s.pt"),
+    "create gone first": (*SUPPORT, *QUERY, "--save-support", "gone/s.safetensors"),
+    "no data set 'ade20k'": ("evaluate", "--data", "ade20k"),
+    "pass --root, the folder that coco20i is in": ("evaluate", "--data", "coco20i"),
+    "--root gone: no such folder": ("evaluate", "--data", "coco20i", "--root", "gone"),
+    "no pascal5i there": ("evaluate", "--data", "pascal5i", "--root", "queries"),
+    "fold 9: choose one of 0..3": ("evaluate", "--fold", "9"),
+    "shots 0: use at least 1": ("evaluate", "--shots", "0"),
+    "episodes 0: use at least 1": ("evaluate", "--episodes", "0"),
+    "seeds must be different numbers": ("evaluate", "--seeds", "3", "3"),
+    "unknown protocol 'best'": ("evaluate", "--protocol", "best"),
+    "not defined for fss1000": (
+        "evaluate", "--data", "fss1000", "--protocol", "joint-original", "--root", "queries",
+    ),
+    "layout: for a folder of your own": ("evaluate", "--layout", "pairs"),
+    "--threshold must lie": ("evaluate", "--threshold", "1"),
+    "--batch-size must be at least 1": ("evaluate", "--batch-size", "0"),
+    "--workers must be at least 0": ("evaluate", "--workers", "-1"),
+    "unknown dtype 'int3'": ("evaluate", "--dtype", "int3"),
+    "unknown device 'gpu'": ("evaluate", "--device", "gpu"),
+    "unknown model 'nothing'": ("evaluate", "nothing"),
+    "does not take --shots": ("evaluate", "--data", "davis17", "--shots", "5"),
+    "does not take --memory": ("evaluate", "--memory", "2"),
+    "davis17 needs --out": ("evaluate", "--data", "davis17", "--root", "queries"),
+    "--save-pictures writes beside": ("evaluate", "--save-pictures", "2"),
+    "--out queries is a folder": ("evaluate", "--out", "queries"),
+    "a.json": ("evaluate", "--compare", "a.json", "b.json"),
+    "no data set 'nope' on disk": ("data", "check", "nope", "--root", "queries"),
+    "--root nowhere": ("data", "check", "coco20i", "--root", "nowhere"),
+    "--splits gone": ("data", "check", "coco20i", "--root", "queries", "--splits", "gone"),
+    "no coco20i there": ("data", "prepare", "coco20i", "--root", "queries"),
+    "unknown workload 'W5'": ("benchmark", "--workloads", "W5"),
+    "unknown part 'all'": ("benchmark", "--parts", "all"),
+    "--foreground must be between 0 and 1": ("benchmark", "--foreground", "2"),
+    "--repeats must be at least 1": ("benchmark", "--repeats", "0"),
+    "--threads must be at least 1": ("benchmark", "--threads", "0"),
+    "unknown dtype 'int8'": ("benchmark", "--dtype", "int8"),
+    "unknown device 'npu'": ("benchmark", "--device", "npu"),
+    "unknown model 'it'": ("info", "it"),
+    "unknown model 'gpt'": ("models", "--download", "gpt"),
+    "unknown model 'drawer'": ("demo", "--out", "demo", "--drawn-model", "drawer"),
+    "--episodes must be at least 1": ("demo", "--out", "demo", "--episodes", "0"),
+    "--pictures must be at least 1": ("demo", "--out", "demo", "--pictures", "0"),
+    "unknown workload 'W7'": ("demo", "--out", "demo", "--workload", "W7"),
+    "--out mask.png: a folder is needed": ("demo", "--out", "mask.png"),
+}  # fmt: skip
+
+# Runs commands in one interpreter, where importing PyTorch is an error.
+WITHOUT_TORCH = """
+import contextlib, io, json, sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            raise ImportError("torch was imported")
+
+sys.meta_path.insert(0, Refuse())
+from fsdino.cli import main
+answers = {}
+for key, arguments in json.load(sys.stdin).items():
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        answers[key] = [main(arguments), err.getvalue()]
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def without_torch(
+    tmp_path_factory: pytest.TempPathFactory, models: Path
+) -> dict[str, tuple[int, str]]:
+    """Exit code and stderr of each of the usage errors, from an interpreter without PyTorch."""
+    folder = tmp_path_factory.mktemp("without_torch")
+    furnish(folder, models)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH],
+        input=json.dumps(USAGE_ERRORS),
+        env={**environment(), "HF_HUB_OFFLINE": "1"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("words", USAGE_ERRORS)
+def test_usage_errors_are_found_before_torch_is_imported(words, without_torch):
+    """Importing it takes seconds; what can be said at once is."""
+    code, said = without_torch[words]
+    assert said.startswith("fsdino: error: ") and words in said and said.count("\n") == 1
+    assert code == 2
 
 
 def test_an_interruption_while_the_command_is_read(capsys, monkeypatch):

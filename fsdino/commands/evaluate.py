@@ -21,17 +21,21 @@ from fsdino.commands.options import (
     Number,
     Value,
     check_model,
+    check_range,
+    check_threshold,
     wait_without_spinning,
 )
 from fsdino.data.names import DATASETS
-from fsdino.devices import check_dtype, find_device, find_dtype
+from fsdino.devices import check_device, check_dtype, find_device, find_dtype
 from fsdino.errors import UsageError
 from fsdino.models.names import DRAWN as DRAWN_MODEL
 from fsdino.tables import print_table
 
 if TYPE_CHECKING:
     from fsdino.evaluation.evaluate import Settings
+    from fsdino.evaluation.protocols import Protocol
     from fsdino.evaluation.record import Difference
+    from fsdino.evaluation.request import Request
     from fsdino.models.segmenter import Segmenter
     from fsdino.processes import Processes
 
@@ -117,13 +121,12 @@ class Evaluate:
         if self.compare is not None:
             return self._compare(*self.compare)
         self._check_options()
-        check_dtype(self.dtype)
-        check_model(self.model, self.weights)
+        protocol, request = self._find_protocol(), self._find_request()
         from fsdino import processes as sharing
 
         with sharing.processes() as processes:
-            result = self._evaluate(processes)
-            if processes.rank == 0:
+            result = self._evaluate(protocol, request, processes)
+            if processes.is_first:
                 if self.as_json:
                     print(json.dumps(result))
                 elif self.data == _VIDEOS:
@@ -152,6 +155,44 @@ class Evaluate:
             given = ["--memory"]
         if given:
             raise UsageError(f"--data {self.data} does not take {', '.join(given)}: leave it out")
+        if videos and self.out is None:
+            raise UsageError(f"{_VIDEOS} needs --out: masks are written beside the result")
+        if self.save_pictures and self.out is None:
+            raise UsageError("--save-pictures writes beside the result: pass --out, too")
+        if self.out is not None and self.out.is_dir():
+            raise UsageError(
+                f"--out {self.out} is a folder: pass the name of a file, such as result.json"
+            )
+        check_range("--memory", self.memory, 0)
+        check_range("--save-pictures", self.save_pictures, 0)
+        check_range("--batch-size", self.batch_size, 1)
+        check_range("--workers", self.workers, 0)
+        check_threshold(self.threshold)
+        check_dtype(self.dtype)
+        check_device(self.device)
+        check_model(self.model, self.weights, self.image_size if self.model in REGISTERED else None)
+
+    def _find_protocol(self) -> Protocol:
+        from fsdino.evaluation import protocols
+
+        seeded = bool(self.seeds) or self.episodes is not None
+        protocol = protocols.find(self.protocol, fusion=self.fusion, seeded=seeded)
+        protocol.check(self.data)
+        return protocol
+
+    def _find_request(self) -> Request:
+        from fsdino.data.catalog import open_source
+        from fsdino.evaluation.request import Request
+
+        request = Request(
+            self.data, self.root, self.splits, self.fold, self.shots, self.seeds or (0,),
+            self.episodes, self.layout, self.ignore, self.background,
+        )  # fmt: skip
+        if self.data == _VIDEOS:
+            open_source(self.data, self.root)
+        else:
+            request.check()
+        return request
 
     def _compare(self, first: Path, second: Path) -> int:
         from fsdino.evaluation import record
@@ -163,20 +204,14 @@ class Evaluate:
             _print_differences(lines, (first, second))
         return 0
 
-    def _evaluate(self, processes: Processes) -> dict[str, Any]:
+    def _evaluate(
+        self, protocol: Protocol, request: Request, processes: Processes
+    ) -> dict[str, Any]:
         from fsdino import processes as sharing
-        from fsdino.evaluation import protocols
         from fsdino.evaluation import run as evaluation
         from fsdino.evaluation.evaluate import Settings
         from fsdino.models import registry, zoo
 
-        seeded = bool(self.seeds) or self.episodes is not None
-        protocol = protocols.find(self.protocol, fusion=self.fusion, seeded=seeded)
-        seeds = self.seeds or (0,)
-        request = evaluation.Request(
-            self.data, self.root, self.splits, self.fold, self.shots, seeds, self.episodes,
-            self.layout, self.ignore, self.background,
-        )  # fmt: skip
         device = sharing.local_device(find_device(self.device))
         size = self.image_size if self.model in registry.REGISTERED else None
         model = zoo.load(self.model, device=device, weights=self.weights, image_size=size)
@@ -211,8 +246,7 @@ class Evaluate:
     ) -> dict[str, Any]:
         from fsdino.evaluation import run as evaluation
 
-        if self.out is None:
-            raise UsageError(f"{_VIDEOS} needs --out: masks are written beside the result")
+        assert self.out is not None
         return evaluation.run_videos(
             model,
             self.model,

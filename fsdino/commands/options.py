@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+
+from fsdino.errors import UsageError
 
 Json = Annotated[bool, tyro.conf.arg(name="json", help_behavior_hint="")]
 Integer = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
@@ -43,3 +46,24 @@ def wait_without_spinning() -> None:
     """
     if "torch" not in sys.modules:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def check_range(option: str, value: float | None, least: float, most: float = math.inf) -> None:
+    """Refuse a number outside its range; None was not given.
+
+    Raises:
+        UsageError: it is below `least` or above `most`; names the option.
+    """
+    if value is not None and not least <= value <= most:
+        span = f"at least {least:g}" if most == math.inf else f"between {least:g} and {most:g}"
+        raise UsageError(f"{option} must be {span}, got {value:g}")
+
+
+def check_threshold(value: float | None) -> None:
+    """Refuse what is not a probability between 0 and 1; None was not given.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if value is not None and not 0 < value < 1:
+        raise UsageError(f"--threshold must lie between 0 and 1, got {value:g}")

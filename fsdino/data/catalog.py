@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from fsdino.data.coco import Coco
 from fsdino.data.davis import Davis
@@ -123,23 +123,22 @@ def open_episodes(
         return _procedural(split, fold, shots, seed, episodes, image_size)
     if image_size is not None:
         raise UsageError("image_size is for generated episodes; files have sizes of their own")
-    if dataset == "davis17":
-        raise UsageError("davis17 is scored video by video, not by episodes: `fsdino evaluate`")
-    check_numbers(split, shots, seed, episodes)
     if sampling not in SAMPLINGS:
         raise UsageError(f"sampling {sampling!r}: choose {' or '.join(SAMPLINGS)}")
-    source = open_source(
+    source = _open_numbered(
         dataset,
-        root,
-        splits,
+        split,
+        fold,
+        shots,
+        seed,
+        episodes,
+        root=root,
+        splits=splits,
         layout=layout,
         ignore=ignore,
         background=background,
         skip_bad=skip_bad,
     )
-    assert not isinstance(source, Davis)
-    if source.folds == 0 and fold not in (None, 0):
-        raise UsageError(f"fold {fold}: {dataset} has no folds; pass --fold 0")
     drawn = "seeded" if dataset in _WITHOUT_DRAWS else sampling
     if drawn == "hsnet" and seed != HSNET_SEED:
         raise UsageError(
@@ -159,6 +158,65 @@ def open_episodes(
         mask_source=source.mask_source(split),
     )
     return FileEpisodes(source, keys, classes, fold, shots, seed, provenance)
+
+
+def check_episodes(
+    dataset: str,
+    *,
+    fold: int | None = 0,
+    shots: int = 1,
+    seed: int = 0,
+    episodes: int | None = None,
+    root: Path | None = None,
+    splits: Path | None = None,
+    layout: str = "auto",
+    ignore: int | str | None = None,
+    background: int | str | None = None,
+) -> None:
+    """Refuse what `open_episodes` would refuse for the novel classes, before any file is read.
+
+    Raises:
+        UsageError: an argument outside its range, a data set that is not there.
+    """
+    if dataset == "procedural":
+        _refuse_folder_settings(dataset, layout, ignore, background)
+        _procedural("val", fold, shots, seed, episodes, None)
+        return
+    source = _open_numbered(
+        dataset,
+        "val",
+        fold,
+        shots,
+        seed,
+        episodes,
+        root=root,
+        splits=splits,
+        layout=layout,
+        ignore=ignore,
+        background=background,
+    )
+    if source.folds:
+        source.classes(fold, "val")
+
+
+def _open_numbered(
+    dataset: str,
+    split: str,
+    fold: int | None,
+    shots: int,
+    seed: int,
+    episodes: int | None,
+    **where: Any,
+) -> Source:
+    """The data set on disk, once the numbers are found to be in range; see `open_episodes`."""
+    if dataset == "davis17":
+        raise UsageError("davis17 is scored video by video, not by episodes: `fsdino evaluate`")
+    check_numbers(split, shots, seed, episodes)
+    source = open_source(dataset, **where)
+    assert not isinstance(source, Davis)
+    if source.folds == 0 and fold not in (None, 0):
+        raise UsageError(f"fold {fold}: {dataset} has no folds; pass --fold 0")
+    return source
 
 
 def draw(

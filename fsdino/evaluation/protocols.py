@@ -6,19 +6,19 @@ Numbers can only be compared within one protocol. Its name is composed of three 
   forward pass with K supports);
 * `-original`: scored at each image's own size rather than at the model's square;
 * `-seeded`: other seeds or episode counts than the published draws.
+
+PyTorch is imported by what computes, so that a wrong name is said before.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from fsdino.errors import UsageError
-from fsdino.resizing import resize_logits
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Fusion = Literal["joint", "vote"]
 Sampling = Literal["hsnet", "seeded"]
@@ -73,11 +73,15 @@ class Protocol:
         Bilinear, and the only time that logits are resized: a model brings them to that size by its
         own rule unless this protocol has one, which is where corners are aligned.
         """
+        from torch.nn.functional import interpolate
+
+        from fsdino.resizing import resize_logits
+
         if tuple(logits.shape[-2:]) == size:
             return logits
         if not self.aligned:
             return resize_logits(logits, size)
-        return F.interpolate(logits, size, mode="bilinear", align_corners=True)
+        return interpolate(logits, size, mode="bilinear", align_corners=True)
 
     def decide(self, logits: Tensor, threshold: float) -> Tensor:
         """The mask of each forward pass, bool, from logits of any shape.
@@ -89,6 +93,8 @@ class Protocol:
             logits: of the foreground.
             threshold: probability, in (0, 1); 0.5 is the argmax.
         """
+        import torch
+
         cut = torch.logit(torch.tensor(threshold)).item()
         return logits > cut if self.fusion == "vote" else logits >= cut
 
@@ -130,6 +136,8 @@ def fuse(votes: Tensor) -> Tensor:
     HSNet's vote: the masks are summed, divided by the highest sum in the image (at least 1), and
     thresholded at one half. A single pass keeps its mask.
     """
+    import torch
+
     total = votes.sum(1)  # [B, H, W]
     highest = total.flatten(1).amax(1).clamp_min(1)[:, None, None]
     return torch.div(total, highest) >= 0.5

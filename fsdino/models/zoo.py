@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import difflib
 import logging
 import os
 from collections.abc import Callable
@@ -16,7 +14,7 @@ from huggingface_hub import snapshot_download
 from torch import nn
 
 from fsdino.devices import find_device, find_dtype
-from fsdino.errors import CheckpointError, UsageError, first_line, shown
+from fsdino.errors import CheckpointError, UsageError, first_line
 from fsdino.models import hub, registry
 from fsdino.models.checkpoints import (
     PROVENANCE_FILE,
@@ -35,7 +33,7 @@ from fsdino.models.encoders import Encoder, ViTEncoder, create
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.hsnet import HSNet
 from fsdino.models.names import DEFAULT
-from fsdino.models.registry import HUB, WEIGHTS, Registered
+from fsdino.models.registry import WEIGHTS, Registered
 from fsdino.models.segmenter import Segmenter
 from fsdino.models.weight_files import Stored, open_state_dict, read_metadata
 
@@ -274,35 +272,10 @@ def _count(module: nn.Module, wanted: Callable[[nn.Parameter], bool]) -> int:
 
 def _locate(name: str | os.PathLike[str]) -> Path:
     text = os.fspath(name)
-    if text in names():
-        return WEIGHTS / text
     online = registry.hub_file(text)
     if online is not None:
         return _fetch(text, online)
-    folder = Path(text)
-    with contextlib.suppress(OSError):  # a name too long for any file
-        if text and folder.is_dir():
-            return folder
-        if folder.is_file():
-            raise UsageError(
-                f"model {text!r} is a file: pass the folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
-            )
-    known = [*names(), *registry.REGISTERED, *_neighbours(folder)]
-    near = difflib.get_close_matches(text[:256], known, n=3)
-    raise UsageError(
-        f"unknown model {shown(text)}: there is no such folder; "
-        + (f"did you mean {', '.join(near)}? Else " if near else "")
-        + f"choose {', '.join([*names(), *registry.REGISTERED])}, a folder written by "
-        f"save_pretrained, or a repository on the Hugging Face hub as {HUB}owner/name"
-    )
-
-
-def _neighbours(folder: Path) -> list[str]:
-    """Models beside a folder that is not there, by their paths."""
-    try:
-        return [str(file.parent) for file in folder.parent.glob(f"*/{CONFIG_FILE}")]
-    except (OSError, ValueError):
-        return []
+    return registry.find_folder(text)
 
 
 def _fetch(text: str, file: hub.HubFile) -> Path:

@@ -16,7 +16,7 @@ from fsdino.errors import DataError, UsageError
 from fsdino.evaluation import journal, protocols
 from fsdino.evaluation import run as evaluation
 from fsdino.evaluation.evaluate import Settings
-from fsdino.evaluation.run import Request
+from fsdino.evaluation.request import Request
 from tiny_models import SIDE, tiny_model
 
 GENERATED = Request("procedural", episodes=6)

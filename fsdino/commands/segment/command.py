@@ -20,9 +20,11 @@ from fsdino.commands.options import (
     Json,
     Number,
     check_model,
+    check_threshold,
     wait_without_spinning,
 )
-from fsdino.devices import check_dtype, find_device
+from fsdino.commands.segment import supports
+from fsdino.devices import check_device, check_dtype, find_device
 from fsdino.errors import DataError, UsageError
 from fsdino.models.names import DEFAULT as DEFAULT_MODEL
 from fsdino.models.names import DRAWN as DRAWN_MODEL
@@ -30,6 +32,7 @@ from fsdino.tables import print_table
 
 if TYPE_CHECKING:
     from fsdino.commands.segment.output import Output
+    from fsdino.commands.segment.queries import Queries
     from fsdino.commands.segment.stream import Outcome
     from fsdino.commands.segment.supports import SupportFiles
     from fsdino.models.segmenter import Segmenter
@@ -101,30 +104,44 @@ class Segment:
         """Run the command; returns the exit code."""
         wait_without_spinning()
         check_dtype(self.dtype)
+        check_device(self.device)
+        check_threshold(self.threshold)
         check_model(self.model or DEFAULT_MODEL, self.weights, self.image_size)
-        from fsdino import processes as sharing
-
+        files = supports.parse(self.support)
+        if self.save_support is not None:
+            supports.check_saving(self.save_support, files)
         with contextlib.ExitStack() as stack:
             if self.max_megapixels is not None:
                 stack.enter_context(self._pixel_limit(self.max_megapixels))
-            return self._run(stack.enter_context(sharing.processes()), stack)
+            queries = None if self.check_support else self._find_queries()
+            from fsdino import processes as sharing
 
-    def _run(self, processes: Processes, stack: contextlib.ExitStack) -> int:
-        from fsdino.commands.segment import output as folder
-        from fsdino.commands.segment import stream, supports
-        from fsdino.commands.segment.queries import find_queries
+            processes = stack.enter_context(sharing.processes())
+            if queries is None:
+                self._check_support(files, processes.is_first)
+                return 0
+            return self._run(files, queries, processes, stack)
 
-        files = supports.parse(self.support)
-        is_main = processes.rank == 0
-        if self.save_support is not None:
-            supports.check_saving(self.save_support, files)
-        if self.check_support:
-            self._check_support(files, is_main)
-            return 0
+    def _find_queries(self) -> Queries:
+        from fsdino.commands.segment.queries import check_folder, find_queries
+
         if self.out is None:
             raise UsageError("no --out given: pass --out with a folder for the results")
-        out = self.out
-        queries = find_queries(self.query, out)
+        check_folder(self.out)
+        return find_queries(self.query, self.out)
+
+    def _run(
+        self,
+        files: Sequence[SupportFiles],
+        queries: Queries,
+        processes: Processes,
+        stack: contextlib.ExitStack,
+    ) -> int:
+        from fsdino.commands.segment import output as folder
+        from fsdino.commands.segment import stream
+
+        assert self.out is not None
+        out, is_main = self.out, processes.is_first
         if queries.left_out and is_main:
             logger.warning("%s", queries.summary())
         model = self._load()
@@ -177,8 +194,6 @@ class Segment:
         self, model: Segmenter, files: Sequence[SupportFiles], is_main: bool
     ) -> tuple[dict[str, Support], float]:
         """The supports and the threshold, both checked; tells the supports' quality."""
-        from fsdino.commands.segment import supports
-
         encoded = {support.name: support.encode(model) for support in files}
         threshold = model.config.threshold if self.threshold is None else self.threshold
         model.segment([], encoded, threshold=threshold)  # checks both before anything is written
@@ -192,8 +207,6 @@ class Segment:
 
     def _check_support(self, files: Sequence[SupportFiles], is_main: bool) -> None:
         """Tell the supports' quality, and save what --save-support asks for."""
-        from fsdino.commands.segment import supports
-
         model = self._load()
         encoded, _ = self._encode(model, files, is_main)
         if not is_main:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from fsdino import files, overlay
 from fsdino import images as pixels
-from fsdino.commands.segment.queries import MASKS, OVERLAYS, REMEDY
+from fsdino.commands.segment.queries import MASKS, OVERLAYS, REMEDY, check_folder
 from fsdino.errors import DataError, FsdinoError, UsageError, printable
 from fsdino.locks import Lock
 from fsdino.models.segmentation import Segmentation
@@ -118,8 +118,7 @@ class Output:
 
     def __init__(self, folder: Path, call: Mapping[str, Any], *, overwrite: bool = False) -> None:
         self.folder = folder
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"--out {folder}: a folder is needed, this is a file")
+        check_folder(folder)
         files.make_folder(folder, "pass an --out that can be written")
         self._lock: Lock | None = None
         if is_first():  # before anything is read: what others write meanwhile would be lost

@@ -8,11 +8,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fsdino.errors import SupportWarning, UsageError
 from fsdino.locks import Lock
-from fsdino.models.segmenter import Segmenter, doubt
-from fsdino.models.supports import Support
+
+if TYPE_CHECKING:
+    from fsdino.models.segmenter import Segmenter
+    from fsdino.models.supports import Support
 
 UNNAMED = "foreground"
 SAVED_SUFFIX = ".safetensors"
@@ -55,6 +58,8 @@ class SupportFiles:
             DataError: an unreadable image, a mask without foreground.
             CheckpointError: a damaged support file.
         """
+        from fsdino.models.supports import Support
+
         if self.saved:
             return Support.load(self.files[0])
         images, masks = self.files[0::2], self.files[1::2]
@@ -99,6 +104,8 @@ def quality(name: str, support: Support) -> str:
 
 def warning(name: str, support: Support) -> str | None:
     """What is to be said of a support that hardly finds itself, in a line; else None."""
+    from fsdino.models.segmenter import doubt
+
     words = doubt(support)
     return None if words is None else f"{_called(name)} {words}"
 
