@@ -16,20 +16,12 @@ from fsdino import ops
 from fsdino import processes as sharing
 from fsdino.bench import eager, exactness, memory, workloads
 from fsdino.bench.cases import TOLERANCE
-from fsdino.bench.workloads import STRIDE, Inputs, Workload
+from fsdino.bench.workloads import STRIDE, Inputs, Workload, check_part
 from fsdino.errors import FsdinoError, UsageError
 from fsdino.ops import backends
 from fsdino.progress import Progress
 
 EAGER = "eager"
-PARTS = {
-    "chain": "correlation and all blocks",
-    "correlation": "correlation alone",
-    "blocks": "all blocks alone, each implementation on a correlation of its own",
-    "blocks-contiguous": "all blocks alone, on a contiguous correlation",
-    "fused-block": "first block, its correlation never held",
-    "fused-chain": "correlation and all blocks, the correlation never held",
-}
 _CHAIN = ("correlation4d", "center_pivot_block4d")
 _OPS = {
     "chain": _CHAIN,
@@ -217,8 +209,7 @@ class Bench:
         for name, value in (("repeats", repeats), ("threads", threads)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
-        if part not in PARTS:
-            raise UsageError(f"unknown part {part!r}: choose from {', '.join(PARTS)}")
+        check_part(part)
         missing = self._missing(part, only)
         names = [EAGER, *(name for name in only or backends.names() if name not in missing)]
         with sharing.threads(threads), torch.set_grad_enabled(self.workload.backward):

@@ -1,14 +1,29 @@
-"""The standard workloads: sizes of the 4D chain, their inputs, and the order of their blocks."""
+"""The standard workloads: sizes of the 4D chain, their inputs, and the order of their blocks.
+
+PyTorch is imported by what makes inputs, so that a wrong name is said before.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from fsdino.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+# What is timed, by its name.
+PARTS = {
+    "chain": "correlation and all blocks",
+    "correlation": "correlation alone",
+    "blocks": "all blocks alone, each implementation on a correlation of its own",
+    "blocks-contiguous": "all blocks alone, on a contiguous correlation",
+    "fused-block": "first block, its correlation never held",
+    "fused-chain": "correlation and all blocks, the correlation never held",
+}
 
 KERNEL, STRIDE, GROUPS, NORM_EPS = 3, 2, 4, 1e-5
 
@@ -75,6 +90,16 @@ WORKLOADS: dict[str, Workload] = {w.name: w for w in _FORWARD} | {
 TINY = Workload("tiny", batch=1, layers=2, grid=4, channels=8, block_channels=(8,))
 
 
+def check_part(name: str) -> None:
+    """Refuse what is not a part of a workload that can be timed alone.
+
+    Raises:
+        UsageError: it is not in `PARTS`.
+    """
+    if name not in PARTS:
+        raise UsageError(f"unknown part {name!r}: choose from {', '.join(PARTS)}")
+
+
 def find_workloads(names: Sequence[str]) -> list[Workload]:
     """Standard workloads by name.
 
@@ -122,7 +147,7 @@ def make_inputs(
     workload: Workload,
     *,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     foreground: float | None = None,
     seed: int = 0,
 ) -> Inputs:
@@ -131,11 +156,13 @@ def make_inputs(
     Args:
         workload: which.
         device: where.
-        dtype: floating type of all tensors.
+        dtype: floating type of all tensors; None is float32.
         foreground: share of support tokens of weight 1, the rest 0; None takes the signed weights
             of contrastive enhancement, +1 for 20 % of the tokens and -1 for the rest.
         seed: of the values.
     """
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:

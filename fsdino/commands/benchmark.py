@@ -9,9 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from fsdino.commands.options import Dtype, Flag, Json, Number
-from fsdino.devices import check_dtype, find_device, find_dtype
-from fsdino.errors import UsageError
+from fsdino.commands.options import Dtype, Flag, Json, Number, check_range
+from fsdino.devices import check_device, check_dtype, find_device, find_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +51,23 @@ class Benchmark:
     def run(self) -> int:
         """Run the command; returns the exit code."""
         check_dtype(self.dtype)
-        from fsdino.bench import compare, workloads
+        check_device(self.device)
+        check_range("--foreground", self.foreground, 0, 1)
+        check_range("--repeats", self.repeats, 1)
+        for count in self.threads:
+            check_range("--threads", count, 1)
+        from fsdino.bench.workloads import check_part, find_workloads
+
+        for part in self.parts:
+            check_part(part)
+        workloads = find_workloads(self.workloads)
+        from fsdino.bench import compare
         from fsdino.bench.table import print_comparison
         from fsdino.environment import environment
 
         device, dtype = find_device(self.device), find_dtype(self.dtype)
-        if self.foreground is not None and not 0 <= self.foreground <= 1:
-            raise UsageError(f"--foreground must be between 0 and 1, got {self.foreground}")
         comparisons = []
-        for workload in workloads.find_workloads(self.workloads):
+        for workload in workloads:
             bench = compare.Bench(workload, device=device, dtype=dtype, foreground=self.foreground)
             for part, threads in itertools.product(self.parts, self.threads or (None,)):
                 comparison = bench.compare(

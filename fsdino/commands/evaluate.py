@@ -32,9 +32,9 @@ from fsdino.models.names import DRAWN as DRAWN_MODEL
 from fsdino.tables import print_table
 
 if TYPE_CHECKING:
+    from fsdino.evaluation.comparison import Difference
     from fsdino.evaluation.evaluate import Settings
     from fsdino.evaluation.protocols import Protocol
-    from fsdino.evaluation.record import Difference
     from fsdino.evaluation.request import Request
     from fsdino.models.segmenter import Segmenter
     from fsdino.processes import Processes
@@ -195,9 +195,9 @@ class Evaluate:
         return request
 
     def _compare(self, first: Path, second: Path) -> int:
-        from fsdino.evaluation import record
+        from fsdino.evaluation import comparison
 
-        lines = record.compare(first, second)
+        lines = comparison.compare(first, second)
         if self.as_json:
             print(json.dumps([line.to_dict() for line in lines]))
         else:

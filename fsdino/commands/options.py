@@ -67,3 +67,13 @@ def check_threshold(value: float | None) -> None:
     """
     if value is not None and not 0 < value < 1:
         raise UsageError(f"--threshold must lie between 0 and 1, got {value:g}")
+
+
+def check_folder(out: Path) -> None:
+    """Refuse an --out that is a file.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: a folder is needed, this is a file")

@@ -24,6 +24,7 @@ from fsdino.data.episodes import Episode, Episodes
 from fsdino.environment import environment
 from fsdino.errors import UsageError
 from fsdino.evaluation import journal, record
+from fsdino.evaluation import results as results_file
 from fsdino.evaluation.evaluate import Result, Settings, evaluate, predict_masks
 from fsdino.evaluation.journal import Journal, Row
 from fsdino.evaluation.predictors import ModelPredictor
@@ -123,7 +124,7 @@ def _run(
     )  # fmt: skip
     if out is not None and kept is not None:
         if processes.rank == 0:
-            record.write(out, summary)
+            results_file.write(out, summary)
             if pictures:
                 save_pictures(out.with_suffix(".pictures"), model, done[0], settings, pictures)
         kept.finish([row for result in results for row in result.rows])
@@ -208,7 +209,7 @@ def _run_videos(
             state = f"finished videos are kept in {folder}"
             raise KeyboardInterrupt(f"{state}; the same command does the rest") from None
     summary = {
-        "format": record.FORMAT,
+        "format": results_file.FORMAT,
         **call,
         "version": __version__,
         **scores.total(),
@@ -219,7 +220,7 @@ def _run_videos(
         "environment": environment(),
     }
     if processes.rank == 0:
-        record.write(out, summary)
+        results_file.write(out, summary)
     return summary
 
 

@@ -18,7 +18,7 @@ import torch
 from fsdino import contract, ops
 from fsdino.bench import compare, eager
 from fsdino.bench.compare import Bench, Comparison, Timing
-from fsdino.bench.workloads import WORKLOADS, Workload
+from fsdino.bench.workloads import PARTS, WORKLOADS, Workload
 from fsdino.devices import DTYPES, find_dtype
 from fsdino.errors import BackendError, UsageError
 from fsdino.ops import backends, reference
@@ -128,7 +128,7 @@ def test_the_large_product_takes_part_in_the_first_rounds():
     assert {name: len(times) for name, times in seconds.items()} == {"a": 7, "sgemm": 5}
 
 
-@pytest.mark.parametrize("part", compare.PARTS)
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("workload", [MINI, MINI_BACKWARD], ids=["forward", "backward"])
 @pytest.mark.parametrize("foreground", [None, 0.2])
 def test_every_part_is_checked_and_timed(part, workload, foreground):
@@ -199,7 +199,7 @@ def test_operations_of_the_parts():
     Forward 34.5 + 3.4 + 5.0 + 10.1 GFLOP; backward 3.4 + 2 x 5.0 + 2 x 10.1.
     """
     w12, t12 = WORKLOADS["W12"], WORKLOADS["T12"]
-    gflop = {part: compare._flop(w12, part) / 1e9 for part in compare.PARTS}
+    gflop = {part: compare._flop(w12, part) / 1e9 for part in PARTS}
     expected = {
         "chain": 34.5 + 18.5,
         "correlation": 34.5,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_sets import write_davis, write_fss, write_voc
 from fsdino.errors import DataError, UsageError
-from fsdino.evaluation import journal, protocols
+from fsdino.evaluation import journal, protocols, results
 from fsdino.evaluation import run as evaluation
 from fsdino.evaluation.evaluate import Settings
 from fsdino.evaluation.request import Request
@@ -230,7 +230,7 @@ def test_a_result_is_held_to_the_last_file(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(owner, name, call)
 
     for name, owner in (
-        ("open", Request), ("write", evaluation.record), ("save_pictures", evaluation),
+        ("open", Request), ("write", results), ("save_pictures", evaluation),
         ("finish", journal.Journal),
     ):  # fmt: skip
         watched(name, owner)

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsdino.commands.options import Json, check_model, wait_without_spinning
+from fsdino.commands.options import (
+    Json,
+    check_folder,
+    check_model,
+    check_range,
+    wait_without_spinning,
+)
 from fsdino.models.names import DEFAULT as DEFAULT_MODEL
 from fsdino.models.names import DRAWN as DRAWN_MODEL
 from fsdino.tables import print_table
@@ -47,8 +53,17 @@ class Demo:
     def run(self) -> int:
         """Run the command; returns the exit code."""
         wait_without_spinning()
+        check_folder(self.out)
+        for option, value in (
+            ("--episodes", self.episodes), ("--pictures", self.pictures),
+            ("--repeats", self.repeats),
+        ):  # fmt: skip
+            check_range(option, value, 1)
         for name in (self.model, self.drawn_model):
             check_model(name)
+        from fsdino.bench.workloads import find_workloads
+
+        find_workloads([self.workload])
         from fsdino.commands import build
         from fsdino.commands.demo import page, report, run
 

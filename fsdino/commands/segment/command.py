@@ -19,6 +19,7 @@ from fsdino.commands.options import (
     Integer,
     Json,
     Number,
+    check_folder,
     check_model,
     check_threshold,
     wait_without_spinning,
@@ -123,7 +124,7 @@ class Segment:
             return self._run(files, queries, processes, stack)
 
     def _find_queries(self) -> Queries:
-        from fsdino.commands.segment.queries import check_folder, find_queries
+        from fsdino.commands.segment.queries import find_queries
 
         if self.out is None:
             raise UsageError("no --out given: pass --out with a folder for the results")

@@ -19,7 +19,8 @@ from PIL import Image
 
 from fsdino import files, overlay
 from fsdino import images as pixels
-from fsdino.commands.segment.queries import MASKS, OVERLAYS, REMEDY, check_folder
+from fsdino.commands.options import check_folder
+from fsdino.commands.segment.queries import MASKS, OVERLAYS, REMEDY
 from fsdino.errors import DataError, FsdinoError, UsageError, printable
 from fsdino.locks import Lock
 from fsdino.models.segmentation import Segmentation

@@ -29,16 +29,6 @@ class Queries(list[Path]):
         return Listing(list(self), self.left_out).summary()
 
 
-def check_folder(out: Path) -> None:
-    """Refuse an --out that is a file.
-
-    Raises:
-        UsageError: it is one.
-    """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: a folder is needed, this is a file")
-
-
 def find_queries(paths: Sequence[Path], out: Path | None = None) -> Queries:
     """Files as they are, folders as the images in them and in their subfolders; each once.
 
