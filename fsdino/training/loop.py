@@ -19,7 +19,7 @@ from fsdino.training.interrupt import Interrupt
 from fsdino.training.optimisation import Descent
 from fsdino.training.recipe import Recipe, Schedule
 from fsdino.training.run import Run
-from fsdino.training.state import pack, random_state, set_random, unpack
+from fsdino.training.state import pack, random_among, random_state, set_random, unpack
 
 logger = logging.getLogger("fsdino.training")
 
@@ -34,7 +34,7 @@ _LOG_EVERY = 50  # steps
 
 
 class Loop(ABC, Generic[Item, Result]):
-    """One training run in one folder.
+    """One training run in one folder; both stages are made of it.
 
     A stage opens what it reads, then calls `_open_run`, makes `modules` and `descent`, and calls
     `_restore`, all inside `_opening`. `fit` does the rest, and asks the stage for what differs.
@@ -72,7 +72,7 @@ class Loop(ABC, Generic[Item, Result]):
     @property
     @abstractmethod
     def schedule(self) -> Schedule:
-        """When the learning rate rises and falls, and how many steps there are."""
+        """When the learning rate rises and falls, and where the run ends."""
 
     @abstractmethod
     def load(self) -> Iterable[Item]:
@@ -83,8 +83,8 @@ class Loop(ABC, Generic[Item, Result]):
         """The passes of a step; see `Descent.step`."""
 
     @abstractmethod
-    def numbers(self, done: int, loss: float | None, *, measured: bool) -> dict[str, Any]:
-        """What the metrics say of a step.
+    def metrics(self, done: int, loss: float | None, *, measured: bool) -> dict[str, Any]:
+        """What metrics.jsonl holds of a step.
 
         Args:
             done: steps done.
@@ -112,8 +112,8 @@ class Loop(ABC, Generic[Item, Result]):
     def finish(self, done: int) -> Result:
         """Write what the run was for."""
 
-    def admit(self, number: int, item: Item) -> None:
-        """Raise what makes a step impossible, in all processes; a checkpoint is written then."""
+    def check(self, number: int, item: Item) -> None:
+        """Raise, in all processes, what makes a step impossible; a checkpoint is written then."""
 
     def has_stopped(self) -> bool:
         """Whether the run ends before its last step."""
@@ -142,7 +142,9 @@ class Loop(ABC, Generic[Item, Result]):
                 self._log(0, None, measured=True)
             done = self.start
             for number, item in enumerate(self._items(), start=self.start):
-                self._check(number, item, interrupt)
+                self._stop_if_asked(number, interrupt)
+                with self._saved_on_error(number):
+                    self.check(number, item)
                 loss, done = self.step(number, item), number + 1
                 self._record(done, loss)
                 if done % self.config.checkpoint_every == 0 or done in self.schedule.ends:
@@ -178,14 +180,12 @@ class Loop(ABC, Generic[Item, Result]):
     def _items(self) -> Iterable[Item]:
         return () if self.has_stopped() else self.load()
 
-    def _check(self, number: int, item: Item, interrupt: Interrupt) -> None:
-        """Stop all processes between two steps where one of them has to."""
-        [stopped] = self.processes.sum(interrupt.asked)
-        if stopped:
-            self.save(number)
+    def _stop_if_asked(self, done: int, interrupt: Interrupt) -> None:
+        """Stop all processes between two steps where one of them was asked to."""
+        [asked] = self.processes.sum(interrupt.asked)
+        if asked:
+            self.save(done)
             raise KeyboardInterrupt
-        with self._saved_on_error(number):
-            self.admit(number, item)
 
     def _record(self, done: int, loss: float) -> None:
         """Measure and log where that is due; an error there costs no step.
@@ -206,7 +206,7 @@ class Loop(ABC, Generic[Item, Result]):
         self._due = None
 
     def _log(self, done: int, loss: float | None, *, measured: bool) -> None:
-        values = self.numbers(done, loss, measured=measured)
+        values = self.metrics(done, loss, measured=measured)
         if measured:
             values["seconds"] = round(time.monotonic() - self._began, 1)
         self.run.log(done, **values)
@@ -276,10 +276,7 @@ class Loop(ABC, Generic[Item, Result]):
             if state is not None:
                 unpack(tensors, self.modules, self.descent.optimizer)
                 self.descent.guard.count, self._due = state["skipped"], state.get("due")
-                self._random = {
-                    "random.cpu": tensors["random.cpu"],
-                    **{name: value for name, value in tensors.items() if name == "random.cuda"},
-                }
+                self._random = random_among(tensors)
         except (KeyError, TypeError) as error:
             raise CheckpointError(
                 f"the checkpoints of {self.run.folder} were written by another version ({error}): "

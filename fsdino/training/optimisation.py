@@ -54,7 +54,7 @@ class NanGuard:
     """Steps whose loss or gradients are not finite: skipped and counted; too many are an error.
 
     Args:
-        limit: so many consecutive ones stop the run.
+        limit: number of consecutive ones that stops the run.
         count: of skipped steps so far, for a checkpoint's state.
     """
 

@@ -55,7 +55,8 @@ class Recipe:
         warmup: steps of the warm-up.
         weight_decay: AdamW's, for matrices only.
         gradient_clip: largest gradient norm.
-        nan_limit: so many consecutive steps without a finite loss stop the run; fewer are skipped.
+        nan_limit: number of consecutive steps without a finite loss that stops the run; fewer are
+            skipped.
         seed: of everything that is drawn: weights, images and their order.
         device: "auto" (a GPU for each process where there is one) or "cpu".
         dtype: of the trained part: "float32", or "bfloat16" under autocast.

@@ -253,7 +253,7 @@ class Run:
         try:
             files.append_json_lines(path, [{"step": step, **values}])
         except FsdinoError as error:
-            raise type(error)(f"{error}; then go on with --resume") from error
+            raise type(error)(f"{error}; then rerun with --resume") from error
         try:
             if self._board is None:
                 self._board = _tensorboard(self.folder / "tensorboard", step)
@@ -262,7 +262,7 @@ class Run:
                     if isinstance(value, numbers.Real):
                         self._board.add_scalar(name, value, step)
                 self._board.flush()
-        except Exception as error:  # of the disk, or of whatever versions meet here
+        except Exception as error:  # of the disk, or of versions that do not fit each other
             logger.warning(
                 "TensorBoard's files cannot be written (%s): the numbers are in %s",
                 first_line(error), path,
@@ -333,7 +333,7 @@ class Run:
             raise FsdinoError(
                 f"the disk of {self.folder} is full: a checkpoint takes {needed / 1e6:.1f} MB, "
                 f"{free / 1e6:.1f} MB are free; older checkpoints are kept: free some space and "
-                "go on with --resume"
+                "rerun with --resume"
             )
 
 

@@ -64,11 +64,22 @@ def random_state() -> dict[str, Tensor]:
     return states
 
 
+def random_among(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `random_state` took, among the tensors of a checkpoint.
+
+    Raises:
+        KeyError: it is not there.
+    """
+    states = {"random.cpu": tensors["random.cpu"]}
+    if "random.cuda" in tensors:
+        states["random.cuda"] = tensors["random.cuda"]
+    return states
+
+
 def set_random(states: Mapping[str, Tensor]) -> None:
     """Put back what `random_state` took, or a checkpoint that holds it.
 
-    The last thing before training goes on: whatever draws a number in between would make it another
-    run.
+    The last thing before training goes on: a number drawn in between would make it another run.
     """
     torch.set_rng_state(states["random.cpu"])
     if "random.cuda" in states and torch.cuda.is_available():
@@ -83,15 +94,6 @@ def own_random() -> Iterator[None]:
         yield
     finally:
         set_random(states)
-
-
-def own_generator() -> torch.Generator:
-    """A generator for a DataLoader, which draws a base seed whenever it starts.
-
-    What a run's loaders read depends on no generator. Without one of their own they would advance
-    torch's, once more in a resumed run than in an unbroken one.
-    """
-    return torch.Generator().manual_seed(0)
 
 
 def frozen_hash(module: nn.Module) -> str:

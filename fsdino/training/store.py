@@ -27,7 +27,7 @@ logger = logging.getLogger("fsdino.training")
 
 FORMAT = "fsdino-embeddings-2"  # as when only stage 1 had a store
 SHARD_IMAGES = 64  # what a kill may cost, and a damaged shard
-SHARD_BYTES = 2**28  # a shard that is larger is written before it has so many images
+SHARD_BYTES = 2**28  # a larger shard is written with fewer images
 _INDEX = re.compile(r"([0-9a-f]+)\.json")
 
 Shape = tuple[int, ...]
@@ -104,7 +104,7 @@ class Store:
     def read(self, key: str, shapes: Mapping[str, Shape] | None = None) -> dict[str, Tensor] | None:
         """An image's tensors by part; None where they are not there, or damaged.
 
-        Damage is logged with the shard's name, unless another process has mended it meanwhile.
+        Damage is logged with the shard's name, unless another process has repaired it meanwhile.
 
         Args:
             key: the image's.

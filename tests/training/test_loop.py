@@ -65,7 +65,7 @@ class Fit(Loop[float, float]):
     def load(self) -> list[float]:
         return [float(number) for number in range(self.start, STEPS)]
 
-    def admit(self, number: int, item: float) -> None:
+    def check(self, number: int, item: float) -> None:
         if number == self.bad_item:
             raise DataError(f"item {item} cannot be read")
 
@@ -74,7 +74,7 @@ class Fit(Loop[float, float]):
         spoilt = torch.nan if item == self.bad_loss else 1.0
         return [lambda: spoilt * (self.wrapped(torch.rand(4, 1)) - 3).square().mean()]
 
-    def numbers(self, done: int, loss: float | None, *, measured: bool) -> dict[str, Any]:
+    def metrics(self, done: int, loss: float | None, *, measured: bool) -> dict[str, Any]:
         if measured:
             if done == self.bad_measure:
                 raise FsdinoError("it cannot be measured")

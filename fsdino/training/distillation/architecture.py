@@ -104,7 +104,7 @@ class Architecture:
         return np.array(resized)
 
     def cells(self, pixels: int) -> int:
-        """Cells whose centre is in so many scaled pixels; at least one."""
+        """Cells whose centre lies within a number of scaled pixels; at least one."""
         return max(int(pixels / self.patch_size + 0.5), 1)
 
 

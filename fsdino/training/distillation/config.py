@@ -94,7 +94,7 @@ class DistillConfig(Recipe):
             raise UsageError("encoder_from and encoder_weights exclude each other: pass one")
 
     def stages(self, images: int) -> tuple[Stage, ...]:
-        """The schedule for so many images: the last batch of a stage is filled up."""
+        """The stages for a number of images: the last batch of a stage is filled up."""
         found: list[Stage] = []
         each = self.epochs * len(self.image_sizes) if len(self.epochs) == 1 else self.epochs
         for size, epochs in zip(self.image_sizes, each, strict=True):

@@ -73,7 +73,7 @@ class ImageFile:
         """Content as uint8 [H, W, 3].
 
         Raises:
-            DataError: it is no image, or damaged.
+            DataError: it is not an image, or damaged.
         """
         return read_image_bytes(content, shown_path(self.name))
 

@@ -1,4 +1,4 @@
-"""Stage 1: the adapter learns to answer as SAM's image encoder does, from coarse to fine."""
+"""Stage 1: the adapter learns to give the outputs of SAM's image encoder, from coarse to fine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from fsdino.errors import CheckpointError, DataError, FsdinoError, UsageError
 from fsdino.files import read_json_lines, write_json
@@ -29,12 +28,12 @@ from fsdino.training.distillation.embeddings import EmbeddingCache
 from fsdino.training.distillation.pairs import HeldOutPairs, Pair, TrainingPairs
 from fsdino.training.distillation.targets import Targets
 from fsdino.training.distillation.teacher import load_teacher
-from fsdino.training.interrupt import leave_to_trainer
 from fsdino.training.loop import Loop
 from fsdino.training.optimisation import Descent, dtype_of
+from fsdino.training.reading import read_ahead
 from fsdino.training.recipe import Schedule
 from fsdino.training.run import METRICS
-from fsdino.training.state import own_generator, own_random
+from fsdino.training.state import own_random
 
 logger = logging.getLogger("fsdino.training")
 
@@ -62,7 +61,7 @@ class Distillation(Loop[list[Pair], dict[str, Any]]):
 
     Attributes:
         adapter: what learns.
-        targets: the teacher's embeddings of them.
+        targets: the teacher's embeddings of the images.
 
     Raises:
         UsageError, DataError, CheckpointError: see `Run`, `find_images`, `load_teacher` and
@@ -188,15 +187,7 @@ class Distillation(Loop[list[Pair], dict[str, Any]]):
             self.processes.rank,
             self.processes.count,
         )
-        return DataLoader(
-            pairs,
-            batch_size=None,
-            sampler=range(self.start, self.schedule.steps),
-            num_workers=self.config.workers,
-            prefetch_factor=2 if self.config.workers else None,
-            worker_init_fn=leave_to_trainer,
-            generator=own_generator(),
-        )
+        return read_ahead(pairs, self.config.workers, range(self.start, self.schedule.steps))
 
     def passes(self, pairs: list[Pair]) -> Sequence[Callable[[], Tensor]]:
         """The losses of this process's images, as many at once as share a pass."""
@@ -231,7 +222,7 @@ class Distillation(Loop[list[Pair], dict[str, Any]]):
         dtype = self._types[name]
         return torch.autocast(self.processes.device.type, dtype, enabled=dtype != torch.float32)
 
-    def numbers(self, done: int, loss: float | None, *, measured: bool) -> dict[str, Any]:
+    def metrics(self, done: int, loss: float | None, *, measured: bool) -> dict[str, Any]:
         """The image size and the loss; and both numbers on the held-out images, at that size."""
         stage = next(stage for stage in self._stages() if done <= stage.last)
         values: dict[str, Any] = {"image_size": stage.image_size}
@@ -253,17 +244,11 @@ class Distillation(Loop[list[Pair], dict[str, Any]]):
         """Mean squared error and cosine on the held-out images, seen at a stage's size."""
         own = self.processes.share(self.corpus.held_out)
         size = self.config.images_per_pass or self.config.batch_size
-        loader: DataLoader[list[Pair]] = DataLoader(
-            HeldOutPairs(self.targets.reader(), own, stage.image_size, size),
-            batch_size=None,
-            num_workers=self.config.workers,
-            worker_init_fn=leave_to_trainer,
-            generator=own_generator(),
-        )
+        pairs = HeldOutPairs(self.targets.reader(), own, stage.image_size, size)
         sums = torch.zeros(3, dtype=torch.float64)
         self.adapter.eval()
         with torch.no_grad(), own_random():
-            for batch in loader:
+            for batch in read_ahead(pairs, self.config.workers, range(len(pairs))):
                 mse, cosine = self._agreement(batch, self.adapter)
                 usable = sum(not pair.error for pair in batch)
                 sums += torch.tensor([mse.sum(), cosine.sum(), usable], dtype=torch.float64)
@@ -284,7 +269,7 @@ class Distillation(Loop[list[Pair], dict[str, Any]]):
     # --------------------------------------------------------------------------- in and out
 
     def finish(self, done: int) -> dict[str, Any]:
-        """Write the adapter and the result; returns the latter."""
+        """Write the adapter and the result; returns the result, to the first process."""
         folder, targets = self.run.folder, self.targets
         for lost in self.processes.gather(targets.lost):
             targets.lost |= lost

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from fsdino.errors import DataError, FsdinoError
 from fsdino.images import Pixels
@@ -19,8 +20,8 @@ from fsdino.training.distillation.architecture import Architecture
 from fsdino.training.distillation.corpus import ImageFile
 from fsdino.training.distillation.inventory import Inventory
 from fsdino.training.distillation.teacher import Teacher
-from fsdino.training.interrupt import Interrupt, leave_to_trainer
-from fsdino.training.state import own_generator
+from fsdino.training.interrupt import Interrupt
+from fsdino.training.reading import read_ahead
 from fsdino.training.store import Store, size
 
 logger = logging.getLogger("fsdino.training")
@@ -90,19 +91,27 @@ class _Reading:
     error: str = ""
 
 
-class _Readings(Dataset[_Reading]):
-    """Images, read, and scaled for the teacher where their embedding is not known."""
+class _Readings(Dataset[list[_Reading]]):
+    """Batches of images, read, and scaled for the teacher where their embedding is not known."""
 
     def __init__(
-        self, files: Sequence[ImageFile], known: EmbeddingCache, architecture: Architecture
+        self,
+        files: Sequence[ImageFile],
+        known: EmbeddingCache,
+        architecture: Architecture,
+        batch_size: int,
     ) -> None:
         self.files, self.known, self.architecture = files, known, architecture
+        self.batch_size = batch_size
 
     def __len__(self) -> int:
-        return len(self.files)
+        return math.ceil(len(self.files) / self.batch_size)
 
-    def __getitem__(self, index: int) -> _Reading:
-        file = self.files[index]
+    def __getitem__(self, index: int) -> list[_Reading]:
+        first = index * self.batch_size
+        return [self._read(file) for file in self.files[first : first + self.batch_size]]
+
+    def _read(self, file: ImageFile) -> _Reading:
         try:
             raw = file.read()
             content = content_hash(raw)
@@ -139,16 +148,9 @@ def fill(
         FsdinoError: the disk is full or cannot be written; what was written before is kept.
     """
     inventory = Inventory()
-    loader: Iterable[list[_Reading]] = DataLoader(
-        _Readings(files, cache, teacher.architecture),
-        batch_size=batch_size,
-        collate_fn=list,
-        num_workers=workers,
-        worker_init_fn=leave_to_trainer,
-        generator=own_generator(),
-    )
+    batches = _Readings(files, cache, teacher.architecture, batch_size)
     with Interrupt() as interrupt:
-        for readings in loader:
+        for readings in read_ahead(batches, workers, range(len(batches))):
             _embed(cache, teacher, readings, inventory, dtype)
             if report is not None:
                 report(len(readings))

@@ -57,8 +57,8 @@ def read_inventory(
         embeddings: contents whose embeddings are there.
 
     Returns:
-        None where there is none, where it is damaged (with a warning) or of other images, and where
-        an embedding is missing.
+        None where the file is missing, damaged (with a warning) or of other images, and where an
+        embedding is missing.
     """
     try:
         data = read_json(path)
@@ -71,7 +71,7 @@ def read_inventory(
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        logger.warning("%s is damaged (%s): looking through the images again", path, error)
+        logger.warning("%s is damaged (%s): reading all images again", path, error)
         return None
 
 

@@ -46,7 +46,7 @@ class Pair:
 
 
 class PairReader:
-    """Reads images, in whichever process.
+    """Reads images, in the trainer or in a worker.
 
     Args:
         architecture: the teacher's.

@@ -1,4 +1,4 @@
-"""What the student is to answer: the teacher's embeddings, from disk or computed on the fly."""
+"""What the student learns to give: the teacher's embeddings, from disk or computed on the fly."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Targets:
             return
         files = (*self.corpus.training, *self.corpus.held_out)
         stored = self._stored()
-        known = self.processes.gather(stored is not None)  # another run may be mending the cache
+        known = self.processes.gather(stored is not None)  # another run may be repairing the cache
         if stored is not None and all(known):
             self.inventory = stored
         else:
@@ -162,7 +162,7 @@ class Targets:
     def _stored(self) -> Inventory | None:
         """What the run that goes on had found, if images, teacher and cache are as they were."""
         assert self.cache is not None
-        if self.run.before is None:  # a start that failed left it: images may have been mended
+        if self.run.before is None:  # a start that failed left it: images may have been repaired
             return None
         return read_inventory(self.run.folder / INVENTORY_FILE, self.hashes, self.cache)
 

@@ -49,7 +49,7 @@ def prototype_loss(score: Tensor, target: Tensor, temperature: float = 0.1) -> T
 def contrast_loss(tokens: Tensor, target: Tensor, shots: int, temperature: float = 0.1) -> Tensor:
     """Cross entropy of foreground tokens among the prototypes of all episodes of a batch.
 
-    It tells classes apart, whichever they are. A token's own episode is represented by its other
+    It tells classes apart without their names. A token's own episode is represented by its other
     images; every prototype is a mean of the images' normalised means (as in prototypical networks:
     Snell et al., NeurIPS 2017).
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from fsdino.data.batches import Batch, collate
 from fsdino.data.catalog import open_episodes
@@ -20,10 +20,9 @@ from fsdino.data.procedural.invention import InventedEpisodes
 from fsdino.data.sampling import Seeded
 from fsdino.errors import DataError, UsageError
 from fsdino.processes import Processes
-from fsdino.training.interrupt import leave_to_trainer
 from fsdino.training.meta.augment import augment, crowd
 from fsdino.training.meta.config import TrainConfig
-from fsdino.training.state import own_generator
+from fsdino.training.reading import read_ahead
 
 _AHEAD = 4  # steps that each worker prepares in advance
 _SPARES = 3  # episodes that may take the place of one that cannot be read
@@ -150,17 +149,7 @@ class Steps(Dataset[Step]):
 
     def load(self, start: int) -> Iterator[Step]:
         """The steps from `start` on; worker processes read ahead."""
-        return iter(
-            DataLoader(
-                self,
-                batch_size=None,
-                sampler=range(start, self.config.steps),
-                num_workers=self.config.workers,
-                prefetch_factor=_AHEAD if self.config.workers else None,
-                worker_init_fn=leave_to_trainer,
-                generator=own_generator(),
-            )
-        )
+        return read_ahead(self, self.config.workers, range(start, self.config.steps), _AHEAD)
 
 
 def open_training(

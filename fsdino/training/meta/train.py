@@ -121,7 +121,7 @@ class Trainer(Loop[Step, Segmenter]):
         """This process's share of each step."""
         return self.steps.load(self.start)
 
-    def admit(self, number: int, step: Step) -> None:
+    def check(self, number: int, step: Step) -> None:
         """Raise where one of the processes could not read an image; name what was replaced."""
         unreadable, replaced = self.processes.sum(step.batch is None, len(step.bad))
         if unreadable:
@@ -159,7 +159,7 @@ class Trainer(Loop[Step, Segmenter]):
         loss: Tensor = self.wrapped(seen, masks, shots, batch.class_ids)
         return weight * loss
 
-    def numbers(self, done: int, loss: float | None, *, measured: bool) -> dict[str, Any]:
+    def metrics(self, done: int, loss: float | None, *, measured: bool) -> dict[str, Any]:
         """Loss, learning rate and counts; and the score of the validation."""
         if measured:
             self._validate(done)
