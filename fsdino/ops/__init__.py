@@ -1,12 +1,10 @@
 """The four 4D ops and the choice of the backend that runs them.
 
-`fsdino/ops/reference.py` defines what each op means; `CONTRIBUTING.md` tells how to add an op or
-a backend.
+`fsdino/ops/reference.py` defines each op; `CONTRIBUTING.md` lists the steps for adding one.
 
-Gradients come from the backend that ran the call. Derivatives of higher order (`create_graph`),
-those in forward mode and all under `torch.func` are PyTorch's own, through the reference in plain
-PyTorch, on every backend. What `torch.compile` made has gradients alone: PyTorch raises an error
-where one of them is differentiated again.
+Gradients come from the backend that ran the call. Derivatives of higher order (`create_graph`), in
+forward mode or under `torch.func` are PyTorch's own on every backend, through the reference.
+Compiled functions only have gradients: PyTorch raises an error if one is differentiated again.
 """
 
 from fsdino.ops.backends import use_backend

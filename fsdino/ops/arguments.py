@@ -1,4 +1,4 @@
-"""Argument checks of the four ops: every mistake is worded before any kernel starts."""
+"""Argument checks of the ops: mistakes are reported before any kernel starts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_tensors(op: str, **tensors: Tensor | None) -> tuple[Tensor | None, ...
         tensors: of a call by name, in its order; those in `_OPTIONAL` may be None.
 
     Returns:
-        Them; inside `torch.autocast` cast as for a convolution, except for float64.
+        The tensors; inside `torch.autocast` cast as for a convolution, except for float64.
 
     Raises:
         TypeError: an argument is not a dense tensor, not floating, or of another dtype.
@@ -169,8 +169,8 @@ def check_stride(op: str, support_stride: int) -> int:
     """An integer of at least 1.
 
     Returns:
-        It, or where it is larger the largest one that every kernel can count with; both keep
-        position 0 alone of any grid that fits into memory.
+        The stride, at most the largest one that all kernels support. Larger ones have the same
+        effect: of any grid that fits into memory they keep only position 0.
 
     Raises:
         TypeError: not an integer.
@@ -212,7 +212,7 @@ def _check_int(op: str, name: str, value: int) -> None:
 
 
 def check_result(op: str, names: str, shape: Sequence[int]) -> None:
-    """The result can be addressed: at most 2^63 - 1 bytes, 8 for each element.
+    """The result can be addressed: at most 2^63 - 1 bytes, at 8 bytes an element.
 
     Args:
         op: for the message.
@@ -224,7 +224,7 @@ def check_result(op: str, names: str, shape: Sequence[int]) -> None:
     """
     if all(isinstance(size, int) for size in shape) and math.prod(shape) >= 2**60:
         raise ValueError(
-            f"{op}: {names} ask for a result of {list(shape)}, more than can be addressed: "
+            f"{op}: {names} give a result of {list(shape)}, which is too large to address: "
             f"use smaller grids or batches"
         )
 

@@ -1,9 +1,8 @@
 """Which backend runs a call, and why.
 
-A backend is a module with the functions that `fsdino/contract.py` lists, and a predicate that says
-why it cannot run a given call. `auto` asks the predicates in order of priority; a backend asked for
-by name is prepared first, which may take as long as compiling does, and raises the predicate's
-reason.
+A backend is a module with the functions in `fsdino/contract.py`, and a predicate that returns the
+reason why it cannot run a call. `auto` calls the predicates in order of priority. A backend that is
+requested by name is prepared first, which may include compiling, and raises the reason.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from fsdino.ops import native
 
 logger = logging.getLogger("fsdino.ops")
 
-# What `auto` takes in place of the first backend that can, by op, architecture ("sm_90") and shape
-# class (`shape_class`): recorded measurements of benchmarks/gpu_suite.py, and nothing else.
+# The backend that `auto` prefers, by op, architecture ("sm_90") and shape class (`shape_class`),
+# according to recorded measurements of benchmarks/gpu_suite.py.
 MEASURED: dict[tuple[str, str, int], str] = {}
 
 
 def shape_class(tensor: torch.Tensor) -> int:
-    """Calls alike in this are taken to be alike in which backend is faster: bits of the size."""
+    """Bits of the tensor's size; one backend is assumed to be the fastest for a whole class."""
     return int(tensor.numel()).bit_length()
 
 
@@ -42,17 +41,17 @@ def _nothing_to_prepare(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation of the four ops.
+    """One implementation of the ops.
 
     Attributes:
-        name: what users write in `backend=`, `use_backend` and FSDINO_BACKEND.
-        priority: `auto` asks the highest first.
+        name: in `backend=`, `use_backend` and FSDINO_BACKEND.
+        priority: `auto` tries the highest first.
         module: dotted path of the module with the functions, imported at the first call.
         why_not: (op, device, dtype) -> None where the backend can run the call, else the reason.
-            Asked at every call: it must be quick, and must not build.
+            Called before every op: it must be quick, and must not build.
         memory_order: of the volumes that the backend returns; one of those in `fsdino.contract`.
-        prepare: called with the device before `why_not` where the backend is asked for by name; it
-            may build. What it could not do, `why_not` explains.
+        prepare: called with the device before `why_not` if the backend is requested by name; it may
+            build. If it fails, `why_not` returns the reason.
     """
 
     name: str
@@ -80,7 +79,7 @@ def register(backend: Backend) -> None:
 
 
 def names() -> tuple[str, ...]:
-    """Registered backends, in the order in which `auto` asks them."""
+    """Registered backends, in the order in which `auto` tries them."""
     ranked = sorted(_registry.values(), key=lambda backend: -backend.priority)
     return tuple(backend.name for backend in ranked)
 
@@ -98,7 +97,7 @@ def select(op: str, tensor: torch.Tensor, requested: str = "auto") -> str:
     Raises:
         TypeError: `requested` is not a string.
         UsageError: no backend has that name.
-        BackendError: the backend asked for by name cannot run this call.
+        BackendError: the requested backend cannot run this call.
     """
     if not isinstance(requested, str):
         raise TypeError(f"{op}: backend must be a string, got {type(requested).__name__}")
@@ -106,7 +105,7 @@ def select(op: str, tensor: torch.Tensor, requested: str = "auto") -> str:
         requested = _forced.get()
     if requested != "auto":
         backend = _find(requested)
-        if tensor.device.type == "meta":  # only shapes are asked for: nothing will run
+        if tensor.device.type == "meta":  # only shapes are needed: nothing will run
             return requested
         backend.prepare(tensor.device)
         reason = why_not(requested, op, tensor.device, tensor.dtype)
@@ -120,7 +119,7 @@ def select(op: str, tensor: torch.Tensor, requested: str = "auto") -> str:
 
 
 def _measured(op: str, tensor: torch.Tensor) -> tuple[str, ...]:
-    """The backend that was measured to be the fastest for such a call, if any was."""
+    """The backend that was measured to be the fastest for such a call, if there is one."""
     if not MEASURED or tensor.device.type != "cuda":
         return ()
     major, minor = torch.cuda.get_device_capability(tensor.device)

@@ -64,13 +64,13 @@ def ingredients() -> dict[str, str]:
 
 
 def key() -> str:
-    """Start of the names of all folders that hold such a build, by whatever compiler."""
+    """Start of the names of all folders with such a build, by any compiler."""
     found = ingredients()
     return f"torch{found['torch']}-{found['python']}-{_digest(json.dumps(found))}"
 
 
 def folder_for(compiler: str) -> Path:
-    """Where a build by this compiler lies. Compilers are told by their files and are not run.
+    """Folder of a build by this compiler. Compilers are identified by their files and are not run.
 
     Raises:
         BackendError: there is no safe folder to build in.
@@ -89,7 +89,7 @@ def _identity(tool: str) -> str:
 
 
 def cached() -> list[Path]:
-    """Builds that fit, usable or not; that of the present compiler comes first."""
+    """Builds with this key, usable or not; that of the current compiler comes first."""
     compiler = flags.compiler()
     try:
         own = folder_for(compiler) if compiler else None
@@ -101,13 +101,13 @@ def cached() -> list[Path]:
 
 
 def mismatch(library: Path) -> str | None:
-    """Why this file must not be loaded; None where it was built for this PyTorch and sources."""
+    """Why this file must not be loaded; None if it fits this PyTorch and these sources."""
     try:
         found = _MARK.search(library.read_bytes())
     except OSError as error:
         return f"{library} cannot be read: {error.strerror}"
     if found is None:
-        return f"{library} is damaged, or no extension of fsdino"
+        return f"{library} is damaged, or not an extension of fsdino"
     version, sources = (text.decode() for text in found.groups())
     if version != torch.__version__:
         return f"{library} was built for torch {version}, you have {torch.__version__}"
@@ -129,12 +129,12 @@ def damage(library: Path) -> str | None:
 
 @dataclass(frozen=True)
 class Record:
-    """What was noted about a build in the cache.
+    """The record of a build in the cache.
 
     Attributes:
         sha256: of the library.
-        seconds: that compiling took.
-        build_info: what the library says of itself.
+        seconds: time that compiling took.
+        build_info: description by the library itself.
         without_cuda: why there are no CUDA kernels in it, if there are none.
     """
 
@@ -155,10 +155,10 @@ class Record:
 
 
 def record(library: Path) -> Record:
-    """What was noted about a build in the cache.
+    """The record of a build in the cache.
 
     Raises:
-        OSError: nothing was.
+        OSError: there is none.
         ValueError: it is damaged.
     """
     found = files.read_json(library.with_name(RECORD))
@@ -168,14 +168,17 @@ def record(library: Path) -> Record:
 
 
 def compile_extension(*, force: bool = False, report: Report | None = None) -> Path:
-    """Compile into the cache, unless a whole build by this compiler is there; the library's path.
+    """Compile into the cache, unless an intact build by this compiler is there.
 
-    Processes that ask for the same build wait for the first one's. The lock is the operating
-    system's, so that a killed process holds up nobody.
+    Processes that need the same build wait for the first one. The lock is the operating system's:
+    a killed process does not block the others.
 
     Args:
         force: compile in any case.
         report: called at the start, after each file, and after linking.
+
+    Returns:
+        The path of the library.
 
     Raises:
         BackendError: no compiler, no ninja, an error of the compiler, a cache that cannot be
@@ -194,7 +197,7 @@ def compile_extension(*, force: bool = False, report: Report | None = None) -> P
     remedy = "set FSDINO_CACHE to a folder that can be written"
     try:
         place.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if (unsafe := trust.distrust(place)) is not None:  # another made it in the meantime
+        if (unsafe := trust.distrust(place)) is not None:  # another process made it
             raise BackendError(f"{unsafe}: {remedy}")
         lock = Lock(
             folder.with_name(f"{folder.name}.lock"), "the build of the C++ kernels", remedy,
@@ -213,7 +216,7 @@ def compile_extension(*, force: bool = False, report: Report | None = None) -> P
 
 
 def cuda() -> flags.Cuda | str:
-    """What csrc/cuda is compiled with here, or the reason why it is left out."""
+    """The toolkit that compiles csrc/cuda here, or the reason why it is left out."""
     if flags.extra():
         return "FSDINO_CXXFLAGS is set, which nvcc would not understand"
     gpus = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
@@ -221,7 +224,7 @@ def cuda() -> flags.Cuda | str:
 
 
 def _compile(compiler: str, folder: Path, report: Report | None) -> None:
-    """Compile for the GPUs, too, where that is possible."""
+    """Compile for GPUs as well, if possible."""
     toolkit = cuda()
     if isinstance(toolkit, str):
         _compile_with(compiler, None, toolkit, folder, report)
@@ -256,7 +259,7 @@ def _compile_with(
         )  # fmt: skip
         kept = place / "kept"
         kept.mkdir()
-        kept.chmod(0o755)  # whatever the umask: what others could write is not loaded
+        kept.chmod(0o755)  # under any umask: a folder that others can write is not loaded from
         library = (place / LIBRARY).rename(kept / LIBRARY)
         library.chmod(0o755)
         noted = {
@@ -295,7 +298,7 @@ def _options(compiler: str, toolkit: flags.Cuda | None, place: Path) -> dict[str
 def _run(
     options: dict[str, Any], toolkit: flags.Cuda | None, log: Path, report: Report | None
 ) -> dict[str, Any]:
-    """Run the compilers in a process of their own; what the build says about itself."""
+    """Run the compilers in a process of their own; returns the library's description of itself."""
     environment = {
         **os.environ,
         **({} if toolkit is None else toolkit.environment()),

@@ -38,7 +38,7 @@ def center_pivot_conv4d(
         weight_query: [Co, Ci, kq, kq], over the query dims at each kept support position.
         weight_support: [Co, Ci, ks, ks], over the support dims, strided, at each query position.
         bias: [Co], the sum of the two biases of HSNet's layer.
-        support_stride: s, at least 1; beyond the grid it keeps position 0 alone.
+        support_stride: s, at least 1; beyond the grid it keeps only position 0.
         backend: "auto", or the name of the backend that must run it.
 
     Returns:
@@ -48,7 +48,7 @@ def center_pivot_conv4d(
         TypeError: not a dense tensor, dtypes that differ or are not floating, a stride that is not
             an integer.
         ValueError: shapes, kernels or devices that do not fit; the message names the argument.
-        BackendError: `backend` was asked for by name and cannot run this call.
+        BackendError: the backend that `backend` names cannot run this call.
     """
     x, weight_query, weight_support, bias = arguments.check_tensors(  # type: ignore[assignment]
         _CONV, x=x, weight_query=weight_query, weight_support=weight_support, bias=bias

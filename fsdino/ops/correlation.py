@@ -46,7 +46,7 @@ def correlation4d(
         TypeError: not a dense tensor, dtypes that differ or are not floating, eps not a number.
         ValueError: shapes or devices that do not fit, eps out of range; the message names the
             argument.
-        BackendError: `backend` was asked for by name and cannot run this call.
+        BackendError: the backend that `backend` names cannot run this call.
     """
     query, support, support_weight = arguments.check_tensors(  # type: ignore[assignment]
         _NAME, query=query, support=support, support_weight=support_weight
@@ -99,7 +99,7 @@ def _backward_fake(
 def asked_for(
     grad: Tensor, inputs: Sequence[Tensor | None], needs: Sequence[bool]
 ) -> tuple[Tensor, ...]:
-    """Fake gradients: one like each input that somebody asks for, else an empty tensor.
+    """Fake gradients: one like each input whose gradient is needed, else an empty tensor.
 
     Volumes keep their memory order, other gradients are contiguous.
     """

@@ -1,8 +1,8 @@
 """Derivatives of the four ops, and `torch.vmap` over them.
 
-A backend's kernels give the gradients that training asks for. Every other derivative, of second or
-higher order (`create_graph`), in forward mode, or under `torch.func`, is PyTorch's own, through the
-reference in plain PyTorch, whichever backend the call runs on.
+A backend's kernels compute the gradients that training needs. Every other derivative (of higher
+order with `create_graph`, in forward mode, or under `torch.func`) is PyTorch's own, through the
+reference in plain PyTorch, on every backend.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from fsdino.ops import reference
 
 _library = torch.library.Library("fsdino", "FRAGMENT")
 
-# Of an op's inputs and settings: its result, by operations that PyTorch differentiates any number
-# of times.
+# An op's result from its inputs and settings, by operations that PyTorch differentiates repeatedly.
 Formulation = Callable[..., Tensor]
-# (grad, what was saved, the op's settings, whose gradient is asked for, backend) -> gradients
+# (grad, saved tensors, the op's settings, which gradients are needed, backend) -> gradients
 Gradients = Callable[[Tensor, Sequence[Any], Sequence[Any], list[bool], str], Sequence[Tensor]]
 
 
@@ -35,7 +34,7 @@ class Derivatives:
     Attributes:
         op: its name in the namespace `fsdino`.
         inputs: how many tensors it takes, its first arguments.
-        gradients: one for each input, by the backend's kernels; anything for those not asked for.
+        gradients: one for each input, by the backend's kernels; anything where none is needed.
         formulation: of the inputs and the settings, its arguments between inputs and backend.
         statistics: how many outputs follow the result. They are saved behind the inputs, where the
             last setting says so, and have no derivatives.
@@ -117,7 +116,7 @@ def register(derivatives: Derivatives) -> None:
         result = derivatives.formulate(*arguments[:-1])
         if not derivatives.statistics:
             return result
-        # For the gradient by kernels, which nobody will ask for.
+        # In place of what the gradient by kernels would read; it will not be used.
         return result, *(result.new_empty(0) for _ in range(derivatives.statistics))
 
     _library.impl(derivatives.op, differentiate, "Autograd", with_keyset=True)
@@ -141,7 +140,7 @@ def register(derivatives: Derivatives) -> None:
 
 
 def _beyond_gradients(arguments: Sequence[Any]) -> bool:
-    """Whether a call asks for derivatives that no backend's kernels have."""
+    """Whether a call needs derivatives that no backend's kernels have."""
     return _has_tangent(*arguments) or (
         torch._C._are_functorch_transforms_active()
         and torch.is_grad_enabled()

@@ -40,7 +40,7 @@ class Extension:
         ahead_of_time: compiled when fsdino was installed.
         build_info: compiler, torch, C++ ABI, CPU capability, OpenMP, sources, CUDA and its archs.
         seconds: that compiling took; None ahead of time.
-        without_cuda: why there are no CUDA kernels in it; None where there are or nobody noted it.
+        without_cuda: why there are no CUDA kernels in it; None if there are, or if it is not known.
     """
 
     path: Path
@@ -56,14 +56,14 @@ class Extension:
 
 @dataclass
 class _State:
-    """What this process knows. torch.compile must not guard on it: tracing may change it.
+    """State of this process. torch.compile must not guard on it: tracing may change it.
 
     Attributes:
-        decided: whether anything was searched for.
+        decided: whether the search is done.
         loaded: the extension in use.
-        problems: why each file that was found is of no use.
+        problems: why each file that was found cannot be used.
         reason: why none is in use.
-        tried_to_build: because it was asked for by name.
+        tried_to_build: whether a request by name has started a build.
     """
 
     decided: bool = False
@@ -106,7 +106,7 @@ def why_not_run_on(
 
     Args:
         capability: of the GPU.
-        driver: the newest CUDA that the driver knows, as in 13000 for 13.0.
+        driver: the newest CUDA that the driver supports, as in 13000 for 13.0.
         toolkit: the CUDA that compiled the kernels, likewise.
         architectures: that they were compiled for, as in TORCH_CUDA_ARCH_LIST.
     """
@@ -128,9 +128,9 @@ def why_not_run_on(
         )
     if driver < toolkit:
         return (
-            f"the driver knows CUDA {driver // 1000}.{driver % 1000 // 10} at most, and what was "
-            f"built for {wanted} by CUDA {toolkit // 1000}.{toolkit % 1000 // 10} must be compiled "
-            "by it for this GPU: update the driver, or run `fsdino build --force`"
+            f"the driver supports CUDA up to {driver // 1000}.{driver % 1000 // 10}, too old to "
+            f"compile what CUDA {toolkit // 1000}.{toolkit % 1000 // 10} built for {wanted} for "
+            "this GPU: update the driver, or run `fsdino build --force`"
         )
     return None
 
@@ -142,9 +142,9 @@ def _capability(name: str) -> tuple[int, int]:
 
 
 def prepare(device: torch.device) -> None:
-    """Build the extension where it is not built: somebody asked for it by name.
+    """Build the extension if it is not built: the backend was requested by name.
 
-    One attempt in a process; where it fails, `why_not` says why.
+    There is one attempt per process; if it fails, `why_not` returns the reason.
     """
     if device.type == "cpu":
         _build_once()
@@ -192,14 +192,14 @@ def extension() -> Extension | None:
 
 
 def problems() -> tuple[str, ...]:
-    """Why each file that was found, or the attempt to build one, is of no use."""
+    """Why each file that was found cannot be used, and why building failed."""
     _decide()
     return tuple(_state.problems)
 
 
 @while_tracing
 def _missing() -> str | None:
-    """Why there is no extension; says so in the log where nobody knew before."""
+    """Why there is no extension; the first time also in the log."""
     if not _state.decided:
         _decide()
         if _state.reason is not None:
@@ -238,7 +238,7 @@ def _build_once() -> None:
 
 
 def _decide() -> None:
-    """Load the first extension that is of use; once in a process."""
+    """Load the first extension that can be used; once per process."""
     with _lock:
         if _state.decided:
             return
@@ -264,7 +264,7 @@ def _search() -> None:
 
 
 def _ahead_of_time() -> list[Path]:
-    """What setup.py has compiled for this Python; nothing where other flags are asked for."""
+    """Libraries that setup.py has compiled for this Python; none if other flags are set."""
     if flags.extra():
         return []
     names = [builder.NAME + suffix for suffix in importlib.machinery.EXTENSION_SUFFIXES]

@@ -1,4 +1,4 @@
-"""What the ops mean, in plain PyTorch: the definition that every backend is checked against.
+"""The ops in plain PyTorch: the definition that every backend is checked against.
 
 Half-precision inputs are computed in float32 and rounded once at the end; float64 stays float64.
 Letters in shape comments: B batch, L layers, C channels, N = Hq*Wq query and M = Hs*Ws support
@@ -40,7 +40,7 @@ def correlation4d_backward(
     eps: float,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients to query, support and support_weight; empty where `needs` says nobody asks."""
+    """Gradients to query, support and support_weight; empty where not needed."""
     unit_query, unit_support = _unit(query, eps), _unit(support, eps)  # [B, L, C, N], [B, L, C, M]
     grad_out = _wide(grad).flatten(4).flatten(2, 3)  # [B, L, N, M]
     cosine = unit_query.transpose(2, 3) @ unit_support
@@ -100,7 +100,7 @@ def center_pivot_conv4d_backward(
     support_stride: int,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients to x, weight_query, weight_support, bias; empty where nobody asks."""
+    """Gradients to x, weight_query, weight_support, bias; empty where not needed."""
     wide, wide_grad = _wide(x), _wide(grad)
     batch, channels, hq, wq, hs, ws = x.shape
     grad_query = _query_planes(wide_grad, 1)  # [B*hs*ws, Co, Hq, Wq]
@@ -263,7 +263,7 @@ def correlation_center_pivot4d_backward(
 
 
 def _nothing(like: Tensor, count: int) -> tuple[Tensor, ...]:
-    """Empty tensors in place of gradients that nobody asks for."""
+    """Empty tensors in place of gradients that are not needed."""
     return tuple(like.new_empty(0) for _ in range(count))
 
 

@@ -1,4 +1,4 @@
-"""Whose files may be loaded as code: those that nobody but this user or root could have written."""
+"""Which files may be loaded as code: those that only this user or root can have written."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from fsdino.errors import BackendError
 
 
 def distrust(path: Path) -> str | None:
-    """Why code in a file or folder must not run here; None where this user or root alone wrote it.
+    """Why code in a file or folder must not run here; None if only this user or root can write it.
 
-    A link counts as well as what it points to. Folders above are not looked at.
+    For a link, both the link and its target are checked. Parent folders are not.
 
     Raises:
         OSError: there is no such file.
     """
     for status in (path.lstat(), path.stat()):
         if _owner(status) not in {os.geteuid(), 0}:
-            return f"{path} belongs to {_user(_owner(status))}, and what it holds would run as you"
+            return f"{path} belongs to {_user(_owner(status))}, and its code would run as you"
         if not stat.S_ISLNK(status.st_mode) and _others_write(status):
             mode = stat.S_IMODE(status.st_mode)
             return f"{path} can be written by others (mode {mode:o})"
@@ -30,7 +30,7 @@ def distrust(path: Path) -> str | None:
 
 
 def distrust_build(library: Path) -> str | None:
-    """The same for a build in a cache: its library, its folder with all in it, and the cache."""
+    """The same for a build in a cache: its library, its folder with all files, and the cache."""
     folder = library.parent
     if (reason := _distrust_entries(folder.parent)) is not None:
         return reason
@@ -41,7 +41,7 @@ def distrust_build(library: Path) -> str | None:
 
 
 def places() -> list[Path]:
-    """Where builds are looked for: `place`, and those before it that are no place to build."""
+    """Folders that are searched for builds: `place`, and the unsafe ones before it."""
     found = []
     for folder in _candidates():
         found.append(folder)
@@ -51,9 +51,9 @@ def places() -> list[Path]:
 
 
 def place() -> tuple[Path, list[str]]:
-    """Where to build, and why not in the folders that come before.
+    """The folder to build in, and why the folders before it are not used.
 
-    The cache, if nobody else can write there; this user's own folder in it; the user's own cache.
+    In this order: the cache, this user's folder in it, and the user's own cache.
 
     Raises:
         BackendError: none of them is safe.
@@ -75,7 +75,7 @@ def _candidates() -> list[Path]:
 
 
 def _unsafe(folder: Path) -> str | None:
-    """Why a folder that exists, or that will be created, is not a place for one's own code."""
+    """Why a folder, which may have to be created, is not safe for this user's code."""
     try:
         return distrust(folder)
     except FileNotFoundError:
@@ -86,7 +86,7 @@ def _unsafe(folder: Path) -> str | None:
 
 
 def _distrust_entries(folder: Path) -> str | None:
-    """Why others could replace one's own entries of a folder; None where they cannot."""
+    """Why others could replace this user's entries of a folder; None if they cannot."""
     status = folder.stat()
     if _owner(status) not in {os.geteuid(), 0}:
         return f"{folder} belongs to {_user(_owner(status))}, who can replace what is in it"
@@ -106,7 +106,7 @@ def _others_write(status: os.stat_result) -> bool:
 
 
 def _is_private(group: int) -> bool:
-    """Whether a group is the one that many systems give each user, with nobody else in it."""
+    """Whether a group is the user's own, without other members, as many systems create it."""
     try:
         user, found = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
     except KeyError:

@@ -34,7 +34,7 @@ def test_calls_that_it_never_runs(device: str, dtype: torch.dtype, words: str) -
         ((8, 6), 13000, ["8.0"], None),
         ((9, 0), 13000, ["8.0"], "built for 8.0, this GPU has 9.0: run `fsdino build --force`"),
         ((9, 0), 13000, ["8.0+PTX"], None),
-        ((9, 0), 12090, ["8.0+PTX"], "the driver knows CUDA 12.9 at most"),
+        ((9, 0), 12090, ["8.0+PTX"], "the driver supports CUDA up to 12.9"),
         ((9, 0), 12090, ["9.0"], None),
         ((9, 0), 13000, ["8.0", "9.0a"], None),
         ((10, 0), 13000, ["9.0a"], "built for 9.0a, this GPU has 10.0"),

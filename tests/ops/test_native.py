@@ -136,7 +136,7 @@ def test_built_from_other_sources(stub: None) -> None:
     assert "was built from other sources than those in " in why_not()
     (native.PACKAGE / "_C.so").write_bytes(b"no mark")
     native._state.__init__()
-    assert "is damaged, or no extension of fsdino" in why_not()
+    assert "is damaged, or not an extension of fsdino" in why_not()
 
 
 def test_ahead_of_time_comes_first(stub: None, new_process, monkeypatch) -> None:

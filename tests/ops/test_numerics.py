@@ -211,14 +211,14 @@ def test_shots_of_one_query_are_not_copied(backend: str, innermost: str) -> None
 def test_a_result_that_cannot_be_addressed_is_refused() -> None:
     """Expanded inputs can ask for more than 2^63 bytes: an error that names them, at once."""
     huge = torch.zeros(1, 1, 1, 1, 1).expand(1, 1, 1, 2**16, 2**16)
-    with pytest.raises(ValueError, match="query and support ask for a result of"):
+    with pytest.raises(ValueError, match="query and support give a result of"):
         ops.correlation4d(huge, huge)
     weight = torch.zeros(1, 1, 1, 1)
-    with pytest.raises(ValueError, match="query, support and weight_query ask for a result of"):
+    with pytest.raises(ValueError, match="query, support and weight_query give a result of"):
         ops.correlation_center_pivot4d(huge, huge, None, weight, weight)
     volume = torch.zeros(1, 1, 1, 1, 1, 1).expand(1, 1, *(2**15,) * 4)
     norm = torch.zeros(1)
-    with pytest.raises(ValueError, match="center_pivot_conv4d: x and weight_query ask for"):
+    with pytest.raises(ValueError, match="center_pivot_conv4d: x and weight_query give"):
         ops.center_pivot_conv4d(volume, weight, weight)
-    with pytest.raises(ValueError, match="center_pivot_block4d: x and weight_query ask for"):
+    with pytest.raises(ValueError, match="center_pivot_block4d: x and weight_query give"):
         ops.center_pivot_block4d(volume, weight, weight, None, norm, norm, num_groups=1)
