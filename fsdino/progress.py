@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -19,6 +20,9 @@ from rich.progress import Progress as LiveProgress
 logger = logging.getLogger("fsdino.progress")
 
 LINE_EVERY = 10.0  # seconds between plain lines
+
+# What long work calls with (done, total).
+Report = Callable[[int, int], None]
 
 
 class Progress:

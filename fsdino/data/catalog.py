@@ -10,7 +10,6 @@ from typing import Any, cast
 from fsdino.data.coco import Coco
 from fsdino.data.davis import Davis
 from fsdino.data.episodes import EpisodeKey, Episodes, Provenance
-from fsdino.data.files import FileEpisodes, Source
 from fsdino.data.folder import Folder
 from fsdino.data.fss1000 import Fss1000
 from fsdino.data.lists import Lists
@@ -18,6 +17,7 @@ from fsdino.data.names import ON_DISK, SAMPLINGS
 from fsdino.data.pascal import Pascal
 from fsdino.data.procedural import ProceduralEpisodes, Split
 from fsdino.data.sampling import HSNET_SEED, SPLITS, Seeded, check_numbers, check_pools
+from fsdino.data.source import FileEpisodes, Source
 from fsdino.errors import DataError, UsageError
 
 EPISODES = 1000

@@ -17,13 +17,7 @@ import numpy as np
 from fsdino.data import lists as split_lists
 from fsdino.data import sampling
 from fsdino.data.coco_masks import RASTERISED_FILE, Annotations, rasterise
-from fsdino.data.episodes import EpisodeKey, Image, Sample
-from fsdino.data.files import (
-    MIN_PIXELS,
-    Found,
-    Part,
-    Places,
-    Report,
+from fsdino.data.disk import (
     any_visible,
     content_key,
     file_key,
@@ -33,9 +27,11 @@ from fsdino.data.files import (
     read_rgb,
     visible,
 )
-from fsdino.data.lists import Lists
+from fsdino.data.episodes import EpisodeKey, Image, Sample
+from fsdino.data.lists import MIN_PIXELS, Lists
+from fsdino.data.source import Found, Part, Places
 from fsdino.errors import DataError, FsdinoError, UsageError
-from fsdino.progress import Progress
+from fsdino.progress import Progress, Report
 
 logger = logging.getLogger("fsdino.data")
 
@@ -65,7 +61,7 @@ ANNOTATIONS = (
 
 @dataclass(frozen=True)
 class Coco:
-    """COCO-20i on disk; implements `fsdino.data.files.Source`. Class ids are contiguous, 0..79.
+    """COCO-20i on disk; implements `fsdino.data.source.Source`. Class ids are contiguous, 0..79.
 
     Masks are annotations/{train,val}2014/*.png where they are, in the root or in the folder of
     lists (if `prepare` made it); otherwise they are rasterised from annotations/instances_*.json

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fsdino.data.files import Report
 from fsdino.data.lists import make_folder
 from fsdino.errors import DataError, UsageError, shown
 from fsdino.files import read_json, write_json
 from fsdino.images import write_png
+from fsdino.progress import Report
 
 logger = logging.getLogger("fsdino.data")
 

@@ -10,20 +10,13 @@ import numpy as np
 from PIL import Image as Pillow
 
 from fsdino.data import lists as split_lists
+from fsdino.data.disk import decode_data, read_labels, read_rgb, visible
 from fsdino.data.episodes import Image, Provenance
-from fsdino.data.files import (
-    Found,
-    Part,
-    Places,
-    Report,
-    decode_data,
-    read_labels,
-    read_rgb,
-    visible,
-)
 from fsdino.data.lists import Lists
+from fsdino.data.source import Found, Part, Places
 from fsdino.errors import DataError, UsageError
 from fsdino.files import open_regular
+from fsdino.progress import Report
 
 ARCHIVE = (
     "DAVIS-2017-trainval-480p.zip, "

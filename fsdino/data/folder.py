@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from fsdino.data.episodes import EpisodeKey, Image, Mask, Sample
-from fsdino.data.files import Found, Part, Places, Report
 from fsdino.data.labels import Labelling, read_label_map, several_classes
 from fsdino.data.layouts import Reading, read_layout
 from fsdino.data.lists import Lists
 from fsdino.data.sampling import Pools, check_pools
+from fsdino.data.source import Found, MasksIncluded, Part, Places
 from fsdino.errors import DataError, UsageError
 from fsdino.images import read_image
 from fsdino.masks import read_mask
+from fsdino.progress import Report
 
 logger = logging.getLogger("fsdino.data")
 
@@ -28,8 +29,8 @@ _FEWEST = 3  # images of a class of which one is kept out
 
 
 @dataclass(frozen=True)
-class Folder:
-    """Images and masks of a user's own; implements `fsdino.data.files.Source`.
+class Folder(MasksIncluded):
+    """Images and masks of a user's own; implements `fsdino.data.source.Source`.
 
     Layouts:
 
@@ -181,9 +182,6 @@ class Folder:
         """The masks are the user's; values that mean something else than usual are named."""
         return "published" if self._labels.is_default else f"published, {self._labels}"
 
-    def make_masks(self, names: Sequence[str]) -> None:
-        """Nothing to make: the masks are part of the data set."""
-
     def prepare(self, folder: Path | None, report: Report) -> dict[str, Path]:
         """Nothing to make: a folder is read as it is."""
         return {}
@@ -227,10 +225,6 @@ class Folder:
             ignore = labels == undecided
         return Sample(image, mask, name, class_id, ignore)
 
-    def unprepared(self) -> str | None:
-        """Nothing takes long."""
-        return None
-
     def parts(self) -> list[Part]:
         """A folder needs images of a class."""
         found = bool(self.class_names)
@@ -253,10 +247,6 @@ class Folder:
             "images by class": classes,
             "left out": dict(sorted(reading.left_out.items())),
         }
-
-    def problems(self) -> list[str]:
-        """No file holds the annotations of many images."""
-        return []
 
     def pairs(self) -> Iterator[tuple[str, Callable[[], Found]]]:
         """Every image, once."""

@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from fsdino.data import lists as split_lists
 from fsdino.data import sampling
+from fsdino.data.disk import prepared, read_gray, read_rgb
 from fsdino.data.episodes import EpisodeKey, Image, Sample
-from fsdino.data.files import Found, Part, Places, Report, prepared, read_gray, read_rgb
 from fsdino.data.lists import Lists
+from fsdino.data.source import Found, MasksIncluded, Part, Places
 from fsdino.errors import DataError, UsageError
+from fsdino.progress import Report
 
 logger = logging.getLogger("fsdino.data")
 
@@ -32,8 +33,8 @@ ARCHIVE = "fewshot_data.zip, linked from https://github.com/HKUSTCV/FSS-1000"
 
 
 @dataclass(frozen=True)
-class Fss1000:
-    """FSS-1000 on disk; implements `fsdino.data.files.Source`.
+class Fss1000(MasksIncluded):
+    """FSS-1000 on disk; implements `fsdino.data.source.Source`.
 
     Class ids count through the names of trn.txt, val.txt and test.txt, each sorted: with the
     published lists 0..519, 520..759 and 760..999.
@@ -150,13 +151,6 @@ class Fss1000:
         }
         return sampling.hsnet_in_turn(lists.items, pools, shots, episodes or len(lists.items))
 
-    def mask_source(self, split: str) -> str:
-        """The masks are part of the data set."""
-        return "published"
-
-    def make_masks(self, names: Sequence[str]) -> None:
-        """Nothing to make: the masks are part of the data set."""
-
     def prepare(self, folder: Path | None, report: Report) -> dict[str, Path]:
         """Write the derived division of the classes as lists."""
         folder = folder or prepared(self.dataset, "division")
@@ -179,23 +173,11 @@ class Fss1000:
         image = read_rgb(self.root / name)
         return image, read_gray((self.root / name).with_suffix(".png"), image.shape[:2])
 
-    def unprepared(self) -> str | None:
-        """Nothing takes long."""
-        return None
-
     def parts(self) -> list[Part]:
         """What is needed, and whether it is there."""
         found = len(self._folders())
         note = f"{found} of {sum(_SHARES.values())} folders of classes"
         return [Part("CLASS/{1..10}.jpg and .png", ARCHIVE, True, found > 0, note)]
-
-    def described(self) -> dict[str, Any]:
-        """There is but one way to read it."""
-        return {}
-
-    def problems(self) -> list[str]:
-        """No file holds the annotations of many images."""
-        return []
 
     def pairs(self) -> Iterator[tuple[str, Callable[[], Found]]]:
         """Every image."""

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fsdino.data.disk import decode_data, file_key, label_values, prepared
 from fsdino.data.episodes import Image
-from fsdino.data.files import decode_data, file_key, label_values, prepared
 from fsdino.data.lists import read_lines
 from fsdino.errors import DataError, FsdinoError, UsageError
 from fsdino.files import make_folder, read_object, write_json

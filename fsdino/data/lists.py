@@ -27,6 +27,9 @@ from fsdino.files import read_bytes, write_bytes, write_json
 DERIVED_FILE = "derived.json"
 DERIVED_FORMAT = "fsdino-lists-1"  # part of the cache's keys: another rule is another number
 
+# Images with fewer pixels of a class are left out of derived lists: a rule common since PFENet.
+MIN_PIXELS = 2 * 32 * 32
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MOST_NAME = 255  # bytes between two "/"
 _MOST_BYTES = 2**26  # of a list; COCO's have some hundred thousand names

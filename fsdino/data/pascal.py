@@ -6,29 +6,17 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fsdino.data import lists as split_lists
 from fsdino.data import sampling
+from fsdino.data.disk import file_key, labelled, prepared, read_labels, read_rgb, visible
 from fsdino.data.episodes import EpisodeKey, Image, Sample
-from fsdino.data.files import (
-    MIN_PIXELS,
-    Found,
-    Part,
-    Places,
-    Report,
-    file_key,
-    labelled,
-    prepared,
-    read_labels,
-    read_rgb,
-    visible,
-)
-from fsdino.data.lists import Lists
+from fsdino.data.lists import MIN_PIXELS, Lists
+from fsdino.data.source import Found, MasksIncluded, Part, Places
 from fsdino.errors import DataError, UsageError
-from fsdino.progress import Progress
+from fsdino.progress import Progress, Report
 
 logger = logging.getLogger("fsdino.data")
 
@@ -58,8 +46,8 @@ LEAK_SAFE_FOLDS = (
 
 
 @dataclass(frozen=True)
-class Pascal:
-    """PASCAL-5i on disk; implements `fsdino.data.files.Source`. Class ids are VOC's, 1..20.
+class Pascal(MasksIncluded):
+    """PASCAL-5i on disk; implements `fsdino.data.source.Source`. Class ids are VOC's, 1..20.
 
     Args:
         root: holds JPEGImages/ and SegmentationClassAug/ or SegmentationClass/ (or VOC2012/ does).
@@ -131,13 +119,6 @@ class Pascal:
         sampling.check_pools(lists.by_class, classes)
         return sampling.hsnet_in_turn(lists.items, lists.by_class, shots, episodes or EPISODES)
 
-    def mask_source(self, split: str) -> str:
-        """VOC comes with masks."""
-        return "published"
-
-    def make_masks(self, names: Sequence[str]) -> None:
-        """Nothing to make: the masks are part of the data set."""
-
     def prepare(self, folder: Path | None, report: Report) -> dict[str, Path]:
         """Derive lists from the masks."""
         folder = folder or prepared(f"pascal5i-{split_lists.DERIVED_FORMAT}", self._key())
@@ -173,10 +154,6 @@ class Pascal:
             )
         return labels
 
-    def unprepared(self) -> str | None:
-        """Nothing takes long."""
-        return None
-
     def parts(self) -> list[Part]:
         """What is needed, and whether it is there."""
         found = {name: (self.root / name).exists() for name in _PARTS}
@@ -193,14 +170,6 @@ class Pascal:
             ),
             Part("ImageSets/Segmentation/val.txt", VOC, derived, found[_VAL], "to derive lists"),
         ]  # fmt: skip
-
-    def described(self) -> dict[str, Any]:
-        """There is but one way to read it."""
-        return {}
-
-    def problems(self) -> list[str]:
-        """No file holds the annotations of many images."""
-        return []
 
     def pairs(self) -> Iterator[tuple[str, Callable[[], Found]]]:
         """Every image with a mask."""

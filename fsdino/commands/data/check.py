@@ -13,8 +13,8 @@ from typing import Any
 
 from fsdino.data.catalog import draw, open_source
 from fsdino.data.davis import Davis
-from fsdino.data.files import Found, Part, Source
 from fsdino.data.lists import Lists
+from fsdino.data.source import Found, Part, Source
 from fsdino.errors import DataError, FsdinoError
 from fsdino.progress import Progress
 

@@ -10,8 +10,8 @@ from typing import Any
 from fsdino.commands.data.check import image_counts
 from fsdino.data.catalog import open_source
 from fsdino.data.davis import Davis
-from fsdino.data.files import Source
 from fsdino.data.lists import is_derived
+from fsdino.data.source import Source
 from fsdino.errors import UsageError
 from fsdino.files import write_json
 from fsdino.progress import Progress

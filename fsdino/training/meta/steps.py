@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 from fsdino.data.batches import Batch, collate
 from fsdino.data.catalog import open_episodes
 from fsdino.data.episodes import Episode, Episodes
-from fsdino.data.files import FileEpisodes
 from fsdino.data.photographs import PhotographEpisodes, Photographs
 from fsdino.data.procedural.invention import InventedEpisodes
 from fsdino.data.sampling import Seeded
+from fsdino.data.source import FileEpisodes
 from fsdino.errors import DataError, UsageError
 from fsdino.processes import Processes
 from fsdino.training.meta.augment import augment, crowd

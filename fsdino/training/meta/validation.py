@@ -7,8 +7,8 @@ import logging
 import torch
 
 from fsdino.data.episodes import Episodes
-from fsdino.data.files import FileEpisodes
 from fsdino.data.folder import Folder
+from fsdino.data.source import FileEpisodes
 from fsdino.evaluation import protocols
 from fsdino.evaluation.evaluate import Settings, evaluate
 from fsdino.evaluation.predictors import ModelPredictor

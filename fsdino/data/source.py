@@ -1,0 +1,220 @@
+"""Data sets on disk: what they all can do, and episodes of their samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fsdino.data.episodes import Episode, EpisodeKey, Provenance, Sample
+from fsdino.data.lists import Lists
+from fsdino.progress import Report
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that a data set needs, and where it comes from.
+
+    Attributes:
+        path: relative to the root.
+        archive: the official archive or page that it comes from.
+        needed: whether nothing works without it.
+        found: whether it is there.
+        note: what it is for, or what takes its place.
+    """
+
+    path: str
+    archive: str
+    needed: bool
+    found: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What reading an image with its mask found.
+
+    Attributes:
+        masked: whether there is a mask.
+        classes: ids of the classes in it, where they were looked for.
+    """
+
+    masked: bool = True
+    classes: frozenset[int] | None = None
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a data set may lie below the root that the user names.
+
+    Attributes:
+        inside: folders to look into, after the root itself.
+        marker: what is found there, a glob pattern.
+        archive: the official archive or page that it comes from.
+    """
+
+    inside: tuple[str, ...]
+    marker: str
+    archive: str
+
+    def find(self, root: Path) -> Path | None:
+        """Return the folder that has the marker, or None."""
+        for place in ("", *self.inside):
+            if next((root / place).glob(self.marker), None) is not None:
+                return root / place
+        return None
+
+    def tried(self) -> str:
+        """What was looked for, for an error."""
+        return ", ".join((Path(place) / self.marker).as_posix() for place in ("", *self.inside))
+
+
+class Source(Protocol):
+    """A data set on disk. Small and picklable: workers get a copy each."""
+
+    @property
+    def dataset(self) -> str:
+        """Its name in `fsdino.data.names.DATASETS`."""
+        ...
+
+    @property
+    def root(self) -> Path:
+        """The folder that names are relative to."""
+        ...
+
+    @property
+    def places(self) -> Places:
+        """Where it may lie below the root that the user names."""
+        ...
+
+    @property
+    def folds(self) -> int:
+        """How many folds there are; 0 where there are none."""
+        ...
+
+    @property
+    def class_names(self) -> Mapping[int, str]:
+        """A name for each class id."""
+        ...
+
+    def classes(self, fold: int | None, split: str) -> tuple[int, ...]:
+        """Ids of a split's classes, in ascending order."""
+        ...
+
+    def lists(self, fold: int | None, split: str) -> Lists:
+        """The images of a split."""
+        ...
+
+    def hsnet(
+        self, lists: Lists, classes: Sequence[int], shots: int, episodes: int | None
+    ) -> tuple[EpisodeKey, ...]:
+        """The episodes of protocol hsnet; None is the protocol's own number."""
+        ...
+
+    def mask_source(self, split: str) -> str:
+        """Where a split's masks come from: "published" or "rasterised"."""
+        ...
+
+    def make_masks(self, names: Sequence[str]) -> None:
+        """Make the masks of these images that neither came with the data nor were made before."""
+        ...
+
+    def prepare(self, folder: Path | None, report: Report) -> dict[str, Path]:
+        """Make all masks and lists that can be made, into a folder (None: the cache).
+
+        Returns what was made or was there already, by title.
+        """
+        ...
+
+    def read(self, name: str, class_id: int, *, query: bool) -> Sample:
+        """Read one image and one class's mask; DataError where it cannot be used."""
+        ...
+
+    def unprepared(self) -> str | None:
+        """What counting images has to wait for, because it takes long; None where nothing."""
+        ...
+
+    def parts(self) -> list[Part]:
+        """What is needed, and whether it is there."""
+        ...
+
+    def pairs(self) -> Iterator[tuple[str, Callable[[], Found]]]:
+        """Every annotated image by name, and what reads and checks it, or raises DataError."""
+        ...
+
+    def described(self) -> dict[str, Any]:
+        """How it is read, for people: plain data by title; empty where there is but one way."""
+        ...
+
+    def problems(self) -> list[str]:
+        """What is wrong with files that hold annotations of many images; reads them."""
+        ...
+
+
+class MasksIncluded:
+    """What a `Source` answers whose masks are part of the data set, one file for each image."""
+
+    def mask_source(self, split: str) -> str:
+        """The masks are those of the data set."""
+        return "published"
+
+    def make_masks(self, names: Sequence[str]) -> None:
+        """Nothing to make."""
+
+    def unprepared(self) -> str | None:
+        """Nothing takes long."""
+        return None
+
+    def described(self) -> dict[str, Any]:
+        """There is only one way to read it."""
+        return {}
+
+    def problems(self) -> list[str]:
+        """No file holds the annotations of many images."""
+        return []
+
+
+@dataclass(frozen=True, eq=False)
+class FileEpisodes:
+    """Episodes of a data set on disk; implements `fsdino.data.episodes.Episodes`.
+
+    Nothing is read before an episode is asked for.
+    """
+
+    source: Source
+    keys: Sequence[EpisodeKey]
+    classes: tuple[int, ...]
+    fold: int | None
+    shots: int
+    seed: int
+    provenance: Provenance
+
+    @property
+    def class_names(self) -> Mapping[int, str]:
+        """A readable name for each of `classes`."""
+        names = self.source.class_names
+        return {class_id: names[class_id] for class_id in self.classes}
+
+    def __len__(self) -> int:
+        """Return the number of episodes."""
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Episode:
+        """Read episode `index`.
+
+        Raises:
+            IndexError: outside 0..len - 1.
+            DataError: a file is missing or cannot be used; names the file.
+        """
+        key = self.key(index)
+        query = self.source.read(key.query, key.class_id, query=True)
+        supports = tuple(self.source.read(name, key.class_id, query=False) for name in key.supports)
+        name = self.source.class_names[key.class_id]
+        return Episode(query, supports, key.class_id, name, index)
+
+    def key(self, index: int) -> EpisodeKey:
+        """Return what episode `index` is made of; IndexError outside 0..len - 1."""
+        if not 0 <= index < len(self.keys):
+            raise IndexError(f"episode {index} of {len(self.keys)}")
+        return self.keys[index]
