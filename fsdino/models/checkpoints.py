@@ -1,4 +1,4 @@
-"""A model's folder in and out: its configuration, its weights, what training says of itself."""
+"""Read and write a model's folder: its configuration, its weights, a record of its training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fsdino.models.weight_files import StateDict, Stored, damaged, open_safetens
 
 WEIGHTS_FILE, PROVENANCE_FILE = "model.safetensors", "provenance.json"
 
-_SAID = "fsdino"  # in the metadata of the weights' file: JSON with a hash, and the identity
+_RECORD = "fsdino"  # in the metadata of the weights' file: JSON with a hash, and the identity
 _MOST = 2**20  # bytes of a JSON file beside the weights
 
 
@@ -54,9 +54,9 @@ def write_folder(
         ) from error
     make_folder(folder, "choose another folder")
     kept = dict(sorted((identity or {}).items()))
-    said = {"sha256": tensors_sha256(state, json.dumps(kept)), "identity": kept}
-    # One entry: safetensors writes several in an order of chance, and equal models as other bytes.
-    write_tensors(folder / WEIGHTS_FILE, state, {_SAID: json.dumps(said)})
+    record = {"sha256": tensors_sha256(state, json.dumps(kept)), "identity": kept}
+    # One entry: safetensors writes several in random order, so equal models would differ in bytes.
+    write_tensors(folder / WEIGHTS_FILE, state, {_RECORD: json.dumps(record)})
     write_json(folder / CONFIG_FILE, config.to_dict())
     if provenance is None:
         (folder / PROVENANCE_FILE).unlink(missing_ok=True)  # another model's
@@ -65,7 +65,7 @@ def write_folder(
 
 
 def read_provenance(folder: Path) -> dict[str, Any] | None:
-    """What training wrote about itself in a model's folder; None where it wrote nothing.
+    """The record that training left in a model's folder; None where there is none.
 
     Raises:
         CheckpointError: it is damaged.
@@ -120,12 +120,12 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_weights(path: Path) -> tuple[StateDict, dict[str, str]]:
-    """Tensors of a file that `write_folder` wrote, and what it says of the model's identity.
+    """Tensors of a file that `write_folder` wrote, and the model's identity.
 
-    A file without a hash, as other programs and earlier versions write it, is taken as it is.
+    A file without a hash, as other programs and earlier versions write it, is not verified.
 
     Returns:
-        The tensors by name, and the identity by part: nothing where the file has no hash.
+        The tensors by name, and the identity by part, empty where the file has no hash.
 
     Raises:
         UsageError: there is no such file.
@@ -134,11 +134,11 @@ def read_weights(path: Path) -> tuple[StateDict, dict[str, str]]:
     with open_safetensors(path) as file:
         state = {name: file.get_tensor(name) for name in tensor_names(file)}
         metadata = dict(file.metadata() or {})
-    if _SAID not in metadata:
+    if _RECORD not in metadata:
         return state, {}
     try:
-        said = parse_json(metadata[_SAID])
-        digest, identity = said["sha256"], {str(k): str(v) for k, v in said["identity"].items()}
+        record = parse_json(metadata[_RECORD])
+        digest, identity = record["sha256"], {str(k): str(v) for k, v in record["identity"].items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise damaged(path, error) from error
     # The identity is hashed together with the tensors: neither can be changed alone.
@@ -164,7 +164,7 @@ def load_exactly(
         module: what to load into.
         state: tensors by name.
         path: of the file, for messages.
-        without: prefix of the names that a file does not have, and which stay as they are.
+        without: prefix of names that are not in the file; those tensors stay as they are.
 
     Raises:
         CheckpointError: lists what is missing, unexpected or of another shape; or names the first

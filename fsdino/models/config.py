@@ -18,15 +18,18 @@ from fsdino.errors import CheckpointError, UsageError, listed, shown
 
 CONFIG_FILE = "config.json"  # in a model's folder
 VARIANTS = ("full", "comp", "comp_frozen", "training_free", "hsnet")
-WEIGHTS_FIELDS = ("pretrained", "encoder_weights")  # where weights began, not what they became
+WEIGHTS_FIELDS = (
+    "pretrained",
+    "encoder_weights",
+)  # where the weights come from; they may have been trained since
 MATCHERS = ("correspondence", "prototype")
 _PACKAGE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?", re.ASCII)  # PEP 508
-_FILE = re.compile(r"(?!.*\.\.)\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # relative, and it stays inside
+_FILE = re.compile(r"(?!.*\.\.)\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # relative, without ..
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _ENCODER = re.compile(r"\w+(\.\w+)?", re.ASCII)  # no scheme and no path: timm would follow them
 
-# Whole numbers by their range. The bounds are far beyond any model and far below what could exhaust
-# memory or time before the weights' own shapes have been compared.
+# Whole numbers and their ranges. The bounds are far beyond any model, and far below what could
+# exhaust memory or time before the shapes of the weights are compared.
 _WHOLE = {
     "image_size": (1, 2**14),
     "token_stride": (1, 256),
@@ -51,7 +54,7 @@ _SWITCHES = (
 )
 _TUPLES = ("correlation_layers", "correlation_channels", "mean", "std")
 
-# What `encoder_args` may hold: what shapes a network, nothing that names a file or an address.
+# What `encoder_args` may hold: arguments that shape a network, none that name a file or address.
 _ARG_WHOLE = {
     "img_size": (1, 2**14),
     "patch_size": (1, 256),
@@ -260,7 +263,7 @@ class ModelConfig:
             )
 
     def _check_types(self) -> None:
-        """Check each field by itself; what stands for the same number becomes the same value."""
+        """Check each field by itself; equal numbers of different types become the same value."""
         checked: dict[str, Any] = {"encoder_args": _checked_args(self.encoder_args)}
         for name, (least, most) in _WHOLE.items():
             checked[name] = _whole(name, getattr(self, name), least, most)
@@ -283,7 +286,7 @@ class ModelConfig:
         if name in ("mean", "std"):
             if len(items) != 3:
                 raise UsageError(f"{name} must have 3 values (RGB), got {len(items)}")
-            # A spread near 0 would divide by it: images without a finite pixel.
+            # Dividing by a deviation near 0 would leave no finite pixel.
             low, high = (1e-4, 1e4) if name == "std" else (-1e4, 1e4)
             return tuple(_number(name, item, low, high) for item in items)
         if not 1 <= len(items) <= 256:
@@ -326,11 +329,11 @@ class ModelConfig:
         """The inverse of `to_dict`.
 
         Args:
-            data: of any origin.
-            source: where it comes from, for messages.
+            data: the fields, of any origin.
+            source: their origin, for messages.
 
         Raises:
-            CheckpointError: fields that no version of fsdino up to this one has written.
+            CheckpointError: unknown or invalid fields.
         """
         if not isinstance(data, Mapping):
             raise CheckpointError(
@@ -355,7 +358,7 @@ class ModelConfig:
         """SHA-256 of what differs from the defaults, in hexadecimal digits.
 
         A field that a later version adds changes nothing as long as it has its default; nor do
-        `pretrained` and `encoder_weights`, which say where weights began.
+        `pretrained` and `encoder_weights`, which only say where weights come from.
         """
         default = ModelConfig().to_dict()
         changed = {
@@ -366,7 +369,7 @@ class ModelConfig:
 
 
 def _checked_weights(value: object) -> EncoderWeights | None:
-    """`encoder_weights` as such, from plain data, too."""
+    """An `EncoderWeights`, also from plain data."""
     if value is None or isinstance(value, EncoderWeights):
         return value
     names = [f.name for f in dataclasses.fields(EncoderWeights)]
@@ -378,7 +381,7 @@ def _checked_weights(value: object) -> EncoderWeights | None:
 
 
 def _checked_args(arguments: object) -> dict[str, Any]:
-    """`encoder_args` as plain data, each of a type and in a range that timm can mean."""
+    """`encoder_args` as plain data, each of a type and in a range that timm takes."""
     if not isinstance(arguments, Mapping):
         raise UsageError(f"encoder_args must be a mapping, got {shown(arguments)}")
     return {name: _checked_arg(name, value) for name, value in arguments.items()}
@@ -433,7 +436,7 @@ def _number(name: str, value: object, low: float, high: float) -> float:
         number = float(value)
     except OverflowError:  # whole numbers have no limit
         number = math.inf
-    if not low <= number <= high:  # NaN is not, either
+    if not low <= number <= high:  # refuses NaN, too
         raise UsageError(f"{name} must lie between {low:g} and {high:g}, got {shown(value)}")
     return number
 

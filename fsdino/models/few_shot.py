@@ -23,7 +23,7 @@ from fsdino.models.identity import Identified, plain_names
 from fsdino.models.shots import PooledShot, Shot, SupportFeatures, TokenFit, token_mask
 from fsdino.resizing import resize_logits
 
-_CLEAREST = 0.005  # of the pixels, by which a model without a score of its own is judged
+_CLEAREST = 0.005  # of the pixels, which tell presence where the model has no score for it
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class FewShotModel(Identified):
         encoder: reads the images; models may share one.
 
     Attributes:
-        provenance: what training says of itself (data, fold, what it was selected on), for results;
-            kept by `save_pretrained`.
+        provenance: record of the training (data, fold, what the model was selected on), for
+            results; kept by `save_pretrained`.
 
     Raises:
         UsageError: an `image_size` that is not a multiple of a token's side.
@@ -194,7 +194,7 @@ class FewShotModel(Identified):
 
     @abstractmethod
     def decode(self, query: Features, support: SupportFeatures) -> tuple[Tensor, Tensor | None]:
-        """The part that a model implements; callers take `answer`.
+        """The part that each model implements; callers use `answer`.
 
         Args:
             query: B queries.

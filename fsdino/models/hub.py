@@ -1,8 +1,8 @@
-"""Files on the Hugging Face hub: found in its local cache, else downloaded into it.
+"""Files on the Hugging Face hub: found in its local cache, otherwise downloaded into it.
 
-Nothing here is called unless a user typed a model's name. A hub that cannot be reached is said at
-once, in one line: `huggingface_hub` by itself retries for most of a minute. Its library is imported
-for a download alone, so that a listing of what is here costs nothing.
+Nothing here is called unless a user typed a model's name. If the hub cannot be reached, one line
+says so within seconds; `huggingface_hub` by itself retries for most of a minute. That library is
+imported only for downloads, so that listing the models that are here costs nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Answer = TypeVar("Answer")
 
 
 class UnavailableError(Exception):
-    """Why a file cannot be had from the hub, in a few words on one line."""
+    """Why a file cannot be fetched from the hub, in a few words on one line."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class HubFile:
 
 @dataclass(frozen=True)
 class _Found:
-    """What the hub says of a file: where it is, which version it is, and its bytes."""
+    """The hub's answer about a file: its address, its version and its size in bytes."""
 
     url: str
     commit: str
@@ -99,7 +99,7 @@ def cached(file: HubFile) -> Path | None:
 
 
 def check(file: HubFile, *, deadline: float | None = None) -> None:
-    """Return if a file is cached, or the hub says that it has it; downloads nothing.
+    """Return if a file is cached, or the hub has it; downloads nothing.
 
     Args:
         file: which.
@@ -113,7 +113,7 @@ def check(file: HubFile, *, deadline: float | None = None) -> None:
 
 
 def reach(file: HubFile, *, deadline: float | None = None) -> None:
-    """Return if the hub says that it has a file, whatever is cached.
+    """Return if the hub has a file, cached or not.
 
     Args:
         file: which.
@@ -128,7 +128,7 @@ def reach(file: HubFile, *, deadline: float | None = None) -> None:
 def fetch(file: HubFile, *, deadline: float | None = None) -> Path:
     """The path of a file, downloaded into the cache unless it is there.
 
-    A download that was interrupted goes on where it stopped. Its progress is shown on stderr.
+    An interrupted download continues where it stopped. Its progress is shown on stderr.
 
     Args:
         file: which.
@@ -152,7 +152,7 @@ def fetch(file: HubFile, *, deadline: float | None = None) -> Path:
         if not blob.is_file():
             _download(file, found, blob)
         if not snapshot.is_file():
-            snapshot.unlink(missing_ok=True)  # a link to what is gone
+            snapshot.unlink(missing_ok=True)  # a dangling link
             snapshot.symlink_to(os.path.relpath(blob, snapshot.parent))
         if file.revision != found.commit:
             reference = folder / "refs" / (file.revision or _MAIN)
@@ -162,7 +162,7 @@ def fetch(file: HubFile, *, deadline: float | None = None) -> Path:
 
 
 def _folder(file: HubFile) -> Path:
-    """Of a repository in the cache, which is where the hub's own variables say."""
+    """The folder of a repository in the cache, which the hub's own variables place."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or f"{home}/huggingface"
     cache = (
@@ -173,7 +173,7 @@ def _folder(file: HubFile) -> Path:
 
 
 def is_offline() -> bool:
-    """Whether the user forbade the hub's library the network."""
+    """Whether the user has switched off network access for the hub's library."""
     value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
     return value.upper() in _ON
 
@@ -183,10 +183,10 @@ def _endpoint() -> str:
 
 
 def _ask(file: HubFile, deadline: float | None) -> _Found:
-    """What the hub says of a file.
+    """Ask the hub about a file.
 
     Raises:
-        UnavailableError: it says nothing in time, or that there is no such file.
+        UnavailableError: it does not answer in time, or there is no such file.
     """
     if is_offline():
         raise UnavailableError("HF_HUB_OFFLINE is set")
@@ -214,10 +214,10 @@ def _ask(file: HubFile, deadline: float | None) -> _Found:
 
 
 def _within(seconds: float, ask: Callable[[], Answer]) -> Answer:
-    """What `ask` returns, in time: no timeout of a library's bounds the look-up of a name.
+    """What `ask` returns within a time: no library's timeout covers looking up a host name.
 
     Raises:
-        TimeoutError: it has not returned; it is left behind.
+        TimeoutError: it has not returned; its thread is abandoned.
     """
     answers: queue.SimpleQueue[tuple[Answer | None, Exception | None]] = queue.SimpleQueue()
 
@@ -238,10 +238,10 @@ def _within(seconds: float, ask: Callable[[], Answer]) -> Answer:
 
 
 def _download(file: HubFile, found: _Found, blob: Path) -> None:
-    """Write a file of the hub, from where an earlier download stopped.
+    """Download a file of the hub, continuing where an earlier download stopped.
 
     Raises:
-        UnavailableError: the download stopped, or what came is not what the hub announced.
+        UnavailableError: the download stopped, or its content is not what the hub announced.
     """
     partial = blob.with_name(f"{blob.name}.incomplete")
     done = partial.stat().st_size if partial.is_file() else 0
@@ -262,11 +262,10 @@ def _download(file: HubFile, found: _Found, blob: Path) -> None:
         if found.size is not None and partial.stat().st_size != found.size:
             raise EOFError("the connection ended early")
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{_kept(partial)}; the same command goes on from there") from None
+        raise KeyboardInterrupt(f"{_kept(partial)}; run the same command to continue") from None
     except Exception as error:  # as in _ask, and a full disk
         raise UnavailableError(
-            f"the download stopped, {_words(error)}; {_kept(partial)}, and the same call goes on "
-            "from there"
+            f"the download stopped, {_words(error)}; {_kept(partial)}; call again to continue"
         ) from error
     if _SHA256.fullmatch(found.etag) and sha256(partial) != found.etag:  # as large files have it
         partial.unlink()
@@ -275,10 +274,10 @@ def _download(file: HubFile, found: _Found, blob: Path) -> None:
 
 
 def _receive(url: str, stream: BinaryIO, done: int, progress: Progress) -> None:
-    """Append what comes from an address to a file that has its first `done` bytes."""
+    """Download from an address and append to a file that has the first `done` bytes."""
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    # Of the file itself, not of a packed form: else a part of it would mean another one.
+    # Uncompressed: a byte range of a compressed response would mean something else.
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
     if done:
         headers["Range"] = f"bytes={done}-"
@@ -302,7 +301,7 @@ def _kept(partial: Path) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The hub's library says nothing of its own about what the caller reports."""
+    """Silence the hub's library about what the caller reports."""
     library = logging.getLogger("huggingface_hub")
     before = library.level
     library.setLevel(logging.CRITICAL)

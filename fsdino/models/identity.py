@@ -1,4 +1,4 @@
-"""Which weights a module has: the same for copies, casts and moves, others after training."""
+"""A name for the weights of a module: kept by copies, casts and moves, changed by training."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fsdino.models.checkpoints import weights_hash
 from fsdino.models.weight_files import StateDict
 
 M = TypeVar("M", bound="Identified")
-_UNKNOWN = -1  # version of a tensor that PyTorch does not count for
+_UNKNOWN = -1  # version of a tensor whose changes PyTorch does not count
 
 
 class _Mark(NamedTuple):
-    """One tensor as it was when its module's weights were hashed.
+    """The state of one tensor when its module's weights were hashed.
 
     PyTorch counts in-place changes, but neither those of fused optimizers nor those through
     `.data`; training of any kind changes the sample.
@@ -31,8 +31,8 @@ class Identified(nn.Module):
     """A module whose weights have a name: a hash of them as they were first loaded.
 
     Copies (`deepcopy`, pickle, `torch.save`), casts and moves keep the name, although they may
-    round the weights. Any other change, and each switch between training and evaluation, has it
-    taken again.
+    round the weights. After any other change, and after each switch between training and
+    evaluation, the weights are hashed again.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Identified(nn.Module):
         self._identity: tuple[str, tuple[_Mark, ...]] | None = None
 
     def own_state(self) -> StateDict:
-        """The tensors that the name is of, under the names that files have for them."""
+        """The tensors that are hashed, by the names that files use."""
         return plain_names(self.state_dict())
 
     def identity(self) -> str:
@@ -57,15 +57,15 @@ class Identified(nn.Module):
         return [*self.parameters(), *self.buffers()]
 
     def set_identity(self, name: str) -> None:
-        """Give the present weights the name that a file, or their original, had for them."""
+        """Give the present weights the name that their file or their original has."""
         self._identity = name, _marks(self.own_tensors())
 
     def forget_identity(self) -> None:
-        """Have it taken again."""
+        """Forget the name: the weights are hashed again when it is asked for."""
         self._identity = None
 
     def to_empty(self: M, *args: Any, **options: Any) -> M:
-        """As in PyTorch; there is nothing left to name."""
+        """As in PyTorch; the name is forgotten, as the weights are gone."""
         super().to_empty(*args, **options)
         for module in self.modules():
             if isinstance(module, Identified):
@@ -73,7 +73,7 @@ class Identified(nn.Module):
         return self
 
     def _apply(self: M, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> M:
-        """What casts and moves are made of."""
+        """Keep the name: PyTorch casts and moves modules by this method."""
         name = None if _on_meta(self.own_tensors()) else self.identity()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if name is not None and not _on_meta(self.own_tensors()):
@@ -81,7 +81,7 @@ class Identified(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles take along: the name, whose marks are of these very tensors."""
+        """The state for copies and pickles, with the name but not the marks of these tensors."""
         state = self.__dict__.copy()
         state["_identity"] = None if _on_meta(self.own_tensors()) else (self.identity(), ())
         return state
@@ -93,7 +93,7 @@ class Identified(nn.Module):
 
 
 def plain_names(state: StateDict) -> StateDict:
-    """A state dict without what `torch.compile` adds to the names of compiled parts."""
+    """A state dict without the prefix that `torch.compile` adds to names."""
     return {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
 
 
@@ -109,7 +109,7 @@ def _marks(tensors: list[Tensor]) -> tuple[_Mark, ...]:
 
 
 def _samples(tensors: list[Tensor]) -> list[float]:
-    """The element in the middle of each; one transfer for all that are on a device."""
+    """The middle element of each tensor; one transfer for all on one device."""
     found = [0.0] * len(tensors)
     remote: dict[torch.device, list[int]] = {}
     middles = [t.detach()[tuple([n // 2 for n in t.shape])] if t.numel() else t for t in tensors]
@@ -130,7 +130,7 @@ def _unchanged(before: tuple[_Mark, ...], now: tuple[_Mark, ...]) -> bool:
 
 
 def _same(before: _Mark, now: _Mark) -> bool:
-    """Whether a tensor is the same one, or a cast of it (of one part of a module, say)."""
+    """Whether a tensor is unchanged, or only cast (as one part of a module may be)."""
     if before.version != now.version:
         return False
     if before.dtype == now.dtype:

@@ -46,8 +46,8 @@ class ModelInfo:
 
     Attributes:
         name: for `fsdino.load` and `--model`.
-        parts: what it is made of: the encoder, and what finds the mask.
-        parameters: how many, in all parts.
+        parts: the encoder, and the part that finds the mask.
+        parameters: number of parameters, of all parts.
         licence: of the weights, as an SPDX identifier.
         commercial_use: whether that licence allows it.
         source: address where the weights come from.
@@ -97,7 +97,7 @@ class Registered:
         """Return if the weights are here or can be downloaded.
 
         Raises:
-            UsageError: they are not and cannot.
+            UsageError: they are neither here nor can they be downloaded.
         """
         try:
             hub.check(self.file)
@@ -125,7 +125,7 @@ class Registered:
         )
 
     def info(self) -> ModelInfo:
-        """What `list_models` says of it."""
+        """The entry of `list_models`."""
         parts = (f"encoder {self.title}", "training-free segmenter")
         present = hub.cached(self.file) is not None
         return ModelInfo(
@@ -220,7 +220,7 @@ def hub_file(name: str) -> hub.HubFile | None:
     """The configuration of a model on the hub, "hf:owner/name"; None of any other name.
 
     Raises:
-        UsageError: it begins so, and is not the id of a repository.
+        UsageError: the name begins with "hf:", but is not the id of a repository.
     """
     if not name.startswith(HUB):
         return None
@@ -236,15 +236,15 @@ def hub_file(name: str) -> hub.HubFile | None:
 def check_options(
     name: str, weights: object = None, image_size: object = None, *, prefix: str = ""
 ) -> None:
-    """Refuse what only a model without trained parts takes.
+    """Refuse options that only a model without trained parts takes.
 
     Args:
         name: of the model.
-        weights, image_size: None where they were not given.
+        weights, image_size: values of the options; None where they were not given.
         prefix: of an option's name, "--" on the command line.
 
     Raises:
-        UsageError: one was given for another model.
+        UsageError: one of them was given for another model.
     """
     if name in REGISTERED:
         return
@@ -260,11 +260,11 @@ def check_options(
 def check(
     name: str, weights: str | os.PathLike[str] | None = None, image_size: int | None = None
 ) -> None:
-    """Find out, before PyTorch is imported, that a model's weights can be had; downloads nothing.
+    """Check before PyTorch is imported that a model's weights are available; downloads nothing.
 
     Args:
         name: as `fsdino.load` takes it.
-        weights, image_size: what was given beside it on the command line.
+        weights, image_size: the options beside it on the command line.
 
     Raises:
         UsageError: there is no such model; its weights are not here and cannot be downloaded; an
@@ -293,7 +293,7 @@ def check(
 
 
 def unavailable(name: str, file: hub.HubFile, reason: Exception) -> UsageError:
-    """What to say of a model of the hub that is neither in its local cache nor to be had."""
+    """The error for a model of the hub that is not in the local cache and cannot be fetched."""
     return UsageError(
         f"model {name!r} cannot be fetched from the hub ({reason}): get {CONFIG_FILE} and "
         f"{hub.WEIGHTS_FILE} from {file.page} in another way and pass the folder that holds them"
@@ -301,7 +301,7 @@ def unavailable(name: str, file: hub.HubFile, reason: Exception) -> UsageError:
 
 
 def installed(package: str) -> metadata.Distribution:
-    """A package that is installed here and has an encoder's weights.
+    """An installed package that has an encoder's weights.
 
     Raises:
         CheckpointError: it is not installed.
@@ -316,7 +316,7 @@ def installed(package: str) -> metadata.Distribution:
 
 
 def _check_package(folder: Path) -> None:
-    """Return if the package that a model's folder names is installed, or it names none."""
+    """Check that the package that a model's folder names is installed, if it names one."""
     package = _encoder_weights(folder).get("package")
     if isinstance(package, str) and package.isprintable() and package:
         installed(package)
@@ -348,7 +348,7 @@ def download(name: str) -> Path | None:
 
 
 def _encoder_weights(folder: Path) -> Mapping[str, Any]:
-    """What a model's configuration says of its encoder's package; nothing where it says nothing."""
+    """The entry of a model's configuration for its encoder's package; empty if there is none."""
     try:
         found = read_json(folder / CONFIG_FILE)["encoder_weights"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -357,7 +357,7 @@ def _encoder_weights(folder: Path) -> Mapping[str, Any]:
 
 
 def _describe(folder: Path) -> ModelInfo:
-    """A model that is installed with the package, by its files."""
+    """Describe a model that is installed with this package."""
     config, weights = read_json(folder / CONFIG_FILE), folder / hub.WEIGHTS_FILE
     parameters, size, present = _count_parameters(weights), os.stat(weights).st_size, True
     carried, source = _encoder_weights(folder), _OWN_ADDRESS
@@ -377,7 +377,7 @@ def _describe(folder: Path) -> ModelInfo:
 
 
 def _count_parameters(weights: Path) -> int:
-    """Numbers in a safetensors file, by its header, without those that are no parameters."""
+    """Number of parameters in a safetensors file, by its header; buffers are left out."""
     with weights.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return sum(

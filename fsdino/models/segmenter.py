@@ -23,24 +23,24 @@ from fsdino.models.supports import Support
 from fsdino.models.views import View, closer
 from fsdino.resizing import area_share, to_tensor
 
-# Below these, masks of other images are more often wrong than right: of a single image, which was
-# asked for itself, and of several, each of which was asked of the others.
+# Below these, masks of other images are wrong more often than right: for a single image, which
+# segments a crop of itself, and for several, each of which is segmented by the others.
 LEAST_QUALITY, LEAST_QUALITY_OF_SEVERAL = 0.7, 0.5
 ADVICE = (
     "masks of other images may be poor; more examples, a tighter mask, or an object that stands "
     "out from its surroundings help"
 )
 _VIEW = 0.6  # of both sides, of a second view of a single support
-_SMALL = 0.02  # share of its image, below which the second view is fitted, too
+_SMALL = 0.02  # share of the image below which the second view is fitted, too
 _BATCH = 8  # queries that share an encoder pass
 _CPU_PIXELS = 2**20  # of such a pass on a CPU, where more takes memory and no less time
 _MOST_TILES = 2500
 
 
 class Segmenter(FewShotModel):
-    """A model that segments what a support shows.
+    """A model that segments what annotated images show in other images, of any kind and size.
 
-    FSDINO and its baselines are Segmenters.
+    FSDINO and its baselines are Segmenters; see `FewShotModel` for arguments and attributes.
     """
 
     @torch.inference_mode()
@@ -56,9 +56,9 @@ class Segmenter(FewShotModel):
         Args:
             images: paths, PIL images, uint8 arrays [H, W, 3] or tensors; any sizes.
             masks: one per image and of its size: bool, 0/1 or 0/255 arrays, PIL, or paths.
-            quality: also find out how well the support finds itself (`Support.quality`), and warn
-                where that promises little: each image is segmented by the others, a single one
-                by a mirrored crop of it seen from nearer.
+            quality: also measure how well the support finds itself (`Support.quality`), and warn
+                where that is low: each image is segmented by the others, or a mirrored close-up
+                of a single image by the whole of it.
 
         Raises:
             UsageError: no image, another number of masks, a mask of another size.
@@ -66,7 +66,7 @@ class Segmenter(FewShotModel):
         """
         arrays, flags = _read_annotated(_as_list(images), _as_list(masks))
         single = len(arrays) == 1
-        # A small object has few tokens: from nearer it has more.
+        # A small object has few tokens; in a close-up it has more.
         small = single and self.fits and flags[0].mean() < _SMALL
         view = closer(arrays[0], flags[0], _VIEW) if single and (small or quality) else None
         if view is None:
@@ -192,7 +192,7 @@ class Segmenter(FewShotModel):
 
         Raises:
             UsageError: no support, a support of another model, a threshold outside of (0, 1),
-                more tiles than can be meant.
+                too many tiles.
             DataError: an unreadable image, a support that is damaged or has other channels than
                 the model's, logits that are not finite.
         """
@@ -326,7 +326,7 @@ def _read_annotated(
 
 
 def doubt(support: Support) -> str | None:
-    """What to say of a support of low quality, after its name; of others None."""
+    """A warning for a support of low quality, to follow its name; None for others."""
     least = LEAST_QUALITY if support.shots == 1 else LEAST_QUALITY_OF_SEVERAL
     if support.quality is None or support.quality >= least:
         return None

@@ -69,13 +69,13 @@ class FittedShot:
 
 @dataclass(frozen=True)
 class TokenFit:
-    """What `training_free.TrainingFree.fit` knows of the supports of B episodes, in float32.
+    """What `training_free.TrainingFree` has fitted to the supports of B episodes, in float32.
 
     Attributes:
         mean: [B, L, C] of the supports' tokens.
         scale: [B, L, C] one over their standard deviation; 0 where that is 0.
         weight: [B, L, C] classifier of standardised tokens.
-        bias: [B] its bias.
+        bias: [B] of the classifier.
         levels: [B, 6] of the scores on the supports: the cut, means of foreground and background,
             their standard deviations, and the share of foreground.
         shots: the supports and further views of them.
@@ -90,7 +90,7 @@ class TokenFit:
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor]) -> TokenFit:
-        """What `tensors` returned, put together again."""
+        """The inverse of `tensors`."""
         mean, scale, weight, bias, levels, *rest = tensors
         return cls(mean, scale, weight, bias, levels, tuple(map(FittedShot, rest[::2], rest[1::2])))
 

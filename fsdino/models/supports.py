@@ -1,4 +1,4 @@
-"""Supports: what a model keeps of annotated images, and their files."""
+"""Supports: annotated images as a model has encoded them, and their files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fsdino.models.checkpoints import tensors_sha256, write_tensors
 from fsdino.models.shots import PooledShot, SupportFeatures, TokenFit
 
 _FORMAT = "fsdino-support-4"
-# Of models without a fit, whose files have not changed since.
+# Earlier formats, still read for models without a fit, whose files have not changed.
 _WITHOUT_FIT = ("fsdino-support-2", "fsdino-support-3")
 _UNHASHED = "fsdino-support-1"  # as versions before 0.2 wrote it
 _FIT = ("mean", "scale", "weight", "bias", "levels")
@@ -44,7 +44,7 @@ class Support:
         model_fingerprint: of the model that made it.
         fit: for models with a training-free score, with B = 1; else None.
         quality: how well the support finds itself, a mean IoU in [0, 1]; None where it was not
-            asked for.
+            computed.
     """
 
     foreground: Tensor
@@ -80,7 +80,7 @@ class Support:
         model_fingerprint: str,
         fit: TokenFit | None,
     ) -> Support:
-        """Of the K shots of one episode, B = 1; see `Attributes` for the rest."""
+        """From the K shots of one episode, B = 1; for the other arguments see `Attributes`."""
         return cls(
             torch.cat([shot.foreground for shot in shots]),
             torch.cat([shot.background for shot in shots]),
@@ -107,7 +107,7 @@ class Support:
         return [self.foreground, self.background, *self.correlation, *self.masks, *fit]
 
     def problem(self) -> str | None:
-        """Why no model can use it: parts that do not fit together, values that encode nothing.
+        """Why no model can use the support: parts that do not fit together, or invalid values.
 
         Returns:
             The reason, in a few words; None if there is none.
@@ -139,7 +139,7 @@ class Support:
     def load(cls, path: str | os.PathLike[str]) -> Support:
         """Read what `save` wrote, and check it.
 
-        Files of earlier versions have no hash: only that their parts are plausible is checked.
+        Files of earlier versions have no hash; of these, only shapes and ranges are checked.
 
         Raises:
             UsageError: there is no such file.
@@ -159,7 +159,7 @@ class Support:
                 _raise(_shape_problem(_from_parts(described, metadata)))
                 tensors = {name: file.get_tensor(name) for name in described}
             return _from_content(tensors, metadata)
-        # What safetensors raises for a file that it cannot read or parse, or that does not fit.
+        # Errors of safetensors for a file that it cannot read, and of parts that do not fit.
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"support {path} is damaged ({first_line(error)}): encode the support again"
@@ -182,7 +182,7 @@ def _from_content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
 
 
 def _described(file: Any, name: str) -> Tensor:
-    """A tensor of a file without its values, which may be more than memory holds."""
+    """A tensor of a file without its values, which may not fit into memory."""
     described = file.get_slice(name)
     return torch.empty(described.get_shape(), dtype=described[:0].dtype, device="meta")
 
@@ -193,7 +193,7 @@ def _raise(problem: str | None) -> None:
 
 
 def _from_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Support:
-    """The support that a file's tensors make up, whatever they hold.
+    """The support that a file's tensors make up; their values are not checked.
 
     Raises:
         KeyError, ValueError: tensors are missing or too many.
@@ -223,7 +223,7 @@ def _from_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> S
 
 
 def _fit_names(shots: int) -> list[str]:
-    """What a file calls the tensors of a fit with that many shots, in their order."""
+    """Names in a file of the tensors of a fit with K shots, in their order."""
     parts = [part for k in range(shots) for part in (f"tokens.{k}", f"sides.{k}")]
     return [f"fit.{part}" for part in (*_FIT, *parts)]
 
@@ -295,5 +295,5 @@ def _value_problem(support: Support) -> str | None:
 
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:
-    """One question for all: on a GPU, each answer would be waited for."""
+    """Whether all values are finite; asked once for all tensors, as a GPU waits at each answer."""
     return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())

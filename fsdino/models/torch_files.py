@@ -1,4 +1,4 @@
-"""What `torch.save` wrote, read without PyTorch's unpickler: nothing runs, nothing inflates.
+"""Read files of `torch.save` without PyTorch's unpickler: no code runs, no size is trusted.
 
 A file is a pickle that describes tensors, and their bytes. The few instructions that describe
 tensors are interpreted here and no function is ever called; every size is compared with what the
@@ -28,7 +28,7 @@ _DTYPES = {
     "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
     "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool,
 }  # fmt: skip
-# What training checkpoints hold beside weights. It is left out, so it needs no meaning.
+# What training checkpoints hold beside weights; it is left out, so it is not interpreted.
 _INERT = frozenset({
     "argparse.Namespace", "builtins.bytearray", "builtins.complex", "builtins.set",
     "_codecs.encode", "collections.Counter", "collections.defaultdict", "numpy.dtype",
@@ -38,7 +38,7 @@ _INERT = frozenset({
 
 
 class NotTensorsError(ValueError):
-    """A file that is whole, but holds something else than tensors; says what."""
+    """An intact file that holds something other than tensors; the message says what."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class View:
     stride: tuple[int, ...]
 
     def check(self) -> None:
-        """Compare it with its storage.
+        """Compare a tensor with its storage.
 
         Raises:
             ValueError: it reaches beyond, or has more elements than the storage has.
@@ -127,11 +127,11 @@ class TorchFile:
             raise ValueError(f"its description of tensors is invalid: {error}") from error
 
     def check(self, views: Iterable[View]) -> None:
-        """Compare all tensors that may be read with what will be read for them.
+        """Compare all tensors that may be read with their storages.
 
         Raises:
-            ValueError: one of them does not fit into its storage, or they are but a small part of
-                a large one, all of which would be read.
+            ValueError: one of them does not fit into its storage, or they are only a small part of
+                a large one, which would be read whole.
         """
         used: dict[Storage, int] = {}
         for view in views:
@@ -259,7 +259,7 @@ class Machine:
     _memo: dict[int, Any] = field(default_factory=dict)
 
     def run(self, stream: BinaryIO) -> Any:
-        """The object that a pickle describes, and which the stream is then behind of.
+        """The object that a pickle describes; leaves the stream behind it.
 
         Raises:
             NotTensorsError: it needs code.
@@ -332,7 +332,7 @@ class Machine:
 
 
 def _called(function: Any, arguments: Any) -> Any:
-    """What a call would give, of the few that describe data."""
+    """The result of a call, for the few functions that describe data."""
     if isinstance(function, Inert):
         return function
     if not isinstance(function, Global) or not isinstance(arguments, tuple):
@@ -360,7 +360,7 @@ def _called(function: Any, arguments: Any) -> Any:
 
 
 def _checked(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Entries of a dict. The hash of a deeply nested key would end the process."""
+    """Entries of a dict. Hashing a deeply nested key would crash the process."""
     found = [(key, value) for key, value in pairs]
     if not all(isinstance(key, str | int | float | bytes | None) for key, _ in found):
         raise NotTensorsError("they hold a dict whose keys are neither names nor numbers")

@@ -1,10 +1,10 @@
 """Masks from an encoder's features alone, without any trained part.
 
-What concerns the supports is done once (`TrainingFree.fit`): their tokens are standardised, a
-ridge classifier in closed form tells the object's tokens from the others, and how well it does on
-parts of the supports that it was not fitted to sets the threshold. A query then costs one product
-with the classifier, one correlation with the supports, and a classifier of its own that is fitted
-to what these two say (`TrainingFree.score`).
+The supports are fitted once (`TrainingFree.fit`): their tokens are standardised, a ridge classifier
+in closed form tells the object's tokens from the others, and its scores on parts of the supports
+that it was not fitted to set the threshold. A query then takes one product with the classifier, one
+correlation with the supports, and a classifier of its own, fitted to the scores of these two
+(`TrainingFree.score`).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _SPREAD = 0.05  # least standard deviation of scores
 _OWN_RIDGE = 1.0  # of the classifier fitted to a query
 _LEAST_CLEAR = 1.0  # clear tokens of a side, below which it weighs less than the other
 _SURE = 0.3  # score of a query's token at which the odds of its side are e to one
-_TOP = 4  # tokens by which a query is said to show the object
-# How far their mean lies above the support's background where that is as likely as not; its slope.
+_TOP = 4  # best tokens, which tell whether a query shows the object
+# Their mean above the support's background at which presence is even odds, and the slope there.
 _EVEN, _STEEP = 1.25, 7.0
 _TINY = 1e-6
 
@@ -50,10 +50,10 @@ class TrainingFree:
 
     A token's score is that of a ridge classifier on the standardised tokens of all correlation
     layers, plus `matches` times (best foreground match minus best background match), the mean over
-    layers of cosines between standardised tokens. Standardising takes away what all tokens of the
-    supports share, which tells no class; each layer's tokens then have one length. The threshold is
-    the one that segments held-out parts of the supports best; each query moves it by the levels of
-    its own tokens. What is above and below it is what a second classifier learns from, on the
+    layers of cosines between standardised tokens. Standardising removes what all tokens of the
+    supports share, which does not tell classes apart; each layer's tokens then have one length. The
+    threshold is the one that segments held-out parts of the supports best; each query moves it by
+    the levels of its own tokens. A second classifier learns from what is above and below it, on the
     query's tokens alone: the object looks more like itself in one image than in two (Fan et al.,
     Self-Support Few-Shot Semantic Segmentation, ECCV 2022, with prototypes).
 
@@ -79,7 +79,7 @@ class TrainingFree:
 
     @torch.no_grad()
     def fit(self, shots: Sequence[Shot], places: Sequence[Tensor] | None = None) -> TokenFit:
-        """What is known of the supports alone, for B episodes.
+        """Fit the classifier and the threshold to the supports of B episodes.
 
         Args:
             shots: the supports, and other views of them.
@@ -124,7 +124,7 @@ class TrainingFree:
             return flat.view_as(score)[:, None], ((best - _EVEN) * _STEEP).sigmoid()
 
     def _fit(self, shots: Sequence[Shot], places: Sequence[Tensor]) -> TokenFit:
-        """Of one episode, whose shots have B = 1."""
+        """Fit to one episode, whose shots have B = 1."""
         with torch.autocast(shots[0].mask.device.type, enabled=False):
             raw = torch.cat([s.correlation[0].float().flatten(2) for s in shots], 2)  # [L, C, N]
             share = torch.cat([s.mask.flatten() for s in shots]).float()  # [N]
@@ -170,9 +170,9 @@ class TrainingFree:
         return torch.cat(scores)
 
     def _own_score(self, tokens: Tensor, score: Tensor) -> Tensor:
-        """Score [B, N] by a ridge classifier of tokens [B, L, C, h, w] that their score teaches.
+        """Score [B, N] of tokens [B, L, C, h, w] by a ridge classifier fitted to their first score.
 
-        Every second layer is read, always including the last: the others add nothing but time.
+        Every second layer is read, always including the last: the others only add time.
         Each token is weighted by how clear its score is; both sides have the same total weight,
         unless one of them has not even one clear token.
         """
@@ -206,7 +206,7 @@ class TrainingFree:
         return torch.cat(found, 2).clamp_min(0)
 
 
-# What a fit knows of the scores on the supports, in the order of `TokenFit.levels`.
+# Statistics of the scores on the supports, in the order of `TokenFit.levels`.
 _LEVELS = ("cut", "foreground", "background", "foreground_spread", "background_spread", "share")
 _BACKGROUND = _LEVELS.index("background")
 
@@ -223,7 +223,7 @@ def _standardise(tokens: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
 
 
 def _sides(mask: Tensor, border: float) -> Tensor:
-    """Of shares of foreground [B, h, w]: 1 foreground, -1 background, 0 ambiguous.
+    """Sides [B, h, w] by shares of foreground: 1 foreground, -1 background, 0 ambiguous.
 
     The token with the least foreground is background, unless that is as good as covered.
     """
@@ -236,7 +236,7 @@ def _sides(mask: Tensor, border: float) -> Tensor:
 def _folds(places: Sequence[Tensor], sides: Tensor) -> Tensor:
     """Fold of each token [N]: its image, or a vertical strip where there is only one.
 
-    -1 where nothing would be left to learn one of the sides from.
+    -1 where one of the sides would have no tokens left outside the fold.
     """
     where = torch.cat([place.flatten() for place in places])
     folds = where.floor()
@@ -256,7 +256,7 @@ def _contrast(best: Sequence[Tensor]) -> Tensor:
 
 
 def _levels(scores: Tensor, share: Tensor) -> Tensor:
-    """What `_LEVELS` names, of scores [N] of tokens with these shares of foreground."""
+    """The statistics of `_LEVELS` of the scores [N] of tokens with these shares of foreground."""
     order = scores.argsort(descending=True, stable=True)
     ordered, inside = scores[order], share[order].cumsum(0)
     counts = torch.arange(1, len(scores) + 1, device=scores.device)

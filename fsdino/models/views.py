@@ -35,7 +35,7 @@ class View:
 
 
 def closer(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_], share: float) -> View | None:
-    """A mirrored crop around the middle of the object, as seen from nearer.
+    """A mirrored close-up: a crop around the middle of the object.
 
     Args:
         image: uint8 [H, W, 3].
@@ -43,7 +43,7 @@ def closer(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_], share: flo
         share: of both sides, in (0, 1].
 
     Returns:
-        The view; None where hardly anything of the object is in it.
+        The view; None where it would hold less than 5 % of the object.
     """
     height, width = (max(int(side * share), 1) for side in mask.shape)
     rows, columns = np.nonzero(mask)
@@ -61,5 +61,5 @@ def closer(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_], share: flo
 
 
 def _start(middle: float, length: int, whole: int) -> int:
-    """Where a window of that length begins that has its middle there and stays inside."""
+    """Start of a window of a length around a middle, moved so that it stays inside."""
     return int(np.clip(middle - length / 2, 0, whole - length))

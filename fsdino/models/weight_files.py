@@ -1,4 +1,4 @@
-"""Files of weights of any origin: never pickled code, and no size believed without the bytes."""
+"""Read weights of any origin: no pickled code runs, and no stated size is trusted."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def open_state_dict(path: str | os.PathLike[str]) -> Iterator[dict[str, Stored]]
 
     The content decides what kind of file it is. Weights that a training checkpoint wraps in a dict
     (`model`, `teacher`, ...) or names with a prefix (`module.`, `backbone.`, ...) are unwrapped,
-    and the log says what was taken. They can be read until the block ends: a file may claim any
-    size, and costs nothing while its claims are compared with what is wanted.
+    and the log says what was taken. Until the block ends, tensors can be read; before that only
+    their descriptions are, so that a file that claims a huge size takes no memory.
 
     Raises:
         UsageError: there is no such file.
-        CheckpointError: the file is damaged, holds something else than tensors, or several sets of
+        CheckpointError: the file is damaged, holds something other than tensors, or several sets of
             weights.
     """
     path = Path(path)
@@ -128,7 +128,7 @@ def _stored(tensors: Any, name: str, path: Path) -> Stored:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """What a safetensors file says of itself; nothing of files of another kind.
+    """The metadata of a safetensors file; empty for files of another kind.
 
     Raises:
         UsageError, CheckpointError: see `open_state_dict`.
@@ -154,14 +154,14 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _kind(file: BinaryIO, path: Path) -> str:
-    """ "torch" or "safetensors"; the file is then at its start again.
+    """The kind of file, "torch" or "safetensors"; leaves the file at its start.
 
     Raises:
-        CheckpointError: it is something else, which is named.
+        CheckpointError: it is something else; the message names it.
     """
     head = file.read(512)
     file.seek(0)
-    # First: the length of a header may begin with the bytes of another format.
+    # This comes first, as the length of a header may begin with the bytes of another format.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MOST_HEADER:
         return "safetensors"
     if head.startswith((b"PK\x03\x04", b"\x80")):
@@ -182,7 +182,7 @@ def _kind(file: BinaryIO, path: Path) -> str:
 
 @contextlib.contextmanager
 def open_safetensors(path: Path) -> Iterator[Any]:
-    """The open file. Its header is bounded before the library parses it.
+    """Open a safetensors file; the size of its header is checked before the library parses it.
 
     Raises:
         UsageError, CheckpointError: see `open_state_dict`.
@@ -200,12 +200,12 @@ def open_safetensors(path: Path) -> Iterator[Any]:
 
 
 def tensor_names(file: Any) -> list[str]:
-    """Of an open safetensors file."""
+    """Names of the tensors in an open safetensors file."""
     return list(file.keys())
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
-    """What to say of a file that cannot be read to its end."""
+    """The error for a file that cannot be read."""
     return CheckpointError(f"weights {path} are damaged ({first_line(error)}): fetch them again")
 
 
@@ -237,7 +237,7 @@ def unwrap(content: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
         where += f"[{name}]"
     if not isinstance(state, Mapping) or not _is_state(state):
         raise CheckpointError(
-            f"weights {path} hold something else than named tensors ({_content(state)}): pass a "
+            f"weights {path} hold something other than named tensors ({_content(state)}): pass a "
             "file of a state_dict"
         )
     if where:
@@ -246,7 +246,7 @@ def unwrap(content: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _without_prefix(state: dict[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Drop what a wrapper put before every name; a backbone's heads are left out."""
+    """Drop the prefix that a wrapper put before every name; a backbone's heads are left out."""
     for _ in range(_MOST_WRAPPERS):
         found = [p for p in _PREFIXES if any(key.startswith(p) for key in state)]
         prefix = next((p for p in found if all(key.startswith(p) for key in state)), None)
@@ -274,7 +274,7 @@ def _is_state(value: Mapping[Any, Any]) -> bool:
 
 
 def _holds_weights(value: Any, depth: int = 0) -> bool:
-    """Whether it is named tensors, or wraps some."""
+    """Whether a value is a set of named tensors, or wraps one."""
     if not isinstance(value, Mapping) or depth == _MOST_WRAPPERS:
         return False
     return _is_state(value) or any(

@@ -1,4 +1,4 @@
-"""Models by name, folder or hub id; official checkpoints in; checkpoints in and out."""
+"""Models by name, folder or hub id; loading official checkpoints into their parts."""
 
 from __future__ import annotations
 
@@ -51,21 +51,21 @@ def load(
     """Load a model, ready to segment.
 
     Args:
-        name: one that `fsdino.list_models` has; a folder written by `save_pretrained`; or a
-            repository on the Hugging Face hub, "hf:owner/name" or "hf:owner/name@revision". Models
-            on DINOv2, "dinov2-b" and the like, have no trained part; their weights are taken from
-            the hub's local cache. What is not there is downloaded, with progress on stderr.
-        device: where to put it, also by name: "auto" (a GPU where there is one), "cpu", "cuda" or
+        name: one of `fsdino.list_models`; a folder written by `save_pretrained`; or a repository on
+            the Hugging Face hub, "hf:owner/name" or "hf:owner/name@revision". Models on DINOv2,
+            "dinov2-b" and the like, have no trained part; their weights are taken from the hub's
+            local cache, or downloaded, with progress on stderr.
+        device: the model's device, also by name: "auto" (a GPU if there is one), "cpu", "cuda" or
             "cuda:N".
         dtype: floating type of the weights, also by name: "float32", "float16" or "bfloat16"; None
             keeps float32.
-        weights: of the encoder of a model on DINOv2, instead of a download: Meta's
-            `dinov2_vit*14*_pretrain.pth` or timm's `model.safetensors`.
+        weights: file for the encoder of a model on DINOv2, instead of a download:
+            `dinov2_vit*14*_pretrain.pth` of Meta, or `model.safetensors` of timm.
         image_size: side in pixels that such a model resizes images to; None is 518.
 
     Raises:
         UsageError: there is no such model, device or type; the model is not here and cannot be
-            downloaded; its weights do not fit the range of `dtype`; an option is for other models.
+            downloaded; its weights exceed the range of `dtype`; an option is for other models.
         CheckpointError: its files are damaged or of another kind; the package that its encoder's
             weights are in is not installed or damaged.
     """
@@ -84,13 +84,13 @@ def load(
 def _on_dinov2(
     entry: Registered, weights: str | os.PathLike[str] | None, image_size: int | None
 ) -> Segmenter:
-    """The model without trained parts that goes by a name, on the weights of a file or the hub."""
+    """A registered model without trained parts, with weights from a file or the hub."""
     size: dict[str, Any] = {} if image_size is None else {"image_size": image_size}
     config = ModelConfig(entry.encoder, variant="training_free", **size)
     path = entry.fetch() if weights is None else weights
     model = assemble(config).eval()
     load_dinov2(model.encoder, path)
-    model.fingerprint()  # of the weights as stored: the same for every dtype and device
+    model.fingerprint()  # taken now, so that every dtype and device has the same
     return model
 
 
@@ -148,7 +148,7 @@ def find_encoder(
 def training_free(
     model: Segmenter, matcher: str = "correspondence", *, cut: float | None = None
 ) -> FSDINO:
-    """A baseline for a model: the same encoder, and nothing that was learned on top of it.
+    """A baseline for a model: the same encoder, without the parts that were trained on top of it.
 
     Args:
         model: whose encoder is shared.
@@ -194,7 +194,7 @@ def _fold_first_position(state: dict[str, Stored]) -> None:
     """Add the class token's position to it: timm adds none in the reg models."""
     token, positions = state["cls_token"], state["pos_embed"]
     if len(positions.shape) != 3 or positions.shape[1] < 1:
-        return  # whose shape the error will name
+        return  # the error will name the shape
     batch, count, channels = positions.shape
     state["cls_token"] = Stored(
         token.shape, token.dtype, lambda: token.read() + positions.read()[:, :1]
@@ -225,7 +225,7 @@ def load_sam_decoder(model: Segmenter, path: str | os.PathLike[str]) -> None:
 
 
 def load_adapter(model: Segmenter, path: str | os.PathLike[str]) -> None:
-    """Load what distillation wrote: the adapter's tensors by their names, a safetensors file.
+    """Load the adapter that distillation wrote, a safetensors file.
 
     Raises:
         UsageError: there is no such file, or the model has no adapter.
@@ -279,7 +279,7 @@ def _locate(name: str | os.PathLike[str]) -> Path:
 
 
 def _fetch(text: str, file: hub.HubFile) -> Path:
-    """Download a model from the hub, or find it among what was downloaded before.
+    """Download a model from the hub, or find it in the local cache.
 
     Args:
         text: the model as the user named it.
@@ -309,7 +309,7 @@ def _fetch(text: str, file: hub.HubFile) -> Path:
 
 
 def _read(folder: Path) -> Segmenter:
-    """The model in a folder, in eval mode, with the identity that its files keep."""
+    """Load the model in a folder, in eval mode, with the identity that its files record."""
     config = read_config(folder)
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
@@ -337,10 +337,10 @@ def _read(folder: Path) -> Segmenter:
 
 
 def _check_fit(config: ModelConfig, folder: Path) -> None:
-    """Compare what a configuration describes with the weights' header, before memory is taken.
+    """Compare a configuration with the header of the weights before any memory is taken.
 
     Raises:
-        CheckpointError: it describes no model, or another one than the weights'.
+        CheckpointError: it does not describe a model, or not that of the weights.
     """
     weights = folder / WEIGHTS_FILE
     shapes = read_shapes(weights)
@@ -354,7 +354,7 @@ def _check_fit(config: ModelConfig, folder: Path) -> None:
 
 
 def _left_out(config: ModelConfig) -> str | None:
-    """Prefix of the tensors that a model's file does not have, as its configuration says."""
+    """Prefix of the tensors that a configuration leaves out of a model's file; None if none."""
     return None if config.encoder_weights is None else "encoder."
 
 

@@ -129,7 +129,7 @@ def test_progress_is_shown(
 def test_an_interrupted_download_goes_on(
     server: fake_hub.FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection that breaks is one error that says what is kept; the next call goes on."""
+    """A connection that breaks is one error that says what is kept; the next call continues."""
     monkeypatch.setattr(hub, "_CHUNK", 100_000)
     server.cut = 400_000
     with pytest.raises(UnavailableError, match=r"stopped, \w+: .*; 0\.4 MB are kept") as caught:
@@ -152,7 +152,7 @@ def test_ctrl_c_keeps_what_is_there(
 
     with monkeypatch.context() as patch:
         patch.setattr(hub, "_receive", interrupted)
-        with pytest.raises(KeyboardInterrupt, match=r"0\.3 MB are kept; the same command goes on"):
+        with pytest.raises(KeyboardInterrupt, match=r"0\.3 MB are kept; run the same command to"):
             hub.fetch(FILE)
     assert hub.fetch(FILE).read_bytes() == CONTENT
     assert server.asked[-1] == ("GET", "bytes=300000-")

@@ -33,8 +33,8 @@ class Plan:
         blocks: for each block its modules' paths, in order; what lies between two stages belongs
             to the block after it.
         widths: channels of each block's output.
-        least: side in pixels below which the last block has nothing left to work on; 1 where the
-            network pads.
+        least: side in pixels below which the last block's map would be empty; 1 where the network
+            pads.
         channels_last: the maps are [B, H, W, C].
     """
 
@@ -125,14 +125,16 @@ class PyramidEncoder(Encoder):
         x = self._normalise(images)
         if full != (height, width):
             x = F.pad(x, (0, full[1] - width, 0, full[0] - height), mode="replicate")
-        # Convolutions of CPUs take this order a fifth faster, and those of GPUs prefer it, too.
+        # CPUs convolve this memory order a fifth faster, and GPUs prefer it, too.
         x = self._run(self.plan.stem, x.contiguous(memory_format=torch.channels_last))
         kept = {}
         for number, paths in enumerate(self.plan.blocks[: layers[-1]], start=1):
             x = self._run(paths, x)
             if number in layers:
                 tokens = x.permute(0, 3, 1, 2) if self.plan.channels_last else x
-                rows = -(-tokens.shape[2] * height // full[0])  # those of the image, not of its rim
+                rows = -(
+                    -tokens.shape[2] * height // full[0]
+                )  # rows of the image, not of its padding
                 columns = -(-tokens.shape[3] * width // full[1])
                 tokens = to_grid(tokens[..., :rows, :columns], grid)
                 kept[number] = F.pad(tokens, (0, 0, 0, 0, 0, self.channels - tokens.shape[1]))
@@ -156,7 +158,7 @@ def to_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _has_fixed_size(name: str) -> bool:
-    """Whether a network refuses images of another size than its own, unless it is told not to."""
+    """Whether a network by default refuses images of another size than its own."""
     return any(
         "strict_img_size" in inspect.signature(kind).parameters
         for kind in timm_module(name).values()
@@ -167,8 +169,8 @@ def _has_fixed_size(name: str) -> bool:
 def _plan(net: Any, name: str) -> Plan:
     """How to run a network block by block, or stage by stage where its blocks are not a chain.
 
-    timm's own pass over a small image shows whether every module is given just what the one before
-    it returned. Only such a chain can be cut off after any of its blocks.
+    timm's own pass over a small image shows whether every module takes just the output of the one
+    before it. Only such a chain can be cut off after any of its blocks.
 
     Raises:
         UsageError: it has no stages, or they are not a chain.
@@ -202,7 +204,7 @@ def _stages(net: nn.Module) -> list[str]:
 
 
 def _blocks(stage: nn.Module, path: str) -> list[tuple[str, ...]]:
-    """The modules of each block of a stage; a stage of unknown build is one block."""
+    """The modules of each block of a stage; a stage of unknown structure is one block."""
     children = [name for name, _ in stage.named_children()]
     if isinstance(stage, nn.Sequential) or all(re.fullmatch(r"b\d+", name) for name in children):
         return [(f"{path}.{name}",) for name in children] or [(path,)]
@@ -234,7 +236,7 @@ def _shapes(
         with torch.no_grad():
             net.eval().forward_features(image)
     except (RuntimeError, ValueError, AssertionError, TypeError, IndexError):
-        return None  # a network for images of another size
+        return None  # the network takes images of other sizes
     finally:
         net.train(training)
         for handle in handles:

