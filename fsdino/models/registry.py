@@ -171,9 +171,9 @@ def list_models() -> tuple[ModelInfo, ...]:
     return (*installed, *(entry.info() for entry in REGISTERED.values()))
 
 
-def bundled(folder: Path = WEIGHTS) -> tuple[str, ...]:
+def bundled() -> tuple[str, ...]:
     """Names of the models that are installed with the package."""
-    return tuple(sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}")))
+    return tuple(sorted(path.parent.name for path in WEIGHTS.glob(f"*/{CONFIG_FILE}")))
 
 
 def find(name: str) -> Registered | None:
@@ -182,7 +182,7 @@ def find(name: str) -> Registered | None:
 
 
 def find_folder(name: str) -> Path:
-    """The folder of a model that is installed with the package, or is a folder of its own.
+    """The folder of a model, by its path or by the name of one that is installed with the package.
 
     Raises:
         UsageError: there is none.
@@ -190,7 +190,7 @@ def find_folder(name: str) -> Path:
     if name in bundled():
         return WEIGHTS / name
     folder = Path(name)
-    with contextlib.suppress(OSError):  # a name too long for any file
+    with contextlib.suppress(OSError):  # the name is too long for a file
         if name and folder.is_dir():
             return folder
         if folder.is_file():
@@ -209,7 +209,7 @@ def find_folder(name: str) -> Path:
 
 
 def _neighbours(folder: Path) -> list[str]:
-    """Models beside a folder that is not there, by their paths."""
+    """Paths of the models beside a folder that does not exist."""
     try:
         return [str(file.parent) for file in folder.parent.glob(f"*/{CONFIG_FILE}")]
     except (OSError, ValueError):

@@ -33,7 +33,7 @@ from fsdino.models.encoders import Encoder, ViTEncoder, create
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.hsnet import HSNet
 from fsdino.models.names import DEFAULT
-from fsdino.models.registry import WEIGHTS, Registered
+from fsdino.models.registry import Registered
 from fsdino.models.segmenter import Segmenter
 from fsdino.models.weight_files import Stored, open_state_dict, read_metadata
 
@@ -105,7 +105,7 @@ def _check_range(model: Segmenter, name: str | os.PathLike[str], dtype: torch.dt
 
 def names() -> tuple[str, ...]:
     """Models that ship with the package."""
-    return registry.bundled(WEIGHTS)
+    return registry.bundled()
 
 
 def assemble(config: ModelConfig, encoder: Encoder | None = None) -> Segmenter:

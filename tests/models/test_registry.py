@@ -145,12 +145,18 @@ def test_what_the_check_cannot_read_is_left_to_loading(
     if content is not None:
         (tmp_path / "config.json").write_bytes(content)
     registry.check(str(tmp_path))
-    for name in ("no-such-model", "", "a\0b", "a" * 5000):
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "", "a\0b", "a" * 5000])
+def test_the_check_names_an_unknown_model(name: str) -> None:
+    """Whatever its name; so does loading."""
+    with pytest.raises(UsageError, match=r"unknown model .*: there is no such folder; .*choose"):
         registry.check(name)
 
 
-def test_weights_by_path_need_no_network() -> None:
-    registry.check("dinov2-b", "file.pth", 70)
+def test_weights_by_path_need_no_network(tmp_path: Path) -> None:
+    (tmp_path / "file.pth").touch()
+    registry.check("dinov2-b", tmp_path / "file.pth", 70)
 
 
 @pytest.mark.parametrize(

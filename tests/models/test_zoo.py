@@ -28,7 +28,7 @@ import fsdino
 import plain_dinov2 as plain
 from fsdino.bench.exactness import norm_error
 from fsdino.errors import CheckpointError, UsageError
-from fsdino.models import few_shot, hub, zoo
+from fsdino.models import few_shot, hub, registry, zoo
 from fsdino.models.encoders import Encoder, create
 from fsdino.models.torch_files import TorchFile, View
 from tiny_models import SMALL, box_mask, episode, picture, randomise, tiny_config, tiny_model
@@ -228,7 +228,7 @@ def test_weights_without_a_hash_load(tmp_path: Path) -> None:
 
 def test_the_bundled_weights_are_those_that_were_trained() -> None:
     """The hash of names and bytes that the file had before it got a hash of its own."""
-    state = load_file(zoo.WEIGHTS / "fsdino-tiny" / "model.safetensors")
+    state = load_file(registry.WEIGHTS / "fsdino-tiny" / "model.safetensors")
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(name.encode())
@@ -261,7 +261,7 @@ def test_bundled_models_go_by_their_name(tmp_path: Path, monkeypatch: pytest.Mon
     """A folder of the package's weights is a name, also where the current folder has one."""
     model = tiny_model()
     model.save_pretrained(tmp_path / "weights" / "fsdino-small")
-    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(registry, "WEIGHTS", tmp_path / "weights")
     (tmp_path / "fsdino-small").mkdir()
     monkeypatch.chdir(tmp_path)
     assert zoo.names() == ("fsdino-small",)

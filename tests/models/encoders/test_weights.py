@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import fsdino
 from fsdino.errors import CheckpointError, UsageError
-from fsdino.models import zoo
+from fsdino.models import registry, zoo
 from fsdino.models.config import EncoderWeights, ModelConfig
 from fsdino.models.encoders import create
 from fsdino.models.encoders.weights import load_installed
@@ -129,7 +129,7 @@ def test_the_encoder_has_the_packages_tensors() -> None:
 def test_the_shipped_model_keeps_its_fingerprint_in_both_forms(full: bool, tmp_path: Path) -> None:
     """`fsdino-photo` loads, its file has no encoder, and saved it is the same model."""
     model = fsdino.load("fsdino-photo")
-    kept = load_file(zoo.WEIGHTS / "fsdino-photo" / "model.safetensors")
+    kept = load_file(registry.WEIGHTS / "fsdino-photo" / "model.safetensors")
     assert not any(name.startswith("encoder.") for name in kept)
     model.save_pretrained(tmp_path, full=full)
     assert fsdino.load(tmp_path).fingerprint() == model.fingerprint()
