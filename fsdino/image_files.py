@@ -1,4 +1,4 @@
-"""Image files: which ones can be read, what a folder holds, and opening them within bounds."""
+"""Image files: which ones can be read, those of a folder, and opening them within limits."""
 
 from __future__ import annotations
 
@@ -71,22 +71,22 @@ _HEAD = 512  # bytes that the reason is found from
 
 @dataclass(frozen=True)
 class Listing:
-    """What a folder holds.
+    """The content of a folder.
 
     Attributes:
         images: the image files, sorted by their path below the folder.
-        left_out: the other files, by path below the folder ("a/b.mp4"), with the reason, in a few
-            words, such as "a video".
+        left_out: the other files, by path below the folder ("a/b.mp4"), with a short reason such as
+            "a video".
     """
 
     images: list[Path]
     left_out: dict[str, str] = field(default_factory=dict)
 
     def summary(self, most: int = 3) -> str:
-        """What was left out, in a line: "6 of 10 files left out: a.mp4 (a video), … and 3 more".
+        """One line, as in "6 of 10 files left out: a.mp4 (a video), … and 3 more".
 
         Args:
-            most: files that are named.
+            most: maximum number of named files.
         """
         named = [f"{shown_path(n)} ({reason})" for n, reason in list(self.left_out.items())[:most]]
         count = len(self.left_out)
@@ -95,18 +95,18 @@ class Listing:
 
 
 def scan_folder(folder: str | os.PathLike[str], *, recursive: bool = False) -> Listing:
-    """The image files of a folder, and what else is in it.
+    """The image files of a folder, and its other files with reasons.
 
     A file with one of `IMAGE_SUFFIXES`, in any case, is an image; others are opened, and are images
     where Pillow recognises their content (drawings, documents and cameras' raw files aside). Only
-    regular files, or links to some, are opened. Hidden files and folders are passed over.
+    regular files, or links to some, are opened. Hidden files and folders are ignored.
 
     Args:
         folder: the folder.
         recursive: search its subfolders as well, each once, even if several links lead to it.
 
     Raises:
-        UsageError: there is no such folder, or it cannot be read.
+        UsageError: the folder does not exist or cannot be read.
     """
     root = Path(folder)
     try:
@@ -137,7 +137,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     """The image files of a folder, sorted by name: see `scan_folder`.
 
     Raises:
-        UsageError: there is no such folder, or it cannot be read.
+        UsageError: the folder does not exist or cannot be read.
     """
     return scan_folder(folder).images
 
@@ -172,8 +172,8 @@ def open_image(file: BinaryIO) -> Image.Image:
     """Open an image file of any readable format; pixels are not read yet.
 
     Raises:
-        UnidentifiedImageError: no such format; the message is the reason, in a few words.
-        Exception: nearly any, where the header is damaged.
+        UnidentifiedImageError: an unknown format; the message is a short reason.
+        Exception: nearly any; the header is damaged.
     """
     file.seek(0)
     with warnings.catch_warnings():
@@ -200,7 +200,8 @@ def pixel_limit(most: int) -> Iterator[None]:
     """Read images of up to `most` pixels inside the block.
 
     Args:
-        most: pixels; in place of twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million by default.
+        most: maximum number of pixels; the default is twice `PIL.Image.MAX_IMAGE_PIXELS`,
+            179 million.
     """
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = -(-most // 2)
@@ -217,7 +218,7 @@ def check_pixels(size: tuple[int, int]) -> None:
         size: (H, W).
 
     Raises:
-        DecompressionBombError: worded like Pillow's.
+        DecompressionBombError: with Pillow's message.
     """
     most, pixels = Image.MAX_IMAGE_PIXELS, size[0] * size[1]
     if most is not None and pixels > 2 * most:
@@ -227,14 +228,14 @@ def check_pixels(size: tuple[int, int]) -> None:
 
 
 def _register_heic() -> None:
-    """Let Pillow read HEIC where the library for it is installed, once."""
+    """Let Pillow read HEIC if the library for it is installed; later calls do nothing."""
     if "HEIF" not in Image.OPEN:
         with contextlib.suppress(ImportError):
             importlib.import_module("pillow_heif").register_heif_opener()
 
 
 def _reason(head: bytes) -> str:
-    """What a file is, by its beginning, if it is not an image that can be read."""
+    """The kind of a file that is not a readable image, by its first bytes."""
     if not head:
         return "empty"
     if head[4:8] == b"ftyp":
@@ -280,8 +281,8 @@ def _files(
     seen: set[tuple[int, int]],
     left_out: dict[str, str],
 ) -> Iterator[Path]:
-    """All files below a folder. Linked folders come last, so that what they lead to has the path
-    without a link where there is one."""
+    """All files below a folder. Linked folders come last, so that their files are listed under the
+    path without a link, if there is one."""
     folders = [entries]
     linked: list[os.DirEntry[str]] = []
     while folders or linked:
@@ -301,7 +302,7 @@ def _subfolder(
     seen: set[tuple[int, int]],
     left_out: dict[str, str],
 ) -> list[os.DirEntry[str]]:
-    """A subfolder's entries; none if it was searched before, or cannot be, which is noted."""
+    """A subfolder's entries; none if it was searched before or is unreadable, which is noted."""
     try:
         identity = _identity(os.stat(entry.path))
         if identity in seen:

@@ -39,10 +39,10 @@ _FLOAT_SLACK = 1e-3
 
 
 def read_image(image: ImageLike, name: str = "image") -> Pixels:
-    """Any image as RGB with 8 bits per channel, upright.
+    """Read any image as RGB with 8 bits per channel, upright.
 
     Files may be of any raster format that Pillow reads (JPEG, PNG, WebP, TIFF, BMP, GIF, PNM, AVIF,
-    JPEG 2000 ...), and HEIC where pillow-heif is installed; the content decides, and not the name.
+    JPEG 2000 ...), and HEIC if pillow-heif is installed; the content decides, not the name.
     Of several frames the first is read. TIFF samples of other types are read like the same array.
     The EXIF orientation is applied to files and PIL images; colour profiles are not.
     Grayscale is repeated, transparency lies over white, 16-bit values are divided by 257 (so
@@ -50,10 +50,10 @@ def read_image(image: ImageLike, name: str = "image") -> Pixels:
 
     Args:
         image: a path, a PIL image, or an array or tensor: uint8, uint16 or another integer type
-            (0..255, or 0..65535 where a value passes 255), bool, or floats in [0, 1]; [H, W] or
-            [H, W, C] or [C, H, W] with 1 to 4 channels (gray, gray and alpha, RGB, RGBA). Where
-            both orders fit, arrays count as [H, W, C] and tensors as [C, H, W].
-        name: what an error calls it; a file's path is added.
+            (0..255, or 0..65535 if a value exceeds 255), bool, or floats in [0, 1]; [H, W] or
+            [H, W, C] or [C, H, W] with 1 to 4 channels (gray, gray and alpha, RGB, RGBA). If
+            both orders match, arrays are read as [H, W, C] and tensors as [C, H, W].
+        name: its name in errors; a file's path is added.
 
     Returns:
         uint8 [H, W, 3], contiguous and writable, a copy. Reading a file takes up to
@@ -71,7 +71,7 @@ def read_image(image: ImageLike, name: str = "image") -> Pixels:
 
 
 def read_image_bytes(content: bytes, name: str = "image") -> Pixels:
-    """The same for the content of an image file, of an archive's member, say.
+    """`read_image` for the content of an image file, such as a member of an archive.
 
     Raises:
         DataError: corrupt or truncated content, too many pixels or none.
@@ -82,7 +82,7 @@ def read_image_bytes(content: bytes, name: str = "image") -> Pixels:
 def decode_file(
     path: str | os.PathLike[str], name: str = "image", *, upright: bool = False
 ) -> Image.Image:
-    """An image file as it is stored: its own mode and values, turned by EXIF data on request only.
+    """Read an image file as it is stored: its own mode and values, turned by EXIF data on request.
 
     Benchmarks' annotations follow the stored rows and columns, not the EXIF orientation. For
     pictures that people look at, `read_image`.
@@ -97,7 +97,7 @@ def decode_file(
 
 
 def label_of(source: object, name: str) -> str:
-    """What errors call a source: its name, and its path where the name does not hold it yet."""
+    """The name of a source in errors, with its path unless the name has it."""
     if not isinstance(source, str | os.PathLike):
         return name
     path = shown_path(source)
@@ -201,7 +201,7 @@ def _decode(source: BinaryIO | Image.Image, label: str, *, upright: bool = True)
 
 
 def _open_image(file: BinaryIO, label: str) -> Image.Image:
-    """Open a file; TIFF samples that Pillow does not read right are read at once."""
+    """Open a file; TIFF samples that Pillow would misread are read at once."""
     page = tiff.first_page(file)
     if page is None:
         return open_image(file)
@@ -223,7 +223,7 @@ def _open_image(file: BinaryIO, label: str) -> Image.Image:
 
 
 def _upright(image: Image.Image, label: str) -> Image.Image:
-    """Apply the EXIF orientation; damaged EXIF data does not cost the picture."""
+    """Apply the EXIF orientation; damaged EXIF data are ignored."""
     try:
         orientation = _orientation(image)
     except Exception as error:
@@ -244,10 +244,10 @@ def turned(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int | None:
-    """The EXIF orientation, 1 to 8; None where there is none.
+    """The EXIF orientation, 1 to 8; None if there is none.
 
     Raises:
-        Exception: nearly any, where the EXIF data are damaged.
+        Exception: nearly any; the EXIF data are damaged.
     """
     # The class's own: that of PNG images reads all pixels first, in case EXIF data follow them.
     value = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
@@ -255,7 +255,7 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def stated_orientation(source: ImageLike) -> int | None:
-    """The EXIF orientation that a file or PIL image states; None where it states none."""
+    """The EXIF orientation that a file or PIL image states; None if it states none."""
     try:
         if isinstance(source, Image.Image):
             return _orientation(source)
@@ -274,7 +274,9 @@ def stated_orientation(source: ImageLike) -> int | None:
 def _channels_last(array: AnyArray, label: str, *, channels_first: bool) -> AnyArray:
     """Bring [H, W], [H, W, C] or [C, H, W] to [H, W], or [H, W, C] with C = 2 to 4."""
     if array.dtype.kind not in "buif":
-        raise UsageError(f"{label}: values of type {array.dtype}; pass uint8 or floats in [0, 1]")
+        raise UsageError(
+            f"{label}: values of type {array.dtype} cannot be read; pass uint8 or floats in [0, 1]"
+        )
     if array.ndim == 3:
         axes = (0, 2) if channels_first else (2, 0)
         axis = next((axis for axis in axes if 1 <= array.shape[axis] <= 4), None)
@@ -343,7 +345,7 @@ def _eight_bit(array: AnyArray, label: str) -> Pixels:
     if array.dtype.kind == "f":
         low, high = array.min(), array.max()
         if not np.isfinite([low, high]).all():
-            raise DataError(f"{label}: holds NaN or infinity; replace them by values in [0, 1]")
+            raise DataError(f"{label}: contains NaN or infinity; replace them by values in [0, 1]")
         if low < -_FLOAT_SLACK or high > 1 + _FLOAT_SLACK:
             raise DataError(f"{label}: float values from {low:g} to {high:g}; scale them to [0, 1]")
         scaled: Pixels = np.rint(np.clip(array, 0, 1).astype(np.float32) * 255).astype(np.uint8)
@@ -357,7 +359,7 @@ def _eight_bit(array: AnyArray, label: str) -> Pixels:
 
 
 def write_png(path: str | os.PathLike[str], array: AnyArray | Image.Image) -> None:
-    """Write a PNG file, whole or not at all.
+    """Write a PNG file atomically.
 
     Args:
         path: the file; its folder exists.
@@ -365,7 +367,7 @@ def write_png(path: str | os.PathLike[str], array: AnyArray | Image.Image) -> No
             [H, W], or a PIL image.
 
     Raises:
-        UsageError: another type or shape, no such folder, a path that is not a file.
+        UsageError: another type or shape, a missing folder, or a path that is not a file.
         FsdinoError: no write permission, disk full.
     """
     if isinstance(array, Image.Image):
@@ -387,18 +389,18 @@ def write_png(path: str | os.PathLike[str], array: AnyArray | Image.Image) -> No
 def write_image(
     path: str | os.PathLike[str], image: Image.Image, format: str, **options: Any
 ) -> None:
-    """Write an image file, whole or not at all.
+    """Write an image file atomically.
 
-    It is encoded to memory first: Pillow takes a write that the system cut short for success.
+    It is encoded in memory first: Pillow does not notice a write that the system cut short.
 
     Args:
         path: the file; its folder exists.
-        image: of a mode that the format has.
-        format: Pillow's name for it, such as "JPEG".
-        options: of Pillow's encoder, such as `quality`.
+        image: image in a mode of the format.
+        format: Pillow's name of the format, such as "JPEG".
+        options: options of Pillow's encoder, such as `quality`.
 
     Raises:
-        UsageError: no such folder, a path that is not a file.
+        UsageError: the folder does not exist, or the path is not a file.
         FsdinoError: no write permission, disk full.
     """
     files.write_bytes(path, encode_image(image, format, **options))
@@ -408,9 +410,9 @@ def encode_image(image: Image.Image, format: str, **options: Any) -> bytes:
     """The content of an image file.
 
     Args:
-        image: of a mode that the format has.
-        format: Pillow's name for it, such as "JPEG".
-        options: of Pillow's encoder, such as `quality`.
+        image: image in a mode of the format.
+        format: Pillow's name of the format, such as "JPEG".
+        options: options of Pillow's encoder, such as `quality`.
     """
     content = io.BytesIO()
     image.save(content, format=format, **options)

@@ -24,7 +24,7 @@ class Batch:
         support_masks: float32 [B, K, H, W], 0 or 1.
         query_images: float32 [B, 3, H, W] in [0, 1].
         query_masks: float32 [B, H, W], 0 or 1.
-        query_ignore: bool [B, H, W], True where the query's annotation abstains.
+        query_ignore: bool [B, H, W], True for pixels of the query without an annotation.
         class_ids: int64 [B].
         indices: int64 [B], the episodes' own indices.
     """

@@ -42,15 +42,15 @@ def open_source(
     skip_bad: bool = False,
     incomplete: bool = False,
 ) -> Source | Davis:
-    """Take a data set on disk.
+    """Open a data set on disk.
 
     Args:
         dataset: one of `ON_DISK`.
         root: its folder, or the folder that this is in.
         splits: folder of HSNet's lists; None derives lists.
-        layout, ignore, background: how a folder of one's own is read; see `Folder`.
-        skip_bad: leave out, of such a folder, what cannot be used.
-        incomplete: take the root as it is, so that `parts` can tell what is missing.
+        layout, ignore, background: how your own folder is read; see `Folder`.
+        skip_bad: leave out unusable files of such a folder.
+        incomplete: accept any root, so that `parts` can list what is missing.
 
     Raises:
         UsageError: an unknown name, or it is not there; names what to fetch.
@@ -72,7 +72,7 @@ def open_source(
     if not incomplete and places.find(source.root) is None:
         raise UsageError(
             f"--root {root}: no {dataset} there (looked for {places.tried()}); get "
-            f"{places.archive} and unpack it there; `fsdino data check {dataset}` tells all parts"
+            f"{places.archive} and unpack it there; `fsdino data check {dataset}` lists all parts"
         )
     return source
 
@@ -101,18 +101,18 @@ def open_episodes(
         split: "val" (novel classes), "train" (base classes) or "base_val" (base classes, images
             that are not trained on; of FSS-1000, the validation classes; of folders with few
             images, see `Folder`).
-        fold: the fold whose classes are novel; 0 or None where there are no folds.
+        fold: the fold whose classes are novel; 0 or None if the data set has no folds.
         shots: supports per episode.
-        seed: of seeded sampling; the draws of hsnet have none.
-        episodes: how many; None is 1000, or each test image once for FSS-1000.
+        seed: seed of seeded sampling; the draws of hsnet have none.
+        episodes: number of episodes; None is 1000, or each test image once for FSS-1000.
         sampling: "hsnet", the published draws, or "seeded". Folders and generated episodes have no
             published draws: they are always seeded, as their provenance records.
         root: the data set's folder.
         splits: folder of HSNet's lists; None derives lists.
-        layout, ignore, background: how a folder of one's own is read; see `Folder`.
+        layout, ignore, background: how your own folder is read; see `Folder`.
         image_size: side in pixels of generated pictures.
-        skip_bad: do not look for files of the drawn episodes that are missing, and leave out what
-            cannot be used of a folder of one's own.
+        skip_bad: do not check that the files of the drawn episodes exist, and leave out unusable
+            files of your own folder.
 
     Raises:
         UsageError: an invalid argument, a missing data set or list.
@@ -232,7 +232,7 @@ def draw(
     """Draw the episodes of a split's lists; arguments as of `open_episodes`.
 
     Raises:
-        DataError: a class has too few images; names it.
+        DataError: a class has too few images; the message names it.
     """
     if isinstance(source, Folder):
         queries, pools = source.pools(lists)
@@ -249,25 +249,25 @@ def draw(
 def _refuse_folder_settings(
     dataset: str, layout: str, ignore: int | str | None, background: int | str | None
 ) -> None:
-    """Refuse settings that would be without effect.
+    """Refuse settings that would have no effect.
 
     Raises:
-        UsageError: names the settings.
+        UsageError: the message names the settings.
     """
     given = {"layout": layout != "auto", "ignore": ignore is not None}
     given["background"] = background is not None
     names = [name for name, used in given.items() if used]
     if names:
         raise UsageError(
-            f"{' and '.join(names)}: for a folder of your own, and {dataset} has a layout of its "
-            "own; leave out"
+            f"{' and '.join(names)}: only for your own folder, and {dataset} has a fixed layout; "
+            "leave them out"
         )
 
 
 def _make_ready(
     source: Source, keys: Sequence[EpisodeKey], lists: Lists, split: str, skip_bad: bool
 ) -> None:
-    """Find missing images before an hour's work does, and make masks that are not there yet."""
+    """Report missing images at the start, and make missing masks."""
     few = len(keys) * (len(keys[0].names)) < len(lists.items)
     if few:
         names = sorted({name for key in keys for name in key.names})
@@ -278,7 +278,7 @@ def _make_ready(
         if missing:
             raise DataError(
                 f"{source.root / missing[0]}: missing, with {len(missing) - 1} other images of the "
-                f"episodes; `fsdino data check {source.dataset}` says what to fetch"
+                f"episodes; `fsdino data check {source.dataset}` lists what to download"
             )
     if source.mask_source(split) == "rasterised":
         source.make_masks(names)

@@ -63,13 +63,13 @@ ANNOTATIONS = (
 class Coco:
     """COCO-20i on disk; implements `fsdino.data.source.Source`. Class ids are contiguous, 0..79.
 
-    Masks are annotations/{train,val}2014/*.png where they are, in the root or in the folder of
+    Masks are annotations/{train,val}2014/*.png if they exist, in the root or in the folder of
     lists (if `prepare` made it); otherwise they are rasterised from annotations/instances_*.json
     into the cache.
 
     Args:
-        root: holds train2014/, val2014/ and annotations/ (or COCO2014/ does).
-        splits: the folder that holds HSNet's coco/{trn,val}/fold{i}.pkl; None derives lists.
+        root: folder with train2014/, val2014/ and annotations/, or COCO2014/ with them.
+        splits: the folder with HSNet's coco/{trn,val}/fold{i}.pkl; None derives lists.
     """
 
     root: Path
@@ -103,8 +103,8 @@ class Coco:
     def lists(self, fold: int | None, split: str) -> Lists:
         """Images of a split.
 
-        Of the published lists, trn/fold{i} already holds the classes of the other three folds;
-        val/fold{i} holds fold i's own.
+        In the published lists, trn/fold{i} already has the classes of the other three folds;
+        val/fold{i} has those of fold i.
 
         Raises:
             UsageError: a list is missing, or a fold out of range.
@@ -220,7 +220,7 @@ class Coco:
         return {**made, "lists": lists}
 
     def _lacks(self, year: str) -> str | None:
-        """What is missing of a year, and where to get it; None if nothing is."""
+        """The missing parts of a year, and where to get them; None if it is complete."""
         if not any_visible(self.root / year, ".jpg"):
             return f"{year}/ has no images, get {ARCHIVES[year]}"
         if not self._can_mask(year):
@@ -265,7 +265,7 @@ class Coco:
         return "not counted: pass --splits, or derive lists by `fsdino data prepare coco20i` first"
 
     def parts(self) -> list[Part]:
-        """What is needed, and whether it is there."""
+        """The required parts, and whether they exist."""
         parts = []
         for year in YEARS:
             what = "to train" if year == "train2014" else "to evaluate"
@@ -355,7 +355,7 @@ class Coco:
                 yield f"{year}/{stem}.jpg", _Check(self, f"{year}/{stem}.jpg", mask, known)
 
     def _derived_lists(self, part: str) -> Path:
-        """The folder of lists derived from this copy's masks, made where they are missing."""
+        """The folder of lists derived from this copy's masks, made if they are missing."""
         year = "train2014" if part == "trn" else "val2014"
         folder = self._lists_folder()
         if not _list_file(folder, part, FOLDS - 1).exists():

@@ -1,7 +1,7 @@
 """Mask PNGs of COCO-20i, rasterised from COCO's own annotations, once, into a folder.
 
-A pixel is the contiguous class id + 1 and 0 elsewhere. Later annotations lie over earlier ones,
-crowds included. Annotations are input from strangers, and pycocotools believes every number: they
+A pixel is the contiguous class id + 1, and 0 elsewhere. Later annotations lie over earlier ones,
+crowds included. Annotations are untrusted input, and pycocotools trusts every number: they
 are checked before anything is drawn. Polygons need pycocotools, the extra `train`.
 """
 
@@ -42,7 +42,7 @@ class Annotations:
         images: entries of images by file name without suffix.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: the file does not exist.
         DataError: it is damaged, or not COCO's 80 classes.
     """
 
@@ -110,7 +110,7 @@ class Annotations:
             size: its (H, W).
 
         Raises:
-            DataError: the file does not know the image, or takes it for one of another size, or an
+            DataError: the file does not list the image, or lists it with another size, or an
                 annotation is damaged.
         """
         annotations = self._annotations(stem)
@@ -127,7 +127,7 @@ class Annotations:
         """Rasterise an image's annotations, uint8 [H, W].
 
         Raises:
-            DataError: the file does not know the image, or an annotation is damaged.
+            DataError: the file does not list the image, or an annotation is damaged.
             UsageError: pycocotools is not installed.
         """
         annotations = self._annotations(stem)
@@ -149,7 +149,7 @@ class Annotations:
     def _outline(
         self, annotation: Mapping[str, Any], size: tuple[int, int]
     ) -> Callable[[], npt.NDArray[np.bool_]]:
-        """Check an annotation; returns what draws it, bool [H, W]."""
+        """Check an annotation; returns a function that draws it, bool [H, W]."""
         try:
             segmentation = annotation.get("segmentation")
             if isinstance(segmentation, list):
@@ -293,14 +293,14 @@ def _integer(entry: Mapping[str, Any], key: str, name: str, least: int = 0) -> i
 
 
 def rasterise(file: Path, stems: Sequence[str], folder: Path, report: Report | None = None) -> int:
-    """Write the masks that a folder does not hold yet; returns how many were written.
+    """Write the masks that are missing in a folder; returns how many were written.
 
     Each file is written whole or not at all: an interrupted call continues where it stopped.
 
     Args:
         file: `instances_*.json`.
         stems: names of the images, without folder and suffix.
-        folder: of the masks; created if missing.
+        folder: folder of the masks; created if missing.
         report: called after each mask.
 
     Raises:

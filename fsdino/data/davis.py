@@ -31,7 +31,7 @@ class Sequence:
     """A video.
 
     Attributes:
-        name: its folder's.
+        name: name of its folder.
         frames: JPEG files in order.
         annotations: palette PNG files, one for each frame.
     """
@@ -56,7 +56,7 @@ class Sequence:
         """Read a frame's objects, uint8 [H, W]: 0 is background; 255, undecided, becomes 0.
 
         Raises:
-            DataError: the file cannot be used, or is of another size than its frame.
+            DataError: the file cannot be used, or its size differs from its frame's.
         """
         labels = read_labels(self.annotations[index], _size(self.frames[index]))
         return np.where(labels == _IGNORED, 0, labels).astype(np.uint8)
@@ -85,7 +85,7 @@ class Davis:
     """DAVIS-17 on disk.
 
     Args:
-        root: holds JPEGImages/480p, Annotations/480p and ImageSets/2017 (or DAVIS/ does).
+        root: folder with JPEGImages/480p, Annotations/480p and ImageSets/2017, or DAVIS/ with them.
     """
 
     root: Path
@@ -100,7 +100,7 @@ class Davis:
         """Names of a split's sequences, in the order of ImageSets/2017.
 
         Raises:
-            UsageError: the list is missing, or there is no such split.
+            UsageError: the list is missing, or the split is unknown.
             DataError: the list cannot be used.
         """
         if split not in SPLITS:
@@ -114,7 +114,7 @@ class Davis:
         """A split's sequences; no pixel is read.
 
         Raises:
-            UsageError: the list is missing, or there is no such split.
+            UsageError: the list is missing, or the split is unknown.
             DataError: a sequence lacks frames or annotations.
         """
         return tuple(map(self._sequence, self.names(split)))
@@ -135,7 +135,7 @@ class Davis:
         return Sequence(name, frames, annotations)
 
     def provenance(self, split: str = "val") -> Provenance:
-        """Which sequences; as every result records it."""
+        """The origin of the sequences, as every result records it."""
         lists = Lists(tuple((name, 0) for name in self.names(split)), derived=False)
         return Provenance(
             dataset=self.dataset, fold=None, split=split, sampling="sequences",
@@ -143,7 +143,7 @@ class Davis:
         )  # fmt: skip
 
     def parts(self) -> list[Part]:
-        """What is needed, and whether it is there."""
+        """The required parts, and whether they exist."""
         needed = {
             "JPEGImages/480p": "", "Annotations/480p": "",
             "ImageSets/2017/val.txt": "to evaluate", "ImageSets/2017/train.txt": "to train",

@@ -1,8 +1,8 @@
 """What an episode is.
 
 An episode asks one question: given K support images in which a class is marked, where is that
-class in the query image? Every data set of this package answers with the same objects, so that
-training and evaluation need not know which one they read.
+class in the query image? All data sets give the same objects, so that training and evaluation do
+not depend on the data set.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Sample:
         mask: bool [H, W], True where the class is.
         name: identifies the image: its path, or the key a generator drew it from.
         class_id: the data set's own index of the class.
-        ignore: bool [H, W], True where the annotation abstains; None where it never does.
+        ignore: bool [H, W], True for pixels without an annotation; None if all have one.
 
     Raises:
         UsageError: a shape or dtype other than the above.
@@ -98,8 +98,8 @@ class EpisodeKey:
         query: the query's `Sample.name`.
         supports: the supports' `Sample.name`, in order.
 
-    Names of files are relative to the data set's root, with "/" between folders, so that two
-    machines agree on them.
+    Names of files are relative to the data set's root, with "/" between folders, so that they are
+    the same on all machines.
     """
 
     class_id: int
@@ -118,7 +118,7 @@ class Provenance:
 
     Attributes:
         dataset: its name in `fsdino.data.names.DATASETS`.
-        fold: the fold that is held out of training; None where there are no folds.
+        fold: the fold that is held out of training; None if there are no folds.
         split: "val" (novel classes), "train" or "base_val" (base classes).
         sampling: "hsnet" (the published draws) or "seeded".
         lists: "published", "derived" (from the annotations) or "generated".
@@ -137,7 +137,7 @@ class Provenance:
 
 @runtime_checkable
 class Episodes(Protocol):
-    """A sequence of episodes with a random stream of its own.
+    """A sequence of episodes with its own random stream.
 
     Episode i is a pure function of (data set, fold, split, shots, seed, i): the number of
     workers, the order of access and the batch size change nothing.
@@ -155,7 +155,7 @@ class Episodes(Protocol):
 
     @property
     def fold(self) -> int | None:
-        """The fold whose classes are held out of training; None where there are no folds."""
+        """The fold whose classes are held out of training; None if there are no folds."""
         ...
 
     @property
@@ -178,19 +178,19 @@ class Episodes(Protocol):
         ...
 
     def __getitem__(self, index: int) -> Episode:
-        """Return episode `index`; IndexError when there is none."""
+        """Return episode `index`; IndexError if it does not exist."""
         ...
 
     def key(self, index: int) -> EpisodeKey:
-        """Return what episode `index` is made of; IndexError when there is none."""
+        """Return the key of episode `index`; IndexError if it does not exist."""
         ...
 
 
 def episode_hash(episodes: Episodes) -> str:
     """Return a SHA-256 over the keys of all episodes in order, hexadecimal.
 
-    Two results with equal hashes asked the same questions, on whichever machine, at whichever
-    root path. No pixel is read.
+    Two results with equal hashes used the same episodes, on any machines and at any root paths.
+    No pixel is read.
     """
     digest = hashlib.sha256()
     for index in range(len(episodes)):

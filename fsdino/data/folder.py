@@ -1,4 +1,4 @@
-"""A user's own folder as a data set, in the layouts that annotation tools write."""
+"""Your own folder as a data set, in the layouts that annotation tools write."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Folder(MasksIncluded):
       mask of CLASS/IMAGE.jpg is CLASS/IMAGE.png or CLASS/IMAGE_mask with any image suffix, or in
       CLASS/masks/ for images in CLASS/images/.
     * pairs: one class; images/NAME.jpg with masks/NAME.png, or NAME.jpg beside NAME_mask.png.
-    * labels: files as in pairs, but a mask holds a value for each class, which is the class's id;
+    * labels: files as in pairs, but a mask has a value for each class, which is the class's id;
       classes.txt may name them.
 
-    Pictures are turned upright as their EXIF data say. split "val" takes all images; "base_val"
+    Pictures are turned upright by their EXIF data. The split "val" has all images; "base_val"
     every fifth of each class, and "train" the others. Of three to nine images of a class, one is
     in "base_val"; of two, both are in both.
 
@@ -54,7 +54,7 @@ class Folder(MasksIncluded):
             warning.
 
     Raises:
-        UsageError: a value of `ignore` or `background` that is out of range.
+        UsageError: `ignore` or `background` is out of range.
     """
 
     root: Path
@@ -72,11 +72,11 @@ class Folder(MasksIncluded):
 
     @cached_property
     def reading(self) -> Reading:
-        """What the folder holds, and how it is read.
+        """The content of the folder, and how it is read.
 
         Raises:
-            UsageError: no such layout, or options that this one does not take.
-            DataError: it can be read in several ways, or in none.
+            UsageError: an unknown layout, or options that this one does not have.
+            DataError: several layouts match, or none.
         """
         found = read_layout(self.root, self.layout, self._labels)
         if found.layout != "labels" and (self.ignore, self.background) != (None, None):
@@ -102,7 +102,7 @@ class Folder(MasksIncluded):
 
     @property
     def class_names(self) -> Mapping[int, str]:
-        """Names of the classes that images were found of."""
+        """Names of the classes that have images."""
         return self.reading.classes
 
     def classes(self, fold: int | None, split: str) -> tuple[int, ...]:
@@ -124,7 +124,7 @@ class Folder(MasksIncluded):
                     items.append((name, class_id))
         if not items and self.reading.masks and self.reading.layout == "labels":
             raise DataError(
-                f"--root {self.root}: no label map holds a class, with {self._labels}; pass other "
+                f"--root {self.root}: no label map has a class, with {self._labels}; pass other "
                 "--ignore and --background, or --layout pairs for masks of one class"
             )
         if not items:
@@ -137,11 +137,11 @@ class Folder(MasksIncluded):
     def pools(self, lists: Lists) -> tuple[Pools, Pools]:
         """Images of each class that are queries, and those that supports are drawn from.
 
-        A class with one image in the lists, as one of few images has for validation, is asked for
-        in that image, and its others are the supports.
+        If a class has one image in the lists, as for validation with few images, that image is the
+        query, and its other images are the supports.
 
         Args:
-            lists: of a split.
+            lists: lists of a split.
 
         Raises:
             DataError: a class with fewer than two images.
@@ -179,7 +179,7 @@ class Folder(MasksIncluded):
         raise UsageError("a folder of your own has no published episodes; use sampling seeded")
 
     def mask_source(self, split: str) -> str:
-        """The masks are the user's; values that mean something else than usual are named."""
+        """The masks are the user's; values with another meaning than usual are named."""
         return "published" if self._labels.is_default else f"published, {self._labels}"
 
     def prepare(self, folder: Path | None, report: Report) -> dict[str, Path]:
@@ -218,7 +218,9 @@ class Folder(MasksIncluded):
         labels = read_label_map(path, image.shape[:2], self.root / name)
         mask: Mask = labels == class_id
         if not mask.any():
-            raise DataError(f"{path}: no pixel has the value {class_id}; was it changed just now?")
+            raise DataError(
+                f"{path}: no pixel has the value {class_id}; it may have changed in the meantime"
+            )
         undecided = self._labels.ignore
         ignore: Mask | None = None
         if query and undecided is not None:

@@ -40,8 +40,8 @@ class Fss1000(MasksIncluded):
     published lists 0..519, 520..759 and 760..999.
 
     Args:
-        root: holds a folder for each class, with 1.jpg, 1.png ... 10.jpg, 10.png.
-        splits: the folder that holds HSNet's fss/{trn,val,test}.txt; None derives a division.
+        root: has a folder for each class, with 1.jpg, 1.png ... 10.jpg, 10.png.
+        splits: the folder with HSNet's fss/{trn,val,test}.txt; None derives a division.
     """
 
     root: Path
@@ -71,7 +71,7 @@ class Fss1000(MasksIncluded):
     def derive(self) -> dict[str, tuple[str, ...]]:
         """Divide the classes as 520 : 240 : 240, in the order of their names' SHA-256.
 
-        Of fewer than four the test gets one first, then training, then validation.
+        With fewer than four classes, the test set gets the first, then training, then validation.
         """
         order = sorted(
             self._folders(),
@@ -87,7 +87,7 @@ class Fss1000(MasksIncluded):
         }
 
     def _folders(self) -> list[str]:
-        """Names of the folders that hold any of a class's images."""
+        """Names of the folders with any of a class's images."""
         numbers = range(1, IMAGES + 1)
         return sorted(
             folder.name
@@ -142,7 +142,7 @@ class Fss1000(MasksIncluded):
         """Each image is the query once; supports are drawn from the numbers 1..10."""
         if episodes is not None and episodes > len(lists.items):
             raise UsageError(
-                f"episodes {episodes}: protocol hsnet asks each of {len(lists.items)} images once; "
+                f"episodes {episodes}: protocol hsnet uses each of {len(lists.items)} images once; "
                 "use fewer, or sampling seeded"
             )
         pools = {
@@ -174,7 +174,7 @@ class Fss1000(MasksIncluded):
         return image, read_gray((self.root / name).with_suffix(".png"), image.shape[:2])
 
     def parts(self) -> list[Part]:
-        """What is needed, and whether it is there."""
+        """The required parts, and whether they exist."""
         found = len(self._folders())
         note = f"{found} of {sum(_SHARES.values())} folders of classes"
         return [Part("CLASS/{1..10}.jpg and .png", ARCHIVE, True, found > 0, note)]

@@ -1,4 +1,4 @@
-"""Label maps of a user's own: one file that marks several classes, a value for each."""
+"""Your own label maps: one file that marks several classes, each with a value."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _LOSSY = ("JPEG", "MPO", "WEBP")
 
 @dataclass(frozen=True)
 class Labelling:
-    """What the values of label maps mean.
+    """The meaning of the values of label maps.
 
     Attributes:
-        ignore: value of undecided pixels, left out of a query's score; None where there is none.
-        background: value that is not a class: 0, or None where 0 is a class like the others.
+        ignore: value of undecided pixels, left out of a query's score; None if there is none.
+        background: value that is not a class: 0, or None if 0 is a class like the others.
 
     Raises:
         UsageError: a value outside 0..255, or one value for both.
@@ -54,10 +54,10 @@ class Labelling:
 
     @classmethod
     def of(cls, ignore: int | str | None, background: int | str | None) -> Labelling:
-        """What a person asks for: a number, "none", or None for the default.
+        """Parse an option: a number, "none", or None for the default.
 
         Raises:
-            UsageError: another word, or see above.
+            UsageError: another word, or an invalid value, see above.
         """
         return cls(_value("ignore", ignore, IGNORED), _value("background", background, 0))
 
@@ -94,7 +94,7 @@ def read_label_map(path: Path, size: tuple[int, int], photograph: Path) -> Image
     Args:
         path: the file.
         size: (H, W) of the photograph as it is displayed.
-        photograph: its file; where its EXIF data leave it open which way up the map is, that is
+        photograph: its file; if its EXIF data do not determine the map's orientation, that is
             logged.
 
     Raises:
@@ -106,7 +106,7 @@ def read_label_map(path: Path, size: tuple[int, int], photograph: Path) -> Image
 
 
 def read_values(masks: Iterable[Path]) -> tuple[dict[Path, tuple[int, ...]], dict[Path, str]]:
-    """Read which values label maps hold; kept in the cache, since all files have to be read.
+    """Read which values label maps have; cached, since all files have to be read.
 
     Returns:
         The values by file, and reasons by file that cannot be read.
@@ -133,7 +133,7 @@ def read_values(masks: Iterable[Path]) -> tuple[dict[Path, tuple[int, ...]], dic
 
 
 def _kept_values(file: Path, files: Sequence[Path]) -> dict[Path, tuple[int, ...]] | None:
-    """The values that were kept; None where there are none, or damaged ones."""
+    """The cached values; None if they are missing or damaged."""
     if not file.is_file():
         return None
     try:
@@ -164,7 +164,7 @@ def is_label_maps(root: Path, masks: Iterable[Path], labelling: Labelling) -> bo
     """Whether masks mark several classes, by all of their values, and not one.
 
     Raises:
-        DataError: they may mean both.
+        DataError: they can be read either way.
     """
     values, _ = read_values(masks)
     several = [p for p in values if not _is_binary(p, values[p])]
@@ -199,13 +199,13 @@ def several_classes(path: Path) -> bool:
 
 
 def read_classes(file: Path, background: int | None) -> dict[int, str]:
-    """Read names of classes by their values; none where there is no file.
+    """Read names of classes by their values; none if the file does not exist.
 
-    A line is `ID NAME`, or a name alone: then the first line is the first class, 1 (0 where 0 is
-    no background, or where the line says "background").
+    A line is `ID NAME`, or a name alone: then the first line is the first class, 1 (0 if 0 is
+    not the background, or if the line is "background").
 
     Raises:
-        DataError: lines of both kinds, or a value or name that comes twice.
+        DataError: lines of both kinds, or a repeated value or name.
     """
     if not file.is_file():
         return {}
@@ -226,16 +226,16 @@ def read_classes(file: Path, background: int | None) -> dict[int, str]:
         if not 0 <= value <= 255:
             raise DataError(f"{file}: {value} is not a value from 0 to 255; fix the line")
         if value in found or name in found.values():
-            raise DataError(f"{file}: {value} {name} is there twice; remove one of the lines")
+            raise DataError(f"{file}: {value} {name} is repeated; remove one of the lines")
         found[value] = name
     return {value: name for value, name in found.items() if value != background}
 
 
 def check_known(mask: Path, present: Sequence[int], named: Mapping[int, str], file: Path) -> None:
-    """Refuse a value that has no name, where others have one.
+    """Refuse a value without a name if other values have one.
 
     Raises:
-        DataError: names the label map and the value.
+        DataError: the message names the label map and the value.
     """
     for value in present if named else ():
         if value not in named:

@@ -1,6 +1,6 @@
-"""How the files of a user's own folder belong together: which is an image, which is its mask.
+"""The layouts of your own folder: which file is an image, and which is its mask.
 
-Nothing is decoded here but where masks have to tell one class from several (`fsdino.data.labels`).
+Only masks are decoded, and only to tell one class from several (`fsdino.data.labels`).
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _SHOWN = 3  # examples in an error
 
 @dataclass(frozen=True)
 class Pairs:
-    """Images and masks that belong together.
+    """Images with their masks.
 
     Attributes:
         masks: the mask of each image, in the order of the images' names.
         unmarked: images without a mask.
-        left_out: reasons by file or folder that is neither.
+        left_out: files and folders that are neither, with the reasons.
     """
 
     masks: Mapping[Path, Path]
@@ -61,8 +61,8 @@ class Reading:
         images: the images of each class that have a mask, in the order that draws count in.
         masks: the mask of each of them.
         unmarked: images without a mask, by class; of label maps, under no class's id (-1).
-        left_out: reasons by the name of what is not read.
-        damaged: reasons by the name of images whose label map cannot be read.
+        left_out: names that are not read, with the reasons.
+        damaged: images whose label map cannot be read, with the reasons.
     """
 
     layout: str
@@ -102,7 +102,7 @@ def read_layout(root: Path, layout: str, labelling: Labelling) -> Reading:
 
 
 def _choose(root: Path, labelling: Labelling) -> Reading:
-    """Take the only layout that fits; class folders where none does, whose errors say more."""
+    """The only layout that matches; class folders if none does, whose errors are more specific."""
     folders = _find_class_folders(root)
     apart, beside = _in_two_folders(root), _beside(root)
     marked = [name for name, found in folders.items() if found.masks]
@@ -114,8 +114,8 @@ def _choose(root: Path, labelling: Labelling) -> Reading:
     found = [title for title, there in fits.items() if there]
     if len(found) > 1:
         raise DataError(
-            f"--root {root}: fits more than one layout, {' and '.join(found)}; move away what does "
-            "not belong to the data, or pass --layout"
+            f"--root {root}: matches more than one layout, {' and '.join(found)}; move other "
+            "files away, or pass --layout"
         )
     pairs = apart or beside
     if pairs is None:
@@ -167,7 +167,7 @@ def _class_folders(root: Path) -> Reading:
 
 
 def _find_class_folders(root: Path) -> dict[str, Pairs]:
-    """Folders by class name: those of the root or, where none has images, those below them."""
+    """Folders by class name: those of the root or, if none has images, those below them."""
     linked = _linked(root)
     tops = [folder for folder in _folders(root) if folder not in linked]
     found = {folder.name: _class_folder(folder) for folder in tops}
@@ -187,7 +187,7 @@ def _find_class_folders(root: Path) -> dict[str, Pairs]:
 
 
 def _refuse_splits(root: Path, found: Mapping[str, Pairs]) -> None:
-    """Refuse train/ and val/ of one data set, which would be two classes for each that is there."""
+    """Refuse train/ and val/ of one data set, which would double each class."""
     tops = dict.fromkeys(name.partition("/")[0] for name, pairs in found.items() if pairs.images)
     if tops and all(name.casefold() in _SPLIT_FOLDERS for name in tops):
         raise DataError(
@@ -215,8 +215,8 @@ def side_by_side(folder: Path) -> Pairs:
     """Pair the images of one folder with the masks beside them.
 
     The mask of NAME.jpg is NAME.png, or NAME_mask or NAME-mask with any image suffix; that of
-    NAME.png is NAME_mask or NAME-mask. Suffixes count in any case, and names as Unicode text, so
-    that composed and decomposed letters are the same.
+    NAME.png is NAME_mask or NAME-mask. Suffixes are not case-sensitive, and names are
+    compared as Unicode text, so that composed and decomposed letters are the same.
 
     Raises:
         DataError: an image has more than one mask.
@@ -256,7 +256,7 @@ def side_by_side(folder: Path) -> Pairs:
 
 
 def _beside(root: Path) -> Pairs | None:
-    """Images and masks in the root itself; None where no image has a mask there."""
+    """Images and masks in the root itself; None if no image has a mask there."""
     pairs = side_by_side(root)
     if not pairs.masks:
         return None
@@ -266,7 +266,7 @@ def _beside(root: Path) -> Pairs | None:
 
 
 def _beside_below(root: Path) -> Pairs:
-    """Images and masks beside each other in any folders below the root."""
+    """Images with masks in the same folder, in any folders below the root."""
     parts = [side_by_side(folder) for folder in (root, *_all_below(root))]
     left_out = {path: reason for part in parts for path, reason in part.left_out.items()}
     left_out.pop(root / CLASSES_FILE, None)
@@ -279,10 +279,11 @@ def _beside_below(root: Path) -> Pairs:
 
 
 def _in_two_folders(root: Path) -> Pairs | None:
-    """A folder of images and one of masks, of one structure; None where there are none.
+    """A folder of images and one of masks, of one structure; None if there are none.
 
     Raises:
-        DataError: several such folders fit, or an image has several masks, or a mask images.
+        DataError: several such folders match, or an image has several masks, or a mask several
+            images.
     """
     fitting = _two_folders(root)
     if not fitting:
@@ -290,14 +291,14 @@ def _in_two_folders(root: Path) -> Pairs | None:
     if len(fitting) > 1:
         found = ", ".join(f"{a.name}/ with {b.name}/" for a, b in fitting)
         raise DataError(
-            f"--root {root}: images and masks fit in more than one way, {found}; move away what "
+            f"--root {root}: images and masks match in more than one way, {found}; move away what "
             "does not belong to the data"
         )
     images, masks = (_by_key(folder) for folder in fitting[0])
     for key, paths in images.items():
         if len(paths) > 1 and key in masks:
             raise DataError(
-                f"{masks[key][0]}: fits several images, {_examples(paths)}; keep one of them"
+                f"{masks[key][0]}: matches several images, {_examples(paths)}; keep one of them"
             )
     owners = {path: masks.get(key) or _ending(masks, key) for key, [path, *_] in images.items()}
     _refuse_ambiguous(owners)
@@ -356,7 +357,7 @@ def _refuse_ambiguous(found: Mapping[Path, Sequence[Path]]) -> None:
 
 
 def _one_class(root: Path, pairs: Pairs) -> Reading:
-    """One class, all over."""
+    """Everything as one class."""
     named = labels.read_classes(root / CLASSES_FILE, background=0)
     if len(named) > 1:
         raise DataError(
@@ -371,7 +372,7 @@ def _one_class(root: Path, pairs: Pairs) -> Reading:
 
 
 def _several(root: Path, pairs: Pairs, labelling: Labelling) -> Reading:
-    """The classes that label maps hold; an image has any number of them."""
+    """The classes in label maps; an image has any number of them."""
     file = root / CLASSES_FILE
     named = labels.read_classes(file, labelling.background)
     values, damaged = labels.read_values(pairs.masks.values())
@@ -385,7 +386,7 @@ def _several(root: Path, pairs: Pairs, labelling: Labelling) -> Reading:
         for value in present:
             images.setdefault(value, []).append(_name(root, path))
     for value in sorted(named.keys() - images.keys() - {labelling.ignore}):
-        left_out[f"class {value} {named[value]}"] = "no label map holds it"
+        left_out[f"class {value} {named[value]}"] = "no label map has it"
     names = {value: named.get(value, str(value)) for value in sorted(images)}
     return Reading(
         "labels",

@@ -1,8 +1,8 @@
 """Split lists: which images are drawn for which class, in the layout of HSNet's published lists.
 
 `pascal/{trn,val}/fold{i}.txt` has lines `IMAGE__CLASS` (1-based), `coco/{trn,val}/fold{i}.pkl` a
-pickled dict of 80 classes, `fss/{trn,val,test}.txt` names of classes. Lists are input from
-strangers: a pickle may name nothing that is executable, and a name may not leave the root.
+pickled dict of 80 classes, `fss/{trn,val,test}.txt` names of classes. Lists are untrusted
+input: a pickle must not name anything executable, and a name must not leave the root.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Lists:
 
     Attributes:
         items: (image, class) in the order of the lists.
-        derived: whether they come from the annotations and are not the published ones.
+        derived: whether they were derived from the annotations rather than published.
     """
 
     items: tuple[Item, ...]
@@ -67,7 +67,7 @@ class Lists:
         return digest.hexdigest()
 
     def without(self, other: Lists) -> Lists:
-        """These lists less every image that another has for any class."""
+        """These lists without any image of another one, whatever its class."""
         names = {name for name, _ in other.items}
         kept = tuple(item for item in self.items if item[0] not in names)
         return Lists(kept, self.derived or other.derived)
@@ -77,8 +77,7 @@ def safe_name(name: str, source: str, depth: int = 1) -> str:
     """Return a relative, "/"-separated name that lies `depth` - 1 folders deep.
 
     Raises:
-        DataError: an absolute path, "..", what only some systems take for a separator, or another
-            depth.
+        DataError: an absolute path, "..", a separator of other systems, or another depth.
     """
     if not _is_file_name(name):
         raise DataError(
@@ -110,7 +109,7 @@ def is_derived(folder: Path) -> bool:
 
 
 def mark_derived(folder: Path, **facts: Any) -> None:
-    """Note in a folder of lists that they are derived, and what from.
+    """Mark a folder of lists as derived, with the origin.
 
     Raises:
         FsdinoError: it cannot be written.
@@ -119,7 +118,7 @@ def mark_derived(folder: Path, **facts: Any) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder for what is prepared, with those above it.
+    """Create a folder for prepared files, with its parents.
 
     Raises:
         FsdinoError: it cannot be created.
@@ -136,11 +135,11 @@ def read_pairs(file: Path, classes: Sequence[int]) -> list[tuple[str, int]]:
 
     Args:
         file: the list.
-        classes: those that it may hold.
+        classes: the classes that it may contain.
 
     Raises:
-        UsageError: there is no such file.
-        DataError: another kind of line, another class, or a name that leaves the root.
+        UsageError: the file does not exist.
+        DataError: an invalid line, another class, or a name that leaves the root.
     """
     pairs = []
     for number, line in enumerate(read_lines(file), 1):
@@ -152,7 +151,7 @@ def read_pairs(file: Path, classes: Sequence[int]) -> list[tuple[str, int]]:
         if int(class_id) not in classes:
             raise DataError(
                 f"{file}, line {number}: class {int(class_id)} is not of {_span(classes)}; "
-                "a list holds its own fold's classes: replace it by the published one"
+                "a list has its own fold's classes: replace it by the published one"
             )
         pairs.append((safe_name(name, f"{file}, line {number}"), int(class_id)))
     return pairs
@@ -168,7 +167,7 @@ def read_names(file: Path, *, allow_empty: bool = False) -> list[str]:
 
     Args:
         file: the list.
-        allow_empty: whether there may be no name.
+        allow_empty: whether the list may be empty.
 
     Raises:
         UsageError: there is no such file.
@@ -193,10 +192,10 @@ def read_class_pickle(file: Path, classes: Sequence[int], number: int = 80) -> d
     Args:
         file: the list.
         classes: those that may have images.
-        number: of classes altogether, 0-based.
+        number: number of all classes, which count from 0.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: the file does not exist.
         DataError: anything but dict, list, str and int, another class, or a name that leaves the
             root.
     """
@@ -242,14 +241,14 @@ _MARK = object()
 
 
 def _unpickle(content: bytes, file: Path) -> Any:
-    """What a pickled dict of int -> list of str holds, read opcode by opcode.
+    """Read a pickled dict of int -> list of str, opcode by opcode.
 
-    Python's own unpickler recurses in C on nested keys, until the process crashes, and makes any
-    object. Here nothing can be nested deeper than the lists are, and nothing is called.
+    Python's own unpickler recurses in C on nested keys until the process crashes, and creates any
+    object. Here nothing can be nested deeper than the lists, and nothing is called.
 
     Raises:
         DataError: it names a global, which could run code.
-        Exception: any, where it is damaged or holds something else.
+        Exception: any; it is damaged or has another content.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
@@ -319,11 +318,11 @@ def _put_into(target: Any, items: Sequence[Any]) -> None:
 def read_lines(file: Path, *, allow_empty: bool = False) -> list[str]:
     """Read a list's lines, without empty ones and the space around others.
 
-    Names of files need not be UTF-8: other bytes become what `os.fsdecode` makes of them. A byte
-    order mark and the line ends of other systems do not count.
+    Names of files need not be UTF-8: other bytes are decoded by `os.fsdecode`. A byte order mark
+    and the line ends of other systems are ignored.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: the file does not exist.
         DataError: it is not a text, too large, or empty.
     """
     remedy = "replace the list"

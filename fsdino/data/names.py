@@ -1,4 +1,4 @@
-"""Names that settings choose data by, for modules that must not import torch."""
+"""Names of data sets and their settings, for modules that must not import torch."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ DATASETS = (
 )
 ON_DISK = tuple(name for name in DATASETS if name != "procedural")
 SAMPLINGS = ("hsnet", "seeded")
-LAYOUTS = ("auto", "class-folders", "pairs", "labels")  # of a folder of one's own
+LAYOUTS = ("auto", "class-folders", "pairs", "labels")  # of your own folder

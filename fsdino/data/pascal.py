@@ -50,8 +50,8 @@ class Pascal(MasksIncluded):
     """PASCAL-5i on disk; implements `fsdino.data.source.Source`. Class ids are VOC's, 1..20.
 
     Args:
-        root: holds JPEGImages/ and SegmentationClassAug/ or SegmentationClass/ (or VOC2012/ does).
-        splits: the folder that holds HSNet's pascal/{trn,val}/fold{i}.txt; None derives lists.
+        root: has JPEGImages/ and SegmentationClassAug/ or SegmentationClass/, or VOC2012/.
+        splits: the folder with HSNet's pascal/{trn,val}/fold{i}.txt; None derives lists.
         leak_safe: folds for a model that was trained on COCO-20i's fold of the same number.
     """
 
@@ -84,8 +84,8 @@ class Pascal(MasksIncluded):
     def lists(self, fold: int | None, split: str) -> Lists:
         """Images of a split.
 
-        A file of the published lists holds its own fold's classes, whether it is in trn/ or val/:
-        training reads those of the other three folds.
+        A file of the published lists has its own fold's classes, in trn/ as in val/: training reads
+        those of the other three folds.
 
         Raises:
             UsageError: a list is missing, or a fold out of range.
@@ -155,7 +155,7 @@ class Pascal(MasksIncluded):
         return labels
 
     def parts(self) -> list[Part]:
-        """What is needed, and whether it is there."""
+        """The required parts, and whether they exist."""
         found = {name: (self.root / name).exists() for name in _PARTS}
         derived = self.splits is None
         return [
@@ -177,7 +177,7 @@ class Pascal(MasksIncluded):
             yield f"JPEGImages/{stem}.jpg", _Check(self, stem)
 
     def _derived_lists(self) -> Path:
-        """The folder of lists derived from this copy's annotations, made where it is missing."""
+        """The folder of lists derived from this copy's annotations, made if it is missing."""
         folder = prepared(f"pascal5i-{split_lists.DERIVED_FORMAT}", self._key())
         if not split_lists.is_derived(folder):
             logger.info("no --splits: deriving PASCAL-5i's lists from the masks, once")
@@ -205,7 +205,7 @@ class Pascal(MasksIncluded):
         """
         if not (self.root / _VAL).is_file():
             raise UsageError(
-                f"{self.root / _VAL} is missing, and nothing else tells validation images: get it "
+                f"{self.root / _VAL} is missing, which lists the validation images: get it "
                 f"from {VOC}, or pass --splits"
             )
         held_out = set(split_lists.read_names(self.root / _VAL))

@@ -1,6 +1,6 @@
-"""Episodes made from photographs without labels: regions of one, seen again in other views.
+"""Episodes made from photographs without labels: regions in several views.
 
-A class is a region of a photograph (`fsdino.data.regions`). It is shown either in its place, in
+A class is a region of a photograph (`fsdino.data.regions`). It is shown either in place, in
 warped views of the photograph, or cut out and pasted into views of other photographs, once or
 several times, among regions of others.
 """
@@ -51,10 +51,10 @@ _EDGE = 2.0  # width of a soft edge in pixels of the view
 
 
 class Photographs:
-    """The photographs of a folder, read once; regions are found when they are first asked for.
+    """The photographs of a folder, read once; regions are computed when they are first needed.
 
     Args:
-        folder: that has the image files, or its subfolders; other files are passed over.
+        folder: folder with the image files, in subfolders too; other files are ignored.
 
     Attributes:
         names: paths below the folder, sorted.
@@ -62,7 +62,7 @@ class Photographs:
         digest: SHA-256 over names and pixels, hexadecimal.
 
     Raises:
-        UsageError: no such folder, or fewer than two photographs in it.
+        UsageError: the folder does not exist, or has fewer than two photographs.
         DataError: a file that cannot be read, or is too narrow.
     """
 
@@ -99,12 +99,12 @@ class Photographs:
         """Draw a region.
 
         Args:
-            rng: decides everything.
-            whole: of a photograph that has regions which its border does not cut off, one of them.
-            without: a photograph that gives none.
+            rng: source of all random numbers.
+            whole: prefer regions that the photograph's border does not cut off.
+            without: index of a photograph that is left out.
 
         Raises:
-            DataError: none of them has any.
+            DataError: no photograph has a region.
         """
         start = int(rng.integers(len(self)))
         for index in (*range(start, len(self)), *range(start)):
@@ -117,7 +117,7 @@ class Photographs:
                 drawn = [region for region in regions if region.stage == stage]
                 return Cutout(index, self.images[index], drawn[int(rng.integers(len(drawn)))])
         raise DataError(
-            f"photographs: nothing stands out in the {len(self)} images of {self.folder}; give "
+            f"photographs: no region stands out in the {len(self)} images of {self.folder}; give "
             "photographs that show objects or surfaces that differ from each other"
         )
 
@@ -184,7 +184,7 @@ class PhotographEpisodes:
     """Episodes of regions of photographs, each with its own class.
 
     Args:
-        photographs: that they are made from.
+        photographs: the photographs that they are made from.
         shots: supports per episode, at least 1.
         seed: at least 0.
         image_size: side of the square images in pixels, at least 32.
@@ -239,7 +239,7 @@ class PhotographEpisodes:
     def _in_place(
         self, rng: np.random.Generator, target: Cutout, scales: Sequence[float]
     ) -> _Shown | None:
-        """A view of the photograph that the target is in; None where none shows enough of it."""
+        """A view of the photograph that the target is in; None if none shows enough of it."""
         side, window = self.image_size, (0, 0, self.image_size, self.image_size)
         low, high = side / (_BEYOND * min(target.size)), max(_ENLARGED, side / min(target.size))
         for _ in range(_TRIES):
@@ -265,10 +265,10 @@ class PhotographEpisodes:
         """Another photograph with the target in it, once or several times, among other regions.
 
         Args:
-            rng: decides everything.
-            target: what is marked.
-            scales: of the other views.
-            alone: once, in the middle, and nothing else; this is always within the limits.
+            rng: source of all random numbers.
+            target: the marked region.
+            scales: scales of the other views.
+            alone: paste the target once, in the middle, and nothing else; this meets the limits.
         """
         side = self.image_size
         pixels = self._background(rng, target.index)

@@ -1,8 +1,8 @@
 """Regions of a photograph that stand out from the rest of it, found without labels.
 
 A photograph is cut into superpixels (SLIC: Achanta et al., TPAMI 2012), which are merged pair by
-pair where they differ least. Regions at several stages of the merging are kept where nothing else
-in the photograph looks like them: only then does a mask of one say what is meant.
+pair where they differ least. Regions at several stages of the merging are kept if nothing else
+in the photograph looks like them: only then is the meaning of their mask clear.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Region:
             value, interpolated, is above 127.5.
         box: (left, top, right, bottom) of its mask, as shares of width and height.
         share: of the photograph that it covers.
-        whole: whether the photograph's border cuts hardly anything off.
+        whole: whether the photograph's border cuts off hardly anything.
         stage: the stage of the merging that it comes from; small ones have larger regions.
     """
 
@@ -79,8 +79,8 @@ def find_regions(image: Image) -> list[Region]:
         image: uint8 [H, W, 3].
 
     Returns:
-        The regions, from `SMALLEST` to `LARGEST` of the photograph; none for a plain one. The same
-        for the same image.
+        The regions, from `SMALLEST` to `LARGEST` of the photograph; none for a plain one. Equal
+        images give equal regions.
     """
     scale = min(1.0, SIDE / max(image.shape[:2]))
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
@@ -103,7 +103,7 @@ def find_regions(image: Image) -> list[Region]:
 
 
 def _region(mask: Flags, stage: int) -> Region | None:
-    """A region of a mask [h, w], smoothed; None where little is left of it."""
+    """A region of a mask [h, w], smoothed; None if little is left of it."""
     smoothed = np.pad(mask.astype(np.float32), _SMOOTHING, mode="edge")
     for _ in range(_SMOOTHING):
         smoothed = _blur(smoothed)
@@ -276,7 +276,7 @@ def _both_ways(matrix: npt.NDArray[np.float64]) -> Floats:
 
 
 def _costs(i: int, features: Floats, areas: Floats, lengths: Floats, edges: Floats) -> Floats:
-    """What merging region i with each other one [N] costs; infinite for those apart from it."""
+    """Cost of merging region i with each other one [N]; infinite for regions that do not touch."""
     difference = features - features[i]
     across = edges[i] / np.maximum(lengths[i], 1)
     distance = np.sqrt((difference * difference).sum(1)) + across
@@ -309,7 +309,7 @@ def _confusion(members: Flags, alike: Flags, parts: _Parts) -> Floats:
 
 
 def _united(group: Flags, groups: list[Flags], alike: Flags, parts: _Parts) -> Flags | None:
-    """A region with those that look like it; None where look-alikes remain."""
+    """A region with those that look like it; None if look-alikes remain."""
     members = group
     for united in range(1, _PARTS + 1):
         confused = _confusion(members, alike, parts)
@@ -325,7 +325,7 @@ def _united(group: Flags, groups: list[Flags], alike: Flags, parts: _Parts) -> F
 
 
 def _figure(groups: list[Flags], parts: _Parts) -> Flags:
-    """What no region at the border holds: its largest connected part."""
+    """The largest connected part outside of all regions at the border."""
     least = _AT_BORDER * parts.border.sum()
     inner = np.zeros(len(parts.areas), np.bool_)
     for group in groups:

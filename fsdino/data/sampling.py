@@ -1,4 +1,4 @@
-"""Which images make an episode: the published draws, and seeded ones.
+"""The images of an episode: the published draws, and seeded ones.
 
 Protocol `hsnet` (Min et al., "Hypercorrelation Squeeze for Few-Shot Segmentation", ICCV 2021, and
 its repository) draws all episodes of a run from one NumPy legacy generator, in order. Here that
@@ -29,9 +29,9 @@ def hsnet_in_turn(
 
     Args:
         queries: (image, class) in the list's order.
-        pools: what supports are drawn from, in the order that the draws count in.
-        shots: supports per episode; one may repeat another, none is the query.
-        episodes: how many to draw.
+        pools: images that supports are drawn from, by class, in the order of the draws.
+        shots: supports per episode; they may repeat, but none is the query.
+        episodes: number of episodes.
 
     Raises:
         DataError: a class with fewer than two images.
@@ -81,16 +81,16 @@ def _draw(random: np.random.RandomState, count: int) -> int:
 
 @dataclass(frozen=True)
 class Seeded(Sequence[EpisodeKey]):
-    """Keys for any seed and number of episodes, each drawn when it is asked for.
+    """Keys for any seed and number of episodes, each drawn when it is needed.
 
-    Classes take turns: as many consecutive episodes as there are classes ask for each once, in a
-    drawn order. Supports differ from each other as long as the class has images enough, and those
-    of fewer shots are the first of more.
+    Classes take turns: N consecutive episodes of N classes use each class once, in a random order.
+    Supports differ from each other if the class has enough images, and those of fewer shots are
+    the first of those of more.
 
     Args:
-        pools: what supports are drawn from.
+        pools: images that supports are drawn from, by class.
         split, shots, seed, episodes: see `fsdino.data.catalog.open_episodes`.
-        queries: what queries are drawn from, of the same classes; None is the same as `pools`.
+        queries: images that queries are drawn from, of the same classes; None is `pools`.
 
     Raises:
         DataError: a class with fewer than two images.
@@ -134,7 +134,7 @@ class Seeded(Sequence[EpisodeKey]):
         return classes[int(self._random(0, turn).permutation(len(classes))[place])]
 
     def _random(self, purpose: int, number: int) -> np.random.Generator:
-        """A stream of its own for each turn and each episode."""
+        """A separate stream for each turn and each episode."""
         entropy = np.random.SeedSequence([SPLITS.index(self.split), self.seed, purpose, number])
         return np.random.Generator(np.random.Philox(entropy))
 
@@ -145,12 +145,12 @@ def check_pools(
     names: Mapping[int, str] | None = None,
     dataset: str | None = None,
 ) -> None:
-    """Refuse what no episode can be drawn from.
+    """Check that episodes can be drawn.
 
     Args:
         pools: images by class.
-        classes: those that are drawn from.
-        names: of the classes, for the error.
+        classes: classes of the episodes.
+        names: names of the classes, for the error.
         dataset: name of the data set, for the remedy.
 
     Raises:
@@ -175,7 +175,7 @@ def check_numbers(split: str, shots: int, seed: int, episodes: int | None) -> No
     """Refuse arguments outside their range.
 
     Raises:
-        UsageError: names the argument.
+        UsageError: the message names the argument.
     """
     if split not in SPLITS:
         raise UsageError(f"split {split!r}: choose one of {', '.join(SPLITS)}")

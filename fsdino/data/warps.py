@@ -1,4 +1,4 @@
-"""Warps of photographs and what a camera does to them, for generated episodes."""
+"""Warps of photographs and effects of a camera, for generated episodes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _QUALITY = (35, 95)
 
 @dataclass(frozen=True, eq=False)
 class Warp:
-    """A view of a photograph: where each pixel of the view lies in it.
+    """A view of a photograph: the position of each pixel of the view in it.
 
     Attributes:
         matrix: float64 [3, 3], from (x, y, 1) in the view to the photograph, both in pixels from
@@ -78,11 +78,11 @@ def draw_warp(
     """Draw a view: turned by up to 30 degrees, stretched, half of the time mirrored, and tilted.
 
     Args:
-        rng: decides all but the arguments.
+        rng: source of all random numbers.
         scale: pixels of the view for one of the photograph.
         anchor: (x, y) of a point of the photograph.
-        place: (x, y) in the view where it comes to lie.
-        side: of the square view, in pixels.
+        place: (x, y) of that point in the view.
+        side: side of the square view, in pixels.
     """
     turn, stretch, across, down = rng.uniform(-1, 1, 4).tolist()
     mirror = 1.0 if rng.random() < 1 / 2 else -1.0
@@ -154,10 +154,10 @@ def expose(rng: np.random.Generator, layer: torch.Tensor) -> torch.Tensor:
 
 
 def photograph(rng: np.random.Generator, view: torch.Tensor) -> Image:
-    """What a camera makes of a view: exposure, contrast, warmth, saturation, blur, JPEG.
+    """The effects of a camera on a view: exposure, contrast, warmth, saturation, blur, JPEG.
 
     Args:
-        rng: decides everything.
+        rng: source of all random numbers.
         view: float32 [3, H, W] in 0..255.
 
     Returns:

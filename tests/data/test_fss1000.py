@@ -79,7 +79,7 @@ def test_without_lists_the_classes_are_divided_and_that_is_said(
 
 def test_each_test_image_once_and_no_more(fss: Path) -> None:
     """The protocol ends with the last image."""
-    with pytest.raises(UsageError, match="episodes 41: protocol hsnet asks each of 40 images once"):
+    with pytest.raises(UsageError, match="episodes 41: protocol hsnet uses each of 40 images once"):
         open_episodes("fss1000", root=fss, splits=fss / "splits", episodes=41)
     options = {"root": fss, "splits": fss / "splits", "sampling": "seeded"}
     assert len(open_episodes("fss1000", episodes=41, **options)) == 41  # type: ignore[arg-type]

@@ -242,7 +242,7 @@ def test_label_maps_hold_several_classes(palette: bool, tmp_path: Path) -> None:
     }  # fmt: skip
     assert found.left_out == {
         "images/3.jpg": "its label map holds no class",
-        "class 9 spoon": "no label map holds it",
+        "class 9 spoon": "no label map has it",
     }
     query = source.read("images/0.jpg", 7, query=True)
     assert np.array_equal(query.mask, maps[0] == 7)
@@ -292,8 +292,8 @@ def test_class_names_with_and_without_values(
     [
         ("1 cup\n", r"labels.0\.png: the value 2 is not in .*classes\.txt; add a line"),
         ("1 cup\nsaucer\n", "'saucer' is not ID NAME like '1 cup'"),
-        ("1 cup\n1 saucer\n", "1 saucer is there twice"),
-        ("1 cup\n2 cup\n", "2 cup is there twice"),
+        ("1 cup\n1 saucer\n", "1 saucer is repeated"),
+        ("1 cup\n2 cup\n", "2 cup is repeated"),
         ("1 cup\n256 saucer\n", "256 is not a value from 0 to 255"),
         ("", "is empty"),
         ("1 cup\0\n", "holds NUL"),
@@ -322,7 +322,7 @@ def test_label_maps_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 def test_label_maps_without_a_class_are_an_error(tmp_path: Path) -> None:
     """Masks of 0 and 255, read as label maps, hold background and ignored pixels alone."""
     root = labelled(tmp_path, label_map(0, 255), label_map(0, 255))
-    words = "no label map holds a class, with ignore 255, background 0; .*--layout pairs"
+    words = "no label map has a class, with ignore 255, background 0; .*--layout pairs"
     with pytest.raises(DataError, match=words):
         Folder(root, "labels").lists(None, "val")
     assert len(Folder(root).lists(None, "val").items) == 2
@@ -396,7 +396,7 @@ def test_two_images_of_a_mask_are_refused(tmp_path: Path) -> None:
     photo(tmp_path / "images" / "a.jpg")
     photo(tmp_path / "images" / "a.png")
     mask(tmp_path / "masks" / "a.png")
-    with pytest.raises(DataError, match=r"masks.a\.png: fits several images"):
+    with pytest.raises(DataError, match=r"masks.a\.png: matches several images"):
         reading(tmp_path)
 
 
@@ -487,9 +487,9 @@ def test_settings_that_cannot_be_meant(
     mask(tmp_path / "cup" / "a.png")
     with pytest.raises(UsageError, match=words):
         open_episodes("folder", root=tmp_path, **settings)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="for a folder of your own"):
+    with pytest.raises(UsageError, match="only for your own folder"):
         open_episodes("pascal5i", root=tmp_path, **settings)  # type: ignore[arg-type]
-    with pytest.raises(FsdinoError, match="for a folder of your own"):
+    with pytest.raises(FsdinoError, match="only for your own folder"):
         open_episodes("procedural", **settings)  # type: ignore[arg-type]
 
 

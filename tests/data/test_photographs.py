@@ -169,7 +169,7 @@ def test_plain_photographs_are_refused(tmp_path: Path) -> None:
     for name in "ab":
         PIL.Image.new("RGB", (64, 64), (90, 90, 90)).save(tmp_path / f"{name}.png")
     episodes = PhotographEpisodes(Photographs(tmp_path), 1, 0, 64)
-    with pytest.raises(DataError, match=r"nothing stands out in the 2 images .*give photo"):
+    with pytest.raises(DataError, match=r"no region stands out in the 2 images .*give photo"):
         episodes[0]
 
 

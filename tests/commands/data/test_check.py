@@ -335,7 +335,7 @@ def test_how_a_folder_is_read_is_told(tmp_path: Path) -> None:
         },
     }
     assert not found.passed and "(2 is saucer)" in found.summary()
-    with pytest.raises(UsageError, match="layout: for a folder of your own"):
+    with pytest.raises(UsageError, match="layout: only for your own folder"):
         check("pascal5i", tmp_path, layout="labels")
 
 
