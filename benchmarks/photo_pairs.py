@@ -7,7 +7,6 @@ name its "class"; `shows` then lists for each file the classes that it shows.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
+
+from fsdino.files import read_json
 
 FOLDER = Path(__file__).resolve().parent.parent / "tests" / "photographs"
 HELD_OUT = FOLDER / "held_out"
@@ -60,7 +61,7 @@ class Pair:
 
 def load_pairs(folder: Path = FOLDER) -> list[Pair]:
     """The pairs in the order of the file."""
-    content = json.loads((folder / "pairs.json").read_text(encoding="utf-8"))
+    content = read_json(folder / "pairs.json")
     return [_pair(folder, entry, content.get("shows", {})) for entry in content["pairs"]]
 
 

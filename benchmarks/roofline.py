@@ -18,7 +18,6 @@ it, and `--measured` the file of `benchmarks/gpu_suite.py`, which holds both cei
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from typing import Any
 import torch
 
 from fsdino.bench.workloads import KERNEL, STRIDE, WORKLOADS, Workload
+from fsdino.files import read_json
 from fsdino.kernels import tiles
 
 TAPS = 2 * KERNEL**2
@@ -384,7 +384,7 @@ def main(arguments: list[str] | None = None) -> None:
     if given.ceilings:
         gpus = (*GPUS, given_gpu(*given.ceilings))
     if given.measured:
-        record = json.loads(given.measured.read_text())
+        record = read_json(given.measured)
         gpus = (*GPUS, measured_gpu(record["parts"]["ceilings"]))
         times = times_of(record, given.dtype)
     print(f"Floors in ms, {given.dtype}")

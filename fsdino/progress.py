@@ -6,16 +6,11 @@ import logging
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as LiveProgress
+if TYPE_CHECKING:
+    from rich.progress import Progress as LiveProgress
+    from rich.progress import TaskID
 
 logger = logging.getLogger("fsdino.progress")
 
@@ -54,7 +49,7 @@ class Progress:
         self.first = self.done = done
         self._wanted = live
         self._live: LiveProgress | None = None
-        self._task = TaskID(0)
+        self._task: TaskID
 
     def __enter__(self) -> Progress:
         self._began = self._said = time.monotonic()
@@ -109,18 +104,21 @@ class Progress:
         """Take the terminal, if there is one and nothing else has it."""
         if self._live is not None or not self._wanted or Progress._shown is not None:
             return
+        from rich import progress
+        from rich.console import Console
+
         console = Console(stderr=True)
         if not console.is_terminal:
             self._wanted = False
             return
         Progress._shown = self
-        self._live = LiveProgress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}", markup=False),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}", markup=False),
+        self._live = progress.Progress(
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[rate]}", markup=False),
+            progress.TimeRemainingColumn(compact=True),
+            progress.TextColumn("{task.fields[note]}", markup=False),
             console=console,
         )
         self._task = self._live.add_task(self.title, total=self.total, rate="", note="")

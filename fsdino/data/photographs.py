@@ -21,9 +21,8 @@ import torch
 
 from fsdino import image_files
 from fsdino.data.episodes import NO_CLASS, Episode, Image, Mask, Sample
-from fsdino.data.procedural.canvas import check_size
 from fsdino.data.regions import Region, find_regions
-from fsdino.data.sampling import check_numbers
+from fsdino.data.sampling import check_image_size, check_numbers
 from fsdino.data.warps import Warp, draw_warp, expose, photograph, sample, view
 from fsdino.errors import DataError, UsageError
 from fsdino.images import read_image
@@ -195,7 +194,7 @@ class PhotographEpisodes:
 
     def __init__(self, photographs: Photographs, shots: int, seed: int, image_size: int) -> None:
         check_numbers("train", shots, seed, None)
-        check_size(image_size)
+        check_image_size(image_size)
         self.photographs, self.shots, self.seed = photographs, shots, seed
         self.image_size = image_size
 

@@ -18,6 +18,7 @@ from fsdino.errors import DataError, UsageError
 
 HSNET_SEED = 0
 SPLITS = ("train", "val", "base_val")
+MIN_IMAGE_SIZE = 32  # side of generated images in pixels
 
 Pools = Mapping[int, Sequence[str]]  # class -> names of its images
 
@@ -182,3 +183,13 @@ def check_numbers(split: str, shots: int, seed: int, episodes: int | None) -> No
     for title, number, least in (("shots", shots, 1), ("seed", seed, 0), ("episodes", episodes, 1)):
         if number is not None and number < least:
             raise UsageError(f"{title} {number}: use at least {least}")
+
+
+def check_image_size(image_size: int) -> None:
+    """Refuse a size of generated images that is too small.
+
+    Raises:
+        UsageError: names the least side.
+    """
+    if image_size < MIN_IMAGE_SIZE:
+        raise UsageError(f"image_size {image_size}: use at least {MIN_IMAGE_SIZE} pixels")

@@ -14,7 +14,6 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,13 @@ from fsdino.csrc import flags
 from fsdino.errors import BackendError, FsdinoError
 from fsdino.locks import Lock
 from fsdino.ops import trust
+from fsdino.progress import Report
 
 logger = logging.getLogger("fsdino.ops")
 
 NAME = "_C"
 LIBRARY = f"{NAME}.so"
 RECORD = "build.json"
-
-# (compiler calls that have finished, all of them)
-Report = Callable[[int, int], None]
 
 # A process of its own compiles: PyTorch's helper loads what it has built, and one process cannot
 # hold two builds. A preloaded sanitizer runtime is for that process and not for the compilers.

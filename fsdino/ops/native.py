@@ -22,6 +22,7 @@ from fsdino.contract import while_tracing
 from fsdino.csrc import flags
 from fsdino.errors import BackendError
 from fsdino.ops import build as builder
+from fsdino.progress import Report
 
 logger = logging.getLogger("fsdino.ops")
 
@@ -156,7 +157,7 @@ def prepare_cuda(device: torch.device) -> None:
         _build_once()
 
 
-def build(*, force: bool = False, report: builder.Report | None = None) -> Extension:
+def build(*, force: bool = False, report: Report | None = None) -> Extension:
     """Build the extension into the cache, unless it is built, and load it.
 
     A process that has already loaded an extension keeps it; a new one takes the new build.

@@ -11,9 +11,7 @@ from fsdino.data.procedural.classes import Fold, ObjectClass
 from fsdino.data.procedural.scenes import OTHER, Layer, Scene, draw_scene
 from fsdino.data.procedural.shapes import Points
 from fsdino.data.procedural.textures import Floats
-from fsdino.errors import UsageError
 
-MIN_IMAGE_SIZE = 32
 _SUPERSAMPLING = 4
 
 
@@ -105,13 +103,3 @@ def render(
     for layer in scene.layers:
         canvas.paint(layer)
     return canvas.finish(scene, rng)
-
-
-def check_size(image_size: int) -> None:
-    """Refuse images that are too small to draw.
-
-    Raises:
-        UsageError: names the least side.
-    """
-    if image_size < MIN_IMAGE_SIZE:
-        raise UsageError(f"image_size {image_size}: use at least {MIN_IMAGE_SIZE} pixels")

@@ -10,9 +10,9 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 
 from fsdino.data.episodes import Episode, EpisodeKey, Provenance, Sample
-from fsdino.data.procedural.canvas import check_size, render
+from fsdino.data.procedural.canvas import render
 from fsdino.data.procedural.classes import CLASSES, FOLD_CLASSES, FOLDS, OBJECT_CLASSES, VERSION
-from fsdino.data.sampling import check_numbers
+from fsdino.data.sampling import check_image_size, check_numbers
 from fsdino.errors import UsageError
 
 Split: TypeAlias = Literal["train", "val", "base_val"]
@@ -41,7 +41,7 @@ def render_sample(
         raise UsageError(f"class_id {class_id}: choose one of 0..{CLASSES - 1}")
     if min(key, default=0) < 0:
         raise UsageError(f"key {tuple(key)}: use integers of at least 0")
-    check_size(image_size)
+    check_image_size(image_size)
     if name is None:
         name = f"procedural-v{VERSION}/class{class_id}/{'-'.join(map(str, key))}@{image_size}"
     kind = OBJECT_CLASSES[class_id]
@@ -84,7 +84,7 @@ class ProceduralEpisodes:
         if not 0 <= fold < FOLDS:
             raise UsageError(f"fold {fold}: choose one of 0..{FOLDS - 1}")
         check_numbers(split, shots, seed, episodes)
-        check_size(image_size)
+        check_image_size(image_size)
         self.fold = fold
         self.split: Split = split
         self.shots = shots

@@ -18,11 +18,11 @@ from functools import cache
 import numpy as np
 
 from fsdino.data.episodes import NO_CLASS, Episode, Sample
-from fsdino.data.procedural.canvas import check_size, render
+from fsdino.data.procedural.canvas import render
 from fsdino.data.procedural.classes import CLASSES_PER_FOLD, FOLDS, VERSION, Fold, combine
 from fsdino.data.procedural.shapes import SHAPES, Points, Shape
 from fsdino.data.procedural.textures import TEXTURES, Floats, Texture
-from fsdino.data.sampling import check_numbers
+from fsdino.data.sampling import check_image_size, check_numbers
 from fsdino.errors import UsageError
 
 _POOL = 8  # textures and shapes of a fold
@@ -147,7 +147,7 @@ class InventedEpisodes:
         if not 0 <= held_out < FOLDS:
             raise UsageError(f"held_out {held_out}: choose one of 0..{FOLDS - 1}")
         check_numbers("train", shots, seed, None)
-        check_size(image_size)
+        check_image_size(image_size)
         self.held_out, self.shots, self.seed = held_out, shots, seed
         self.image_size = image_size
 
