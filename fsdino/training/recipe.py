@@ -51,16 +51,16 @@ class Recipe:
 
     Attributes:
         model: the model that the run is about.
-        learning_rate: peak; linear warm-up, then cosine decay to 1 % of it.
+        learning_rate: peak learning rate; linear warm-up, then cosine decay to 1 % of it.
         warmup: steps of the warm-up.
-        weight_decay: AdamW's, for matrices only.
+        weight_decay: AdamW's weight decay, for matrices only.
         gradient_clip: largest gradient norm.
         nan_limit: number of consecutive steps without a finite loss that stops the run; fewer are
             skipped.
-        seed: of everything that is drawn: weights, images and their order.
+        seed: seed of weights, data and their order.
         device: "auto" (a GPU for each process where there is one) or "cpu".
-        dtype: of the trained part: "float32", or "bfloat16" under autocast.
-        encoder_dtype: of a frozen encoder likewise; "auto" is bfloat16 on GPUs.
+        dtype: floating type of the trained part: "float32", or "bfloat16" under autocast.
+        encoder_dtype: floating type of a frozen encoder; "auto" is bfloat16 on GPUs.
         threads: CPU threads of the training process; 0 leaves them as they are.
         workers: processes that read ahead; the results do not depend on it.
         validate_every: steps between measurements.
@@ -70,7 +70,7 @@ class Recipe:
         UsageError: an invalid value; the message names it.
     """
 
-    # May differ on resume: they decide no number, or only its rounding.
+    # Settings that may differ on resume: they do not affect results, or only their rounding.
     free: ClassVar[tuple[str, ...]] = ("device", "threads", "workers", "checkpoint_every")
 
     model: ModelConfig
@@ -102,7 +102,7 @@ class Recipe:
         """Read a recipe.
 
         Raises:
-            UsageError: the file is missing, no YAML, or has invalid settings.
+            UsageError: the file is missing, is not YAML, or has invalid settings.
         """
         try:
             data = read_yaml(path)

@@ -58,7 +58,8 @@ class Run:
         folder: created if missing.
         config: plain data, stored as config.yaml and with every checkpoint.
         resume: continue what the folder holds.
-        free: settings that may differ on resume: they decide no number, or the caller checks them.
+        free: settings that may differ on resume: they do not affect results, or the caller checks
+            them.
         main: whether this is the process that writes.
         complete: checks a stored configuration, and adds settings that an older version did not
             have; raises UsageError where it cannot be one.

@@ -38,22 +38,23 @@ class DistillConfig(Recipe):
 
     Attributes:
         images: folders, tar shards, lists and image files (`corpus.find_images`).
-        teacher_checkpoint: a Segment Anything checkpoint.
+        teacher_checkpoint: Segment Anything checkpoint.
         teacher: "vit_b", "vit_l" or "vit_h" that it must hold; "auto" takes what it holds.
         encoder_from: name or folder of a model whose encoder is taken; None starts from the
             model's own (random, or `pretrained`).
-        encoder_weights: one of Meta's DINOv2 files for the encoder.
-        percent: of the images, by a stable hash of their names.
-        held_out: share of those that numbers are reported on, by another hash.
+        encoder_weights: DINOv2 file of Meta's for the encoder.
+        percent: percentage of the images that is used, by a stable hash of their names.
+        held_out: share of those that is measured on, by another hash.
         image_sizes: sides in pixels, one stage after another; multiples of the encoder's patch.
-        epochs: of each stage; one number is for all.
+        epochs: epochs of each stage; one number is for all.
         batch_size: images of a step, of all processes together.
         images_per_pass: images of one forward and backward pass of a process; the gradients of a
             step's passes add up. None takes all at once.
-        use_cache: keep the teacher's embeddings on disk; without, they are computed in each epoch.
+        use_cache: whether the teacher's embeddings are kept on disk; otherwise they are computed in
+            each epoch.
         cache: folder for them, for any number of runs; None is `embeddings` in the run's folder.
-        teacher_dtype: of the teacher, as `encoder_dtype`.
-        teacher_batch: images in a pass of the teacher.
+        teacher_dtype: floating type of the teacher; "auto" is bfloat16 on GPUs.
+        teacher_batch: images of one pass of the teacher.
 
     Raises:
         UsageError: an invalid value; the message names it.

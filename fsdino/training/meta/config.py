@@ -20,22 +20,24 @@ class TrainConfig(Recipe):
     """One training run of stage 2; the settings of both stages are in `Recipe`.
 
     Attributes:
-        data: a name in `fsdino.data.names.DATASETS`, but for davis17, which has no episodes.
-        root: the data set's folder.
+        data: data set: a name in `fsdino.data.names.DATASETS`, but for davis17, which has no
+            episodes.
+        root: folder of the data set.
         splits: folder of the published lists; None derives lists from the annotations.
-        layout: how a folder of one's own is laid out; see `fsdino.data.folder.Folder`.
+        layout: layout of a folder of your own; see `fsdino.data.folder.Folder`.
         ignore: value of its label maps that is not scored, or "none"; None is 255.
         background: value of its label maps that is not a class, or "none"; None is 0.
-        fold: held out of training; 0 where there are no folds.
-        steps: optimiser steps.
+        fold: fold that is held out of training; 0 where there are no folds.
+        steps: optimiser steps. More of them than a finished run has extend it when it is resumed.
         restarts: steps at which the schedule begins again, with a warm-up and a decay of its own;
-            extending a finished run adds the one that it had ended with.
+            extending a finished run adds its last step.
         images_per_step: distinct images in a step, of all processes together. They form episodes
             of K + 1 images, each of which is the query once while the others are its supports.
         episodes_per_batch: episodes of one forward and backward pass of a process; the gradients
             of a step's passes add up. None takes all at once, "auto" what fits into memory.
-        shots: K of each step is drawn from these.
-        image_sizes: side of each step's images is drawn from these; () means the model's.
+        shots: numbers of supports from which each step's K is drawn.
+        image_sizes: sides in pixels from which that of each step's images is drawn; () means the
+            model's.
         invented: share in [0, 1] of the episodes whose class is made up from base classes' textures
             and shapes, for "procedural" only; see `fsdino.data.procedural.invention`.
         photographs: folder of photographs without labels, for `photograph_share`.
@@ -46,37 +48,39 @@ class TrainConfig(Recipe):
             `fsdino.training.meta.augment`.
         crowded: share in [0, 1] of the images that are shrunk, with mirror images around: several
             small objects in place of one.
-        start_from: name or folder of a model that the run goes on from, with all its weights.
+        start_from: name or folder of a model that the run continues, with all its weights.
         encoder_from: name or folder of a model whose encoder is taken; None starts from the
             model's own (random, or `pretrained`).
-        encoder_weights: one of Meta's DINOv2 files for the encoder.
-        decoder_weights: an official SAM file for the decoder.
-        adapter_weights: what `fsdino distill` wrote.
-        train_encoder: learn the encoder too, for small ones that start from scratch.
-        train_adapter: learn the adapter too.
-        train_decoder: learn the decoder; the variant "comp_frozen" never does.
-        prototype_weight: weight of a loss that shapes a trained encoder: prototype similarity
-            within an image.
-        class_weight: weight of another one: the base class of each foreground token (of the
-            episodes whose class no augmentation changed).
-        contrast_weight: weight of a third one: telling apart the classes of the episodes that share
-            a pass.
+        encoder_weights: DINOv2 file of Meta's for the encoder.
+        decoder_weights: official SAM file for the decoder.
+        adapter_weights: file that `fsdino distill` wrote.
+        train_encoder: whether the encoder learns; for small ones that start from scratch.
+        train_adapter: whether the adapter learns.
+        train_decoder: whether the decoder learns; that of the variant "comp_frozen" never does.
+        prototype_weight: weight of the loss on prototype similarity within an image, for a trained
+            encoder.
+        class_weight: weight of the loss on the base class of each foreground token (of the episodes
+            whose class no augmentation changed), for a trained encoder.
+        contrast_weight: weight of the loss on telling apart the classes of the episodes that share
+            a pass, for a trained encoder.
         feature_cache: folder for the features of a frozen encoder; needs `augment` and `crowded` 0.
-        skip_bad: take another episode where an image cannot be read, and name it.
-        validation: score the model while it learns, and keep the best one; without, all images of
-            a folder of one's own are trained on, and the last model counts as the best.
+        skip_bad: whether another episode replaces one of which an image cannot be read, with a
+            warning.
+        validation: whether the model is scored while it learns, and the best one kept. Otherwise
+            all images of a folder of your own are trained on, and the last model counts as the
+            best.
         validation_episodes: episodes of a validation.
         validation_shots: K of its episodes.
-        select_on: what the best checkpoint is chosen by: "base", base classes on images that are
-            not trained on; or "novel", the held-out classes themselves, as much of the literature
-            does. Results of such a model say so.
+        select_on: classes that the best model is chosen by: "base", on images that are not trained
+            on; or "novel", the held-out classes themselves, as in much of the literature. Results
+            of such a model say so.
         patience: validations without a better one that end the run; 0 never does.
 
     Raises:
         UsageError: an invalid value; the message names it.
     """
 
-    # Of these, `Trainer` checks what they lead to.
+    # What these lead to is compared with the run that is resumed.
     free = (
         *Recipe.free,
         *("root", "splits", "photographs", "skip_bad", "episodes_per_batch", "feature_cache"),
