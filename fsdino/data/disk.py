@@ -17,7 +17,7 @@ from fsdino.images import decode_file
 
 
 def visible(folder: Path, suffix: str) -> list[Path]:
-    """The files of a folder with a suffix, sorted by name; none where there is no folder.
+    """The files of a folder with a suffix, sorted by name; none if the folder does not exist.
 
     Hidden ones are not data: macOS, editors and killed writes leave them everywhere.
     """
@@ -45,7 +45,7 @@ def read_rgb(path: Path) -> Image:
     """Read an image as uint8 [H, W, 3], as it is stored.
 
     Raises:
-        DataError: missing, corrupt or truncated; names the file.
+        DataError: missing, corrupt or truncated; the message names the file.
     """
     return np.array(decode_data(path, "image").convert("RGB"))
 
@@ -54,7 +54,7 @@ def read_gray(path: Path, size: tuple[int, int]) -> Image:
     """Read a mask's brightness, uint8 [H, W].
 
     Raises:
-        DataError: missing, corrupt, or of another size than its image; names the file.
+        DataError: missing, corrupt, or not of its image's size; the message names the file.
     """
     return _sized(np.array(decode_data(path, "mask").convert("L")), path, size)
 
@@ -67,7 +67,7 @@ def read_labels(path: Path, size: tuple[int, int] | None = None) -> Image:
         size: (H, W) of the image that it belongs to.
 
     Raises:
-        DataError: missing, corrupt, in colours, or of another size; names the file.
+        DataError: missing, corrupt, in colours, or of another size; the message names the file.
     """
     return label_values(decode_data(path, "mask"), path, size)
 
@@ -103,15 +103,15 @@ def labelled(
     mask: Mask = labels == label
     if not mask.any():
         raise DataError(
-            f"{path}: no pixel of class {class_id} (value {label}), which a split list says is "
-            "there; get masks and lists that belong together"
+            f"{path}: no pixel of class {class_id} (value {label}), which a split list "
+            "names; get matching masks and lists"
         )
     ignore: Mask | None = labels == 255 if ignored else None
     return Sample(image, mask, name, class_id, ignore)
 
 
 def file_key(files: Sequence[Path]) -> str:
-    """Return a short key of files by name, size and time of change; other content, other key."""
+    """Return a short key of files by name, size and modification time."""
     digest = hashlib.sha256()
     for file in files:
         status = os.stat(file)
@@ -135,7 +135,7 @@ def content_key(file: Path, blocks: int = 64, size: int = 4096) -> str:
 
 
 def prepared(dataset: str, key: str) -> Path:
-    """Return the folder in the cache for what is made from a data set once."""
+    """Return the folder in the cache for masks and lists made from a data set."""
     return cache() / "data" / f"{dataset}-{key}"
 
 
@@ -143,7 +143,7 @@ def decode_data(path: Path, title: str, *, upright: bool = False) -> Pillow.Imag
     """Decode an image as it is stored, or upright as its EXIF data say.
 
     Raises:
-        DataError: missing, corrupt or truncated; names the file.
+        DataError: missing, corrupt or truncated; the message names the file.
     """
     try:
         return decode_file(path, title, upright=upright)

@@ -14,14 +14,14 @@ from fsdino.progress import Report
 
 @dataclass(frozen=True)
 class Part:
-    """Something that a data set needs, and where it comes from.
+    """A part of a data set, and its origin.
 
     Attributes:
         path: relative to the root.
         archive: the official archive or page that it comes from.
-        needed: whether nothing works without it.
-        found: whether it is there.
-        note: what it is for, or what takes its place.
+        needed: whether the data set cannot be used without it.
+        found: whether it exists.
+        note: its purpose, or its replacement.
     """
 
     path: str
@@ -33,11 +33,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Found:
-    """What reading an image with its mask found.
+    """The result of reading an image with its mask.
 
     Attributes:
-        masked: whether there is a mask.
-        classes: ids of the classes in it, where they were looked for.
+        masked: whether the image has a mask.
+        classes: ids of the classes in the mask; None if they were not read.
     """
 
     masked: bool = True
@@ -46,11 +46,11 @@ class Found:
 
 @dataclass(frozen=True)
 class Places:
-    """Where a data set may lie below the root that the user names.
+    """Possible places of a data set below the root that the user names.
 
     Attributes:
-        inside: folders to look into, after the root itself.
-        marker: what is found there, a glob pattern.
+        inside: folders to search, after the root itself.
+        marker: glob pattern of a file in the data set's folder.
         archive: the official archive or page that it comes from.
     """
 
@@ -66,7 +66,7 @@ class Places:
         return None
 
     def tried(self) -> str:
-        """What was looked for, for an error."""
+        """The places that were searched, for an error."""
         return ", ".join((Path(place) / self.marker).as_posix() for place in ("", *self.inside))
 
 
@@ -85,12 +85,12 @@ class Source(Protocol):
 
     @property
     def places(self) -> Places:
-        """Where it may lie below the root that the user names."""
+        """Its possible places below the root that the user names."""
         ...
 
     @property
     def folds(self) -> int:
-        """How many folds there are; 0 where there are none."""
+        """Number of folds; 0 if there are none."""
         ...
 
     @property
@@ -113,42 +113,42 @@ class Source(Protocol):
         ...
 
     def mask_source(self, split: str) -> str:
-        """Where a split's masks come from: "published" or "rasterised"."""
+        """Origin of a split's masks: "published" or "rasterised"."""
         ...
 
     def make_masks(self, names: Sequence[str]) -> None:
-        """Make the masks of these images that neither came with the data nor were made before."""
+        """Make the missing masks of these images."""
         ...
 
     def prepare(self, folder: Path | None, report: Report) -> dict[str, Path]:
         """Make all masks and lists that can be made, into a folder (None: the cache).
 
-        Returns what was made or was there already, by title.
+        Returns the paths of everything that now exists, by title.
         """
         ...
 
     def read(self, name: str, class_id: int, *, query: bool) -> Sample:
-        """Read one image and one class's mask; DataError where it cannot be used."""
+        """Read one image and one class's mask; DataError if it cannot be used."""
         ...
 
     def unprepared(self) -> str | None:
-        """What counting images has to wait for, because it takes long; None where nothing."""
+        """Long work that counting images requires, in words; None if there is none."""
         ...
 
     def parts(self) -> list[Part]:
-        """What is needed, and whether it is there."""
+        """The required parts, and whether they exist."""
         ...
 
     def pairs(self) -> Iterator[tuple[str, Callable[[], Found]]]:
-        """Every annotated image by name, and what reads and checks it, or raises DataError."""
+        """Every annotated image by name, with a function that checks it or raises DataError."""
         ...
 
     def described(self) -> dict[str, Any]:
-        """How it is read, for people: plain data by title; empty where there is but one way."""
+        """How it is read, in words: plain data by title; empty if there is only one layout."""
         ...
 
     def problems(self) -> list[str]:
-        """What is wrong with files that hold annotations of many images; reads them."""
+        """Problems of files with the annotations of many images; reads these files."""
         ...
 
 
@@ -205,7 +205,7 @@ class FileEpisodes:
 
         Raises:
             IndexError: outside 0..len - 1.
-            DataError: a file is missing or cannot be used; names the file.
+            DataError: a file is missing or cannot be used; the message names it.
         """
         key = self.key(index)
         query = self.source.read(key.query, key.class_id, query=True)
@@ -214,7 +214,7 @@ class FileEpisodes:
         return Episode(query, supports, key.class_id, name, index)
 
     def key(self, index: int) -> EpisodeKey:
-        """Return what episode `index` is made of; IndexError outside 0..len - 1."""
+        """Return the key of episode `index`; IndexError outside 0..len - 1."""
         if not 0 <= index < len(self.keys):
             raise IndexError(f"episode {index} of {len(self.keys)}")
         return self.keys[index]
