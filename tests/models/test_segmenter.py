@@ -17,8 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fsdino.errors import DataError, UsageError
-from fsdino.models import segmentation, segmenter, zoo
-from fsdino.models.few_shot import Answer
+from fsdino.models import segmenter, zoo
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmentation import Segmentation
 from fsdino.models.shots import FittedShot
@@ -44,55 +43,6 @@ def encoded_images(model: FSDINO) -> list[int]:
     return sizes
 
 
-# ---------------------------------------------------------------------------- Segmentation
-
-
-def two_classes(*scores: float) -> Segmentation:
-    """Two maps of 2 x 2 pixels."""
-    probabilities = np.array([[[0.9, 0.2], [0.6, 0.5]], [[0.8, 0.3], [0.7, 0.1]]], np.float32)
-    return Segmentation(picture(2, 2), probabilities, ("cat", "dog"), 0.5, scores)
-
-
-def test_segmentation_by_hand() -> None:
-    """The class of the highest probability where that passes the threshold, else background."""
-    result = two_classes(0.9, 0.8)
-    np.testing.assert_array_equal(result.probability, np.float32([[0.9, 0.3], [0.7, 0.5]]))
-    np.testing.assert_array_equal(result.mask, [[True, False], [True, True]])
-    np.testing.assert_array_equal(result.labels, [[1, 0], [2, 1]])
-    assert result.mask.dtype == np.bool_
-    assert result.probability.dtype == np.float32
-
-
-@pytest.mark.parametrize(
-    ("scores", "found", "mask", "labels"),
-    [
-        ((0.1, 0.7), (True, True), [[1, 0], [1, 1]], [[1, 0], [2, 1]]),
-        ((0.09, 0.7), (False, True), [[1, 0], [1, 0]], [[2, 0], [2, 0]]),
-        ((0.7, 0.0), (True, False), [[1, 0], [1, 1]], [[1, 0], [1, 1]]),
-        ((0.0, 0.0), (False, False), [[0, 0], [0, 0]], [[0, 0], [0, 0]]),
-    ],
-)
-def test_a_class_that_is_not_found_has_no_pixel(
-    scores: tuple[float, float], found: tuple[bool, bool], mask: list[Any], labels: list[Any]
-) -> None:
-    """Below 0.1; another class may take its pixels, and the probability stays as it is."""
-    result = two_classes(*scores)
-    assert (result.scores, result.score) == (scores, max(scores))
-    assert (result.founds, result.found) == (found, any(found))
-    np.testing.assert_array_equal(result.mask, np.array(mask, bool))
-    np.testing.assert_array_equal(result.labels, labels)
-    np.testing.assert_array_equal(result.probability, np.float32([[0.9, 0.3], [0.7, 0.5]]))
-
-
-def test_score_of_a_model_without_its_own_is_that_of_the_clearest_pixels() -> None:
-    """The mean probability of the highest 0.5 % of the logits, at least one of them."""
-    many = torch.full((1, 1, 20, 20), -9.0)
-    many[0, 0, 3, 4:6] = torch.tensor([0.0, np.log(3)])  # 1/2 and 3/4
-    assert float(Answer(many, many, None).presence) == pytest.approx(0.625)
-    few = torch.zeros(1, 1, 2, 2)
-    assert float(Answer(few, few, None).presence) == pytest.approx(0.5)
-
-
 @pytest.mark.parametrize("variant", ["full", "training_free"])
 def test_scores_stand_in_the_order_of_the_names_and_the_best_tile_decides(variant: str) -> None:
     model = tiny_model(variant=variant)
@@ -109,15 +59,6 @@ def test_scores_stand_in_the_order_of_the_names_and_the_best_tile_decides(varian
     tiles = model.segment(query, supports, tiles=True).scores
     assert tiles == pytest.approx(np.max(found, 0), abs=1e-5)
     assert alone[0] != alone[1] and all(0 <= score <= 1 for score in (*alone, *tiles))
-
-
-def test_overlay_is_a_picture_of_the_querys_size() -> None:
-    """Background pixels stay as they were."""
-    overlay = two_classes(0.9, 0.8).overlay()
-    assert isinstance(overlay, Image.Image)
-    assert overlay.size == (2, 2)
-    assert tuple(np.asarray(overlay)[0, 1]) == tuple(picture(2, 2)[0, 1])
-    assert tuple(np.asarray(overlay)[0, 0]) != tuple(picture(2, 2)[0, 0])
 
 
 # ------------------------------------------------------------------------- encoding supports
@@ -702,19 +643,6 @@ def test_overflow_is_neither_support_nor_weights(
     monkeypatch.setattr(FSDINO, "decode", lambda *_: (torch.full((1, 1, 5, 5), torch.inf), None))
     with pytest.raises(DataError, match=r"output for support 'foreground' .* torch\.float32"):
         model.segment(picture(50, 50), support)
-
-
-@pytest.mark.parametrize("names", [1, 3, 300])
-def test_compact_labels(names: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same as over all pixels at once, band by band, in as few bytes as the labels need."""
-    monkeypatch.setattr(segmentation, "_BAND", 20)
-    random = np.random.default_rng(0)
-    maps = random.random((names, 7, 9), dtype=np.float32)
-    result = Segmentation(picture(7, 9), maps, tuple(map(str, range(names))), 0.7, (1.0,) * names)
-    expected = np.where(maps.max(0) >= 0.7, maps.argmax(0) + 1, 0)
-    assert np.array_equal(result.labels, expected)
-    assert np.array_equal(result.compact_labels(), expected)
-    assert result.compact_labels().itemsize == (1 if names < 256 else 2)
 
 
 def test_quality_of_a_single_support_is_the_iou_of_its_second_view() -> None:
