@@ -59,7 +59,12 @@ def one_line(text: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the error's type where it has none."""
+    """What a message quotes of an error: its first line, or its type if it has no message.
+
+    Of the system's errors that is the reason alone; the file is named by whoever quotes it.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return printable(error.strerror)
     return printable((str(error).splitlines() or [type(error).__name__])[0])
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-from fsdino.errors import DataError, FsdinoError, UsageError
+from fsdino.errors import DataError, FsdinoError, UsageError, first_line
 
 logger = logging.getLogger("fsdino.files")
 
@@ -411,9 +411,9 @@ def read_json_lines(path: AnyPath) -> tuple[list[dict[str, Any]], int]:
     except FileNotFoundError:
         return [], 0
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
         raise FsdinoError(
-            f"{os.fspath(path)} cannot be read ({reason}): fix that, or choose another folder"
+            f"{os.fspath(path)} cannot be read ({first_line(error)}): fix that, or choose another "
+            "folder"
         ) from error
     return rows, damaged
 

@@ -15,7 +15,7 @@ from typing import BinaryIO
 from PIL import Image, UnidentifiedImageError
 
 from fsdino import files, tiff
-from fsdino.errors import UsageError, shown_path
+from fsdino.errors import UsageError, first_line, shown_path
 
 # Files that count as images by their name alone. Others are looked into: see `scan_folder`.
 IMAGE_SUFFIXES = frozenset(
@@ -117,9 +117,9 @@ def scan_folder(folder: str | os.PathLike[str], *, recursive: bool = False) -> L
     except NotADirectoryError as error:
         raise UsageError(f"{root}: this is a file; pass the folder that it is in") from error
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(
-            f"{shown_path(root)}: cannot be read ({reason}); check the path and its permissions"
+            f"{shown_path(root)}: cannot be read ({first_line(error)}); check the path and its "
+            "permissions"
         ) from error
     images: list[Path] = []
     left_out: dict[str, str] = {}

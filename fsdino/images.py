@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from fsdino import files, tiff
-from fsdino.errors import DataError, FsdinoError, UsageError, one_line, shown_path
+from fsdino.errors import DataError, FsdinoError, UsageError, first_line, one_line, shown_path
 from fsdino.image_files import (
     MOST_BYTES,
     check_pixels,
@@ -154,8 +154,9 @@ def _open_file(path: str, label: str) -> BinaryIO:
     except PermissionError as error:
         raise UsageError(f"{label}: no permission to read it; change its permissions") from error
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"{label}: cannot be opened ({reason}); check the path") from error
+        raise UsageError(
+            f"{label}: cannot be opened ({first_line(error)}); check the path"
+        ) from error
     size = os.fstat(file.fileno()).st_size
     if size > MOST_BYTES:
         file.close()

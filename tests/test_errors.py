@@ -57,6 +57,9 @@ def test_errors_in_a_line() -> None:
     error = ValueError("two\n  lines")
     assert (first_line(error), one_line(error)) == ("two", "two lines")
     assert first_line(KeyError()) == "KeyError"
+    with pytest.raises(OSError) as caught:
+        Path("no such file").read_bytes()
+    assert first_line(caught.value) == "No such file or directory"
 
 
 def test_names_of_many() -> None:

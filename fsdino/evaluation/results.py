@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fsdino.errors import DataError, UsageError
+from fsdino.errors import DataError, UsageError, first_line
 from fsdino.files import read_json, write_json
 
 FORMAT = "fsdino-result-1"
@@ -35,9 +35,8 @@ def read(path: Path) -> dict[str, Any]:
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(
-            f"{path} is not a result of fsdino evaluate, or it is damaged ({reason}): evaluate "
-            "again"
+            f"{path} is not a result of fsdino evaluate, or it is damaged ({first_line(error)}): "
+            "evaluate again"
         ) from error
     return record

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fsdino.errors import DataError, UsageError, shown_path
+from fsdino.errors import DataError, UsageError, first_line, shown_path
 from fsdino.files import open_regular, read_bytes
 from fsdino.image_files import IMAGE_SUFFIXES, MOST_BYTES, why_not_image
 from fsdino.images import Pixels, read_image_bytes
@@ -63,8 +63,9 @@ class ImageFile:
                 file.seek(self.offset)
                 content = file.read(self.size)
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise DataError(f"{shown_path(self.name)}: cannot be read ({reason})") from error
+            raise DataError(
+                f"{shown_path(self.name)}: cannot be read ({first_line(error)})"
+            ) from error
         if self.size > len(content):
             raise DataError(f"{self.name}: the shard ends before the image does; fetch it again")
         return content
@@ -244,7 +245,6 @@ def _members(shard: Path, unreadable: dict[str, str]) -> Iterator[ImageFile]:
                 else:
                     yield ImageFile(key, shard, member.offset, member.size)
     except (OSError, ValueError) as error:
-        cause = error.strerror if isinstance(error, OSError) else error
-        reason = f"not a whole tar file ({cause}); images before the damage are used"
+        reason = f"not a whole tar file ({first_line(error)}); images before the damage are used"
         logger.warning("%s: %s", shard, reason)
         unreadable[str(shard)] = reason
