@@ -188,6 +188,12 @@ NEW_OP: Edits = {
         ("\n__all__ = [", "from fsdino.ops.channel_gain import channel_gain4d\n"),
         ('    "correlation4d",', '    "channel_gain4d",\n'),
     ],
+    "docs/usage.md": [
+        (
+            "ops.center_pivot_conv4d(",
+            "ops.channel_gain4d(...)  # x times a gain per channel\n",
+        )
+    ],
     "fsdino/bench/formulation.py": [("", "\n" + FORMULATION)],
     "fsdino/bench/eager.py": [("", "\n" + EAGER)],
     "fsdino/bench/cases.py": [

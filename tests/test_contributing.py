@@ -14,7 +14,7 @@ import pytest
 from new_op import NEW_BACKEND, NEW_OP, Edits
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("fsdino", "kernels", "csrc", "tests", "benchmarks", "pyproject.toml")
+COPIED = ("fsdino", "kernels", "csrc", "docs", "tests", "benchmarks", "pyproject.toml")
 LARGE = shutil.ignore_patterns("photographs", "weights", "results", "__pycache__", "*.so")
 # Tests that go over all ops and backends.
 ALL = [f"tests/ops/test_{of}.py" for of in ("arguments", "derivatives", "nonfinite", "numerics")]
