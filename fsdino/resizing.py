@@ -1,9 +1,9 @@
 """Resizing between images and a model's tensors, there and back.
 
-Masks come to another size by one of two rules. `nearest_mask` keeps them at 0 and 1, as the
-published evaluations do, which score at the size of the model's input: episodes become batches by
-it. `area_share`, and `area_shares` for a batch, say how much of each cell is covered, so that small
-objects do not get lost: tokens get their share of foreground by it.
+Masks are resized by one of two rules. `nearest_mask` takes single pixels, as the published
+evaluations do when they bring masks to the size of the model's input; batches of episodes use it.
+`area_share`, and `area_shares` for a batch, measure how much of each cell is covered, so that small
+objects are not lost; the masks of tokens use it.
 """
 
 from __future__ import annotations

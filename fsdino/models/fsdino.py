@@ -24,7 +24,7 @@ _GATE = 0.01  # of the decoder beside that score, before training
 
 
 class FSDINO(Segmenter):
-    """One frozen encoder and a lightweight segmenter (arXiv 2504.15669).
+    """FS-DINO: one frozen encoder and a lightweight segmenter (arXiv 2504.15669).
 
     Encoder tokens go to SAM's image embedding through the adapter; the supports become a sparse
     prompt (a prototype through a small MLP) and a dense one (prototype similarity and a 4D
@@ -97,8 +97,7 @@ class FSDINO(Segmenter):
     def decode(self, query: Features, support: SupportFeatures) -> tuple[Tensor, Tensor | None]:
         """Logits of the queries' masks: [B, 1, 4h, 4w], or [B, 1, h, w] by prototypes alone.
 
-        And how likely it is that the object is there, [B], by the training-free score, where the
-        model has that.
+        And [B], how likely it is that the object is there, in models with a training-free score.
         """
         bias, temperature = self.config.match_bias, self.config.match_temperature
         score = presence = start = None
@@ -110,11 +109,12 @@ class FSDINO(Segmenter):
                 start = prototype_score(query, support) - bias
             return start / temperature, presence
         maps = self._dense_maps(query, support, score)
-        image = self.adapter(query.shallow)
-        sparse = image.new_empty(len(image), 0, self.config.width)
+        image = self.adapter(query.shallow)  # [B, width, h, w]
+        sparse = image.new_empty(len(image), 0, self.config.width)  # [B, T, width]
         if self.visual_prompt is not None:
             sparse = self.visual_prompt(support.foreground.to(query.last.dtype))
-        logits: Tensor = self.decoder(image, sparse, self.dense_prompt(maps))
+        dense = self.dense_prompt(maps)  # [B, width, h, w]
+        logits: Tensor = self.decoder(image, sparse, dense)  # [B, 1, 4h, 4w]
         if start is not None:
             start = self.resize(start, (logits.shape[-2], logits.shape[-1]))
             logits = self.gate * logits + start / temperature
@@ -123,7 +123,7 @@ class FSDINO(Segmenter):
     def _dense_maps(
         self, query: Features, support: SupportFeatures, score: Tensor | None
     ) -> Tensor:
-        """What the supports say of every query token: [B, maps, h, w]."""
+        """PCS, the training-free score and the 4D prior, as the model has them: [B, maps, h, w]."""
         dtype = query.last.dtype
         maps = []
         if self.config.cosine_prompt:
