@@ -90,6 +90,22 @@ def stop_at(last: int) -> Any:
     return report
 
 
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what differs from run to run."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def same_run(folder: Path, whole: Path) -> bool:
+    """Whether weights and metrics are those of the unbroken run, bit for bit."""
+    files = [f / "model" / "model.safetensors" for f in (folder, whole)]
+    return files[0].read_bytes() == files[1].read_bytes() and metrics(folder) == metrics(whole)
+
+
+def steps_kept(folder: Path) -> list[int]:
+    return sorted(int(path.stem) for path in (folder / "checkpoints").glob("[0-9]*"))
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return read_state_dict(folder / "model" / "model.safetensors")
 

@@ -6,62 +6,39 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors import safe_open
 
 import fsdino
-from data_sets import save_jpeg, write_photographs
+from data_sets import write_photographs
 from fsdino.data.photographs import Photographs
 from fsdino.errors import CheckpointError, DataError, FsdinoError, UsageError
-from fsdino.evaluation import record
 from fsdino.training import run
-from fsdino.training.meta import footprint, train, validation
+from fsdino.training.meta import footprint, train
 from fsdino.training.meta.config import TrainConfig
 from fsdino.training.meta.steps import Step, Steps
 from fsdino.training.meta.train import Trainer
 from pyramids import pyramid_config
-from training_work import CONFIG, FROZEN, MODEL, StopError, die, stop_at, weights
+from training_work import (
+    CONFIG,
+    FROZEN,
+    StopError,
+    die,
+    metrics,
+    same_run,
+    steps_kept,
+    stop_at,
+    weights,
+)
 
-
-@pytest.fixture(autouse=True)
-def plain_memory(one_thread: None) -> None:
-    """Bits are compared: no filling of fresh memory, one thread."""
-    torch.set_deterministic_debug_mode("default")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
-    """An unbroken run."""
-    folder = tmp_path_factory.mktemp("whole")
-    Trainer(CONFIG, folder).fit()
-    return folder
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what differs from run to run."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
-
-
-def same_run(folder: Path, whole: Path) -> bool:
-    """Whether weights and metrics are those of the unbroken run, bit for bit."""
-    files = [f / "model" / "model.safetensors" for f in (folder, whole)]
-    return files[0].read_bytes() == files[1].read_bytes() and metrics(folder) == metrics(whole)
-
-
-def steps_kept(folder: Path) -> list[int]:
-    return sorted(int(path.stem) for path in (folder / "checkpoints").glob("[0-9]*"))
+pytestmark = pytest.mark.usefixtures("plain_memory")
 
 
 @pytest.mark.parametrize("moment", ["between steps", "while a checkpoint is written"])
@@ -190,21 +167,6 @@ def test_too_many_nan_losses_stop_the_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(t.isfinite().all() for t in tensors.values() if t.is_floating_point())
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> TrainConfig:
-    """A run on a folder of two classes with ten images each."""
-    root = tmp_path / "photos"
-    for name in ("cat", "dog"):
-        for i in range(10):
-            save_jpeg(root / name / f"{i}.jpg", i, 40, 40)
-            mask = np.zeros((40, 40), np.uint8)
-            mask[: 20 if name == "cat" else 30, :15] = 255
-            Image.fromarray(mask).save(root / name / f"{i}.png")
-    return dataclasses.replace(
-        FROZEN, data="folder", root=str(root), image_sizes=(), workers=1, validate_every=6
-    )
-
-
 def test_a_missing_image_keeps_what_was_done(tmp_path: Path, photos: TrainConfig) -> None:
     """It is named with the remedy; put back, the run goes on to the same bits."""
     Trainer(photos, tmp_path / "whole").fit()
@@ -285,25 +247,6 @@ def test_other_frozen_weights_are_no_resumption(tmp_path: Path, whole: Path) -> 
         Trainer(config, tmp_path / "run", resume=True)
 
 
-def test_a_run_goes_on_from_a_model(tmp_path: Path, whole: Path) -> None:
-    """All weights are the model's, whatever learns; another architecture is refused."""
-    config = dataclasses.replace(FROZEN, start_from=str(whole / "model"), seed=5)
-    found = Trainer(config, tmp_path / "run").model.state_dict()
-    given = weights(whole)
-    assert found.keys() == given.keys()
-    assert all(torch.equal(found[name], given[name]) for name in given)
-    other = dataclasses.replace(config, model=dataclasses.replace(config.model, variant="comp"))
-    with pytest.raises(UsageError, match=r"start_from: .* another variant, 'full' and not 'comp'"):
-        Trainer(other, tmp_path / "other")
-    missing = dataclasses.replace(config, start_from="runs/missing/model")
-    with pytest.raises(UsageError, match="unknown model 'runs/missing/model'"):
-        Trainer(missing, tmp_path / "other")
-    nowhere = dataclasses.replace(FROZEN, data="fss1000", root=str(tmp_path / "nowhere"), fold=0)
-    with pytest.raises(UsageError, match="nowhere: no such folder"):
-        Trainer(nowhere, tmp_path / "other")
-    assert not (tmp_path / "other").exists()  # the same command works once that is mended
-
-
 def test_workers_change_nothing(tmp_path: Path) -> None:
     """The episodes of a step do not depend on the processes that prepare them."""
     losses: dict[int, list[float]] = {0: [], 2: []}
@@ -351,28 +294,6 @@ def test_as_many_episodes_as_fit(
     assert Trainer(config, tmp_path / "scarce", resume=True).batch == {1: 3, 3: 1}
 
 
-def test_only_what_is_asked_for_learns(tmp_path: Path) -> None:
-    """Encoder and adapter are frozen by default; so can the decoder be, and `comp_frozen`'s is."""
-    full = {"prior", "visual_prompt", "dense_prompt"}
-    cases = {
-        "default": ({}, {}, full | {"decoder"}),
-        "adapter": ({"train_adapter": True}, {}, full | {"decoder", "adapter"}),
-        "no decoder": ({"train_decoder": False}, {}, full),
-        "comp_frozen": ({}, {"variant": "comp_frozen"}, {"visual_prompt", "dense_prompt"}),
-        "pcs": ({}, {"variant": "comp", "visual_prompt": False}, {"dense_prompt", "decoder"}),
-    }
-    for name, (changes, model, expected) in cases.items():
-        config = dataclasses.replace(
-            FROZEN, steps=2, model=dataclasses.replace(MODEL, **model), **changes
-        )
-        trainer = Trainer(config, tmp_path / name)
-        before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
-        trainer.fit()
-        after = trainer.model.state_dict()
-        changed = {n.split(".")[0] for n, v in after.items() if not torch.equal(v, before[n])}
-        assert changed == expected, name
-
-
 def test_it_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forty steps on the same few episodes lower the loss by a quarter."""
     losses: list[float] = []
@@ -401,71 +322,6 @@ def test_metrics_are_recorded(whole: Path) -> None:
     ]
 
 
-def test_the_best_model_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By validation; the run ends when `patience` validations brought no better one."""
-    mious = iter([10.0, 30.0, 20.0, 30.0, 99.0])
-    states: dict[int, bytes] = {}
-
-    class Scored:
-        def __init__(self) -> None:
-            self.miou = next(mious)
-
-    monkeypatch.setattr(validation, "evaluate", lambda *a, **k: Scored())
-    config = dataclasses.replace(FROZEN, validate_every=1, patience=2)
-    trainer = Trainer(config, tmp_path)
-    tokens = trainer.model.decoder.mask_tokens.weight
-
-    def note(step: int, loss: float, miou: float | None) -> None:
-        states[step] = tokens.detach().numpy().tobytes()
-
-    trainer.fit(note)
-    assert list(states) == [1, 2, 3, 4]
-    for name, step in (("best", 2), ("model", 4)):
-        model = fsdino.load(tmp_path / name)
-        assert model.decoder.mask_tokens.weight.detach().numpy().tobytes() == states[step]
-        assert model.provenance["step"] == step
-    Trainer(config, tmp_path, resume=True).fit(note)
-    assert list(states) == [1, 2, 3, 4]  # it has ended
-
-
-def test_a_validation_that_fails_costs_no_step(
-    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An output of NaN, say: a checkpoint is written, and what failed comes first in the next."""
-    config = dataclasses.replace(CONFIG, checkpoint_every=100)
-    with monkeypatch.context() as patch:
-        nothing = lambda questions: torch.full((4, 1, 8, 8), torch.nan)  # noqa: E731
-        patch.setattr(validation, "ModelPredictor", lambda model: nothing)
-        with pytest.raises(FsdinoError, match="the model's output is not finite"):
-            Trainer(config, tmp_path).fit()
-        assert steps_kept(tmp_path) == [3]
-        with pytest.raises(FsdinoError, match="the model's output is not finite"):
-            Trainer(config, tmp_path, resume=True).fit()
-    Trainer(config, tmp_path, resume=True).fit()
-    assert same_run(tmp_path, whole)
-
-
-def test_a_validation_without_a_number_is_no_best(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """NaN is greater than nothing, and nothing is greater than it: it must not be kept."""
-    mious = iter([float("nan"), 30.0, float("nan"), 20.0])
-    monkeypatch.setattr(validation, "evaluate", lambda *a, **k: SimpleNamespace(miou=next(mious)))
-    config = dataclasses.replace(FROZEN, steps=4, validate_every=1)
-    Trainer(config, tmp_path).fit()
-    assert fsdino.load(tmp_path / "best").provenance["step"] == 2
-    assert [row["base_miou"] for row in metrics(tmp_path)] == [None, 30.0, None, 20.0]
-    assert "step 1: validation gave no number, but nan" in caplog.text
-
-
-def test_what_validation_reads_is_opened_first(tmp_path: Path, photos: TrainConfig) -> None:
-    """Not after hours of training: without it, nothing is written."""
-    config = dataclasses.replace(photos, select_on="base", fold=3)
-    with pytest.raises(UsageError, match="fold 3: folder has no folds; pass --fold 0"):
-        Trainer(config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_start_that_fails_late_is_not_in_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -478,73 +334,6 @@ def test_a_start_that_fails_late_is_not_in_the_way(
     with pytest.raises(ZeroDivisionError):
         Trainer(FROZEN, tmp_path / "run").fit(lambda *a: 1 / 0)
     Trainer(dataclasses.replace(FROZEN, images_per_step=8), tmp_path / "run")
-
-
-@pytest.mark.parametrize("select_on", ["base", "novel"])
-def test_results_say_what_a_model_was_selected_on(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    select_on: str,
-) -> None:
-    """Whoever chose by the held-out classes cannot forget to say so."""
-    asked: list[set[int]] = []
-    evaluate = validation.evaluate
-
-    def spy(predict: Any, episodes: Any, *args: Any, **options: Any) -> Any:
-        asked.append(set(episodes.classes))
-        return evaluate(predict, episodes, *args, **options)
-
-    monkeypatch.setattr(validation, "evaluate", spy)
-    config = dataclasses.replace(FROZEN, steps=1, select_on=select_on, fold=2)
-    Trainer(config, tmp_path).fit()
-    held_out = set(range(48, 72))
-    assert asked == [held_out if select_on == "novel" else set(range(96)) - held_out]
-    assert f"{select_on}_miou" in metrics(tmp_path)[0]
-    described = record.describe_model(fsdino.load(tmp_path / "best"), "mine")["training"]
-    expected = "novel classes of the fold" if select_on == "novel" else "base classes"
-    assert described["selected_on"] == expected and described["fold"] == 2
-    assert ("selected on the novel classes" in caplog.text) == (select_on == "novel")
-
-
-def test_an_hsnet_head_learns_on_a_frozen_encoder(tmp_path: Path, whole: Path) -> None:
-    """The baseline is trained by the same loop, from the encoder of another model."""
-    config = dataclasses.replace(
-        FROZEN,
-        model=dataclasses.replace(MODEL, variant="hsnet"),
-        encoder_from=str(whole / "model"),
-    )
-    trainer = Trainer(config, tmp_path)
-    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-    trainer.fit()
-    after = fsdino.load(tmp_path / "model")
-    assert after.config.variant == "hsnet"
-    encoder = weights(whole)
-    for name, value in after.state_dict().items():
-        if name.startswith("encoder."):
-            assert torch.equal(value, encoder[name])
-        elif re.fullmatch(r"squeeze\.\d+\.[01]\.conv\.conv\d\.bias", name) and len(value) == 4:
-            continue  # the four groups of the norm that follows have a channel each: no gradient
-        else:
-            assert not torch.equal(value, before[name]), name
-
-
-def test_weights_to_start_from(tmp_path: Path, whole: Path) -> None:
-    """A distilled adapter is taken, and refused where there is no place for it."""
-    prefix = "adapter."
-    adapter = {
-        name.removeprefix(prefix): value + 1
-        for name, value in weights(whole).items()
-        if name.startswith(prefix)
-    }
-    file = tmp_path / "adapter.safetensors"
-    fsdino.models.checkpoints.write_tensors(file, adapter, {})
-    config = dataclasses.replace(FROZEN, adapter_weights=str(file))
-    trainer = Trainer(config, tmp_path / "run")
-    assert all(torch.equal(v, adapter[n]) for n, v in trainer.model.adapter.state_dict().items())
-    other = dataclasses.replace(config, model=dataclasses.replace(MODEL, variant="hsnet"))
-    with pytest.raises(UsageError, match=r"'hsnet' has no adapter: choose full"):
-        Trainer(other, tmp_path / "other")
 
 
 def test_bfloat16_trains(tmp_path: Path) -> None:
