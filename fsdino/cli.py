@@ -26,6 +26,7 @@ from fsdino.commands.distill import Distill
 from fsdino.commands.evaluate import Evaluate
 from fsdino.commands.info import Info
 from fsdino.commands.models import Models
+from fsdino.commands.runs import optional_values
 from fsdino.commands.segment.command import Segment
 from fsdino.commands.train import Train
 from fsdino.errors import FsdinoError, is_out_of_memory, one_line
@@ -55,6 +56,9 @@ Command = (
     | Annotated[Build, tyro.conf.subcommand("build")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
+
+
+_RUNS: dict[str, type[Train | Distill]] = {"train": Train, "distill": Distill}
 
 
 class _Command(Protocol):
@@ -88,19 +92,11 @@ def _main(given: list[str]) -> int:
     if given == ["--version"]:
         print(f"fsdino {__version__}")
         return 0
-    try:
-        command: _Command = tyro.cli(
-            Command,
-            prog="fsdino",
-            description=_DESCRIPTION,
-            args=given,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 2
     with _logging_to_stderr(logging.DEBUG if verbose else logging.INFO), _warnings(verbose):
         try:
-            return command.run()
+            return parse(given).run()
+        except SystemExit as stop:
+            return stop.code if isinstance(stop.code, int) else 2
         except BrokenPipeError:
             raise
         except (Exception, KeyboardInterrupt) as error:
@@ -110,6 +106,16 @@ def _main(given: list[str]) -> int:
             if isinstance(error, KeyboardInterrupt):
                 return _INTERRUPTED
             return error.exit_code if isinstance(error, FsdinoError) else 1
+
+
+def parse(given: Sequence[str]) -> _Command:
+    """The command that is asked for; options of a run begin with what its recipe says."""
+    name, rest = (given[0], given[1:]) if given else ("", ())
+    if name not in _RUNS:
+        return tyro.cli(Command, prog="fsdino", description=_DESCRIPTION, args=given)
+    kind = _RUNS[name]
+    with optional_values():
+        return tyro.cli(kind, prog=f"fsdino {name}", args=rest, default=kind.begin(rest))
 
 
 def _one_line(error: BaseException) -> str:

@@ -118,7 +118,7 @@ USAGE_ERRORS = {
     "not defined for fss1000": (
         "evaluate", "--data", "fss1000", "--protocol", "joint-original", "--root", "queries",
     ),
-    "layout: for a folder of your own": ("evaluate", "--layout", "pairs"),
+    "layout: only for your own folder": ("evaluate", "--layout", "pairs"),
     "--threshold must lie": ("evaluate", "--threshold", "1"),
     "--batch-size must be at least 1": ("evaluate", "--batch-size", "0"),
     "--workers must be at least 0": ("evaluate", "--workers", "-1"),
@@ -135,6 +135,45 @@ USAGE_ERRORS = {
     "--root nowhere": ("data", "check", "coco20i", "--root", "nowhere"),
     "--splits gone": ("data", "check", "coco20i", "--root", "queries", "--splits", "gone"),
     "no coco20i there": ("data", "prepare", "coco20i", "--root", "queries"),
+    "unknown recipe 'nope'": ("train", "nope", "--out", "run"),
+    "the recipe comes first": ("train", "--out", "run", "fsdino-tiny-base"),
+    "recipe 'distill-dinov2-s' is for fsdino distill": (
+        "train", "distill-dinov2-s", "--out", "run",
+    ),
+    "augment must be in [0, 1]": ("train", "fsdino-tiny-base", "--out", "run", "--augment", "2"),
+    "patience counts validations": (
+        "train", "fsdino-tiny-base", "--out", "run", "--patience", "2", "--no-validation",
+    ),
+    "unknown data 'davis17'": ("train", "fsdino-tiny-base", "--out", "run", "--data", "davis17"),
+    "pass --root, the folder that pascal5i": (
+        "train", "fsdino-tiny-base", "--out", "run", "--data", "pascal5i",
+    ),
+    "--decoder-weights sam: no such file": (
+        "train", "fsdino-tiny-base", "--out", "run", "--decoder-weights", "sam",
+    ),
+    "the encoder is frozen and has random weights": (
+        "train", "dinov2-b-coco20i", "--root", "queries", "--out", "run",
+    ),
+    "unknown model 'before'": (
+        "train", "fsdino-tiny-base", "--out", "run", "--start-from", "before",
+    ),
+    "pass a recipe, --model, or": ("distill", "--images", "queries", "--out", "run"),
+    "no images: pass --images": ("distill", "distill-dinov2-s", "--out", "run"),
+    "no teacher: pass --teacher-checkpoint": (
+        "distill", "distill-dinov2-s", "--images", "queries", "--out", "run",
+    ),
+    "the encoder has random weights": (
+        "distill", "distill-dinov2-s", "--images", "queries", "--out", "run",
+        "--teacher-checkpoint", "sam.pth",
+    ),
+    "--teacher-checkpoint gone.pth: no such file": (
+        "distill", "distill-dinov2-s", "--images", "queries", "--out", "run",
+        "--encoder-weights", "sam.pth", "--teacher-checkpoint", "gone.pth",
+    ),
+    "epochs must be one number": (
+        "distill", "distill-dinov2-s", "--images", "queries", "--out", "run", "--epochs", "0",
+    ),
+    "leave out --model": ("distill", "distill-dinov2-s", "--model", "model", "--out", "run"),
     "unknown workload 'W5'": ("benchmark", "--workloads", "W5"),
     "unknown part 'all'": ("benchmark", "--parts", "all"),
     "--foreground must be between 0 and 1": ("benchmark", "--foreground", "2"),

@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from fsdino.commands.options import (
-    File,
-    Flag,
-    Folder,
-    Integer,
-    Integers,
-    Json,
-    Name,
-    Number,
-    check_model,
-)
+from fsdino.commands.options import Flag, Json, Name, check_model
 from fsdino.commands.runs import (
+    AsOptions,
+    check_files,
     find_recipe,
-    given_settings,
+    first_argument,
     has_random_weights,
     joined_for_training,
     kept_run,
 )
 from fsdino.errors import UsageError
+from fsdino.models.config import ModelConfig
 from fsdino.tables import print_table
+from fsdino.training.distillation.config import DistillConfig
 
 if TYPE_CHECKING:
-    from fsdino.models.config import ModelConfig
-    from fsdino.training.distillation.config import DistillConfig
     from fsdino.training.distillation.distill import Distillation
 
 
@@ -47,7 +40,7 @@ class Distill:
     The teacher's embeddings are computed once and kept (about 2 MB an image; said beforehand). Then
     the adapter learns, on small images first. `fsdino train --adapter-weights
     runs/distill/adapter.safetensors` takes the result. Ctrl-C writes a checkpoint, and --resume
-    goes on. Options that are not given come from the recipe, if there is one. With
+    goes on. Settings that are not given come from the recipe, if there is one. With
     `torchrun --nproc-per-node N -m fsdino distill ...` processes share the images.
     """
 
@@ -59,63 +52,41 @@ class Distill:
     """Folder of the run."""
     resume: Flag = False
     """Continue the run in that folder."""
-    images: Annotated[
-        tuple[str, ...], tyro.conf.arg(metavar="PATH ...", help_behavior_hint="")
-    ] = ()
-    """Folders, .tar shards (SA-1B's, not unpacked), lists of paths (.txt), images."""
-    teacher_checkpoint: File = None
-    """A Segment Anything checkpoint, such as sam_vit_h_4b8939.pth (Apache-2.0)."""
-    teacher: Name = None
-    """vit_b, vit_l or vit_h that it must hold; default: whichever it holds."""
     model: Name = None
-    """Name or folder of a model: its encoder, and the measures of its adapter."""
-    encoder: Name = None
-    """Instead of --model: a timm ViT such as vit_base_patch14_dinov2.lvd142m."""
-    encoder_weights: File = None
-    """Its weights: one of Meta's dinov2_vit*14*_pretrain.pth (Apache-2.0)."""
-    percent: Number = None
-    """How much of the images, by a stable hash of their names; default: 100."""
-    held_out: Number = None
-    """Share of those that both numbers are measured on; default: 0.01."""
-    image_sizes: Integers = ()
-    """Sides in pixels, stage after stage; default: 126 252 518."""
-    epochs: Integers = ()
-    """Of each stage, or one number for all; default: 2."""
-    batch_size: Integer = None
-    """Images of a step, of all processes together; default: 32."""
-    images_per_pass: Integer = None
-    """Images of one pass, whose gradients add up; default: all at once."""
-    learning_rate: Number = None
-    """Peak learning rate; default: 0.001."""
-    warmup: Integer = None
-    """Steps until it is reached; default: 500."""
-    cache: Folder = None
-    """Folder for embeddings that runs share; default: in --out."""
-    no_cache: Flag = False
-    """Compute embeddings on the fly, again in each epoch."""
-    seed: Integer = None
-    """Of weights and order."""
-    device: Name = None
-    """auto (a GPU for each process where there is one) or cpu."""
-    dtype: Name = None
-    """Of the adapter: float32, or bfloat16 under autocast."""
-    workers: Integer = None
-    """Processes that read images."""
-    threads: Integer = None
-    """CPU threads of the training process."""
-    validate_every: Integer = None
-    """Steps between measurements on held-out images."""
-    checkpoint_every: Integer = None
-    """Steps between checkpoints."""
+    """Name or folder of a model, where there is no recipe: its encoder, and the measures of its
+    adapter."""
     as_json: Json = False
     """Print the result as one JSON object."""
 
+    config: AsOptions[DistillConfig]
+
+    @classmethod
+    def begin(cls, arguments: Sequence[str]) -> Distill:
+        """What the options change: the settings of the recipe, or of a model's encoder.
+
+        Raises:
+            UsageError: there is no such recipe or model, or both are given.
+        """
+        recipe, model = first_argument(arguments), _model_option(arguments)
+        if recipe is not None and model is not None:
+            raise UsageError("the recipe says which model: leave out --model")
+        if recipe is not None:
+            config = DistillConfig.from_yaml(find_recipe(recipe, "distill"))
+        elif model is not None:
+            check_model(model)
+            config = DistillConfig(_read_config(model), encoder_from=model)
+        else:
+            config = DistillConfig(ModelConfig())
+        return cls(recipe=recipe or "", out=tyro.MISSING, config=config)
+
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        check_model(self.model)
+        config = self.config
+        self.check()
+        check_files(config, ("encoder_weights", "teacher_checkpoint"))
+        check_model(config.encoder_from)
         from fsdino.training.distillation.distill import Distillation
 
-        config = self.configure()
         with joined_for_training(config.device) as processes:
             distillation = Distillation(config, self.out, resume=self.resume, processes=processes)
             self._prepare(distillation)
@@ -126,37 +97,21 @@ class Distill:
             _print_distillation(result)
         return 0
 
-    def configure(self) -> DistillConfig:
-        """The recipe, or a new configuration, with what the options change."""
-        import dataclasses
+    def check(self) -> None:
+        """Refuse a run without images, a teacher, or an encoder with weights.
 
-        from fsdino.training.distillation.config import DistillConfig
-
-        if self.recipe:
-            config = DistillConfig.from_yaml(find_recipe(self.recipe, "distill"))
-            if self.model is not None or self.encoder is not None:
-                raise UsageError("the recipe says which model: leave out --model and --encoder")
-        else:
-            config = DistillConfig(self._model(), encoder_from=self.model)
-        given = given_settings(self, config)
-        if self.no_cache:
-            given["use_cache"] = False
-        config = dataclasses.replace(config, **given)
+        Raises:
+            UsageError: one of them is missing.
+        """
+        config = self.config
+        if not (self.recipe or self.model) and has_random_weights(config):
+            raise UsageError("pass a recipe, --model, or --encoder-weights with --model.encoder")
         if not config.images:
             raise UsageError("no images: pass --images, folders or .tar shards")
         if not config.teacher_checkpoint:
             raise UsageError("no teacher: pass --teacher-checkpoint, such as sam_vit_h_4b8939.pth")
         if has_random_weights(config):
             raise UsageError("the encoder has random weights: pass --encoder-weights")
-        return config
-
-    def _model(self) -> ModelConfig:
-        from fsdino.models import zoo
-        from fsdino.models.config import ModelConfig
-
-        if (self.model is None) == (self.encoder is None):
-            raise UsageError("pass a recipe, --model, or --encoder with --encoder-weights")
-        return ModelConfig(self.encoder) if self.encoder else zoo.load(str(self.model)).config
 
     def _prepare(self, distillation: Distillation) -> None:
         from fsdino.progress import Progress
@@ -190,6 +145,20 @@ class Distill:
                 return distillation.fit(report)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(kept_run(self.out)) from None
+
+
+def _model_option(arguments: Sequence[str]) -> str | None:
+    """The value of --model, which decides what the other options begin with."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model")
+    return parser.parse_known_args(arguments)[0].model  # type: ignore[no-any-return]
+
+
+def _read_config(name: str) -> ModelConfig:
+    """The configuration of a model."""
+    from fsdino.models import zoo
+
+    return zoo.load(name).config
 
 
 def _print_distillation(result: Mapping[str, Any]) -> None:

@@ -12,7 +12,9 @@ import tyro
 
 from fsdino.errors import UsageError
 
-Json = Annotated[bool, tyro.conf.arg(name="json", help_behavior_hint="")]
+Json = Annotated[
+    bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(name="json", help_behavior_hint="")
+]
 Integer = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
@@ -23,7 +25,7 @@ Layout = Annotated[
     Literal["auto", "class-folders", "pairs", "labels"], tyro.conf.arg(help_behavior_hint="")
 ]
 Value = Annotated[str | None, tyro.conf.arg(metavar="INT|none", help_behavior_hint="")]
-Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
 Dtype = Annotated[
     str, tyro.conf.arg(metavar="float32|float16|bfloat16", help_behavior_hint="(default: float32)")
 ]

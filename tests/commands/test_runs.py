@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
+import pytest
 import tyro
 
+from fsdino import cli
 from fsdino.commands.demo import drawings
 from fsdino.commands.distill import Distill
-from fsdino.commands.runs import RECIPES, find_recipe
+from fsdino.commands.runs import RECIPES, AsOptions, find_recipe, optional_values
 from fsdino.commands.train import Train
+from fsdino.models.config import ModelConfig
 from fsdino.training.distillation.config import DistillConfig
 from fsdino.training.distillation.distill import ADAPTER_FILE
 from fsdino.training.meta.config import TrainConfig
@@ -37,7 +43,7 @@ def test_three_runs_give_the_bundled_model():
     for name in TINY_RUNS:
         head = (RECIPES / f"{name}.yaml").read_text().split("\nmodel:")[0].splitlines()
         commands = [line.split(" train ")[1] for line in head if line.startswith("# torchrun")]
-        runs = [tyro.cli(Train, args=command.split()) for command in commands]
+        runs = [train_command(command.split()) for command in commands]
         assert [run.recipe for run in runs] == list(TINY_RUNS)
         config = stage_two(name)
         assert config.start_from == before and config.fold == drawings.FOLD
@@ -55,6 +61,12 @@ def stage_two(name: str) -> TrainConfig:
     return TrainConfig.from_yaml(find_recipe(name, "train"))
 
 
+def train_command(arguments: list[str]) -> Train:
+    command = cli.parse(["train", *arguments])
+    assert isinstance(command, Train)
+    return command
+
+
 def test_commands_in_recipes_are_those_that_run_them():
     """What the head of a recipe says can be pasted: both stages, with files that fit together."""
     for name in (path.stem for path in RECIPES.glob("*dinov2-*.yaml")):
@@ -62,12 +74,60 @@ def test_commands_in_recipes_are_those_that_run_them():
         head = " ".join(line[1:].strip(" \\") for line in text.splitlines() if line[:4] == "#   ")
         distill, *train = head.split("fsdino train ")
         words = distill.split()
-        first = tyro.cli(Distill, args=words[2:])
-        assert words[:2] == ["fsdino", "distill"] and first.recipe.startswith("distill-")
-        first.configure()
+        assert words[:2] == ["fsdino", "distill"]
+        first = cli.parse(words[1:])
+        assert isinstance(first, Distill) and first.recipe.startswith("distill-")
+        first.check()
         assert train or first.recipe == name
         for arguments in train:
-            second = tyro.cli(Train, args=arguments.split())
+            second = train_command(arguments.split())
             assert second.recipe == name
-            assert second.adapter_weights == first.out / ADAPTER_FILE
-            assert second.configure().encoder_weights == str(first.encoder_weights)
+            assert second.config.adapter_weights == str(first.out / ADAPTER_FILE)
+            assert second.config.encoder_weights == first.config.encoder_weights
+            second.check()
+
+
+# Of these, None or nothing is the default, which does not tell their type.
+UNTOLD = {
+    "restarts": (3, 4), "image_sizes": (3, 4), "correlation_layers": (3, 4), "images_per_pass": 3,
+    "mean": (3.0, 4.0, 5.0), "std": (3.0, 4.0, 5.0), "images": ("3", "4"),
+    "correlation_prompt": True,
+}  # fmt: skip
+
+
+def another(name: str, value: Any) -> Any:
+    """A value of the same type that is not the default."""
+    if name in UNTOLD:
+        return UNTOLD[name]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return tuple(type(value[0])(number) for number in (3, 4))
+    return type(value)(3) if isinstance(value, int | float) else "word"
+
+
+def said(option: str, value: Any) -> list[str]:
+    """An option that gives a setting a value."""
+    prefix, _, name = option.replace("_", "-").rpartition(".")
+    start = f"--{prefix}." if prefix else "--"
+    if isinstance(value, bool) and name != "correlation-prompt":
+        return [f"{start}{'' if value else 'no-'}{name}"]
+    return [start + name, *map(str, value if isinstance(value, tuple) else (value,))]
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, DistillConfig])
+def test_every_setting_is_an_option(kind, monkeypatch):
+    """Each of both stages and of their model, by its own name; what is true can be switched off."""
+    for checked in (kind, ModelConfig):
+        monkeypatch.setattr(checked, "__post_init__", lambda self: None)
+    base = kind(ModelConfig())
+    wanted = {name: another(name, value) for name, value in vars(base).items() if name != "model"}
+    mappings = ("encoder_args", "encoder_weights")  # for a recipe alone
+    parts = {n: another(n, v) for n, v in vars(base.model).items() if n not in mappings}
+    options = [said(name, value) for name, value in wanted.items()]
+    options += [said(f"model.{name}", value) for name, value in parts.items()]
+    with optional_values():
+        found = tyro.cli(AsOptions[kind], args=list(itertools.chain(*options)), default=base)
+    assert vars(found) == {**wanted, "model": found.model}
+    assert {name: getattr(found.model, name) for name in parts} == parts
+    assert not {name for name, value in wanted.items() if value == getattr(base, name)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import subprocess
@@ -104,30 +103,29 @@ def test_interrupted_training_says_how_to_go_on(recipe, capsys, monkeypatch):
     assert "resuming run at step 2" in capsys.readouterr().err
 
 
-def test_train_options_are_settings_of_a_run():
-    """Every option of `fsdino train` changes the setting of the same name."""
-    options = {field.name for field in dataclasses.fields(Train)}
-    settings = {field.name for field in dataclasses.fields(TrainConfig)}
-    of_their_own = {"recipe", "out", "resume", "variant", "without", "adapter", "decoder"}
-    assert options - of_their_own - {"no_validation"} <= settings
+def configured(*arguments: str) -> TrainConfig:
+    """The settings of a run with some options."""
+    command = cli.parse(["train", *arguments, "--out", "run"])
+    assert isinstance(command, Train)
+    return command.config
 
 
 def test_train_options_switch_parts_and_override(recipe):
-    """Zero is a value, too; parts of the prompts and what learns are chosen by name."""
-    command = Train(
-        recipe=recipe, out=Path("run"), fold=0, seed=0, workers=0, without=("svp", "4d"),
-        adapter="trained", decoder="frozen", variant="comp", shots=(1, 5), images_per_step=12,
-        episodes_per_batch="3", root=Path("data"), skip_bad=True,
+    """Zero is a value, too; what a recipe switches on can be switched off."""
+    config = configured(
+        recipe, "--fold", "0", "--seed", "0", "--model.no-visual-prompt", "--model.variant", "comp",
+        "--train-adapter", "--no-train-decoder", "--no-train-encoder", "--shots", "1", "5",
+        "--images-per-step", "12", "--episodes-per-batch", "3", "--root", "data", "--skip-bad",
+        "--model.correlation-prompt", "False", "--ignore", "none", "--background", "7",
     )  # fmt: skip
-    config = command.configure()
     assert (config.fold, config.shots, config.episodes_per_batch) == (0, (1, 5), 3)
     assert (config.root, config.skip_bad, config.steps) == ("data", True, 100)
-    assert config.train_adapter and not config.train_decoder and config.train_encoder
+    assert (config.ignore, config.background) == ("none", 7)
+    assert config.train_adapter and not config.train_decoder and not config.train_encoder
     model = config.model
     assert (model.variant, model.visual_prompt, model.correlation_prompt) == ("comp", False, False)
     assert model.cosine_prompt and model.contrastive
-    unchanged = Train(recipe=recipe, out=Path("run")).configure()
-    assert unchanged == TrainConfig.from_yaml(Path(recipe))
+    assert configured(recipe) == TrainConfig.from_yaml(Path(recipe))
 
 
 def test_training_on_random_features_is_refused(recipe, capsys, caplog):
@@ -135,12 +133,15 @@ def test_training_on_random_features_is_refused(recipe, capsys, caplog):
     assert cli.main(["train", "dinov2-b-coco20i", "--root", "data", "--out", "run"]) == 2
     assert "random weights: pass --encoder-weights" in error_line(capsys)
     assert not Path("run").exists()
-    command = Train(recipe="dinov2-b-coco20i", out=Path("run"), encoder_weights=Path("b.pth"))
-    assert command.configure().encoder_weights == "b.pth"
+    command = cli.parse(["train", "dinov2-b-coco20i", "--out", "run", "--encoder-weights", "b.pth"])
+    assert isinstance(command, Train) and command.config.encoder_weights == "b.pth"
+    command.check()
     assert "the adapter is frozen and has random weights" in caplog.text
     caplog.clear()
-    command = Train(recipe="dinov2-b-coco20i", out=Path("run"), start_from="model")
-    assert command.configure().start_from == "model" and not caplog.text
+    command = cli.parse(["train", "dinov2-b-coco20i", "--out", "run", "--start-from", "model"])
+    assert isinstance(command, Train) and command.config.start_from == "model"
+    command.check()
+    assert not caplog.text
 
 
 def test_ctrl_c_writes_a_checkpoint_and_says_so(recipe, capsys, monkeypatch):

@@ -7,12 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
-
-from fsdino.images import Pixels
-
 if TYPE_CHECKING:
+    from fsdino.images import Pixels
     from fsdino.models.weight_files import Stored
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.attn\.rel_pos_h")
@@ -100,6 +96,9 @@ class Architecture:
     def scale(self, image: Pixels) -> Pixels:
         """uint8 [H, W, 3] -> uint8 [h, w, 3] whose longer side is `image_size` (PIL, bilinear)."""
         height, width = self.scaled_size((image.shape[0], image.shape[1]))
+        import numpy as np
+        from PIL import Image
+
         resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
         return np.array(resized)
 

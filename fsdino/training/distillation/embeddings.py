@@ -79,7 +79,7 @@ class EmbeddingCache(Store):
             raise FsdinoError(
                 f"the embeddings may take {size(needed)}, {size(free)} are free in {self.folder}: "
                 "free some space, choose another cache or a lower percent, or compute embeddings "
-                "on the fly (--no-cache)"
+                "on the fly (--no-use-cache)"
             )
 
 

@@ -276,7 +276,7 @@ def test_the_size_is_announced_and_must_be_free(tmp_path, files, teacher, caplog
     assert "of 7 images: at most 14.3 kB" in caplog.text
     assert "3 are there, at most 8.2 kB to write, 8.2 kB free" in caplog.text
     usage.free -= 1
-    with pytest.raises(FsdinoError, match=r"may take 8\.2 kB, 8\.2 kB are free .*--no-cache"):
+    with pytest.raises(FsdinoError, match=r"may take 8\.2 kB, 8\.2 kB are free .*--no-use-cache"):
         cache.announce(files, teacher.architecture.most_bytes)
 
 
