@@ -21,6 +21,7 @@ from fsdino.models.weight_files import StateDict, Stored, damaged, open_safetens
 WEIGHTS_FILE, PROVENANCE_FILE = "model.safetensors", "provenance.json"
 
 _RECORD = "fsdino"  # in the metadata of the weights' file: JSON with a hash, and the identity
+_HASH = "sha256"  # in the metadata of files of `write_hashed`
 _MOST = 2**20  # bytes of a JSON file beside the weights
 
 
@@ -89,6 +90,28 @@ def write_tensors(
         mode = temporary.stat().st_mode
         save_file(contiguous, temporary, metadata)
         temporary.chmod(mode)  # save_file narrows it to the owner
+
+
+def write_hashed(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """`write_tensors`, with a hash of tensors and metadata that `check_hash` verifies."""
+    write_tensors(path, tensors, {**metadata, _HASH: _content_hash(tensors, metadata)})
+
+
+def check_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Compare what a file of `write_hashed` holds with its hash.
+
+    Raises:
+        ValueError: the file has another hash, or none.
+    """
+    if metadata.get(_HASH) != _content_hash(tensors, metadata):
+        raise ValueError("its content is not what was written")
+
+
+def _content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    hashed = {key: value for key, value in metadata.items() if key != _HASH}
+    return tensors_sha256(tensors, json.dumps(hashed, sort_keys=True))
 
 
 def read_config(folder: Path) -> ModelConfig:

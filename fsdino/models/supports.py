@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fsdino.errors import CheckpointError, UsageError, first_line
-from fsdino.models.checkpoints import tensors_sha256, write_tensors
+from fsdino.models.checkpoints import check_hash, write_hashed
 from fsdino.models.shots import PooledShot, SupportFeatures, TokenFit
 
 _FORMAT = "fsdino-support-4"
@@ -23,7 +22,6 @@ _FORMAT = "fsdino-support-4"
 _WITHOUT_FIT = ("fsdino-support-2", "fsdino-support-3")
 _UNHASHED = "fsdino-support-1"  # as versions before 0.2 wrote it
 _FIT = ("mean", "scale", "weight", "bias", "levels")
-_HASH = "sha256"
 _SIZE = re.compile(r"([1-9][0-9]{0,9})x([1-9][0-9]{0,9})", re.ASCII)
 _MOST_VALUES = 2**30  # of one shot; a ViT-g at 1,022 pixels makes 2**27
 _SLACK = 1e-3  # what rounding may add to a share of 1
@@ -133,7 +131,7 @@ class Support:
             "image_sizes": " ".join(f"{height}x{width}" for height, width in self.image_sizes),
             **({} if self.quality is None else {"quality": repr(float(self.quality))}),
         }
-        write_tensors(path, tensors, {**metadata, _HASH: _content_hash(tensors, metadata)})
+        write_hashed(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Support:
@@ -173,9 +171,7 @@ def _from_content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
         KeyError, ValueError: its content is not what was written.
     """
     if metadata["format"] != _UNHASHED:
-        rest = {key: value for key, value in metadata.items() if key != _HASH}
-        if metadata[_HASH] != _content_hash(tensors, rest):
-            raise ValueError("its content is not what was written")
+        check_hash(tensors, metadata)
     support = _from_parts(tensors, metadata)
     _raise(support.problem())
     return support
@@ -226,10 +222,6 @@ def _fit_names(shots: int) -> list[str]:
     """Names in a file of the tensors of a fit with K shots, in their order."""
     parts = [part for k in range(shots) for part in (f"tokens.{k}", f"sides.{k}")]
     return [f"fit.{part}" for part in (*_FIT, *parts)]
-
-
-def _content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    return tensors_sha256(tensors, json.dumps(dict(metadata), sort_keys=True))
 
 
 def _shape_problem(support: Support) -> str | None:

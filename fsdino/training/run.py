@@ -33,7 +33,7 @@ from fsdino import files
 from fsdino.environment import environment
 from fsdino.errors import CheckpointError, FsdinoError, UsageError, first_line
 from fsdino.locks import Lock
-from fsdino.models.checkpoints import tensors_sha256, write_tensors
+from fsdino.models.checkpoints import check_hash, write_hashed
 from fsdino.yaml_files import parse_yaml, read_yaml
 
 logger = logging.getLogger("fsdino.training")
@@ -210,7 +210,7 @@ class Run:
             "state": json.dumps(state),
             "config": json.dumps(self._config),
         }
-        write_tensors(path, kept, {**metadata, "sha256": _checksum(kept, metadata)})
+        write_hashed(path, kept, metadata)
         for old in self._checkpoints()[:-_KEPT]:
             old.unlink()
 
@@ -360,8 +360,7 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     with safe_open(path, framework="pt") as file:
         metadata = dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if metadata.pop("sha256", None) != _checksum(tensors, metadata):
-        raise ValueError("its content is not what was written")
+    check_hash(tensors, metadata)
     return metadata, tensors
 
 
@@ -369,10 +368,6 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration as YAML gives it back."""
     plain: dict[str, Any] = parse_yaml(yaml.safe_dump(dict(config), sort_keys=False))
     return plain
-
-
-def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    return tensors_sha256(tensors, json.dumps(dict(metadata), sort_keys=True))
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,8 +42,8 @@ class Objective(nn.Module):
         """Mean loss of the predictions: each of N images is once the query.
 
         Args:
-            images: [N, 3, H, W] in [0, 1], the K + 1 of an episode side by side; or what a frozen
-                encoder says of them.
+            images: [N, 3, H, W] in [0, 1], the K + 1 of an episode side by side; or the frozen
+                encoder's features of them.
             masks: [N, H, W] in [0, 1].
             shots: K.
             class_ids: [N / (K + 1)].
