@@ -215,11 +215,6 @@ def _leave() -> None:
     _joined.clear()
 
 
-def is_first() -> bool:
-    """Whether this process does what is done once for all that share the work."""
-    return not distributed.is_initialized() or distributed.get_rank() == 0
-
-
 def local_device(device: torch.device) -> torch.device:
     """The GPU of this process on its machine, where "cuda" was asked for without a number."""
     if str(device) == "cuda":

@@ -124,7 +124,7 @@ def segment(out: Path) -> None:
     model = tiny_model()
     supports = {"foreground": model.encode_support([picture(50, 60, 1)], [box_mask(50, 60)])}
     with sharing.processes() as processes:
-        output = processes.in_turn(lambda: Output(out, {"call": "test"}))
+        output = processes.in_turn(lambda: Output(out, {"call": "test"}, first=processes.is_first))
         queries = find_queries([out.parent / "queries"])
         outcome = segment_files(model, supports, queries, output, processes=processes)
     rows = [asdict(row) for row in outcome.rows]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from fsdino.evaluation.photographs import iou
 from fsdino.models import zoo
 from fsdino.models.segmenter import Segmenter
 from fsdino.models.supports import Support
+from fsdino.processes import threads
 
 Mask = npt.NDArray[np.bool_]
 
@@ -28,6 +28,7 @@ WAYS = 3
 MODEL, BASELINE = "FS-DINO", "training-free"
 SCALE = 2  # to look at, the same scenes are drawn at twice the size that the model sees
 BACKGROUND = "background"
+_THREADS = 1  # images this small gain nothing from more, which wait for each other
 
 Key = tuple[str, int]  # method and shots
 
@@ -121,7 +122,7 @@ def answers(model: Segmenter, count: int) -> Iterator[Answer]:
     """The first `count` episodes of the held-out fold, each segmented by both methods."""
     methods = {MODEL: model, BASELINE: zoo.training_free(model)}
     for episode, shown in _episodes(model, count):
-        with _one_thread():
+        with threads(_THREADS):
             answer = _answer(methods, episode, shown)
         yield answer
 
@@ -135,17 +136,6 @@ def _episodes(model: Segmenter, count: int) -> Iterator[tuple[Episode, Episode]]
     )
     for index in range(count):
         yield episodes[index], larger[index]
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Images this small gain nothing from threads, which on a busy machine wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _answer(methods: Mapping[str, Segmenter], episode: Episode, shown: Episode) -> Answer:
@@ -165,7 +155,7 @@ def _answer(methods: Mapping[str, Segmenter], episode: Episode, shown: Episode) 
 def answer_ways(model: Segmenter) -> list[WayAnswer]:
     """The first queries, each asked for all of their classes at once, one support image each."""
     pairs = list(_episodes(model, WAYS))
-    with _one_thread():
+    with threads(_THREADS):
         supports = {
             episode.class_name: model.encode_support(
                 episode.supports[0].image, episode.supports[0].mask

@@ -160,7 +160,9 @@ class Segment:
         overwrite = self.overwrite and is_main
         output = stack.enter_context(
             contextlib.closing(
-                processes.in_turn(lambda: folder.Output(out, call, overwrite=overwrite))
+                processes.in_turn(
+                    lambda: folder.Output(out, call, overwrite=overwrite, first=is_main)
+                )
             )
         )
         if self.save_support is not None and is_main:

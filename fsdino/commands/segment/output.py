@@ -24,7 +24,6 @@ from fsdino.commands.segment.queries import MASKS, OVERLAYS, REMEDY
 from fsdino.errors import DataError, FsdinoError, UsageError, printable
 from fsdino.locks import Lock
 from fsdino.models.segmentation import Segmentation
-from fsdino.processes import is_first
 
 FORMAT = "fsdino-segment-2"
 CALL_FILE, ROWS_FILE, LOCK_FILE = "segment.json", "results.jsonl", "segment.lock"
@@ -110,6 +109,7 @@ class Output:
             one call, whose queries are not done twice.
         overwrite: start again in a folder of another call; its results are removed, and no other
             files.
+        first: whether this is the first of the processes that share the work.
 
     Raises:
         UsageError: the folder is in use, belongs to another call, is damaged, or holds files of
@@ -117,12 +117,19 @@ class Output:
         FsdinoError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, call: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        call: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        first: bool = True,
+    ) -> None:
         self.folder = folder
         check_folder(folder)
         files.make_folder(folder, "pass an --out that can be written")
         self._lock: Lock | None = None
-        if is_first():  # before anything is read: what others write meanwhile would be lost
+        if first:  # before anything is read: what others write meanwhile would be lost
             self._lock = Lock(folder / LOCK_FILE, f"--out {folder}", REMEDY)
         try:
             others = self._clear() if overwrite else self._check_call(call)

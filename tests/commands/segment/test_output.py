@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fsdino.commands.segment import output
 from fsdino.commands.segment.output import Output
 from fsdino.commands.segment.stream import segment_files
 from fsdino.errors import FsdinoError, UsageError
@@ -164,7 +163,7 @@ def test_names_that_are_not_utf8(model, support, tmp_path):
     assert run(model, support, source, tmp_path / "out").resumed == 1
 
 
-def test_two_calls_into_one_folder(tmp_path, monkeypatch):
+def test_two_calls_into_one_folder(tmp_path):
     """The second is told who is there, before anything is read or removed; the first goes on."""
     out = tmp_path / "out"
     first = Output(out, CALL)
@@ -174,9 +173,7 @@ def test_two_calls_into_one_folder(tmp_path, monkeypatch):
         with pytest.raises(UsageError, match=rf"out is in use by process {os.getpid()} on .*--out"):
             Output(out, {**CALL, "threshold": 0.1}, **options)
     assert content(out) == before
-    with monkeypatch.context() as patch:
-        patch.setattr(output, "is_first", lambda: False)  # of a process that shares the work
-        Output(out, CALL).close()
+    Output(out, CALL, first=False).close()  # of a process that shares the work
     assert content(out) == before
     first.close()
     Output(out, CALL).close()
