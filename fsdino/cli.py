@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # outside of a command's own work
         print(f"fsdino: {_one_line(KeyboardInterrupt())}", file=sys.stderr)
         return _INTERRUPTED
-    except BrokenPipeError:  # whoever read our output, such as `head`, has left
+    except BrokenPipeError:  # the reader of our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 

@@ -1,1 +1,1 @@
-"""The commands: each holds its options, its work and its tables."""
+"""The commands: each with its options, its work and its tables."""

@@ -15,7 +15,7 @@ from fsdino.devices import check_device, check_dtype, find_device, find_dtype
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """Time the 4D ops on standard workloads: every backend beside the eager baseline.
+    """Time the 4D ops on standard workloads: every backend compared with the eager baseline.
 
     Results are checked against float64 first; backends take turns in one process, and medians
     are compared. W4, W6 and W12 have 4, 6 and 12 layers, W12x8 a batch of 8, HR a 74 x 74 grid;
@@ -38,9 +38,9 @@ class Benchmark:
     foreground: Number = None
     """Share of support tokens of weight 1, the rest 0; default: weights +1 and -1."""
     memory: Flag = False
-    """Also measure peak memory on the CPU, each backend in a process of its own."""
+    """Also measure peak memory on the CPU, each backend in a separate process."""
     device: str = "auto"
-    """cpu, cuda or cuda:N; auto takes a GPU where there is one."""
+    """cpu, cuda or cuda:N; auto takes a GPU if there is one."""
     dtype: Dtype = "float32"
     """Floating type of all inputs."""
     repeats: int = 5

@@ -29,7 +29,7 @@ class Build:
     """
 
     force: Flag = False
-    """Compile again where a build is there."""
+    """Compile again even if a build exists."""
     as_json: Json = False
     """Print the result as one JSON object."""
 

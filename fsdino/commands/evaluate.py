@@ -46,9 +46,9 @@ _VIDEOS = "davis17"
 class Evaluate:
     """Score a model on a benchmark, or compare two results.
 
-    Every number carries its protocol: hsnet (HSNet's published episodes, K shots by vote), joint
+    Every number states its protocol: hsnet (HSNet's published episodes, K shots by vote), joint
     (the same episodes, one pass with K supports), with -original (scored at the images' own sizes)
-    and -seeded (other seeds or numbers of episodes). Interrupted runs go on where they stopped.
+    and -seeded (other seeds or numbers of episodes). Interrupted runs resume where they stopped.
     With `torchrun --nproc-per-node N -m fsdino evaluate ...` processes share the work.
     """
 
@@ -63,33 +63,33 @@ class Evaluate:
     root: Folder = None
     """The data set's folder."""
     splits: Folder = None
-    """Folder of HSNet's lists; without, lists are derived from the annotations."""
+    """Folder of HSNet's lists; default: lists derived from the annotations."""
     layout: Layout = "auto"
     """How --data folder is read; see `fsdino data check`."""
     ignore: Value = None
     """Of its label maps: value of undecided pixels, or none; default: 255."""
     background: Value = None
-    """Of its label maps: 0 (the default), or none where 0 is a class."""
+    """Of its label maps: 0 (the default), or none if 0 is a class."""
     fold: Integer = None
     """Fold whose classes are novel; default: 0, of the procedural set 3."""
     shots: int = 1
     """Supports per episode."""
     protocol: str = "joint"
-    """How it is scored; see above."""
+    """Rules of the evaluation; see above."""
     fusion: Annotated[Literal["joint", "vote"] | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """Turns the protocol into its sibling with that fusion of K shots."""
+    """Fusion of K shots, in place of the protocol's."""
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="")] = ()
-    """Seeds of the draws; the protocol becomes its -seeded sibling."""
+    """Seeds of the draws; the protocol becomes its -seeded variant."""
     episodes: Integer = None
-    """Episodes of each seed; the protocol becomes its -seeded sibling."""
+    """Episodes of each seed; the protocol becomes its -seeded variant."""
     out: File = None
-    """result.json to write; the rows of its episodes are kept beside it."""
+    """result.json to write; the rows of its episodes are written next to it."""
     overwrite: Flag = False
-    """Start anew where the result of another call is."""
+    """Replace the result of another call."""
     save_pictures: int = 0
-    """Draw so many of the best and of the worst episodes, beside the result."""
+    """Number of best and of worst episodes to draw, next to the result."""
     skip_bad: Flag = False
-    """Go on where a file cannot be used; such episodes are counted and named."""
+    """Leave out episodes with unusable files; they are counted and named."""
     compare: Annotated[
         tuple[Path, Path] | None, tyro.conf.arg(metavar="A B", help_behavior_hint="")
     ] = None
@@ -99,7 +99,7 @@ class Evaluate:
     ] = None
     """The model's encoder alone: 4D matching or prototypes, training-free."""
     memory: int = 0
-    """Of davis17: so many of the last frames join the first one as supports."""
+    """Of davis17: number of last frames that join the first one as supports."""
     image_size: Integer = None
     """Side in pixels that images are stretched to; default: the model's own."""
     threshold: Number = None
@@ -109,9 +109,9 @@ class Evaluate:
     workers: Integer = None
     """Processes that read ahead; default: by the number of cores."""
     device: str = "auto"
-    """cpu, cuda or cuda:N; auto takes a GPU where there is one."""
+    """cpu, cuda or cuda:N; auto takes a GPU if there is one."""
     dtype: Dtype = "float32"
-    """Other types run under autocast."""
+    """Floating type of the forward pass; others than float32 run under autocast."""
     as_json: Json = False
     """Print the result as one JSON object."""
 

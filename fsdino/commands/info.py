@@ -94,7 +94,7 @@ def describe_model(name: str) -> dict[str, Any]:
     """Configuration and parameters of a model, by the name that `fsdino.load` takes.
 
     Raises:
-        UsageError: there is no such model.
+        UsageError: the model is unknown.
         CheckpointError: its files are damaged or of another kind.
     """
     from fsdino.models import zoo

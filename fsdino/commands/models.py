@@ -13,16 +13,16 @@ from fsdino.tables import print_table
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """List the models that go by a name: parts, size, licence, and whether they are here.
+    """List the models that have a name: parts, size, licence, and whether they are on this machine.
 
-    Models on DINOv2 have no trained part. Naming one where a model is asked for downloads its
-    weights, once, into the cache of the Hugging Face hub (~/.cache/huggingface, or HF_HOME).
+    Models on DINOv2 have no trained part. A command that names one downloads its weights
+    once, into the cache of the Hugging Face hub (~/.cache/huggingface, or HF_HOME).
     """
 
     download: Name = None
-    """Fetch the weights of this model now, so that it works without a network later."""
+    """Download the weights of this model now, so that it works without a network later."""
     as_json: Json = False
-    """Print the list, or the model that was fetched, as JSON."""
+    """Print the list, or the downloaded model, as JSON."""
 
     def run(self) -> int:
         """Run the command; returns the exit code."""

@@ -31,7 +31,7 @@ class Fold:
     """What the lists of one fold hold.
 
     Attributes:
-        fold: its number; None where there are no folds.
+        fold: its number; None if there are no folds.
         split: "val" (novel classes) or "train".
         derived: whether the lists are not the published ones.
         classes: images by the name of the class.
@@ -47,7 +47,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Check:
-    """What is there of a data set.
+    """The state of a data set.
 
     Attributes:
         dataset, root: which one, where.
@@ -58,7 +58,7 @@ class Check:
         masked: of how many of them a mask was read, too.
         bad: reasons by image that cannot be used.
         problems: what is wrong with lists and annotations.
-        note: why there are no `folds`, where that is no fault.
+        note: reason why `folds` are missing, if that is not an error.
     """
 
     dataset: str
@@ -87,7 +87,7 @@ class Check:
         """What is missing or damaged, and the remedy, in one line."""
         fetch = dict.fromkeys(part.archive for part in self.missing)
         missing = ", ".join(part.path for part in self.missing)
-        found = [f"{missing} missing, fetch {' and '.join(fetch)}"] if missing else []
+        found = [f"{missing} missing, download {' and '.join(fetch)}"] if missing else []
         lacking = sum(fold.missing for fold in self.folds if fold.split == "val")
         if lacking:
             found.append(f"{lacking} listed images or their masks are not there")
@@ -115,11 +115,11 @@ def check(
         dataset: its name.
         root: its folder.
         splits: folder of HSNet's lists; None derives lists.
-        layout, ignore, background: how a folder of one's own is read; see `Folder`.
+        layout, ignore, background: how your own folder is read; see `Folder`.
 
     Raises:
-        UsageError: there is no such data set, root or folder of lists.
-        DataError: a folder of one's own can be read in several ways.
+        UsageError: the data set is unknown, or the root or the folder of lists does not exist.
+        DataError: several layouts match your own folder.
     """
     source = open_source(
         dataset,

@@ -26,11 +26,10 @@ DatasetName = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class DataCheck:
-    """Check a data set: which parts are present, which are missing and where to get them, and which
-    are damaged.
+    """Check a data set: its parts, missing ones and where to get them, and damaged files.
 
-    Reads every file, and counts the images of each fold and class. Exit code 1 when something that
-    evaluation needs is missing or damaged.
+    Reads every file, and counts the images of each fold and class. The exit code is 1 if something
+    that evaluation needs is missing or damaged.
     """
 
     dataset: DatasetName
@@ -40,11 +39,11 @@ class DataCheck:
     """Folder of HSNet's split lists; default: lists derived from the annotations."""
     layout: Layout = "auto"
     """Of folder: CLASS/IMAGE with its mask, images with masks of one class, or label maps of
-    several classes; auto takes the one that fits."""
+    several classes; auto takes the one that matches."""
     ignore: Value = None
     """Of label maps: value of undecided pixels, or none; default: 255."""
     background: Value = None
-    """Of label maps: 0 (the default), or none where 0 is a class."""
+    """Of label maps: 0 (the default), or none if 0 is a class."""
     as_json: Json = False
     """Print everything as one JSON object."""
 
@@ -71,18 +70,18 @@ class DataCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class DataPrepare:
-    """Make a data set's masks and lists once, where they are not part of it.
+    """Make masks and lists that are not part of a data set, once.
 
     Rasterises COCO's masks (needs the extra fsdino[train]) and derives split lists. The same
-    command goes on where it was interrupted.
+    command resumes where it was interrupted.
     """
 
     dataset: DatasetName
     root: Path
     """Its folder."""
     out: File = None
-    """Folder for the results, to pass as --splits later; default: a cache that is found by itself,
-    below ~/.cache/fsdino or FSDINO_CACHE."""
+    """Folder for the results, to pass as --splits later; default: the cache, below
+    ~/.cache/fsdino or FSDINO_CACHE, where they are found automatically."""
     as_json: Json = False
     """Print what was made as one JSON object."""
 

@@ -1,4 +1,4 @@
-"""Make a data set's masks and lists once, where they are not part of it."""
+"""Make masks and lists that are not part of a data set, once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _READERS = 8
 
 
 def prepare(dataset: str, root: Path, out: Path | None = None) -> dict[str, Path]:
-    """Make a data set's masks and lists, and an index of the lists; goes on where it was.
+    """Make a data set's masks and lists, and an index of the lists; resumes after interruptions.
 
     Args:
         dataset: its name.
@@ -44,7 +44,7 @@ def prepare(dataset: str, root: Path, out: Path | None = None) -> dict[str, Path
         lists = next((path for path in map(out.joinpath, _LISTS) if path.exists()), None)
         if lists is not None:
             raise UsageError(
-                f"--out {out}: {lists} is there and was not derived; it would be overwritten: pass "
+                f"--out {out}: {lists} exists and was not derived; it would be overwritten: pass "
                 "another --out, or remove it"
             )
     with Progress(f"prepare {dataset}") as progress:

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """See what it does: a report with pictures, offline, in about a minute.
+    """Write a report with pictures of what fsdino does, offline, in about a minute.
 
     Segments the photographs that are installed with fsdino, then drawings of the generated data
     set's held-out fold, compares both with the truth and with what needs no training, and times
-    the kernels. Builds the C++ kernels first, where they are not built and a compiler is there.
+    the kernels. Builds the C++ kernels first, if they are missing and there is a compiler.
     """
 
     out: Path
@@ -38,11 +38,11 @@ class Demo:
     model: str = DEFAULT_MODEL
     """Name, folder or hub id (hf:owner/name) of the model that segments the photographs."""
     drawn_model: str = DRAWN_MODEL
-    """Likewise, for the drawings: one that was trained without the data set's fold 3."""
+    """The model that segments the drawings, trained without the data set's fold 3."""
     episodes: int = 24
-    """How many drawn episodes to segment and score."""
+    """Number of drawn episodes to segment and score."""
     pictures: int = 3
-    """How many of them to show for each number of shots."""
+    """Number of these to show for each number of shots."""
     workload: str = "W6"
     """Workload of the kernel table; see `fsdino benchmark`."""
     repeats: int = 3

@@ -40,10 +40,10 @@ class Settings:
 
     Attributes:
         model: name, folder or hub id (hf:owner/name) of the model that segments the photographs.
-        drawn_model: likewise, of one that was trained on drawings without fold 3.
-        episodes: the first so many drawn episodes are segmented and scored; whole rounds of the
+        drawn_model: name of the model for the drawings, trained without fold 3.
+        episodes: number of drawn episodes that are segmented and scored; whole rounds of the
             24 classes weigh every class equally.
-        pictures: the first so many of them are shown, for 1 shot and for 5 shots.
+        pictures: number of these that are shown, for 1 shot and for 5 shots.
         workload: of the kernel table.
         repeats: of each kernel timing.
         command: how the report says it was made.
@@ -118,7 +118,7 @@ def run(settings: Settings, out: Path) -> Results:
     """Segment, score and time; write photographs/, overlays/ and demo.json into `out`.
 
     Raises:
-        UsageError: there is no such model, or a number is out of its range.
+        UsageError: the model is unknown, or a number is out of range.
         DataError: the photographs of the installation are damaged.
         FsdinoError: `out` cannot be written.
     """

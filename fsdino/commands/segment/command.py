@@ -51,13 +51,13 @@ class Segment:
 
     Several, each with a name: --support cat=a.jpg a.png --support dog=b.jpg b.png c.jpg c.png
 
-    Says how well each support finds itself, and warns where that promises little;
+    Reports how well each support finds itself, and warns if that is low;
     --check-support does only this.
 
-    Writes masks/NAME.png (0 and 255, or one label per class), overlays/NAME.jpg (or .png where an
-    image is too long for JPEG) and results.jsonl. The same command goes on where it was
-    interrupted. With
-    `torchrun --nproc-per-node N -m fsdino segment ...` processes share the queries.
+    Writes masks/NAME.png (0 and 255, or one label per class), overlays/NAME.jpg (or .png if an
+    image is too long for JPEG) and results.jsonl. The same command resumes where it was
+    interrupted. With `torchrun --nproc-per-node N -m fsdino segment ...` processes share the
+    queries.
     """
 
     support: Annotated[
@@ -68,13 +68,13 @@ class Segment:
     query: Annotated[
         tuple[Path, ...], tyro.conf.arg(metavar="IMAGE|FOLDER ...", help_behavior_hint="(required)")
     ] = ()
-    """What to segment; folders are searched with their subfolders."""
+    """Images to segment; folders are searched with their subfolders."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(required)")] = (
         None
     )
     """Folder for the results."""
     check_support: Flag = False
-    """Only say how well each support finds itself; needs no --query and no --out."""
+    """Only report how well each support finds itself; needs no --query and no --out."""
     model: Annotated[
         str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=f"(default: {DEFAULT_MODEL})")
     ] = None
@@ -85,7 +85,7 @@ class Segment:
     image_size: Integer = None
     """Side in pixels that --model dinov2-b and the like resize images to (default: 518)."""
     device: str = "auto"
-    """cpu, cuda or cuda:N; auto takes a GPU where there is one."""
+    """cpu, cuda or cuda:N; auto takes a GPU if there is one."""
     dtype: Dtype = "float32"
     """Floating type of the weights."""
     threshold: Number = None

@@ -138,7 +138,7 @@ class Output:
             if not (folder / CALL_FILE).exists():
                 more = {_OTHERS: sorted(others)} if others else {}
                 files.write_json(folder / CALL_FILE, {**call, **more})
-            self._rows = self._read_rows(mend=self._lock is not None)
+            self._rows = self._read_rows(repair=self._lock is not None)
         except BaseException:
             self.close()
             raise
@@ -167,7 +167,7 @@ class Output:
     def write(
         self, query: Path, stamp: tuple[int, int], result: Segmentation, seconds: float
     ) -> Row:
-        """Write mask and overlay, each whole or not at all, then the row that says so.
+        """Write mask and overlay, each atomically, then the row that records them.
 
         The overlay is a JPEG file, or PNG where the image is too long for JPEG.
 
@@ -286,12 +286,12 @@ class Output:
         if call.exists():
             with contextlib.suppress(UsageError):
                 others = _read_others(files.read_object(call, "", UsageError))
-        elif rows.exists() and rows.stat().st_size and not self._read_rows(mend=False):
+        elif rows.exists() and rows.stat().st_size and not self._read_rows(repair=False):
             raise UsageError(
                 f"--out {self.folder} has a file {ROWS_FILE} of another program: {REMEDY}"
             )
         try:
-            for row in self._read_rows(mend=False).values():
+            for row in self._read_rows(repair=False).values():
                 if row.name not in (others or ()):
                     self._remove(row.name, [])
             for file in (rows, call):
@@ -301,12 +301,12 @@ class Output:
                 f"--out {self.folder}: {error.filename} cannot be removed ({error.strerror}): "
                 f"{REMEDY}"
             ) from error
-        if others is None:  # nothing says what was here before fsdino came
+        if others is None:  # there is no record of the files from before fsdino
             others = _names_in(self.folder / MASKS) | _names_in(self.folder / OVERLAYS)
         return others
 
-    def _read_rows(self, *, mend: bool) -> dict[str, Row]:
-        """The stored rows by query; damaged ones are dropped, from the file, too, to `mend` it."""
+    def _read_rows(self, *, repair: bool) -> dict[str, Row]:
+        """The stored rows by query; damaged ones are dropped, with `repair` also from the file."""
         file = self.folder / ROWS_FILE
         owners: dict[str, str] = {}  # queries by the name that is theirs
 
@@ -316,9 +316,9 @@ class Output:
                 return None
             return row
 
-        found, damaged = files.read_journal(file, parse, quiet=not mend)
+        found, damaged = files.read_journal(file, parse, quiet=not repair)
         rows = {row.query: row for row in found}
-        if damaged and mend:
+        if damaged and repair:
             files.write_json_lines(file, map(asdict, rows.values()))
         return rows
 

@@ -65,13 +65,14 @@ def segment_files(
     """Segment every query that `output` does not hold yet; each process returns all of them.
 
     At most one small batch of images is in memory; each gets one encoder pass. A query that cannot
-    be read, segmented or written is noted, and the others go on. Processes share whole batches, so
-    that images meet in the same batches in any number of them. `output` is closed at the end.
+    be read, segmented or written is noted, and the others continue. Whole batches are
+    distributed, so that they are the same for any number of processes. `output` is closed at the
+    end.
 
     Raises:
         UsageError: supports of another model, too many of them, or a threshold outside of (0, 1).
         FsdinoError: results cannot be written; what is done is kept.
-        KeyboardInterrupt: with a message that says what is kept.
+        KeyboardInterrupt: with a message about what was stored.
     """
     with contextlib.closing(output):
         if len(supports) > MAX_CLASSES:

@@ -121,7 +121,7 @@ def check_saving(path: Path, supports: Sequence[SupportFiles]) -> None:
         UsageError: several classes, another suffix than .safetensors, a folder, or none to put it.
     """
     if len(supports) > 1:
-        raise UsageError("--save-support saves one class: encode each with a call of its own")
+        raise UsageError("--save-support saves one class: encode each in a separate call")
     if path.suffix != SAVED_SUFFIX:
         raise UsageError(f"--save-support {path}: the name must end in {SAVED_SUFFIX}")
     if path.is_dir():

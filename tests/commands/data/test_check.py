@@ -383,6 +383,6 @@ def test_published_lists_are_not_overwritten(tmp_path: Path) -> None:
     file = tmp_path / "lists" / "pascal" / "val" / "fold0.txt"
     file.write_text("".join(f"{line}\n" for line in file.read_text().splitlines()[::-1]))
     published = file.read_bytes()
-    with pytest.raises(UsageError, match=r"lists/pascal is there .*pass another --out"):
+    with pytest.raises(UsageError, match=r"lists/pascal exists .*pass another --out"):
         prepare("pascal5i", tmp_path / "voc", tmp_path / "lists")
     assert file.read_bytes() == published
