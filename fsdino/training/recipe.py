@@ -12,7 +12,6 @@ from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from fsdino.errors import CheckpointError, UsageError
 from fsdino.models.config import ModelConfig
-from fsdino.yaml_files import read_yaml
 
 R = TypeVar("R", bound="Recipe")
 
@@ -104,6 +103,8 @@ class Recipe:
         Raises:
             UsageError: the file is missing, is not YAML, or has invalid settings.
         """
+        from fsdino.yaml_files import read_yaml  # only here, so that --help starts fast
+
         try:
             data = read_yaml(path)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""The demo's results as a page."""
+"""The demo's results as a page, whose texts are in templates/demo.html.j2."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup
 from PIL import Image
 
 from fsdino import overlay
@@ -25,7 +26,6 @@ from fsdino.commands.demo.drawings import (
     Fate,
     WayAnswer,
 )
-from fsdino.commands.demo.report import text
 from fsdino.commands.demo.run import Results, Settings
 from fsdino.data import procedural
 from fsdino.environment import environment
@@ -37,73 +37,59 @@ MISSED = 0.5  # IoU, or share of its pixels, below which a class counts as misse
 
 def render(results: Results) -> str:
     """The report as one HTML document."""
-    return report.page(
-        "fsdino: find an object from one marked example",
-        "Mark an object in one image, the support, and fsdino finds that kind of object in other "
-        "images, the queries, without being trained again. First photographs, then drawings with "
-        "classes that no training has seen, then the time that the work takes. A click enlarges "
-        "a picture.",
-        [
-            *_summary(results),
-            *_photographs(results),
-            *_drawings(results),
-            *_gallery(results, 1),
-            *_gallery(results, 5),
-            *_ways(results),
-            *_quality(results),
-            *_kernels(results.kernels),
-            *_making(results),
-            *_yours(results),
-        ],
+    main, other = ([a.iou[method, 1] for a in results.answers] for method in (MODEL, BASELINE))
+    ways = [way.episode.class_name for way in results.ways]
+    return report.render(
+        "demo.html.j2",
+        numbers=report.tiles(_numbers(results)),
+        settings=results.settings,
+        defaults=Settings,
+        photographs=[_photograph_card(answer) for answer in results.photographs],
+        photograph_table=_photograph_table(results),
+        compares_training_free=TRAINING_FREE in results.photographs[0].iou,
+        training_free=TRAINING_FREE,
+        is_training_free=results.model.config.variant == "training_free",
+        galleries={shots: _gallery(results, shots) for shots in SHOTS},
+        ways=[_way_card(way, results.drawn_model.config.threshold) for way in results.ways],
+        way_colours=report.legend(
+            {name: _css(overlay.label_color(i)) for i, name in enumerate(ways, 1)}
+        ),
+        quality_table=_quality_table(results),
+        tasks=len(main),
+        methods=report.legend({MODEL: "var(--main)", BASELINE: "var(--other)"}),
+        chart=report.pairs_chart(main, other, f"IoU of {len(main)} tasks for both methods"),
+        kernels=results.kernels,
+        rounds=len(results.kernels.timings[0].seconds),
+        kernel_table=_kernel_table(results.kernels),
+        making=report.command(results.settings.command),
+        facts=report.table([], _facts(results)),
+        yours=report.command(_own_command(results)),
     )
 
 
-def _summary(results: Results) -> list[str]:
+def _numbers(results: Results) -> dict[str, str]:
+    """The numbers at the top, by what they mean."""
     name, means = results.settings.model, results.mean_iou()
     answers = results.photographs
-    times = [statistics.median(t) for t in zip(*(
-        (a.segment_seconds, a.encode_seconds) for a in answers), strict=True)]  # fmt: skip
-    numbers = {
+    segment = statistics.median(answer.segment_seconds for answer in answers)
+    encode = statistics.median(answer.encode_seconds for answer in answers)
+    return {
         f"mean IoU of {name} over the {len(answers)} photographs": f"{means[name]:.2f}",
         **{f"{method}, on the same": f"{value:.2f}" for method, value in means.items()
            if method != name},
-        "for one photograph on this CPU, its support encoded before": _duration(times[0]),
-        "to encode a support and to find its quality": _duration(times[1]),
+        "for one photograph on this CPU, its support encoded before": _duration(segment),
+        "to encode a support and to find its quality": _duration(encode),
     }  # fmt: skip
-    return [report.tiles(numbers)]
 
 
-def _photographs(results: Results) -> list[str]:
-    answers = results.photographs
-    intro = (
-        f"These are the {len(answers)} photographs that are installed with fsdino, each as the "
-        "support for another one, and none left out. Masks were drawn by hand. IoU is the area "
-        "that result and truth share over the area that either covers: 1 is perfect, 0 is a miss. "
-        "A support's quality is the IoU with which it finds itself, seen from nearer and mirrored."
-    )
-    if TRAINING_FREE in answers[0].iou:
-        intro += f" “{TRAINING_FREE}” is the same encoder without what was trained on top."
-    elif results.model.config.variant == "training_free":
-        intro += (
-            f" {results.settings.model} takes an encoder's features as they are; no part of it was "
-        )
-        intro += "trained for this task."
-    return [
-        "<h2>Photographs</h2>",
-        f"<p>{text(intro)}</p>",
-        *(_photograph_card(answer) for answer in answers),
-        _photograph_table(results),
-    ]
-
-
-def _photograph_card(answer: PhotographAnswer) -> str:
+def _photograph_card(answer: PhotographAnswer) -> Markup:
     support, query = answer.support, answer.query
     image, truth = np.asarray(query.image), np.asarray(query.mask) == 255
     figures = [
         report.figure(
             [marked(np.asarray(support.image), np.asarray(support.mask) == 255)],
             f"Support photograph, {support.shows}, with {support.covers} marked",
-            f"Support: {text(support.covers)}. Quality <b>{_quality_of(answer)}</b>",
+            _strong("Support: {}. Quality <b>{}</b>", support.covers, _quality_of(answer)),
         ),
         report.figure([query.image], f"Query photograph, {query.shows}", "Query"),
     ]
@@ -113,7 +99,7 @@ def _photograph_card(answer: PhotographAnswer) -> str:
             report.figure(
                 [_shown(image, mask)],
                 f"Query with the mask found by {method}, {value}",
-                f"{text(method)} <b>{value}</b>",
+                _strong("{} <b>{}</b>", method, value),
             )
         )
     everything = f"{EVERYTHING}: IoU {answer.iou[EVERYTHING]:.2f}"
@@ -121,7 +107,7 @@ def _photograph_card(answer: PhotographAnswer) -> str:
         report.figure(
             [marked(image, truth)],
             f"Query with the true mask; {everything}",
-            f"Truth. {text(everything[0].upper() + everything[1:])}",
+            f"Truth. {everything[0].upper()}{everything[1:]}",
         )
     )
     origin = "; ".join(f"{sample.name}: {sample.author} ({sample.licence})" for sample in
@@ -134,55 +120,28 @@ def _quality_of(answer: PhotographAnswer) -> str:
     return "–" if answer.quality is None else f"{answer.quality:.2f}"
 
 
-def _photograph_table(results: Results) -> str:
+def _photograph_table(results: Results) -> Markup:
     methods = list(results.mean_iou())
     rows = [
         [
-            f"{text(answer.support.name)} → {text(answer.query.name)}",
+            f"{answer.support.name} → {answer.query.name}",
             *(f"{answer.iou[method]:.2f}" for method in methods),
             _quality_of(answer),
         ]
         for answer in results.photographs
     ]
-    means = [f"<b>{value:.2f}</b>" for value in results.mean_iou().values()]
-    rows.append(["<b>mean</b>", *means, ""])
-    headers = ["support → query", *map(text, methods), "quality of the support"]
+    means = [_strong("<b>{}</b>", f"{value:.2f}") for value in results.mean_iou().values()]
+    rows.append([Markup("<b>mean</b>"), *means, ""])
+    headers = ["support → query", *methods, "quality of the support"]
     last = len(headers) - 1  # which the cards have, too
     return report.table(headers, rows, numbers=range(1, len(headers)), wide=(last,))
 
 
-def _drawings(results: Results) -> list[str]:
-    note = (
-        f"The pictures below are drawn by a generator; {results.settings.drawn_model} segments "
-        "them, and what it reaches here says nothing about photographs."
-    )
-    if results.settings.drawn_model == Settings.drawn_model:
-        note += (
-            f" {Settings.drawn_model} is a small model that was trained on such drawings, for "
-            "tests and ablations: their classes are known, and a fourth of them was held out of "
-            "its training."
-        )
-    return ["<h2>Drawings, with classes held out of training</h2>",
-            f'<p class="note">{text(note)}</p>']  # fmt: skip
+def _gallery(results: Results, shots: int) -> list[Markup]:
+    return [_card(answer, shots) for answer in results.answers[: results.settings.pictures]]
 
 
-def _gallery(results: Results, shots: int) -> list[str]:
-    shown = results.answers[: results.settings.pictures]
-    intro = (
-        "The class to find is marked in one support image. Each scene also holds look-alikes: "
-        "objects that share a part, a pattern or colours with it."
-        if shots == 1
-        else "The same queries, with four more support images of the class."
-    )
-    return [
-        f"<h3>{'One support image' if shots == 1 else f'{shots} support images'}</h3>",
-        f"<p>{intro} These are the first {len(shown)} tasks in the generator's order, whatever "
-        "came out.</p>",
-        *(_card(answer, shots) for answer in shown),
-    ]
-
-
-def _card(answer: Answer, shots: int) -> str:
+def _card(answer: Answer, shots: int) -> Markup:
     episode = answer.shown
     supports = [marked(sample.image, sample.mask) for sample in episode.supports[:shots]]
     query, name = episode.query.image, episode.class_name
@@ -200,7 +159,7 @@ def _card(answer: Answer, shots: int) -> str:
             report.figure(
                 [_shown(query, answer.masks[method, shots])],
                 f"Query with the mask predicted by {method}, IoU {iou:.2f}",
-                f"{text(method)} <b>IoU {iou:.2f}</b>",
+                _strong("{} <b>IoU {}</b>", method, f"{iou:.2f}"),
             )
         )
     truth = marked(query, episode.query.mask)
@@ -208,21 +167,7 @@ def _card(answer: Answer, shots: int) -> str:
     return report.card(f"Task {episode.index}: {name}", figures)
 
 
-def _ways(results: Results) -> list[str]:
-    names = [way.episode.class_name for way in results.ways]
-    colours = {name: _css(overlay.label_color(i)) for i, name in enumerate(names, 1)}
-    return [
-        f"<h3>{WAYS} classes at once</h3>",
-        "<p>Each query is asked for all of these classes in one pass over the image, with one "
-        "support image per class. A pixel goes to the class with the highest probability above "
-        "the threshold. Truth and IoU are those of the query's own class; whether the scene also "
-        "holds objects of the other two is not recorded.</p>",
-        report.legend(colours),
-        *(_way_card(way, results.drawn_model.config.threshold) for way in results.ways),
-    ]
-
-
-def _way_card(way: WayAnswer, threshold: float) -> str:
+def _way_card(way: WayAnswer, threshold: float) -> Markup:
     episode, name = way.shown, way.shown.class_name
     support, query = episode.supports[0], episode.query
     figures = [
@@ -235,7 +180,7 @@ def _way_card(way: WayAnswer, threshold: float) -> str:
         report.figure(
             [_shown(query.image, way.labels)],
             f"Query with the labels predicted for {WAYS} classes, IoU {way.iou:.2f}",
-            f"{text(MODEL)} <b>IoU {way.iou:.2f}</b>",
+            _strong("{} <b>IoU {}</b>", MODEL, f"{way.iou:.2f}"),
         ),
         report.figure(
             [marked(query.image, np.where(query.mask, way.own, 0))],
@@ -294,65 +239,36 @@ def _shown(image: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> Image.Imag
     return overlay.overlay(np.where(labels[..., None] > 0, image, dimmed), labels, alpha=0.3)
 
 
-def _quality(results: Results) -> list[str]:
+def _quality_table(results: Results) -> Markup:
     rows = []
     for shots in SHOTS:
         for method in (MODEL, BASELINE):
             score = results.scores[method, shots]
             rows.append(
                 [
-                    text(method),
-                    text(_images(shots)),
+                    method,
+                    _images(shots),
                     f"{score.miou:.1f}",
                     f"{score.fb_iou:.1f}",
                     report.bar(score.miou / 100, other=method == BASELINE),
                 ]
             )
-    main, other = ([a.iou[method, 1] for a in results.answers] for method in (MODEL, BASELINE))
-    colours = {MODEL: "var(--main)", BASELINE: "var(--other)"}
-    return [
-        "<h3>How good are these masks?</h3>",
-        "<p>IoU is the area that prediction and truth share over the area that either covers: 1 "
-        "is perfect, 0 is a miss. mIoU averages it over classes; FB-IoU averages object and "
-        "background. “Training-free” uses the same encoder and matches its features, "
-        "without a trained segmenter.</p>",
-        report.table(["method", "support", "mIoU %", "FB-IoU %", ""], rows, (2, 3), (4,)),
-        f"<p>All {len(main)} tasks with one support image, in the generator's order:</p>",
-        report.legend(colours),
-        report.pairs_chart(main, other, f"IoU of {len(main)} tasks for both methods"),
-    ]
+    return report.table(["method", "support", "mIoU %", "FB-IoU %", ""], rows, (2, 3), (4,))
 
 
-def _kernels(kernels: Comparison) -> list[str]:
+def _kernel_table(kernels: Comparison) -> Markup:
     fastest = min((t.median for t in kernels.timings if t.median is not None), default=1.0)
+    headers = ["implementation", "median", "× eager", "check against float64", ""]
     rows = [_kernel_row(kernels, timing, fastest) for timing in kernels.timings]
-    return [
-        "<h2>How fast are the 4D operations?</h2>",
-        "<p>At its heart the model compares every place in the query with every place in the "
-        "support, and filters that four-dimensional table. The same work is timed here for every "
-        "backend, beside the formulation that people write in PyTorch today (“eager”), "
-        f"on the standard workload {text(kernels.workload)} ({text(kernels.dtype)}, "
-        f"{text(kernels.device)}): medians of {len(kernels.timings[0].seconds)} rounds in which "
-        "all take turns, results checked first.</p>",
-        report.table(
-            ["implementation", "median", "× eager", "check against float64", ""],
-            rows,
-            numbers=(1, 2),
-            wide=(4,),
-        ),
-        *(
-            f'<p class="small">{text(name)} cannot run here: {text(reason)}</p>'
-            for name, reason in kernels.missing.items()
-        ),
-    ]
+    return report.table(headers, rows, numbers=(1, 2), wide=(4,))
 
 
 def _kernel_row(kernels: Comparison, timing: Timing, fastest: float) -> list[str]:
     ratio = kernels.ratio(timing)
     if timing.median is None:
-        return [text(timing.name), "–", "–", "FAILED, so no time is shown", ""]
+        return [timing.name, "–", "–", "FAILED, so no time is shown", ""]
     return [
-        text(timing.name),
+        timing.name,
         f"{1000 * timing.median:.0f} ms",
         "–" if ratio is None else f"{ratio:.2f}",
         "passed",
@@ -360,8 +276,9 @@ def _kernel_row(kernels: Comparison, timing: Timing, fastest: float) -> list[str
     ]
 
 
-def _making(results: Results) -> list[str]:
-    facts = [
+def _facts(results: Results) -> list[tuple[str, str]]:
+    """What decides the page, by name."""
+    return [
         *(
             (
                 f"model of the {what}",
@@ -380,27 +297,19 @@ def _making(results: Results) -> list[str]:
         ("time for everything", f"{results.seconds:.0f} s"),
         *environment().items(),
     ]
-    return [
-        "<h2>How this page was made</h2>",
-        report.command(results.settings.command),
-        "<p>The same command draws the same scenes everywhere. Every number of this page is in "
-        "<code>demo.json</code> beside it, the masks of photographs in <code>photographs/</code>, "
-        "those of drawings in <code>overlays/</code>.</p>",
-        report.table([], [[text(key), text(value)] for key, value in facts]),
-    ]
 
 
-def _yours(results: Results) -> list[str]:
+def _own_command(results: Results) -> str:
+    """The command for the reader's own photograph."""
     line = "fsdino segment --support PHOTO.jpg MASK.png --query FOLDER --out found"
     if results.settings.model != Settings.model:
         line += f" --model {shlex.quote(results.settings.model)}"
-    return [
-        "<h2>Your own photograph</h2>",
-        "<p>The mask is a picture of the photograph's size, white where the object is and black "
-        "elsewhere; any paint program draws one. Masks and overlays of all pictures in the folder "
-        "come into <code>found/</code>:</p>",
-        report.command(line),
-    ]
+    return line
+
+
+def _strong(text: str, *values: object) -> Markup:
+    """A text with tags of its own around values, which are escaped."""
+    return Markup(text).format(*values)
 
 
 def _duration(seconds: float) -> str:

@@ -120,7 +120,7 @@ def test_photographs_lead(results):
     other = dataclasses.replace(results, settings=Settings(model="my models/x"), photographs=[
         photo_answer("cup", "mug", **{"my models/x": 0.5})])  # fmt: skip
     last = re.findall(r"<pre>(.*?)</pre>", page.render(other))[-1]
-    assert last.endswith("--out found --model &#x27;my models/x&#x27;")
+    assert last.endswith("--out found --model &#39;my models/x&#39;")
 
 
 def test_a_support_without_a_quality(results):
@@ -230,3 +230,26 @@ def test_what_is_outside_of_a_mask_is_dimmed():
     half = mask[::2, ::2]
     enlarged = np.array(page._shown(image, half)).astype(int)
     assert enlarged[~half.repeat(2, 0).repeat(2, 1)].max() < 130
+
+
+def test_texts_are_escaped_wherever_they_stand(results):
+    """Names of models, classes and files are texts, whatever they look like."""
+    evil = "<script>alert(1)</script>"
+    answers = [
+        dataclasses.replace(a, masks={evil: box_mask(20, 30)}, iou={evil: 0.5, EVERYTHING: 0.1})
+        for a in results.photographs
+    ]
+    settings = Settings(model=evil, drawn_model=evil, command=f"fsdino demo --out {evil}")
+    kernels = dataclasses.replace(results.kernels, missing={evil: evil}, workload=evil)
+    fates = [Fate(evil, 0.1 * i, 0.4, 0.6) for i in range(4)]
+    document = page.render(
+        dataclasses.replace(
+            results,
+            settings=settings,
+            photographs=answers,
+            kernels=kernels,
+            ways=[way(0, iou=0.1, fates=fates)],
+        )
+    )
+    assert "<script" not in document
+    assert document.count("&lt;script&gt;") >= 10

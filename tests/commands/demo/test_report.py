@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from markupsafe import Markup
 from PIL import Image
 
 from fsdino.commands.demo import report
@@ -48,7 +49,7 @@ def some_page() -> str:
     images = [Image.fromarray(picture(20, 30, seed)) for seed in range(3)]
     figures = [
         report.figure(images[:1], 'a "quoted" <alt>', "one"),
-        report.figure(images, "several", "caption <b>bold</b>"),
+        report.figure(images, "several", Markup("caption <b>bold</b>")),
     ]
     return report.page(
         "A <title> & more",
