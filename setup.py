@@ -50,7 +50,7 @@ def extension() -> dict[str, Any]:
         )
 
     class OptionalBuild(BuildExtension):
-        """Says so where compiling fails, and goes on without what fails."""
+        """Reports what does not compile, and continues without it."""
 
         def build_extensions(self) -> None:
             try:

@@ -4,7 +4,8 @@ Trains the segmenter of fsdino-tiny from random weights on the frozen encoder, w
 FS-DINO's table added one after another (adapter + PCS, + SVP, + 4D, + CE): same episodes, steps,
 learning rate and schedule; and "+ SVP" again for the number of steps that takes as long as all
 parts, since parts cost time. Several seeds; 1-shot mIoU on the held-out fold. The same command
-continues an interrupted call. Prints a table and writes a JSON file.
+continues an interrupted call. Prints a table and writes a JSON file. The published rows read the
+correlation with a state-space module, ours with center-pivot 4D convolutions (docs/numbers.md).
 """
 
 from __future__ import annotations

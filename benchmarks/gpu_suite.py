@@ -14,7 +14,7 @@ scaling      grids from 19 to 148
 `--backend cuda,triton` checks the first backend and times both, taking turns.
 
 The work is done in other processes, so that a part that fails, hangs or loses the GPU is recorded
-and the others go on. DIR/gpu.json is written after every step. The exit status is 1 where a result
+and the others continue. DIR/gpu.json is written after every step. The exit status is 1 if a result
 was wrong.
 """
 

@@ -2,8 +2,8 @@
 
 For each product of the standard workloads it starts from what `kernels/tiles.py` chooses, tries
 what differs in one size, in warps or in stages, goes to the fastest, and on from there until
-nothing gains or the time is up. A candidate whose result is wrong is not timed. FILE holds what was
-faster, for whoever changes `kernels/tiles.py`.
+nothing gains or the time is up. A candidate whose result is wrong is not timed. FILE lists what was
+faster, as a guide for changes of `kernels/tiles.py`.
 """
 
 from __future__ import annotations

@@ -59,9 +59,9 @@ def one_line(text: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What a message quotes of an error: its first line, or its type if it has no message.
+    """The part of an error that messages quote: its first line, or its type if it has no message.
 
-    Of the system's errors that is the reason alone; the file is named by whoever quotes it.
+    For errors of the system this is only the reason; the caller names the file.
     """
     if isinstance(error, OSError) and error.strerror:
         return printable(error.strerror)

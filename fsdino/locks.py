@@ -86,7 +86,7 @@ class Lock:
     def release(self) -> None:
         """Let others have it; once is enough."""
         if self._lock.is_locked and self._owner == os.getpid():
-            # Whoever waits for a file that is gone takes the new one in its place: filelock looks.
+            # A process that waits for a removed file takes the new one: filelock checks this.
             for file in (self._record, self._path):
                 with contextlib.suppress(OSError):
                     file.unlink()

@@ -133,7 +133,7 @@ class Processes:
     def in_turn(self, work: Callable[[], T]) -> T:
         """Let the first process do what prepares files, then the others, which find them.
 
-        None of them goes on before all are done.
+        None of them continues before all are done.
         """
         if not self.is_first:
             self.gather(None)

@@ -37,10 +37,10 @@ class Distill:
     fsdino distill distill-dinov2-b --encoder-weights dinov2_vitb14_pretrain.pth
     --teacher-checkpoint sam_vit_h_4b8939.pth --images sa-1b/ --out runs/distill
 
-    The teacher's embeddings are computed once and kept (about 2 MB an image; said beforehand). Then
-    the adapter learns, on small images first. `fsdino train --adapter-weights
-    runs/distill/adapter.safetensors` takes the result. Ctrl-C writes a checkpoint, and --resume
-    goes on. Settings that are not given come from the recipe, if there is one. With
+    The teacher's embeddings are computed once and stored (about 2 MB per image; the space is
+    printed first). Then the adapter learns, on small images first. `fsdino train --adapter-weights
+    runs/distill/adapter.safetensors` uses the result. Ctrl-C writes a checkpoint, and --resume
+    continues from it. Settings that are not given come from the recipe, if there is one. With
     `torchrun --nproc-per-node N -m fsdino distill ...` processes share the images.
     """
 
@@ -125,7 +125,7 @@ class Distill:
                 distillation.prepare(progress.advance)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"embeddings are kept for {self.out}; the same command with --resume goes on"
+                f"embeddings are kept for {self.out}; the same command with --resume continues it"
             ) from None
 
     def _fit(self, distillation: Distillation) -> dict[str, Any]:

@@ -72,12 +72,12 @@ def find_recipe(name: str, command: Literal["train", "distill"]) -> Path:
 
 
 def kept_run(folder: Path) -> str:
-    """What an interrupted run has kept, and how it goes on."""
+    """The last checkpoint of an interrupted run, and how to continue."""
     from fsdino.training.run import checkpoint_files
 
     kept = [int(path.stem) for path in checkpoint_files(folder)]
     said = f"step {kept[-1]} is kept" if kept else "no checkpoint was due yet"
-    return f"{said} in {folder}; the same command with --resume goes on"
+    return f"{said} in {folder}; the same command with --resume continues it"
 
 
 def first_argument(arguments: Sequence[str]) -> str | None:

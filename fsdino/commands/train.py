@@ -39,8 +39,8 @@ class Train:
 
     The run folder keeps the configuration, checkpoints, metrics.jsonl and TensorBoard's files; the
     last model is in its folder model/, the best in best/. Ctrl-C writes a checkpoint, and --resume
-    goes on. Settings that are not given come from the recipe, which comes first; the
-    defaults below are its own: fsdino train RECIPE --help. With
+    continues from it. Settings that are not given come from the recipe, which comes first; the
+    defaults below are the recipe's: fsdino train RECIPE --help. With
     `torchrun --nproc-per-node N -m fsdino train ...` or `accelerate launch -m fsdino train ...`
     processes share the episodes of each step.
     """

@@ -81,7 +81,7 @@ def _unsafe(folder: Path) -> str | None:
     except FileNotFoundError:
         above = next(parent for parent in folder.absolute().parents if parent.exists())
         return _distrust_entries(above)
-    except OSError:  # whoever builds there meets it again, and says what to do
+    except OSError:  # a build in that folder raises it again, with what to do
         return None
 
 

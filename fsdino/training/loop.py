@@ -102,7 +102,7 @@ class Loop(ABC, Generic[Item, Result]):
 
         Args:
             step: steps done.
-            state: None where there is no checkpoint.
+            state: None if there is no checkpoint.
 
         Raises:
             UsageError, CheckpointError: data or weights are others; the message says which.
@@ -223,7 +223,7 @@ class Loop(ABC, Generic[Item, Result]):
 
     @contextlib.contextmanager
     def _opening(self) -> Iterator[None]:
-        """Seed what is drawn inside, and note the state that training goes on from.
+        """Seed what is drawn inside, and note the state that training continues from.
 
         An error leaves the folder to the next start.
         """

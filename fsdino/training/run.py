@@ -10,7 +10,7 @@ lock lock.json                   held by the process that trains there, and whic
 ```
 
 Both training stages keep their work in one. Work is in the checkpoints alone: every other file may
-be damaged or missing, and the run goes on.
+be damaged or missing, and the run continues.
 """
 
 from __future__ import annotations
@@ -242,8 +242,8 @@ class Run:
     def log(self, step: int, **values: Any) -> None:
         """Append a line to metrics.jsonl, and its numbers to TensorBoard where that is installed.
 
-        TensorBoard's files can be made from the metrics again: what goes wrong there is said, once,
-        and the run goes on without.
+        TensorBoard's files can be made from the metrics again: an error there gives one
+        warning, and the run continues without it.
 
         Raises:
             FsdinoError: the disk is full or cannot be written.

@@ -79,7 +79,7 @@ def random_among(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def set_random(states: Mapping[str, Tensor]) -> None:
     """Put back what `random_state` took, or a checkpoint that holds it.
 
-    The last thing before training goes on: a number drawn in between would make it another run.
+    The last step before training continues: a number drawn in between would make it another run.
     """
     torch.set_rng_state(states["random.cpu"])
     if "random.cuda" in states and torch.cuda.is_available():

@@ -91,7 +91,7 @@ def test_interrupted_distillation_says_how_to_go_on(capsys, monkeypatch):
         patch.setattr(module.Distillation, "step", interrupted)
         assert cli.main(arguments) == 130
     assert error_line(capsys) == (
-        "fsdino: interrupted: step 3 is kept in out; the same command with --resume goes on"
+        "fsdino: interrupted: step 3 is kept in out; the same command with --resume continues it"
     )
     assert cli.main(arguments) == 2
     assert "--resume" in error_line(capsys)

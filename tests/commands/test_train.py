@@ -96,7 +96,7 @@ def test_interrupted_training_says_how_to_go_on(recipe, capsys, monkeypatch):
     arguments = ["train", recipe, "--out", "run", "--steps", "4", "--checkpoint-every", "2"]
     assert cli.main(arguments) == 130
     assert error_line(capsys) == (
-        "fsdino: interrupted: step 2 is kept in run; the same command with --resume goes on"
+        "fsdino: interrupted: step 2 is kept in run; the same command with --resume continues it"
     )
     monkeypatch.setattr(meta.Trainer, "step", original)
     assert cli.main([*arguments, "--resume"]) == 0
@@ -161,7 +161,7 @@ def test_ctrl_c_writes_a_checkpoint_and_says_so(recipe, capsys, monkeypatch):
     lines = capsys.readouterr().err.splitlines()
     assert "fsdino: stopping after this step; Ctrl-C again stops at once" in lines
     assert lines[-1] == (
-        "fsdino: interrupted: step 2 is kept in run; the same command with --resume goes on"
+        "fsdino: interrupted: step 2 is kept in run; the same command with --resume continues it"
     )
 
 
@@ -197,6 +197,6 @@ def test_a_signal_to_all_processes_writes_a_checkpoint(recipe, workplace, name):
         timeout=300,
     )
     assert done.stderr.splitlines()[-1] == (
-        "fsdino: interrupted: step 2 is kept in run; the same command with --resume goes on"
+        "fsdino: interrupted: step 2 is kept in run; the same command with --resume continues it"
     )
     assert done.returncode == 130

@@ -180,7 +180,7 @@ def _images_of(source: Path, unreadable: dict[str, str]) -> Iterator[ImageFile]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Images and shards below a folder; what is hidden is passed over, other files are counted."""
+    """Images and shards below a folder; hidden ones are ignored, other files are counted."""
     left_out: dict[str, str] = {}
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -160,7 +160,7 @@ class Targets:
         self.corpus = Corpus(training, held_out, bad)
 
     def _stored(self) -> Inventory | None:
-        """What the run that goes on had found, if images, teacher and cache are as they were."""
+        """The inventory of the resumed run, if images, teacher and cache are unchanged."""
         assert self.cache is not None
         if self.run.before is None:  # a start that failed left it: images may have been repaired
             return None

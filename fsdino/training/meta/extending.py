@@ -1,4 +1,4 @@
-"""The schedule of a run that goes on: that of before, or a longer one where it was finished."""
+"""The schedule of a resumed run: the former one, or a longer one if the run was finished."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ logger = logging.getLogger("fsdino.training")
 def follow_on(
     config: TrainConfig, before: Mapping[str, Any], folder: Path, step: int, *, stopped: bool
 ) -> TrainConfig:
-    """Take over the schedule of the run that goes on, or extend it: it then begins again.
+    """The former schedule of a resumed run, or its extension, which begins again.
 
     Args:
-        config: what is asked for now.
+        config: configuration of this call.
         before: the configuration that the run was started with.
-        folder: the run's, for messages.
+        folder: folder of the run, for messages.
         step: steps done.
         stopped: whether `patience` had ended it.
 

@@ -64,7 +64,7 @@ class Steps(Dataset[Step]):
     def __init__(self, config: TrainConfig, processes: Processes | None = None) -> None:
         self.config, self.processes = config, processes or Processes()
         self.number = config.steps * config.images_per_step
-        # Nothing is kept out of a folder of one's own where nobody looks at it.
+        # Without validation, no image of your own folder is held out.
         every = config.data == "folder" and not config.validation
         split = "val" if every else "train"
         generated = config.data == "procedural"
