@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from fsdino.errors import one_line
-from fsdino.files import AnyPath, read_bytes
+from fsdino.files import AnyPath, read_bytes, write_text
 
 _MOST_YAML = 2**20  # bytes
 _MOST_NODES = 100_000  # values of a YAML file, those of each alias counted again
@@ -48,6 +48,17 @@ def read_yaml(path: AnyPath) -> Any:
         OSError: it cannot be read.
     """
     return parse_yaml(read_bytes(path, _MOST_YAML))
+
+
+def as_yaml(value: Any) -> str:
+    """Plain data as YAML, in the order of its mappings."""
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def write_yaml(path: AnyPath, value: Any) -> None:
+    """Write a YAML file, whole or not at all; see `fsdino.files.write_bytes`."""
+    write_text(path, as_yaml(value))
 
 
 def _count_nodes(node: yaml.Node, counts: dict[int, int]) -> int:

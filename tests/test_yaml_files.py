@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fsdino.yaml_files import parse_yaml, read_yaml
+from fsdino.yaml_files import parse_yaml, read_yaml, write_yaml
 
 
 def bomb(levels: int) -> str:
@@ -54,6 +54,9 @@ def test_yaml_that_people_write(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert read_yaml(path)["b"] == values
+    write_yaml(path, {"z": ["ä", 1e-5], "a": values})
+    assert path.read_text(encoding="utf-8").startswith("z:\n- ä\n")
+    assert read_yaml(path) == {"z": ["ä", 1e-5], "a": values}
     assert parse_yaml("") is None and len(parse_yaml(bomb(4))) == 4
     with pytest.raises(ValueError, match="not a regular file"):
         read_yaml("/dev/zero")

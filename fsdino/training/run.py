@@ -25,7 +25,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -34,7 +33,7 @@ from fsdino.environment import environment
 from fsdino.errors import CheckpointError, FsdinoError, UsageError, first_line
 from fsdino.locks import Lock
 from fsdino.models.checkpoints import check_hash, write_hashed
-from fsdino.yaml_files import parse_yaml, read_yaml
+from fsdino.yaml_files import as_yaml, parse_yaml, read_yaml, write_yaml
 
 logger = logging.getLogger("fsdino.training")
 
@@ -181,8 +180,7 @@ class Run:
         return [key for key in changed if key.partition(".")[0] not in self._free]
 
     def _write_config(self) -> None:
-        text = yaml.safe_dump(self._config, sort_keys=False, allow_unicode=True)
-        files.write_text(self.folder / CONFIG, text)
+        write_yaml(self.folder / CONFIG, self._config)
 
     def change(self, config: Mapping[str, Any]) -> None:
         """Store another configuration, for what follows.
@@ -366,7 +364,7 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration as YAML gives it back."""
-    plain: dict[str, Any] = parse_yaml(yaml.safe_dump(dict(config), sort_keys=False))
+    plain: dict[str, Any] = parse_yaml(as_yaml(dict(config)))
     return plain
 
 
