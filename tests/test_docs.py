@@ -112,7 +112,7 @@ def shown(*command: str) -> str:
 
 
 def options(words: str) -> set[str]:
-    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", words))
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*(?:\.[a-z-]+)*", words))
 
 
 @functools.cache
