@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,16 +31,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Distill:
-    """Stage 1 of training: teach the adapter what SAM's image encoder sees, from images alone.
+    """Train the adapter on the features of SAM's image encoder, from images alone: stage 1.
 
     fsdino distill distill-dinov2-b --encoder-weights dinov2_vitb14_pretrain.pth
     --teacher-checkpoint sam_vit_h_4b8939.pth --images sa-1b/ --out runs/distill
 
-    The teacher's embeddings are computed once and stored (about 2 MB per image; the space is
-    printed first). Then the adapter learns, on small images first. `fsdino train --adapter-weights
-    runs/distill/adapter.safetensors` uses the result. Ctrl-C writes a checkpoint, and --resume
-    continues from it. Settings that are not given come from the recipe, if there is one. With
-    `torchrun --nproc-per-node N -m fsdino distill ...` processes share the images.
+    A recipe comes first; every setting of it is an option, and `fsdino distill RECIPE --help` shows
+    its values. The teacher's embeddings are computed once and kept, about 2 MB for each image. Then
+    the adapter learns, on small images first. `fsdino train --adapter-weights FILE` takes the
+    result, adapter.safetensors. Ctrl-C writes a checkpoint, and --resume continues the run.
+    With `torchrun --nproc-per-node N -m fsdino distill ...` processes share the images.
     """
 
     recipe: Annotated[
@@ -53,8 +52,7 @@ class Distill:
     resume: Flag = False
     """Continue the run in that folder."""
     model: Name = None
-    """Name or folder of a model, where there is no recipe: its encoder, and the measures of its
-    adapter."""
+    """Instead of a recipe: name or folder of a model, for its encoder and its adapter's sizes."""
     as_json: Json = False
     """Print the result as one JSON object."""
 
@@ -149,9 +147,11 @@ class Distill:
 
 def _model_option(arguments: Sequence[str]) -> str | None:
     """The value of --model, which decides what the other options begin with."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--model")
-    return parser.parse_known_args(arguments)[0].model  # type: ignore[no-any-return]
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--model":
+            return value if equals else next(iter(arguments[place + 1 :]), None)
+    return None
 
 
 def _read_config(name: str) -> ModelConfig:

@@ -35,14 +35,13 @@ logger = logging.getLogger("fsdino.commands")
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train a segmenter on episodes of base classes.
+    """Train a segmenter on episodes of base classes: stage 2.
 
-    The run folder keeps the configuration, checkpoints, metrics.jsonl and TensorBoard's files; the
-    last model is in its folder model/, the best in best/. Ctrl-C writes a checkpoint, and --resume
-    continues from it. Settings that are not given come from the recipe, which comes first; the
-    defaults below are the recipe's: fsdino train RECIPE --help. With
-    `torchrun --nproc-per-node N -m fsdino train ...` or `accelerate launch -m fsdino train ...`
-    processes share the episodes of each step.
+    The recipe comes first; every setting of it is an option, and `fsdino train RECIPE --help` shows
+    its values. The folder of the run holds the configuration, checkpoints, metrics.jsonl and files
+    for TensorBoard; the last model is in model/, the best one in best/. Ctrl-C writes a checkpoint,
+    and --resume continues the run. With `torchrun --nproc-per-node N -m fsdino train ...` or
+    `accelerate launch -m fsdino train ...` processes share the episodes of each step.
     """
 
     recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")]

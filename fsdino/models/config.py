@@ -177,7 +177,8 @@ class ModelConfig:
             to one grid; a ViT's tokens are its patches.
         keep_aspect: keep the aspect ratio: the longer side becomes `image_size`, both are rounded
             to multiples of a token's side. Otherwise images are stretched to a square.
-        mean, std: per-channel normalisation; None takes the encoder's own.
+        mean: mean of each channel (RGB), subtracted from images; None takes the encoder's own.
+        std: standard deviation of each channel, likewise.
         adapter_layer: block (from 1) whose raw output feeds the adapter. The blocks of a network
             with stages are counted over all of them.
         correlation_layers: blocks (from 1) that are correlated, a ViT's after its final norm; None
@@ -186,19 +187,23 @@ class ModelConfig:
         correlation_stride: support stride of each 4D block.
         width: channels of adapter, prompts and decoder; 256 is SAM's.
         adapter_width: channels of the adapter's attention blocks.
-        adapter_heads, decoder_heads: attention heads.
+        adapter_heads: attention heads of the adapter.
+        decoder_heads: attention heads of the decoder.
         decoder_mlp: width of the decoder's feed-forward layers; 2048 is SAM's.
         prompt_hidden: hidden width of the sparse prompt's bottleneck MLP.
         prompt_tokens: number of sparse prompt tokens.
-        score_prompt: the training-free score as one more dense map of the prompt generator.
-        cosine_prompt, visual_prompt, correlation_prompt, contrastive: the four parts of the
-            prompt generator (PCS, SVP, 4D and CE in the paper), each one a switch. None for
-            `correlation_prompt` lets the variant decide.
+        cosine_prompt: part of the prompt generator: cosine similarities, PCS in the paper.
+        visual_prompt: part of the prompt generator: support prototypes, SVP in the paper.
+        correlation_prompt: part of the prompt generator: 4D correlation; None lets the variant
+            decide.
+        contrastive: part of the prompt generator: contrastive enhancement, CE in the paper.
+        score_prompt: part of the prompt generator: the training-free score as a dense map.
         threshold: probability from which a pixel belongs to the mask.
         matcher: how "training_free" finds the mask: "correspondence" or "prototype".
-        match_temperature, match_bias: calibrate the training-free score s:
-            probability = sigmoid((s - match_bias) / match_temperature). The correspondence score
-            is clipped to 0.5 on both sides of the bias, see `fsdino.models.refinement`.
+        match_temperature: scale of the training-free score s:
+            probability = sigmoid((s - match_bias) / match_temperature).
+        match_bias: score of probability 0.5. The correspondence score is clipped to 0.5 on both
+            sides of it, see `fsdino.models.refinement`.
 
     Raises:
         UsageError: an invalid value; the message names it.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -131,3 +133,11 @@ def test_every_setting_is_an_option(kind, monkeypatch):
     assert vars(found) == {**wanted, "model": found.model}
     assert {name: getattr(found.model, name) for name in parts} == parts
     assert not {name for name, value in wanted.items() if value == getattr(base, name)}
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, DistillConfig, ModelConfig])
+def test_every_setting_is_explained(kind):
+    """Its own line in a docstring is what --help prints of it."""
+    documented = "\n".join(parent.__doc__ or "" for parent in kind.__mro__)
+    for field in dataclasses.fields(kind):
+        assert re.search(rf"^ +{field.name}: \S", documented, re.MULTILINE), field.name
