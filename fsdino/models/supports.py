@@ -78,7 +78,7 @@ class Support:
         model_fingerprint: str,
         fit: TokenFit | None,
     ) -> Support:
-        """From the K shots of one episode, B = 1; for the other arguments see `Attributes`."""
+        """Put together from the K shots of one episode, B = 1; see `Attributes` for the rest."""
         return cls(
             torch.cat([shot.foreground for shot in shots]),
             torch.cat([shot.background for shot in shots]),

@@ -162,7 +162,9 @@ def training_free(
     config = dataclasses.replace(
         model.config, variant="training_free", matcher=matcher, match_bias=bias
     )
-    return FSDINO(config, model.encoder).eval()
+    free = assemble(config, model.encoder)
+    assert isinstance(free, FSDINO)
+    return free.eval()
 
 
 def load_dinov2(encoder: Encoder, path: str | os.PathLike[str]) -> None:
