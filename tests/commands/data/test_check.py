@@ -17,12 +17,6 @@ from fsdino.data.episodes import episode_hash
 from fsdino.errors import DataError, UsageError
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FSDINO_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 @pytest.mark.parametrize(
     ("dataset", "archives"),
     [

@@ -15,12 +15,6 @@ from fsdino.data.catalog import open_episodes
 from fsdino.errors import UsageError
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FSDINO_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 @pytest.mark.parametrize("there", ["train2014", "val2014"])
 def test_one_year_of_coco_is_prepared(
     there: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
