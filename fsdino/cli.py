@@ -26,8 +26,8 @@ from fsdino.commands.distill import Distill
 from fsdino.commands.evaluate import Evaluate
 from fsdino.commands.info import Info
 from fsdino.commands.models import Models
-from fsdino.commands.runs import optional_values
 from fsdino.commands.segment.command import Segment
+from fsdino.commands.settings import optional_values
 from fsdino.commands.train import Train
 from fsdino.errors import FsdinoError, is_out_of_memory, one_line
 from fsdino.version import __version__

@@ -128,7 +128,7 @@ USAGE_ERRORS = {
     "does not take --shots": ("evaluate", "--data", "davis17", "--shots", "5"),
     "does not take --memory": ("evaluate", "--memory", "2"),
     "davis17 needs --out": ("evaluate", "--data", "davis17", "--root", "queries"),
-    "--save-pictures writes beside": ("evaluate", "--save-pictures", "2"),
+    "--save-pictures writes next to": ("evaluate", "--save-pictures", "2"),
     "--out queries is a folder": ("evaluate", "--out", "queries"),
     "a.json": ("evaluate", "--compare", "a.json", "b.json"),
     "no data set 'nope' on disk": ("data", "check", "nope", "--root", "queries"),

@@ -12,14 +12,13 @@ import tyro
 
 from fsdino.commands.options import Flag, Json, Name, check_model
 from fsdino.commands.runs import (
-    AsOptions,
     check_files,
     find_recipe,
-    first_argument,
     has_random_weights,
     joined_for_training,
     kept_run,
 )
+from fsdino.commands.settings import AsOptions, first_argument
 from fsdino.errors import UsageError
 from fsdino.models.config import ModelConfig
 from fsdino.tables import print_table

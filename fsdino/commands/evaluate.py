@@ -136,7 +136,7 @@ class Evaluate:
         return 0
 
     def _check_options(self) -> None:
-        """Refuse options that would be without effect: a result must not seem to follow them."""
+        """Refuse options without effect, and values outside their range."""
         from fsdino.models.registry import REGISTERED
 
         episodic = {
@@ -156,9 +156,9 @@ class Evaluate:
         if given:
             raise UsageError(f"--data {self.data} does not take {', '.join(given)}: leave it out")
         if videos and self.out is None:
-            raise UsageError(f"{_VIDEOS} needs --out: masks are written beside the result")
+            raise UsageError(f"{_VIDEOS} needs --out: masks are written next to the result")
         if self.save_pictures and self.out is None:
-            raise UsageError("--save-pictures writes beside the result: pass --out, too")
+            raise UsageError("--save-pictures writes next to the result: pass --out, too")
         if self.out is not None and self.out.is_dir():
             raise UsageError(
                 f"--out {self.out} is a folder: pass the name of a file, such as result.json"

@@ -13,15 +13,13 @@ import tyro
 from fsdino.commands.info import print_parts
 from fsdino.commands.options import Flag, check_model
 from fsdino.commands.runs import (
-    AsOptions,
-    asks_for_help,
     check_files,
     find_recipe,
-    first_argument,
     has_random_weights,
     joined_for_training,
     kept_run,
 )
+from fsdino.commands.settings import AsOptions, asks_for_help, first_argument
 from fsdino.errors import UsageError
 from fsdino.models.config import ModelConfig
 from fsdino.training.meta.config import TrainConfig
