@@ -146,7 +146,7 @@ def test_commands_have_their_options(document):
     for command, rest in calls(document):
         known = shown(command[0]) if command == ("data", "--help") else shown(*command)
         assert options(rest) <= options(known) | {"--help"}, " ".join(command)
-    for part in code(document):
+    for part in code(document) if document != "CHANGELOG.md" else ():  # which names former ones
         assert options(part) <= everywhere, part
 
 
