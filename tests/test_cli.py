@@ -136,7 +136,7 @@ USAGE_ERRORS = {
     "--splits gone": ("data", "check", "coco20i", "--root", "queries", "--splits", "gone"),
     "no coco20i there": ("data", "prepare", "coco20i", "--root", "queries"),
     "unknown recipe 'nope'": ("train", "nope", "--out", "run"),
-    "the recipe comes first": ("train", "--out", "run", "fsdino-tiny-base"),
+    "unknown recipe 'last'": ("train", "--out", "run", "last"),
     "recipe 'distill-dinov2-s' is for fsdino distill": (
         "train", "distill-dinov2-s", "--out", "run",
     ),

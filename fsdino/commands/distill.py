@@ -18,7 +18,7 @@ from fsdino.commands.runs import (
     joined_for_training,
     kept_run,
 )
-from fsdino.commands.settings import AsOptions, first_argument
+from fsdino.commands.settings import AsOptions, skim
 from fsdino.errors import UsageError
 from fsdino.models.config import ModelConfig
 from fsdino.tables import print_table
@@ -35,10 +35,10 @@ class Distill:
     fsdino distill distill-dinov2-b --encoder-weights dinov2_vitb14_pretrain.pth
     --teacher-checkpoint sam_vit_h_4b8939.pth --images sa-1b/ --out runs/distill
 
-    A recipe comes first; every setting of it is an option, and `fsdino distill RECIPE --help` shows
-    its values. The teacher's embeddings are computed once and kept, about 2 MB for each image. Then
-    the adapter learns, on small images first. `fsdino train --adapter-weights FILE` takes the
-    result, adapter.safetensors. Ctrl-C writes a checkpoint, and --resume continues the run.
+    Every setting of the recipe is an option; `fsdino distill RECIPE --help` shows their values. The
+    teacher's embeddings are computed once and kept, about 2 MB for each image. Then the adapter
+    learns, on small images first. `fsdino train --adapter-weights FILE` takes the result,
+    adapter.safetensors. Ctrl-C writes a checkpoint, and --resume continues the run.
     With `torchrun --nproc-per-node N -m fsdino distill ...` processes share the images.
     """
 
@@ -64,17 +64,18 @@ class Distill:
         Raises:
             UsageError: there is no such recipe or model, or both are given.
         """
-        recipe, model = first_argument(arguments), _model_option(arguments)
-        if recipe is not None and model is not None:
+        given = skim(cls, DistillConfig, arguments)
+        recipe, model = given.recipe, given.model
+        if recipe and model is not None:
             raise UsageError("the recipe says which model: leave out --model")
-        if recipe is not None:
+        if recipe:
             config = DistillConfig.from_yaml(find_recipe(recipe, "distill"))
         elif model is not None:
             check_model(model)
             config = DistillConfig(_read_config(model), encoder_from=model)
         else:
             config = DistillConfig(ModelConfig())
-        return cls(recipe=recipe or "", out=tyro.MISSING, config=config)
+        return cls(recipe=recipe, out=tyro.MISSING, config=config)
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
@@ -142,15 +143,6 @@ class Distill:
                 return distillation.fit(report)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(kept_run(self.out)) from None
-
-
-def _model_option(arguments: Sequence[str]) -> str | None:
-    """The value of --model, which decides what the other options begin with."""
-    for place, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name == "--model":
-            return value if equals else next(iter(arguments[place + 1 :]), None)
-    return None
 
 
 def _read_config(name: str) -> ModelConfig:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from fsdino.models.config import ModelConfig
 from fsdino.training.recipe import Recipe
 
 # The settings of a run as options of their own, `--model.NAME` those of its model.
 S = TypeVar("S", bound=Recipe)
+C = TypeVar("C")
 AsOptions = Annotated[S, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
 
 _READERS: dict[type, Callable[[str], Any]] = {
@@ -24,14 +28,38 @@ _READERS: dict[type, Callable[[str], Any]] = {
 }
 
 
-def first_argument(arguments: Sequence[str]) -> str | None:
-    """The recipe among a command's arguments: it comes first, so that it is known before others."""
-    return arguments[0] if arguments and not arguments[0].startswith("-") else None
+def skim(command: type[C], settings: type[Recipe], arguments: Sequence[str]) -> C:
+    """The arguments of a command without the checks of its settings, and without --help.
+
+    The recipe, wherever it stands, gives the settings that are not there: they can be checked only
+    when it is known. What is not given is empty here.
+    """
+    model = _unchecked(ModelConfig)
+    config = _unchecked(settings, model=model)
+    kind = dataclasses.make_dataclass(
+        command.__name__,
+        [("config", AsOptions[config])],  # type: ignore[misc, valid-type]
+        bases=(command,),
+        frozen=True,
+        kw_only=True,
+    )
+    given = [argument for argument in arguments if argument not in {"-h", "--help"}]
+    with optional_values():
+        found: C = tyro.cli(
+            kind,
+            prog=f"fsdino {command.__name__.lower()}",
+            args=given,
+            default=kind(recipe="", out=Path(), config=config(model())),
+        )
+    return found
 
 
-def asks_for_help(arguments: Sequence[str]) -> bool:
-    """Whether only the options are to be shown."""
-    return bool({"-h", "--help"} & set(arguments))
+def _unchecked(kind: type, **types: type) -> Any:
+    """A dataclass with the fields of another, some of other types, that takes any value of them."""
+    namespace = {"__doc__": kind.__doc__, "__post_init__": lambda self: None}
+    return dataclasses.make_dataclass(
+        kind.__name__, list(types.items()), bases=(kind,), namespace=namespace, frozen=True
+    )
 
 
 def optional_values() -> ConstructorRegistry:

@@ -19,7 +19,7 @@ from fsdino.commands.runs import (
     joined_for_training,
     kept_run,
 )
-from fsdino.commands.settings import AsOptions, asks_for_help, first_argument
+from fsdino.commands.settings import AsOptions, skim
 from fsdino.errors import UsageError
 from fsdino.models.config import ModelConfig
 from fsdino.training.meta.config import TrainConfig
@@ -35,10 +35,10 @@ logger = logging.getLogger("fsdino.commands")
 class Train:
     """Train a segmenter on episodes of base classes: stage 2.
 
-    The recipe comes first; every setting of it is an option, and `fsdino train RECIPE --help` shows
-    its values. The folder of the run holds the configuration, checkpoints, metrics.jsonl and files
-    for TensorBoard; the last model is in model/, the best one in best/. Ctrl-C writes a checkpoint,
-    and --resume continues the run. With `torchrun --nproc-per-node N -m fsdino train ...` or
+    Every setting of the recipe is an option; `fsdino train RECIPE --help` shows their values. The
+    folder of the run holds the configuration, checkpoints, metrics.jsonl and files for TensorBoard;
+    the last model is in model/, the best one in best/. Ctrl-C writes a checkpoint, and --resume
+    continues the run. With `torchrun --nproc-per-node N -m fsdino train ...` or
     `accelerate launch -m fsdino train ...` processes share the episodes of each step.
     """
 
@@ -52,18 +52,15 @@ class Train:
 
     @classmethod
     def begin(cls, arguments: Sequence[str]) -> Train:
-        """What the options change: the settings of the recipe that the arguments begin with.
+        """What the options change: the settings of the recipe.
 
         Raises:
-            UsageError: there is no such recipe, or it does not come first.
+            UsageError: there is no such recipe.
         """
-        recipe = first_argument(arguments)
-        if recipe is not None:
+        recipe = skim(cls, TrainConfig, arguments).recipe
+        config = TrainConfig(ModelConfig())
+        if recipe:
             config = TrainConfig.from_yaml(find_recipe(recipe, "train"))
-        elif asks_for_help(arguments):
-            config = TrainConfig(ModelConfig())
-        else:
-            raise UsageError("the recipe comes first: fsdino train RECIPE --out DIR")
         return cls(recipe=tyro.MISSING, out=tyro.MISSING, config=config)
 
     def run(self) -> int:

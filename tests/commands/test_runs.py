@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from fsdino import cli
 from fsdino.commands.demo import drawings
 from fsdino.commands.distill import Distill
 from fsdino.commands.runs import RECIPES, find_recipe
 from fsdino.commands.train import Train
+from fsdino.errors import UsageError
 from fsdino.training.distillation.config import DistillConfig
 from fsdino.training.distillation.distill import ADAPTER_FILE
 from fsdino.training.meta.config import TrainConfig
@@ -78,3 +81,27 @@ def test_commands_in_recipes_are_those_that_run_them():
             assert second.config.adapter_weights == str(first.out / ADAPTER_FILE)
             assert second.config.encoder_weights == first.config.encoder_weights
             second.check()
+
+
+RUNS_OF_RECIPES = {
+    "train": ("dinov2-s-coco20i", "--shots", "1", "2", "--no-validation", "--out", "run"),
+    "distill": ("distill-dinov2-s", "--images", "a", "b", "--no-use-cache", "--out", "run"),
+}
+
+
+@pytest.mark.parametrize("name", RUNS_OF_RECIPES)
+def test_a_recipe_may_stand_behind_the_options(name):
+    """Its settings are the defaults wherever it is; options are checked together with it."""
+    recipe, *options = RUNS_OF_RECIPES[name]
+    first, last = cli.parse([name, recipe, *options]), cli.parse([name, *options, recipe])
+    assert first == last
+    assert isinstance(last, Train | Distill)
+    assert (last.recipe, last.config.dtype, last.config.workers) == (recipe, "bfloat16", 4)
+
+
+def test_options_before_the_recipe_are_checked_with_it():
+    """Features of the default, generated data cannot be kept: those of the recipe's can."""
+    options = ["--feature-cache", "kept", "--out", "run"]
+    assert train_command([*options, "dinov2-s-coco20i"]).config.feature_cache == "kept"
+    with pytest.raises(UsageError, match="feature_cache"):
+        train_command([*options, "fsdino-photo"])
