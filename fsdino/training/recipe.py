@@ -71,6 +71,8 @@ class Recipe:
 
     # Settings that may differ on resume: they do not affect results, or only their rounding.
     free: ClassVar[tuple[str, ...]] = ("device", "threads", "workers", "checkpoint_every")
+    # Settings that are paths: however one is written, it is the same setting on resume.
+    paths: ClassVar[tuple[str, ...]] = ("encoder_weights",)
 
     model: ModelConfig
     learning_rate: float = 1e-3
@@ -144,7 +146,8 @@ class Recipe:
     def _check_types(self) -> None:
         """Give every setting the type that its field has, or say which one cannot have it.
 
-        Lists, as YAML has them, become tuples, and whole numbers floats where those are asked for.
+        Lists, as YAML has them, become tuples, and whole numbers floats where those are asked for;
+        paths lose what says nothing, such as the `./` of `./sam.pth`.
         """
         types = get_type_hints(type(self))
         for field in dataclasses.fields(self):
@@ -153,6 +156,8 @@ class Recipe:
                 most = _LARGEST_SEED if field.name == "seed" else _LARGEST
                 if any(isinstance(v, (int, float)) and abs(v) > most for v in _flat(value)):
                     raise UsageError(f"{field.name} must be at most {most:,}, got {value}")
+                if field.name in self.paths and value:
+                    value = str(Path(value))
                 object.__setattr__(self, field.name, value)
 
     def _check_choices(self, choices: Mapping[str, Sequence[str]]) -> None:

@@ -61,6 +61,7 @@ class DistillConfig(Recipe):
     """
 
     free = (*Recipe.free, "cache", "images_per_pass", "teacher_batch")
+    paths = (*Recipe.paths, "teacher_checkpoint", "cache")
 
     warmup: int = 500
     checkpoint_every: int = 500

@@ -86,6 +86,10 @@ class TrainConfig(Recipe):
         *("root", "splits", "photographs", "skip_bad", "episodes_per_batch", "feature_cache"),
         *("steps", "restarts"),
     )
+    paths = (
+        *Recipe.paths,
+        *("root", "splits", "photographs", "decoder_weights", "adapter_weights", "feature_cache"),
+    )
 
     data: str = "procedural"
     root: str | None = None
