@@ -113,20 +113,28 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
     return errors[0]
 
 
+# Bad input: what is prepared, the arguments, the exit code, and what the error must name.
+Prepare = Callable[[pytest.MonkeyPatch], object]
+BadInput = tuple[Prepare, list[str], int, list[str]]
+
+
+@pytest.fixture
 def assert_refused(
-    arguments: list[str],
-    code: int,
-    words: list[str],
-    capsys: pytest.CaptureFixture[str],
-    workplace: Path,
-) -> None:
-    """One line that names the thing and the remedy, the exit code, and no rubbish."""
-    before = set(visible_and_hidden(workplace))
-    assert cli.main(arguments) == code
-    line = error_line(capsys)
-    for word in words:
-        assert word in line
-    assert set(visible_and_hidden(workplace)) == before
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], workplace: Path
+) -> Callable[[BadInput], None]:
+    """A check of one line that names the thing and the remedy, the exit code, and no new file."""
+
+    def check(case: BadInput) -> None:
+        prepare, arguments, code, words = case
+        prepare(monkeypatch)
+        before = set(visible_and_hidden(workplace))
+        assert cli.main(arguments) == code
+        line = error_line(capsys)
+        for word in words:
+            assert word in line
+        assert set(visible_and_hidden(workplace)) == before
+
+    return check
 
 
 def command(*arguments: str, code: str = "") -> list[str]:
@@ -139,10 +147,6 @@ def environment() -> dict[str, str]:
     root = str(Path(fsdino.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-
-
-# Bad input: what is prepared, the arguments, the exit code, and what the line must name.
-Prepare = Callable[[pytest.MonkeyPatch], object]
 
 
 def nothing(patch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Shared by the tests of the apps."""
+"""Shared by the tests of the commands."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from command_line import assert_refused, nothing
+from command_line import nothing
 from fsdino import cli
 from fsdino.bench import eager
 
@@ -21,11 +21,9 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_one_line(case, monkeypatch, capsys, workplace):
-    """Each mistake names the thing and the remedy, exits with its code, and leaves no rubbish."""
-    prepare, arguments, code, words = BAD_INPUT[case]
-    prepare(monkeypatch)
-    assert_refused(arguments, code, words, capsys, workplace)
+def test_bad_input_is_one_line(case, assert_refused):
+    """Each mistake names the thing and the remedy, exits with its code, and leaves no files."""
+    assert_refused(BAD_INPUT[case])
 
 
 def test_benchmark_as_table_and_json(mini, capsys):

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 import fsdino
-from command_line import assert_refused, distill, error_line, nothing
+from command_line import distill, error_line, nothing
 from fsdino import cli
 from fsdino.commands.distill import Distill
 from fsdino.training.distillation.config import DistillConfig
@@ -49,11 +49,9 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_one_line(case, monkeypatch, capsys, workplace):
-    """Each mistake names the thing and the remedy, exits with its code, and leaves no rubbish."""
-    prepare, arguments, code, words = BAD_INPUT[case]
-    prepare(monkeypatch)
-    assert_refused(arguments, code, words, capsys, workplace)
+def test_bad_input_is_one_line(case, assert_refused):
+    """Each mistake names the thing and the remedy, exits with its code, and leaves no files."""
+    assert_refused(BAD_INPUT[case])
 
 
 def test_distill_gives_what_train_takes(capsys):

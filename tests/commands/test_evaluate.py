@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import data_sets
-from command_line import assert_refused, error_line, evaluate, nothing, offline
+from command_line import error_line, evaluate, nothing, offline
 from fsdino import cli
 from fsdino.evaluation import journal
 from fsdino.models.fsdino import FSDINO
@@ -47,11 +47,9 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_one_line(case, monkeypatch, capsys, workplace):
-    """Each mistake names the thing and the remedy, exits with its code, and leaves no rubbish."""
-    prepare, arguments, code, words = BAD_INPUT[case]
-    prepare(monkeypatch)
-    assert_refused(arguments, code, words, capsys, workplace)
+def test_bad_input_is_one_line(case, assert_refused):
+    """Each mistake names the thing and the remedy, exits with its code, and leaves no files."""
+    assert_refused(BAD_INPUT[case])
 
 
 def test_evaluate_prints_a_table_and_goes_on(capsys):

@@ -9,7 +9,7 @@ import torch
 
 import fsdino
 import stub_extension
-from command_line import assert_refused, nothing, offline
+from command_line import nothing, offline
 from fsdino import cli, contract
 from fsdino.commands import info
 from fsdino.ops import backends, native
@@ -83,11 +83,9 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_one_line(case, monkeypatch, capsys, workplace):
-    """Each mistake names the thing and the remedy, exits with its code, and leaves no rubbish."""
-    prepare, arguments, code, words = BAD_INPUT[case]
-    prepare(monkeypatch)
-    assert_refused(arguments, code, words, capsys, workplace)
+def test_bad_input_is_one_line(case, assert_refused):
+    """Each mistake names the thing and the remedy, exits with its code, and leaves no files."""
+    assert_refused(BAD_INPUT[case])
 
 
 def test_info(capsys, monkeypatch, workplace):

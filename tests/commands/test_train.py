@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import fsdino
-from command_line import assert_refused, command, environment, error_line, nothing, offline
+from command_line import command, environment, error_line, nothing, offline
 from fsdino import cli
 from fsdino.commands.train import Train
 from fsdino.training.meta.config import TrainConfig
@@ -35,11 +35,9 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_one_line(case, monkeypatch, capsys, workplace):
-    """Each mistake names the thing and the remedy, exits with its code, and leaves no rubbish."""
-    prepare, arguments, code, words = BAD_INPUT[case]
-    prepare(monkeypatch)
-    assert_refused(arguments, code, words, capsys, workplace)
+def test_bad_input_is_one_line(case, assert_refused):
+    """Each mistake names the thing and the remedy, exits with its code, and leaves no files."""
+    assert_refused(BAD_INPUT[case])
 
 
 @pytest.fixture
