@@ -176,22 +176,31 @@ class Segment:
             tiles=self.tiles,
             processes=processes,
         )
-        if not is_main:
-            return 0
-        if self.as_json:
+        if is_main:
             found = {"model_name": self.model or DEFAULT_MODEL, "quality": _qualities(encoded)}
+            self._report(outcome, {**call, **found}, queries, output)
+        return 0
+
+    def _report(
+        self, outcome: Outcome, call: Mapping[str, object], queries: Queries, output: Output
+    ) -> None:
+        """Print what was found.
+
+        Raises:
+            DataError: some queries failed; says which and why.
+        """
+        if self.as_json:
             left_out = [{"file": f, "reason": reason} for f, reason in queries.left_out.items()]
-            rest = {**outcome.to_dict(out), "left_out": left_out}
-            print(json.dumps({**call, **found, **rest}))
+            rest = {**outcome.to_dict(output.folder), "left_out": left_out}
+            print(json.dumps({**call, **rest}))
         else:
             _print_segments(outcome, output, len(queries.left_out))
         if outcome.failed:
             reasons = "; ".join(outcome.failed.values())
             raise DataError(
                 f"{len(outcome.failed)} of {len(queries)} queries failed, the others are in "
-                f"{out}: {reasons}"
+                f"{output.folder}: {reasons}"
             )
-        return 0
 
     def _encode(
         self, model: Segmenter, files: Sequence[SupportFiles], is_main: bool
