@@ -133,15 +133,6 @@ def scan_folder(folder: str | os.PathLike[str], *, recursive: bool = False) -> L
     return Listing(images, dict(sorted(left_out.items())))
 
 
-def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """The image files of a folder, sorted by name: see `scan_folder`.
-
-    Raises:
-        UsageError: the folder does not exist or cannot be read.
-    """
-    return scan_folder(folder).images
-
-
 def why_not_image(path: Path) -> str | None:
     """Why a file is not an image, in a few words; None if it is one, by suffix or content."""
     try:

@@ -16,7 +16,7 @@ import pytest
 
 from fsdino import files
 from fsdino.errors import CheckpointError, DataError, FsdinoError, UsageError
-from fsdino.image_files import list_images
+from fsdino.image_files import scan_folder
 from pictures import one_line, run_python
 
 CONTENT = bytes(range(256)) * 16
@@ -35,7 +35,7 @@ def test_atomic_write_replaces_in_one_step(tmp_path: Path) -> None:
         assert temporary.suffix == ".json"
         temporary.write_text("new")
         assert target.read_text() == "old"
-        assert list_images(tmp_path) == []
+        assert scan_folder(tmp_path).images == []
     assert target.read_text() == "new"
     assert entries(tmp_path) == ["state.json"]
 
@@ -88,7 +88,7 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
     )
     assert run.returncode == 9, run.stderr
     assert (tmp_path / "state.png").read_text() == "old"
-    assert [file.name for file in list_images(tmp_path)] == ["state.png"]
+    assert [file.name for file in scan_folder(tmp_path).images] == ["state.png"]
 
 
 def test_a_file_size_limit_of_the_system(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from PIL import Image, features
 
 from fsdino import image_files
 from fsdino.errors import DataError, FsdinoError, UsageError
-from fsdino.image_files import list_images, scan_folder
+from fsdino.image_files import scan_folder
 from fsdino.images import read_image
 from fsdino.masks import read_mask
 
@@ -41,19 +41,18 @@ def test_suffixes_in_any_case_and_hidden_entries(tmp_path: Path) -> None:
     found = scan_folder(tmp_path)
     assert [file.name for file in found.images] == ["a.png", "b.JPG", "c.TiFf"]
     assert found.left_out == {"notes.txt": "empty", "png": "empty"}
-    assert list_images(tmp_path) == found.images
-    assert list_images(tmp_path / "folder.png")[0].name == "inner.png"
+    assert scan_folder(tmp_path / "folder.png").images[0].name == "inner.png"
 
 
 def test_without_a_folder(tmp_path: Path) -> None:
     """A missing folder and a file are worded; a folder without images is an empty list."""
     with pytest.raises(UsageError, match="no such folder"):
-        list_images(tmp_path / "none")
+        scan_folder(tmp_path / "none")
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="this is a file"):
-        list_images(tmp_path / "file")
+        scan_folder(tmp_path / "file")
     with pytest.raises(UsageError, match=r"'a\\x00b': cannot be read"):
-        list_images("a\0b")
+        scan_folder("a\0b")
     (tmp_path / "empty").mkdir()
     assert scan_folder(tmp_path / "empty") == image_files.Listing([], {})
 
@@ -189,7 +188,7 @@ def test_subfolders(tmp_path: Path) -> None:
     names = [file.relative_to(tmp_path).as_posix() for file in found.images]
     assert names == ["a/2.png", "a/b/1.png", "c/1.png", "link/far.png", "z.png"]
     assert list(found.left_out) == ["a/clip.mp4", "self"]
-    assert [file.name for file in list_images(tmp_path)] == ["z.png"]
+    assert [file.name for file in scan_folder(tmp_path).images] == ["z.png"]
 
 
 def test_a_subfolder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

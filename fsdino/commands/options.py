@@ -6,10 +6,11 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
+from fsdino.data import names
 from fsdino.errors import UsageError
 
 Json = Annotated[
@@ -19,11 +20,8 @@ Integer = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=
 Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
-Integers = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="")]
 Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
-Layout = Annotated[
-    Literal["auto", "class-folders", "pairs", "labels"], tyro.conf.arg(help_behavior_hint="")
-]
+Layout = Annotated[names.Layout, tyro.conf.arg(help_behavior_hint="")]
 Value = Annotated[str | None, tyro.conf.arg(metavar="INT|none", help_behavior_hint="")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
 Dtype = Annotated[

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 DATASETS = (
     *("pascal5i", "pascal5i-leak-safe", "coco20i", "fss1000"),
     *("folder", "davis17", "procedural"),
 )
 ON_DISK = tuple(name for name in DATASETS if name != "procedural")
 SAMPLINGS = ("hsnet", "seeded")
-LAYOUTS = ("auto", "class-folders", "pairs", "labels")  # of your own folder
+Layout = Literal["auto", "class-folders", "pairs", "labels"]  # of your own folder
+LAYOUTS: tuple[str, ...] = get_args(Layout)

@@ -22,9 +22,8 @@ from pictures import (
 def test_photographs_read_as_they_are() -> None:
     """Every photograph has a mask of its size, a licence in the README, and is small."""
     readme = (PHOTOGRAPHS / "README.md").read_text(encoding="utf-8")
-    photographs = [
-        file for file in image_files.list_images(PHOTOGRAPHS) if not file.stem.endswith("_mask")
-    ]
+    images = image_files.scan_folder(PHOTOGRAPHS).images
+    photographs = [file for file in images if not file.stem.endswith("_mask")]
     assert len(photographs) >= 4
     for file in photographs:
         pixels = read_image(file)
