@@ -1,9 +1,5 @@
-// The backend `cuda` on a CPU: its ops as they are, its kernels in the emulator.
-
-#include "center_pivot_op.cpp"
-#include "correlation_op.cpp"
-#include "fused_op.cpp"
-#include "tensors.cpp"
+// The backend `cuda` on a CPU: its ops as they are, its kernels in the emulator. Compiled behind the
+// files of csrc/cuda that take tensors.
 
 #include <torch/extension.h>
 

@@ -14,7 +14,7 @@ from torch.utils import cpp_extension
 
 import fsdino
 from counting import hr_first_block
-from fsdino.contract import CHUNK_BYTES
+from fsdino.contract import CHUNK_BYTES, OPS
 from fsdino.csrc import flags
 
 HERE = Path(__file__).resolve().parent
@@ -22,11 +22,7 @@ HERE = Path(__file__).resolve().parent
 PLACES = os.pathsep.join(
     [str(HERE), str(HERE.parent), str(Path(fsdino.__file__).parent.parent), *sys.path]
 )
-KERNELS = ("center_pivot", "correlation", "device", "fused", "norm")
-TABLE = (
-    "test_correlation.py", "test_center_pivot.py", "test_fused.py", "test_numerics.py",
-    "test_nonfinite.py",
-)  # fmt: skip
+TABLE = sorted({*OPS.values(), "numerics", "nonfinite"})
 # The emulator jumps between stacks, which glibc takes for an attack where it is fortified.
 FLAGS = (
     "-std=c++20", "-O1", "-fPIC", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror",
@@ -37,14 +33,16 @@ FLAGS = (
 
 def build(compiler: str, folder: Path) -> Path:
     """The backend's host side and its kernels, compiled for the CPU."""
-    own = [f"-I{flags.FOLDER / 'cuda'}", f"-I{HERE}"]
+    cuda = flags.FOLDER / "cuda"
+    own = [f"-I{cuda}", f"-I{HERE}"]
     system = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
     include = own + [word for path in system for word in ("-isystem", path)]
-    sources = [HERE / "emulated.cpp"]
-    for name in KERNELS:
-        sources.append(folder / f"{name}.cpp")
-        sources[-1].write_text(f'#include "{name}.cu"\n')
+    # Together, since most of the time goes into PyTorch's headers.
+    contents = {"emulated": [*sorted(cuda.glob("*.cpp")), HERE / "emulated.cpp"]}
+    contents |= {kernels.stem: [kernels] for kernels in cuda.glob("*.cu")}
+    sources = [folder / f"{name}.cpp" for name in contents]
     for source in sources:
+        source.write_text("".join(f'#include "{path}"\n' for path in contents[source.stem]))
         target = folder / f"{source.stem}.o"
         subprocess.run([compiler, *FLAGS, *include, "-c", source, "-o", target], check=True)
     library = folder / "emulated.so"
@@ -73,7 +71,7 @@ def test_the_case_table(library: Path, architecture: str) -> None:
         "EMULATED_CUDA": str(library),
         "EMULATED_ARCHITECTURE": architecture,
     }
-    table = [str(HERE.parent / "ops" / name) for name in TABLE]
+    table = [str(HERE.parent / "ops" / f"test_{name}.py") for name in TABLE]
     table.append(f"{HERE.parent / 'test_contract.py'}::test_memory_order")
     # torch.compile would start its compiler, and what measures memory a process without the plugin;
     # float64 is for other backends.
