@@ -71,7 +71,7 @@ def test_expected_skip_passes_in_ci(session):
 
 
 def test_skipped_file_fails_in_ci(session):
-    """A file that skips itself as a whole is no way around the list."""
+    """A file that skips itself as a whole does not bypass the list."""
     result = session(SKIPPED_FILE, ci="1")
     result.assert_outcomes(errors=1)
     assert result.ret == pytest.ExitCode.INTERRUPTED

@@ -1,4 +1,4 @@
-"""The steps of CONTRIBUTING.md for an op and for a backend, followed to the letter."""
+"""The steps of CONTRIBUTING.md for an op and for a backend, followed literally."""
 
 from __future__ import annotations
 

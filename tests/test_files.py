@@ -348,7 +348,7 @@ def test_json_that_is_no_regular_file(tmp_path: Path) -> None:
 
 
 def test_json_lines_lose_the_damaged_ones_alone(tmp_path: Path) -> None:
-    """A torn line, zeros of a crash, bytes that are no text, values that are no objects."""
+    """A torn line, zeros of a crash, bytes that are not text, values that are not objects."""
     file = tmp_path / "rows.jsonl"
     damage = b"[1]\nnull\n\x00\x00\n\xff\n" + b"[" * 100_000 + b"\n"
     file.write_bytes(b'{"n": 1}\n' + damage + b'{"n": 2, "t": "\xe2\x80\xa8"}\n\n{"n": 3')

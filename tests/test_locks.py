@@ -61,7 +61,7 @@ def test_a_lock_says_who_holds_it(tmp_path: Path) -> None:
 
 
 def test_a_lock_holds_against_its_own_process(tmp_path: Path) -> None:
-    """Two threads, or two calls in a notebook, are no more alone than two processes."""
+    """Two threads, or two calls in a notebook, exclude each other as two processes do."""
     path = tmp_path / "run.lock"
     with (
         Lock(path, "runs/a", "pass another --out"),

@@ -371,7 +371,7 @@ def test_empty_masks_where_they_are_an_answer() -> None:
 
 
 def test_full_masks() -> None:
-    """An object that fills the image is no error, whatever its one value is."""
+    """An object that fills the image is not an error, with any value."""
     for full in (np.ones((6, 8), bool), np.full((6, 8), 255, np.uint8), np.full((6, 8), 3)):
         assert read_mask(full).all()
     assert read_mask(Image.new("RGB", (8, 6), (255, 0, 0))).all()

@@ -52,7 +52,7 @@ def shape(name: str) -> tuple[str, ...]:
 
 
 def test_the_arrows_carry_tensors_of_these_shapes():
-    """Those that a small model's modules take and give, on a grid that is no square."""
+    """Those that a small model's modules take and give, on a grid that is not square."""
     model = tiny_model(keep_aspect=True)
     seen = {}
 

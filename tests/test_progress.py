@@ -90,7 +90,7 @@ def test_one_display_within_another(monkeypatch, capsys, caplog):
 
 
 def test_a_terminal_gets_a_live_line(monkeypatch, capsys):
-    """One bar instead of lines; names with brackets are no markup."""
+    """One bar instead of lines; brackets in names are not markup."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     with Progress("a [bold] name", 2) as counted:

@@ -34,7 +34,7 @@ def test_to_tensor_resamples_like_pillow(size: tuple[int, int]) -> None:
 
 
 def test_to_tensor_takes_read_only_arrays() -> None:
-    """A read-only array is no reason for PyTorch's warning, and is left alone."""
+    """A read-only array causes no warning of PyTorch's, and is not changed."""
     pixels = picture(6, 8)
     pixels.flags.writeable = False
     with warnings.catch_warnings():

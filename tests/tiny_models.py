@@ -38,7 +38,7 @@ def tiny_config(**changes: Any) -> ModelConfig:
 def tiny_model(seed: int = 0, **changes: Any) -> FSDINO:
     """An FSDINO with random weights in eval mode."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # for the decoder's random positions, which are no parameters
+        torch.manual_seed(seed)  # for the decoder's random positions, which are not parameters
         model = zoo.assemble(tiny_config(**changes))
     assert isinstance(model, FSDINO)
     randomise(model, seed)

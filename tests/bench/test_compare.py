@@ -215,7 +215,7 @@ def test_operations_of_the_parts():
 
 @pytest.mark.parametrize("part", ["chain", "correlation"])
 def test_threads_come_back(monkeypatch, part):
-    """So many as asked for while it runs, the caller's afterwards, also after an error."""
+    """The requested number while it runs, the caller's afterwards, also after an error."""
     seen: list[int] = []
 
     def correlation4d(*args: Any) -> torch.Tensor:

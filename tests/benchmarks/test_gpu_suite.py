@@ -163,7 +163,7 @@ def fake(name: str, result: Any) -> Callable[..., Any]:
 
 @pytest.mark.usefixtures("inline")
 def test_without_time_nothing_begins(tmp_path: Path) -> None:
-    """And that is no failure."""
+    """Which is recorded, and does not count as a failure."""
     one = suite(tmp_path, ("timing", "memory"), budget=1e-9)
     one.run()
     rows = content(tmp_path)["parts"]["memory"]["rows"]

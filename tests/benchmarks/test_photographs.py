@@ -131,7 +131,7 @@ def labelled(car: bool, pole: bool = False) -> Any:
 
 
 def write_frames(folder: Path, drives: dict[str, int]) -> Path:
-    """So many frames of each drive; every second one shows a car, every third a pole."""
+    """That number of frames of each drive; every second one shows a car, every third a pole."""
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True)
     colors = np.random.RandomState(0).randint(256, size=(len(camvid.CLASSES), 3))
@@ -533,7 +533,7 @@ def write_pairs(folder: Path) -> Path:
 
 
 def test_pairs_and_what_they_do_not_show(tmp_path: Path) -> None:
-    """Pictures of the support or the query are no pictures without the object, crops neither."""
+    """Pictures of support or query, and their crops, do not count as without the object."""
     pairs = load_pairs(write_pairs(tmp_path / "pairs"))
     trials = list(photographs.pair_trials(pairs))
     assert [t.group for t in trials] == ["a.png", "a.png", "b.png", "c.png"]

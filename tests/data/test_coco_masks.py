@@ -59,7 +59,7 @@ def test_later_annotations_lie_over_earlier_ones_crowds_included(tmp_path: Path)
 
 
 def test_one_object_of_several_polygons_and_degenerate_ones(tmp_path: Path) -> None:
-    """An object behind a post has two outlines; two points are no outline (nor a box)."""
+    """An object behind a post has two outlines; two points are not an outline, nor a box."""
     outlines = [*rectangle(0, 0, 8, 8), *rectangle(0, 20, 8, 28), [40, 40, 60, 60]]
     labels = drawn(tmp_path, [(1, outlines, 0.0), (2, [[1, 1, 9, 9]], 0.0)])
     expected = np.zeros((HEIGHT, WIDTH), np.uint8)

@@ -27,7 +27,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_folders_are_classes_by_name(photos: Path) -> None:
-    """Hidden folders, files beside them and folders without images are no classes."""
+    """Hidden folders, files beside them and folders without images are not classes."""
     (photos / ".git").mkdir()
     (photos / "empty").mkdir()
     (photos / "notes.txt").write_text("about")

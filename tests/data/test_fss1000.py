@@ -67,7 +67,7 @@ def test_splits_by_class(fss: Path) -> None:
 def test_without_lists_the_classes_are_divided_and_that_is_said(
     fss: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A division of one's own is no published number."""
+    """A division made here is not the published one."""
     caplog.set_level("INFO", logger="fsdino.data")
     source = Fss1000(fss)
     parts = [set(source.names[split]) for split in ("train", "base_val", "val")]

@@ -263,7 +263,7 @@ def test_line_ends_and_blank_lines_do_not_matter(splits: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfe\x00"])
 def test_an_empty_or_binary_list_is_an_error(content: bytes, splits: Path) -> None:
-    """No lines are no benchmark."""
+    """An empty list is not a benchmark."""
     (splits / "pascal" / "val" / "fold0.txt").write_bytes(content)
     with pytest.raises(DataError, match=r"fold0\.txt"):
         Pascal(splits, splits).lists(0, "val")
@@ -310,7 +310,7 @@ def test_written_lists_are_read_again(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
-    """A home folder that is full or read-only is no reason for a traceback."""
+    """A home folder that is full or read-only gives an error, not a traceback."""
     (tmp_path / "file").touch()
     with pytest.raises(FsdinoError, match=r"cannot create .* or set FSDINO_CACHE"):
         lists.make_folder(tmp_path / "file" / "folder")

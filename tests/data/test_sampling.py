@@ -1,4 +1,4 @@
-"""The draws: the published ones to the letter, the seeded ones fair and independent of order."""
+"""The draws: the published ones exactly, the seeded ones fair and independent of order."""
 
 from __future__ import annotations
 

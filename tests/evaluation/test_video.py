@@ -225,6 +225,6 @@ def test_objects_of_one_image_are_encoded_together() -> None:
 
 
 def test_memory_below_zero_is_refused() -> None:
-    """It cannot be meant."""
+    """The error names the range."""
     with pytest.raises(UsageError, match="memory must be at least 0"):
         VideoSettings(memory=-1)

@@ -190,7 +190,7 @@ def test_damaged_config(content: str, tmp_path: Path) -> None:
 
 
 def test_missing_config(tmp_path: Path) -> None:
-    """A folder without one is no model."""
+    """A folder without one is not a model."""
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         read_config(tmp_path)
 

@@ -222,7 +222,7 @@ def test_roundtrip_through_json(config: ModelConfig) -> None:
     ],
 )
 def test_foreign_config_is_a_checkpoint_error(changes: dict[str, Any], named: str) -> None:
-    """A config.json of another program or a newer version is no traceback."""
+    """A config.json of another program or a newer version gives an error, not a traceback."""
     with pytest.raises(CheckpointError, match=named):
         ModelConfig.from_dict({**ModelConfig().to_dict(), **changes})
 

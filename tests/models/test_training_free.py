@@ -230,7 +230,7 @@ def test_own_classifier_solves_the_smaller_system() -> None:
 
 @pytest.mark.parametrize("channels", [5, 20], ids=["by channels", "by tokens"])
 def test_own_classifier_by_least_squares(channels: int) -> None:
-    """Both systems against NumPy; channels that do not vary, and zeros of padding, are no rows."""
+    """Both systems against NumPy; channels that do not vary, and zeros of padding, are not rows."""
     generator = torch.Generator().manual_seed(6)
     tokens = torch.randn(1, 3, channels, 3, 4, generator=generator)
     tokens[:, 0, 1] = 2.5  # without variance

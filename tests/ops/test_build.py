@@ -64,7 +64,7 @@ def test_every_ingredient_is_in_the_key(change, monkeypatch, tmp_path):
 
 
 def test_the_compiler_is_in_the_folder(tmp_path):
-    """Another compiler, or an update of the same one, builds anew."""
+    """Another compiler, or an update of the same one, builds again."""
     compiler = tmp_path / "c++"
     compiler.write_text("old")
     old = build.folder_for(str(compiler))
@@ -209,7 +209,7 @@ SPOILT = {
 
 @pytest.mark.parametrize("spoil, words", SPOILT.values(), ids=list(SPOILT))
 def test_a_spoilt_build_is_known_and_mended(spoil, words):
-    """What must not be loaded is told apart without loading it, and is compiled anew."""
+    """What must not be loaded is told apart without loading it, and is compiled again."""
     library = build.compile_extension()
     spoil(library)
     with pytest.raises(AssertionError, match=words):
@@ -277,7 +277,7 @@ def test_a_killed_builder_blocks_nobody():
 
 
 def test_an_interrupted_build_leaves_nothing(monkeypatch):
-    """Ctrl-C ends the compilers, too, and the next build starts anew."""
+    """Ctrl-C ends the compilers, too, and the next build starts from the beginning."""
     compilers = []
 
     def interrupt(pid: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""Schedule, groups, and steps that are no numbers."""
+"""Schedule, groups, and steps without a finite loss."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_only_matrices_decay() -> None:
 
 
 def test_the_guard_counts_in_a_row() -> None:
-    """A finite step between them begins anew; the total is kept."""
+    """A finite step between them resets the count; the total is kept."""
     guard = NanGuard(3, count=5)
     assert not guard.skips(0, 1.0, 1.0)
     assert guard.skips(1, math.nan, 1.0) and guard.skips(2, 1.0, math.inf)

@@ -327,7 +327,7 @@ def test_segment_answers_in_json_alone(capsys):
 
 
 def test_segment_says_what_was_left_out(capsys):
-    """Files of a query folder that are no images are counted, with reasons, also in JSON."""
+    """Files of a query folder that are not images are counted, with reasons, also in JSON."""
     Path("queries/sub").mkdir()
     Image.fromarray(picture(20, 20)).save("queries/sub/0.jfif", format="JPEG")
     Path("queries/sub/notes.txt").write_text("hello")

@@ -89,7 +89,7 @@ def test_few_images_keep_one_back(tmp_path: Path) -> None:
 
 
 def test_damaged_shards_are_named_and_give_what_they_have(tmp_path: Path, caplog) -> None:
-    """Half a download: its whole images are used; an image that the end cuts is no image."""
+    """Half a download: its whole images are used; an image that is cut off at the end is not."""
     shard = write_shard(tmp_path / "sa_000001.tar")
     with tarfile.open(shard) as archive:
         cut = archive.getmember(f"./{NAMES[20]}").offset_data + 100

@@ -415,7 +415,7 @@ def test_nothing_left_to_learn_from(place: Path, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_is_skipped_and_counted(place, tmp_path, monkeypatch) -> None:
-    """Two bad steps are survived; as many in a row as allowed stop the run with a checkpoint."""
+    """Two bad steps are skipped; the limit of consecutive ones stops the run with a checkpoint."""
     original, seen = distill.agreement, []
 
     def sometimes(student, target, inside):

@@ -42,7 +42,7 @@ from training_work import CONFIG
     ],
 )
 def test_bad_recipes(tmp_path: Path, text: str, message: str) -> None:
-    """A recipe that cannot be meant is refused with its path."""
+    """An invalid recipe is refused with its path."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text)
     with pytest.raises(UsageError, match=message):

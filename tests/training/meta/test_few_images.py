@@ -28,7 +28,7 @@ def plain_memory(one_thread: None) -> None:
 
 
 def photos(root: Path, **counts: int) -> TrainConfig:
-    """A run on a folder with so many images of each class."""
+    """A run on a folder with that number of images of each class."""
     for name, count in counts.items():
         for i in range(count):
             save_jpeg(root / name / f"{i:02d}.jpg", i, 40, 40)

@@ -157,7 +157,7 @@ def test_a_nan_loss_is_skipped_and_counted(
 
 
 def test_too_many_nan_losses_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After `nan_limit` in a row; the weights before them are kept."""
+    """After `nan_limit` consecutive ones; the weights before them are kept."""
     spoil(monkeypatch, {3, 4})
     config = dataclasses.replace(FROZEN, nan_limit=2)
     with pytest.raises(FsdinoError, match=r"2 consecutive steps had no finite loss, up to step 4"):
