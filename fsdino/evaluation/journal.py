@@ -120,7 +120,7 @@ class Journal:
 
     def finish(self, rows: Sequence[Row]) -> None:
         """Write the rows of all processes into one file, and remove the parts."""
-        if self.processes.rank == 0:
+        if self.processes.is_first:
             write_json_lines(rows_file(self.result), [self._header, *map(asdict, rows)])
         self.processes.gather(None)
         for file in self._parts():

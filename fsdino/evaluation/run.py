@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
-from fsdino import images as pixels
-from fsdino import overlay
 from fsdino.data.catalog import open_source
 from fsdino.data.davis import Davis
-from fsdino.data.episodes import Episode, Episodes
 from fsdino.environment import environment
 from fsdino.errors import UsageError
 from fsdino.evaluation import journal, record
+from fsdino.evaluation import pictures as picture_files
 from fsdino.evaluation import results as results_file
-from fsdino.evaluation.evaluate import Result, Settings, evaluate, predict_masks
-from fsdino.evaluation.journal import Journal, Row
+from fsdino.evaluation.evaluate import Settings, evaluate
+from fsdino.evaluation.journal import Journal
 from fsdino.evaluation.predictors import ModelPredictor
-from fsdino.evaluation.questions import load
 from fsdino.evaluation.request import BUNDLED, BUNDLED_DATA, BUNDLED_FOLD, Request
 from fsdino.evaluation.video import VideoSettings, evaluate_videos
-from fsdino.files import make_folder
 from fsdino.locks import Lock
 from fsdino.models.segmenter import Segmenter
 from fsdino.processes import Processes
@@ -39,9 +32,6 @@ from fsdino.progress import Progress
 from fsdino.version import __version__
 
 logger = logging.getLogger("fsdino.evaluation")
-
-_PICTURE = re.compile(r"(best|worst)-\d+-episode-\d+-iou-[\d.]+\.png")
-_PANEL, _GAP = 224, 6  # height of a picture's panels and the space between them, in pixels
 
 
 def run(
@@ -123,10 +113,11 @@ def _run(
         environment=environment(),
     )  # fmt: skip
     if out is not None and kept is not None:
-        if processes.rank == 0:
+        if processes.is_first:
             results_file.write(out, summary)
             if pictures:
-                save_pictures(out.with_suffix(".pictures"), model, done[0], settings, pictures)
+                folder = out.with_suffix(".pictures")
+                picture_files.save(folder, model, done[0], settings, pictures)
         kept.finish([row for result in results for row in result.rows])
     return summary
 
@@ -187,7 +178,7 @@ def _run_videos(
         **record.describe_model(model, name),
         **record.describe_settings(replace(settings, size=model.config.image_size)),
     }
-    if overwrite and processes.rank == 0:
+    if overwrite and processes.is_first:
         shutil.rmtree(folder / "scores", ignore_errors=True)
     processes.gather(None)
     device = torch.device(settings.device)
@@ -219,7 +210,7 @@ def _run_videos(
         "seconds": round(time.monotonic() - began, 1),
         "environment": environment(),
     }
-    if processes.rank == 0:
+    if processes.is_first:
         results_file.write(out, summary)
     return summary
 
@@ -246,7 +237,7 @@ def shown(
     title: str, processes: Processes, unit: str = "episodes", metric: str = "mIoU"
 ) -> Iterator[Callable[[int, int, float | None], None] | None]:
     """Progress of the first process's share: rate, time left and the metric so far."""
-    if processes.rank:
+    if not processes.is_first:
         yield None
         return
     if processes.count > 1:
@@ -257,55 +248,3 @@ def shown(
             progress.report(done, total, "" if value is None else f"{metric} {value:.2f} %")
 
         yield report
-
-
-def save_pictures(
-    folder: Path, model: Segmenter, run: tuple[Episodes, Result], settings: Settings, count: int
-) -> list[Path]:
-    """Draw the best and the worst `count` episodes: supports, truth, prediction.
-
-    Raises:
-        FsdinoError: a picture cannot be written.
-    """
-    episodes, result = run
-    ranked = sorted((row for row in result.rows if row.error is None), key=lambda row: -row.iou)
-    chosen = [("best", n, row) for n, row in enumerate(ranked[:count], start=1)]
-    chosen += [("worst", n, row) for n, row in enumerate(reversed(ranked[-count:]), start=1)]
-    make_folder(folder, "pass another --out")
-    for before in folder.glob("*.png"):  # of a call that was overwritten
-        if _PICTURE.fullmatch(before.name):
-            before.unlink(missing_ok=True)
-    paths = []
-    for kind, number, row in chosen:
-        path = folder / f"{kind}-{number:02d}-episode-{row.episode}-iou-{100 * row.iou:.1f}.png"
-        pixels.write_png(path, _picture(model, episodes, row, settings))
-        paths.append(path)
-    return paths
-
-
-def _picture(model: Segmenter, episodes: Episodes, row: Row, settings: Settings) -> Image.Image:
-    episode = episodes[row.episode]
-    alone = replace(settings, workers=0)
-    [questions] = load(episodes, [[row.episode]], size=settings.size, protocol=settings.protocol)
-    [mask] = predict_masks(ModelPredictor(model), questions, alone)
-    return _side_by_side([*_panels(episode, mask)])
-
-
-def _panels(episode: Episode, mask: torch.Tensor) -> Iterator[Image.Image]:
-    for support in episode.supports:
-        yield overlay.overlay(support.image, support.mask)
-    image = episode.query.image
-    yield overlay.overlay(image, episode.query.mask, colors=[(46, 160, 67)])
-    found = Image.fromarray(mask.cpu().numpy()).resize((image.shape[1], image.shape[0]))
-    yield overlay.overlay(image, np.asarray(found))
-
-
-def _side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
-    scaled = [p.resize((max(round(p.width * _PANEL / p.height), 1), _PANEL)) for p in panels]
-    width = sum(panel.width + _GAP for panel in scaled) - _GAP
-    sheet = Image.new("RGB", (width, _PANEL), "white")
-    left = 0
-    for panel in scaled:
-        sheet.paste(panel, (left, 0))
-        left += panel.width + _GAP
-    return sheet

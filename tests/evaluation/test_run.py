@@ -7,13 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from data_sets import write_davis, write_fss, write_voc
 from fsdino.errors import DataError, UsageError
-from fsdino.evaluation import journal, protocols, results
+from fsdino.evaluation import journal, pictures, protocols, results
 from fsdino.evaluation import run as evaluation
 from fsdino.evaluation.evaluate import Settings
 from fsdino.evaluation.request import Request
@@ -95,21 +93,6 @@ def test_truncated_images_stop_or_are_skipped(
     assert [entry["episode"] for entry in summary["skipped"]] == bad and 3 in bad
     assert all(Path(name).name in entry["error"] for entry in summary["skipped"])
     assert summary["episode_hash"] == first["episode_hash"]
-
-
-def test_pictures_show_the_best_and_the_worst(tmp_path: Path) -> None:
-    """Support, truth and prediction beside each other, named by rank and IoU."""
-    out = tmp_path / "r.json"
-    evaluation.run(tiny_model(), "tiny", GENERATED, settings(), out=out, pictures=2)
-    rows = [json.loads(line) for line in (tmp_path / "r.episodes.jsonl").read_text().splitlines()]
-    ious = [row["intersection"][1] / max(row["union"][1], 1) for row in rows[1:]]
-    best, worst = int(np.argmax(ious)), int(np.argmin(ious))
-    files = names(tmp_path / "r.pictures")
-    assert len(files) == 4
-    assert files[0] == f"best-01-episode-{best}-iou-{100 * ious[best]:.1f}.png"
-    assert any(f.startswith(f"worst-01-episode-{worst}-") for f in files)
-    with Image.open(tmp_path / "r.pictures" / files[0]) as image:
-        assert image.size == (3 * 224 + 2 * 6, 224)
 
 
 def test_an_interruption_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,12 +213,12 @@ def test_a_result_is_held_to_the_last_file(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(owner, name, call)
 
     for name, owner in (
-        ("open", Request), ("write", results), ("save_pictures", evaluation),
+        ("open", Request), ("write", results), ("save", pictures),
         ("finish", journal.Journal),
     ):  # fmt: skip
         watched(name, owner)
     evaluation.run(tiny_model(), "tiny", GENERATED, settings(), out=out, pictures=1)
-    assert dict(held) == dict.fromkeys(("open", "write", "save_pictures", "finish"), True)
+    assert dict(held) == dict.fromkeys(("open", "write", "save", "finish"), True)
     assert names(tmp_path) == ["r.episodes.jsonl", "r.json", "r.pictures"]
 
 
@@ -268,17 +251,6 @@ def test_names_that_cannot_be_results(tmp_path: Path) -> None:
             evaluation.run(tiny_model(), "tiny", GENERATED, settings(), out=out)
     with pytest.raises(UsageError, match=r"masks go into a folder of that name; pass .*/r\.json"):
         evaluation.run_videos(tiny_model(), "tiny", tmp_path, settings(), out=tmp_path / "r")
-
-
-def test_pictures_of_an_overwritten_call_go(tmp_path: Path) -> None:
-    """The folder shows one call's episodes; what somebody else put there stays."""
-    out, folder = tmp_path / "r.json", tmp_path / "r.pictures"
-    folder.mkdir()
-    for name in ("best-07-episode-3-iou-12.5.png", "best.png"):
-        (folder / name).write_bytes(b"")
-    evaluation.run(tiny_model(), "tiny", GENERATED, settings(), out=out, pictures=1)
-    assert len(names(folder)) == 3 and "best.png" in names(folder)
-    assert "best-07-episode-3-iou-12.5.png" not in names(folder)
 
 
 def test_an_interruption_of_videos_says_what_is_kept(

@@ -130,7 +130,7 @@ def _segment_files(
         for start in range(0, len(queries), _BATCH_IMAGES)
     ]
     mine = processes.share([group for group in groups if group])
-    total = sum(map(len, mine)) + (resumed if processes.rank == 0 else 0)
+    total = sum(map(len, mine)) + (resumed if processes.is_first else 0)
     try:
         with Progress("segment", total, done=total - sum(map(len, mine))) as progress:
             task = _Task(failed, progress)
@@ -154,7 +154,7 @@ def _segment_files(
         done |= others_done
         failed |= others_failed
     rows = [done[query] for query in queries if query in done]
-    if processes.count > 1 and processes.rank == 0:
+    if processes.count > 1 and processes.is_first:
         output.finish(rows)
     return Outcome(rows, failed, resumed)
 
