@@ -26,6 +26,13 @@ def voc(tmp_path: Path) -> dict[str, Any]:
     return {"dataset": "pascal5i", "root": tmp_path, "splits": tmp_path / "splits"}
 
 
+def test_every_data_set_is_documented() -> None:
+    """By a row of the first table in docs/data.md."""
+    text = (Path(__file__).resolve().parents[2] / "docs/data.md").read_text(encoding="utf-8")
+    rows = [line for line in text.partition("\n## ")[0].splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == list(DATASETS)
+
+
 def test_what_a_result_records_of_its_episodes(voc: dict[str, Any]) -> None:
     """Numbers are compared by these fields."""
     episodes = open_episodes(**voc, fold=3, shots=5)
