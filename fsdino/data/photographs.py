@@ -22,7 +22,7 @@ import torch
 from fsdino import image_files
 from fsdino.data.episodes import NO_CLASS, Episode, Image, Mask, Sample
 from fsdino.data.regions import Region, find_regions
-from fsdino.data.sampling import check_image_size, check_numbers
+from fsdino.data.sampling import check_image_size, check_numbers, random_stream
 from fsdino.data.warps import Warp, draw_warp, expose, photograph, sample, view
 from fsdino.errors import DataError, UsageError
 from fsdino.images import read_image
@@ -402,5 +402,4 @@ def _paste(
 
 
 def _stream(*key: int) -> np.random.Generator:
-    entropy = np.random.SeedSequence([_VERSION, *key])
-    return np.random.Generator(np.random.Philox(entropy))
+    return random_stream(_VERSION, *key)

@@ -136,8 +136,16 @@ class Seeded(Sequence[EpisodeKey]):
 
     def _random(self, purpose: int, number: int) -> np.random.Generator:
         """A separate stream for each turn and each episode."""
-        entropy = np.random.SeedSequence([SPLITS.index(self.split), self.seed, purpose, number])
-        return np.random.Generator(np.random.Philox(entropy))
+        return random_stream(SPLITS.index(self.split), self.seed, purpose, number)
+
+
+def random_stream(*key: int) -> np.random.Generator:
+    """The random stream of a key, whose numbers no other key's depend on.
+
+    Args:
+        key: integers of at least 0: what is drawn, its version, seeds, indices.
+    """
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
 def check_pools(

@@ -12,7 +12,7 @@ import numpy as np
 from fsdino.data.episodes import Episode, EpisodeKey, Provenance, Sample
 from fsdino.data.procedural.canvas import render
 from fsdino.data.procedural.classes import CLASSES, FOLD_CLASSES, FOLDS, OBJECT_CLASSES, VERSION
-from fsdino.data.sampling import check_image_size, check_numbers
+from fsdino.data.sampling import check_image_size, check_numbers, random_stream
 from fsdino.errors import UsageError
 
 Split: TypeAlias = Literal["train", "val", "base_val"]
@@ -45,8 +45,7 @@ def render_sample(
     if name is None:
         name = f"procedural-v{VERSION}/class{class_id}/{'-'.join(map(str, key))}@{image_size}"
     kind = OBJECT_CLASSES[class_id]
-    entropy = np.random.SeedSequence([int(VERSION), class_id, *key])
-    rng = np.random.Generator(np.random.Philox(entropy))
+    rng = random_stream(int(VERSION), class_id, *key)
     image, mask = render(rng, kind, FOLD_CLASSES[kind.fold], image_size)
     return Sample(image=image, mask=mask, name=name, class_id=class_id)
 
@@ -137,8 +136,8 @@ class ProceduralEpisodes:
     def _class_of(self, index: int) -> int:
         """Return the class of an episode; each round has the classes in another order."""
         turn, place = divmod(index, len(self.classes))
-        entropy = np.random.SeedSequence([int(VERSION), CLASSES, *self._key, turn])
-        order = np.random.Generator(np.random.Philox(entropy)).permutation(len(self.classes))
+        rng = random_stream(int(VERSION), CLASSES, *self._key, turn)
+        order = rng.permutation(len(self.classes))
         return self.classes[int(order[place])]
 
     def _name(self, index: int, role: int) -> str:

@@ -22,7 +22,7 @@ from fsdino.data.procedural.canvas import render
 from fsdino.data.procedural.classes import CLASSES_PER_FOLD, FOLDS, VERSION, Fold, combine
 from fsdino.data.procedural.shapes import SHAPES, Points, Shape
 from fsdino.data.procedural.textures import TEXTURES, Floats, Texture
-from fsdino.data.sampling import check_image_size, check_numbers
+from fsdino.data.sampling import check_image_size, check_numbers, random_stream
 from fsdino.errors import UsageError
 
 _POOL = 8  # textures and shapes of a fold
@@ -166,5 +166,4 @@ class InventedEpisodes:
 
 
 def _stream(held_out: int, *key: int) -> np.random.Generator:
-    entropy = np.random.SeedSequence([int(VERSION), FOLDS, held_out, *key])
-    return np.random.Generator(np.random.Philox(entropy))
+    return random_stream(int(VERSION), FOLDS, held_out, *key)
