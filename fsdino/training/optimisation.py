@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from fsdino.devices import find_dtype
 from fsdino.errors import FsdinoError
 from fsdino.processes import Processes
 from fsdino.training.recipe import AUTO, Recipe
@@ -40,8 +41,7 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype:
     """A floating type by a setting's name; "auto" is bfloat16 on GPUs and float32 elsewhere."""
     if name == AUTO:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
+    return find_dtype(name)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fsdino.devices import find_dtype
 from fsdino.errors import CheckpointError, DataError, UsageError
 from fsdino.models.checkpoints import weights_hash
 from fsdino.models.segmenter import Segmenter
@@ -93,7 +94,7 @@ class Trainer(Loop[Step, Segmenter]):
             config.prototype_weight,
             config.class_weight,
             config.contrast_weight,
-            getattr(torch, config.dtype),
+            find_dtype(config.dtype),
         )
         self.modules = {"model": self.model}
         if classifier is not None:
@@ -223,7 +224,7 @@ class Trainer(Loop[Step, Segmenter]):
 
     def _frozen_encoder(self) -> FrozenEncoder:
         config = self.config
-        trained = getattr(torch, config.dtype)
+        trained = find_dtype(config.dtype)
         dtype = dtype_of(config.encoder_dtype, self.processes.device)
         store = None
         if config.feature_cache is not None:

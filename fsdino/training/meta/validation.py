@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 
-import torch
-
 from fsdino.data.episodes import Episodes
 from fsdino.data.folder import Folder
 from fsdino.data.source import FileEpisodes
+from fsdino.devices import find_dtype
 from fsdino.evaluation import protocols
 from fsdino.evaluation.evaluate import Settings, evaluate
 from fsdino.evaluation.predictors import ModelPredictor
@@ -59,7 +58,7 @@ class Validation:
             config.model.image_size,
             protocols.find("joint", seeded=True),
             device=processes.device,
-            dtype=getattr(torch, config.dtype),
+            dtype=find_dtype(config.dtype),
             workers=0 if config.data == "procedural" else config.workers,
             skip_bad=config.skip_bad,
         )
