@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from fsdino.data.episodes import Episode, EpisodeKey, Sample
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.evaluation import protocols, record, results
 from fsdino.evaluation.evaluate import Settings, evaluate
@@ -25,6 +27,43 @@ def shrunk(questions: Questions) -> torch.Tensor:
 
 def everything(questions: Questions) -> torch.Tensor:
     return torch.ones_like(questions.batch.query_masks)[:, None]
+
+
+def few(episodes: int = 24, **changes: Any) -> ProceduralEpisodes:
+    """Small drawn episodes of novel classes."""
+    return ProceduralEpisodes(0, "val", episodes=episodes, **{"image_size": 32, **changes})
+
+
+class Shared:
+    """Four pictures of a box; each episode asks about two of them, in two sizes."""
+
+    classes, class_names, fold, shots, seed = (1,), {1: "box"}, 0, 1, 0
+
+    def __init__(
+        self, sizes: tuple[tuple[int, int], ...] = ((70, 70),) * 4, ignored: bool = False
+    ) -> None:
+        self.samples = []
+        for number, (height, width) in enumerate(sizes):
+            rng = np.random.default_rng(number)
+            image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            mask = np.zeros((height, width), bool)
+            mask[height // 4 : height // 2 + number, width // 3 : width - 9] = True
+            ignore = ~mask if ignored else None
+            self.samples.append(Sample(image, mask, f"{number}.jpg", 1, ignore))
+
+    def __len__(self) -> int:
+        return 6
+
+    def pick(self, index: int) -> tuple[Sample, Sample]:
+        return self.samples[index % 4], self.samples[(index + 1) % 4]
+
+    def __getitem__(self, index: int) -> Episode:
+        query, support = self.pick(index)
+        return Episode(query, (support,), 1, "box", index)
+
+    def key(self, index: int) -> EpisodeKey:
+        query, support = self.pick(index)
+        return EpisodeKey(1, query.name, (support.name,))
 
 
 def write(out: Path, predict: Any, seeds: tuple[int, ...] = (0,), **changes: Any) -> dict[str, Any]:

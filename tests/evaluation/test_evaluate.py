@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
-from fsdino.data.episodes import Episode, Sample
+from evaluated import Shared, everything, few
+from fsdino.data.episodes import Episode
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.errors import DataError, UsageError
 from fsdino.evaluation import protocols
@@ -28,16 +26,8 @@ def oracle(questions: Questions) -> torch.Tensor:
     return (questions.batch.query_masks[:, None] - 0.5) * 10
 
 
-def everything(questions: Questions) -> torch.Tensor:
-    return torch.ones_like(questions.batch.query_masks)[:, None]
-
-
 def ious(result: Result) -> list[float]:
     return [row.iou for row in result.rows]
-
-
-def few(episodes: int = 24, **changes) -> ProceduralEpisodes:
-    return ProceduralEpisodes(0, "val", episodes=episodes, **{"image_size": 32, **changes})
 
 
 def test_the_truth_scores_100_and_its_opposite_0() -> None:
@@ -111,36 +101,6 @@ def test_weights_that_are_not_finite_stop_an_evaluation(fusion: str, value: floa
         settings = Settings(70, protocols.find("joint", fusion=fusion), skip_bad=True)
         with pytest.raises(DataError, match=rf"weights hold NaN or infinity \({part}\."):
             evaluate(ModelPredictor(model), few(2, image_size=70, shots=2), settings)
-
-
-@pytest.mark.parametrize("fusion", ["joint", "vote"])
-@pytest.mark.parametrize("role", ["query", "support"])
-def test_one_image_without_finite_features_is_named(
-    monkeypatch: pytest.MonkeyPatch, role: str, fusion: str
-) -> None:
-    """Out of a batch of four; what was done before it is kept."""
-    model, episodes = tiny_model(), few(8, image_size=70, shots=2)
-    key = episodes.key(5)
-    name = key.query if role == "query" else key.supports[1]
-    encode, wanted = type(model).encode, episodes[5]
-    image = wanted.query.image if role == "query" else wanted.supports[1].image
-    bad = torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255
-
-    def spoiled(self, images: torch.Tensor):
-        features = encode(self, images)
-        if torch.equal(images[0], bad):
-            features.last[0, 0, 0, 0] = torch.nan
-        return features
-
-    monkeypatch.setattr(type(model), "encode", spoiled)
-    done: list[int] = []
-    settings = Settings(70, protocols.find("joint", fusion=fusion), batch_size=4)
-    with pytest.raises(DataError, match=f"^{re.escape(name)}: .*(not finite|NaN or infinity)"):
-        evaluate(
-            ModelPredictor(model), episodes, settings,
-            report=lambda count, total, miou: done.append(count),
-        )  # fmt: skip
-    assert done == [0, 4]
 
 
 class Damaged:
@@ -229,101 +189,6 @@ def test_rows_that_fit_no_episode_are_done_again(
     assert result.rows == good and result.miou == evaluate(oracle, episodes, SMALL).miou
     assert asked == [row.query for row in good[:5]]
     assert "5 rows kept beside the result fit no episode" in caplog.text
-
-
-class Shared:
-    """Four pictures of a box; each episode asks about two of them, in two sizes."""
-
-    classes, class_names, fold, shots, seed = (1,), {1: "box"}, 0, 1, 0
-
-    def __init__(self, sizes: tuple[tuple[int, int], ...] = ((70, 70),) * 4, ignored=False) -> None:
-        self.samples = []
-        for number, (height, width) in enumerate(sizes):
-            rng = np.random.default_rng(number)
-            image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-            mask = np.zeros((height, width), bool)
-            mask[height // 4 : height // 2 + number, width // 3 : width - 9] = True
-            ignore = ~mask if ignored else None
-            self.samples.append(Sample(image, mask, f"{number}.jpg", 1, ignore))
-
-    def __len__(self) -> int:
-        return 6
-
-    def pick(self, index: int) -> tuple[Sample, Sample]:
-        return self.samples[index % 4], self.samples[(index + 1) % 4]
-
-    def __getitem__(self, index: int) -> Episode:
-        query, support = self.pick(index)
-        return Episode(query, (support,), 1, "box", index)
-
-    def key(self, index: int):
-        from fsdino.data.episodes import EpisodeKey
-
-        query, support = self.pick(index)
-        return EpisodeKey(1, query.name, (support.name,))
-
-
-def test_every_distinct_image_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four images serve six episodes of two images each; nothing is kept beyond its last use."""
-    model, encoded = tiny_model(), []
-    encode = type(model).encode
-    monkeypatch.setattr(
-        type(model), "encode", lambda self, x: encoded.append(len(x)) or encode(self, x)
-    )
-    cached = ModelPredictor(model)
-    result = evaluate(cached, Shared(), Settings(70, batch_size=2))
-    assert encoded == [1] * 4
-    assert len(cached.cache) == cached.cache.size == 0
-    # A cache too small for one image costs time and changes nothing.
-    encoded.clear()
-    small = ModelPredictor(model, cache_bytes=1)
-    assert evaluate(small, Shared(), Settings(70, batch_size=2)).rows == result.rows
-    assert len(encoded) == 3 + 3 + 3  # of each batch's distinct images
-
-
-def test_a_models_answer_is_its_forward_pass() -> None:
-    """Cached features and joined batches give the logits of a forward pass over the episode."""
-    model, episodes = tiny_model(), few(3, image_size=70, shots=2)
-    answers = []
-
-    def spy(questions: Questions) -> torch.Tensor:
-        answers.append((questions.batch, ModelPredictor(model)(questions)))
-        return answers[-1][1]
-
-    evaluate(spy, episodes, Settings(70))
-    [(batch, logits)] = answers
-    with torch.inference_mode():
-        expected = model(batch.support_images, batch.support_masks, batch.query_images)
-    logits = F.interpolate(logits, (70, 70), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_vote_runs_every_shot_alone() -> None:
-    """K one-shot passes, then HSNet's vote: by two of two shots, a pixel needs at least one."""
-    model, episodes = tiny_model(), few(3, image_size=70, shots=2)
-    settings = Settings(70, protocol=protocols.find("hsnet"))
-    votes = []
-
-    def spy(questions: Questions) -> torch.Tensor:
-        votes.append((questions.batch, ModelPredictor(model)(questions)))
-        return votes[-1][1]
-
-    result = evaluate(spy, episodes, settings)
-    [(batch, logits)] = votes
-    with torch.inference_mode():
-        for k in range(2):
-            one = slice(k, k + 1)
-            query, support = model.encode_episodes(
-                batch.support_images[:, one], batch.support_masks[:, one], batch.query_images
-            )
-            expected = model.answer(query, [support]).logits
-            torch.testing.assert_close(logits[:, one], expected, rtol=1e-4, atol=1e-4)
-    resized = F.interpolate(logits, (70, 70), mode="bilinear", align_corners=True)
-    for row, maps, truth in zip(result.rows, resized, batch.query_masks > 0, strict=True):
-        masks = [(one > 0).numpy() for one in maps]
-        total = sum(mask.astype(int) for mask in masks)
-        voted = torch.from_numpy(total / max(total.max(), 1) >= 0.5)
-        assert row.intersection[1] == int((voted & truth).sum())
 
 
 def test_original_size_scores_the_files_own_pixels() -> None:
