@@ -15,11 +15,6 @@ from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.errors import DataError, UsageError
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FSDINO_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def voc(tmp_path: Path) -> dict[str, Any]:
     write_voc(tmp_path / "VOC2012", tmp_path / "splits")

@@ -17,11 +17,6 @@ from fsdino.errors import DataError, UsageError
 NAMES = [*expected_hsnet.FSS_TEST, "bird", "car", "hat", "mug", "owl"]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FSDINO_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def fss(tmp_path: Path) -> Path:
     write_fss(tmp_path / "FSS-1000", NAMES)

@@ -22,11 +22,6 @@ from fsdino.data.pascal import CLASS_NAMES, LEAK_SAFE_FOLDS, Pascal
 from fsdino.errors import DataError, UsageError
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FSDINO_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def voc(tmp_path: Path) -> Path:
     write_voc(tmp_path / "VOC2012", tmp_path / "splits")
