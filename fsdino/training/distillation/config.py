@@ -37,8 +37,9 @@ class DistillConfig(Recipe):
     stage counts as a time for `validate_every` and `checkpoint_every`.
 
     Attributes:
-        images: folders, tar shards, lists and image files (`corpus.find_images`).
-        teacher_checkpoint: Segment Anything checkpoint.
+        images: folders, .tar shards (such as SA-1B's, not unpacked), .txt files with a path on each
+            line, and images.
+        teacher_checkpoint: Segment Anything checkpoint, such as sam_vit_h_4b8939.pth.
         teacher: "vit_b", "vit_l" or "vit_h" that it must hold; "auto" takes what it holds.
         encoder_from: name or folder of a model whose encoder is taken; None starts from the
             model's own (random, or `pretrained`).

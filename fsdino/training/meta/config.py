@@ -20,11 +20,12 @@ class TrainConfig(Recipe):
     """One training run of stage 2; the settings of both stages are in `Recipe`.
 
     Attributes:
-        data: data set: a name in `fsdino.data.names.DATASETS`, but for davis17, which has no
-            episodes.
+        data: data set whose base classes are trained on: pascal5i, pascal5i-leak-safe, coco20i,
+            fss1000, folder or procedural.
         root: folder of the data set.
         splits: folder of the published lists; None derives lists from the annotations.
-        layout: layout of a folder of your own; see `fsdino.data.folder.Folder`.
+        layout: layout of a folder of your own: auto, class-folders, pairs or labels; see
+            docs/data.md.
         ignore: value of its label maps that is not scored, or "none"; None is 255.
         background: value of its label maps that is not a class, or "none"; None is 0.
         fold: fold that is held out of training; 0 where there are no folds.
