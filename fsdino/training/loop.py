@@ -258,7 +258,7 @@ class Loop(ABC, Generic[Item, Result]):
                 self.config.to_dict(),
                 resume=resume,
                 free=kind.free,
-                main=self.processes.is_first,
+                first=self.processes.is_first,
                 complete=lambda data: kind.from_dict(data).to_dict(),
                 reasons=reasons,
             )

@@ -59,7 +59,7 @@ class Run:
         resume: continue what the folder holds.
         free: settings that may differ on resume: they do not affect results, or the caller checks
             them.
-        main: whether this is the process that writes.
+        first: whether this is the process that writes.
         complete: checks a stored configuration, and adds settings that an older version did not
             have; raises UsageError where it cannot be one.
         reasons: what an error adds for a setting that must not differ.
@@ -80,20 +80,20 @@ class Run:
         *,
         resume: bool,
         free: Sequence[str] = (),
-        main: bool = True,
+        first: bool = True,
         complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
         reasons: Mapping[str, str] | None = None,
     ) -> None:
-        self.folder, self.main = folder, main
+        self.folder, self.first = folder, first
         self.before: dict[str, Any] | None = None
         self._config, self._free = _plain(config), free
         self._complete, self._reasons = complete, reasons or {}
         self._board: Any = None
         self._lock: Lock | None = None
-        self._made = main and not folder.exists()
+        self._made = first and not folder.exists()
         self._started = False  # by this process, and not by an earlier one
         try:
-            if main:
+            if first:
                 files.make_folder(folder, _REMEDY)
                 self._lock = Lock(folder / _LOCK, str(folder), _REMEDY)
             self._open(resume)
@@ -104,7 +104,7 @@ class Run:
     def _open(self, resume: bool) -> None:
         stored = self.folder / CONFIG
         holds_run = stored.exists() or bool(self._checkpoints())
-        if self.main:
+        if self.first:
             if holds_run and not resume:
                 raise UsageError(
                     f"{self.folder} already holds a run: pass --resume or another --out"
@@ -114,7 +114,7 @@ class Run:
                 files.remove_leftovers(self.folder / place)
         if holds_run:
             self._go_on(stored)
-        elif self.main:
+        elif self.first:
             self._started = True
             files.write_json(self.folder / ENVIRONMENT, environment())
             self._write_config()
@@ -143,7 +143,7 @@ class Run:
         for key, value in _flat(self.before).items():
             if now.get(key) != value:
                 logger.info("resuming with %s %s in place of %s", key, now.get(key), value)
-        if damage and self.main:
+        if damage and self.first:
             self._write_config()
 
     def _stored_config(self, path: Path) -> tuple[dict[str, Any] | None, str]:
@@ -189,7 +189,7 @@ class Run:
             FsdinoError: it cannot be written.
         """
         self._config = _plain(config)
-        if self.main:
+        if self.first:
             self._write_config()
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -198,7 +198,7 @@ class Run:
         Raises:
             FsdinoError: the disk is full or cannot be written; older checkpoints are as they were.
         """
-        if not self.main:
+        if not self.first:
             return
         path = self.folder / _CHECKPOINTS / f"{step:08d}.safetensors"
         self._check_space(sum(t.numel() * t.element_size() for t in tensors.values()))
@@ -246,7 +246,7 @@ class Run:
         Raises:
             FsdinoError: the disk is full or cannot be written.
         """
-        if not self.main:
+        if not self.first:
             return
         path = self.folder / METRICS
         try:
@@ -276,7 +276,7 @@ class Run:
             FsdinoError: the file cannot be read or written.
         """
         path = self.folder / METRICS
-        if not self.main or not path.exists():
+        if not self.first or not path.exists():
             return
         rows, _ = files.read_journal(
             path, lambda row: row if isinstance(row.get("step"), int) else None

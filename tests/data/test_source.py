@@ -18,7 +18,7 @@ from fsdino.data.source import FileEpisodes, Places
 
 
 @pytest.fixture
-def episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Episodes:
+def episodes(tmp_path: Path) -> Episodes:
     write_fss(tmp_path / "root", ["a", "b", "c", "d", "e", "f"])
     return open_episodes("fss1000", root=tmp_path / "root", shots=2, sampling="seeded", episodes=12)
 

@@ -373,7 +373,7 @@ def test_free_settings_may_change(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 def test_only_the_first_process_writes(tmp_path: Path) -> None:
     """The others read what it wrote."""
-    run, other = (Run(tmp_path, {}, resume=False, main=main) for main in (True, False))
+    run, other = (Run(tmp_path, {}, resume=False, first=first) for first in (True, False))
     other.save(10, value(10), {})
     other.log(10, loss=1.0)
     assert other.load() is None and not (tmp_path / "metrics.jsonl").exists()

@@ -142,11 +142,11 @@ class Segment:
         from fsdino.commands.segment import stream
 
         assert self.out is not None
-        out, is_main = self.out, processes.is_first
-        if queries.left_out and is_main:
+        out, is_first = self.out, processes.is_first
+        if queries.left_out and is_first:
             logger.warning("%s", queries.summary())
         model = self._load()
-        encoded, threshold = self._encode(model, files, is_main)
+        encoded, threshold = self._encode(model, files, is_first)
         call = {
             "format": folder.FORMAT,
             "model": model.fingerprint(),
@@ -155,17 +155,17 @@ class Segment:
             "tiles": self.tiles,
             "dtype": self.dtype,
         }
-        if self.save_support is not None and is_main:
+        if self.save_support is not None and is_first:
             stack.enter_context(supports.saving(self.save_support))
-        overwrite = self.overwrite and is_main
+        overwrite = self.overwrite and is_first
         output = stack.enter_context(
             contextlib.closing(
                 processes.in_turn(
-                    lambda: folder.Output(out, call, overwrite=overwrite, first=is_main)
+                    lambda: folder.Output(out, call, overwrite=overwrite, first=is_first)
                 )
             )
         )
-        if self.save_support is not None and is_main:
+        if self.save_support is not None and is_first:
             encoded[files[0].name].save(self.save_support)
         outcome = stream.segment_files(
             model,
@@ -176,7 +176,7 @@ class Segment:
             tiles=self.tiles,
             processes=processes,
         )
-        if is_main:
+        if is_first:
             found = {"model_name": self.model or DEFAULT_MODEL, "quality": _qualities(encoded)}
             self._report(outcome, {**call, **found}, queries, output)
         return 0
@@ -203,13 +203,13 @@ class Segment:
             )
 
     def _encode(
-        self, model: Segmenter, files: Sequence[SupportFiles], is_main: bool
+        self, model: Segmenter, files: Sequence[SupportFiles], is_first: bool
     ) -> tuple[dict[str, Support], float]:
         """The supports and the threshold, both checked; tells the supports' quality."""
         encoded = {support.name: support.encode(model) for support in files}
         threshold = model.config.threshold if self.threshold is None else self.threshold
         model.segment([], encoded, threshold=threshold)  # checks both before anything is written
-        for name, support in encoded.items() if is_main else ():
+        for name, support in encoded.items() if is_first else ():
             if not self.as_json:
                 print(supports.quality(name, support), flush=True)
             warning = supports.warning(name, support)
@@ -217,11 +217,11 @@ class Segment:
                 logger.warning("%s", warning)
         return encoded, threshold
 
-    def _check_support(self, files: Sequence[SupportFiles], is_main: bool) -> None:
+    def _check_support(self, files: Sequence[SupportFiles], is_first: bool) -> None:
         """Tell the supports' quality, and save what --save-support asks for."""
         model = self._load()
-        encoded, _ = self._encode(model, files, is_main)
-        if not is_main:
+        encoded, _ = self._encode(model, files, is_first)
+        if not is_first:
             return
         if self.save_support is not None:
             with supports.saving(self.save_support):
