@@ -105,25 +105,25 @@ class Scores:
         return tuple(c for c, row in self._row.items() if not self.episodes[row])
 
     def per_class(self) -> dict[int, float]:
-        """Foreground IoU of each class."""
+        """Foreground IoU of each class, in percent."""
         return self._ratios(*self._foreground())
 
     def miou(self) -> float:
-        """Mean of `per_class`."""
+        """Mean of `per_class`, in percent."""
         return _mean(self.per_class())
 
     def fb_iou(self) -> float:
-        """Mean of the pooled background and foreground IoU."""
+        """Mean of the pooled background and foreground IoU, in percent."""
         intersection, union = self.sums.sum(0)[:, : _FOREGROUND + 1].double()
         return 100 * float((intersection / union.clamp_min(1)).mean())
 
     def dice(self) -> dict[int, float]:
-        """Dice coefficient, or F1, of each class."""
+        """Dice coefficient, or F1, of each class, in percent."""
         intersection, union = self._foreground()
         return self._ratios(2 * intersection, intersection + union)
 
     def boundary_iou(self) -> dict[int, float]:
-        """Boundary IoU of each class (Cheng et al., CVPR 2021)."""
+        """Boundary IoU of each class, in percent (Cheng et al., CVPR 2021)."""
         return self._ratios(self.sums[:, 0, _BOUNDARY], self.sums[:, 1, _BOUNDARY])
 
     def _foreground(self) -> tuple[Tensor, Tensor]:
@@ -135,7 +135,7 @@ class Scores:
 
 
 def region_similarity(prediction: Tensor, truth: Tensor) -> float:
-    """J of DAVIS: IoU of two masks [H, W], 1 where both are empty."""
+    """J of DAVIS: IoU of two masks bool [H, W], in [0, 1]; 1 where both are empty."""
     union = int((prediction | truth).sum())
     return int((prediction & truth).sum()) / union if union else 1.0
 
