@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import inspect
 import io
 import logging
+import operator
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import tyro
 
@@ -38,33 +41,30 @@ _DESCRIPTION = """\
 Few-shot segmentation: mark an object in one image, find it in others.
 
 With every command: --debug shows the traceback of an error, --verbose logs details.
-fsdino --version prints the version.
+fsdino NAME --help explains a command; fsdino --version prints the version.
 """
-
-Command = (
-    Annotated[Demo, tyro.conf.subcommand("demo")]
-    | Annotated[Segment, tyro.conf.subcommand("segment")]
-    | Annotated[Distill, tyro.conf.subcommand("distill")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[
-        DataCommand,
-        tyro.conf.subcommand("data", description="Check and prepare benchmarks on disk."),
-    ]
-    | Annotated[Models, tyro.conf.subcommand("models")]
-    | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
-    | Annotated[Build, tyro.conf.subcommand("build")]
-    | Annotated[Info, tyro.conf.subcommand("info")]
-)
-
-
-_RUNS: dict[str, type[Train | Distill]] = {"train": Train, "distill": Distill}
 
 
 class _Command(Protocol):
     def run(self) -> int:
         """Run the command; returns the exit code."""
         ...
+
+
+_DATA = "Check and prepare benchmarks on disk."
+_COMMANDS: dict[str, Any] = {
+    "demo": Demo,
+    "segment": Segment,
+    "distill": Distill,
+    "train": Train,
+    "evaluate": Evaluate,
+    "data": DataCommand,
+    "models": Models,
+    "benchmark": Benchmark,
+    "build": Build,
+    "info": Info,
+}
+_RUNS: dict[str, type[Train | Distill]] = {"train": Train, "distill": Distill}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,10 +112,23 @@ def parse(given: Sequence[str]) -> _Command:
     """The command that is asked for; options of a run begin with what its recipe says."""
     name, rest = (given[0], given[1:]) if given else ("", ())
     if name not in _RUNS:
-        return tyro.cli(Command, prog="fsdino", description=_DESCRIPTION, args=given)
+        commands = _subcommands(brief=name not in _COMMANDS)
+        command: _Command = tyro.cli(commands, prog="fsdino", description=_DESCRIPTION, args=given)
+        return command
     kind = _RUNS[name]
     with optional_values():
         return tyro.cli(kind, prog=f"fsdino {name}", args=rest, default=kind.begin(rest))
+
+
+def _subcommands(*, brief: bool) -> Any:
+    """The type of all commands; `brief` keeps the first paragraph of what each says of itself."""
+    kinds: list[Any] = []
+    for name, kind in _COMMANDS.items():
+        about = _DATA if kind is DataCommand else inspect.getdoc(kind) or ""
+        first = " ".join(about.partition("\n\n")[0].split())
+        subcommand = tyro.conf.subcommand(name, description=first if brief else about)
+        kinds.append(Annotated[kind, subcommand])
+    return functools.reduce(operator.or_, kinds)
 
 
 def _one_line(error: BaseException) -> str:

@@ -296,8 +296,18 @@ def test_every_command_explains_itself(name, capsys):
     out = capsys.readouterr().out
     assert f"usage: fsdino {name}" in out
     assert "{None}" not in out
+
+
+def test_the_list_of_commands_fits_a_screen(monkeypatch, capsys):
+    """--help has a line or two for each command, and all of it is with the command itself."""
+    monkeypatch.setenv("COLUMNS", "80")
     assert cli.main(["--help"]) == 0
-    assert name in capsys.readouterr().out
+    out = capsys.readouterr().out
+    for name in cli._COMMANDS:
+        assert f"• {name}" in out
+    assert len(out.splitlines()) <= 45
+    assert cli.main(["segment", "--help"]) == 0
+    assert "The same command resumes" in capsys.readouterr().out
 
 
 def test_version(capsys):
