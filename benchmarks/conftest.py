@@ -127,8 +127,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     ]
     ids = [f"{c.workload}-{c.weights}-{c.part}-{c.threads}" for c in cases]
     # The implementations of a case follow each other.
-    both = [(case, name) for case in cases for name in (EAGER, *backends.names())]
-    names = [f"{i}-{name}" for i in ids for name in (EAGER, *backends.names())]
+    implementations = (EAGER, *(name for name in backends.names() if name != EAGER))
+    both = [(case, name) for case in cases for name in implementations]
+    names = [f"{i}-{name}" for i in ids for name in implementations]
     metafunc.parametrize(("case", "implementation"), both, ids=names)
 
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from fsdino import ops
-from fsdino.bench import cases, eager, exactness, formulation
+from fsdino.bench import cases, exactness, formulation
 from fsdino.bench.cases import CALLS, CASES, Case
+from fsdino.ops import eager
 
 Tensors = list[Tensor | None]
 OPS = tuple(CALLS)

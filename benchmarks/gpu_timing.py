@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from fsdino import ops
-from fsdino.bench import eager, exactness, workloads
+from fsdino.bench import baseline, exactness, workloads
 from fsdino.bench.workloads import STRIDE, Block, Inputs, Workload
+from fsdino.ops import eager
 
 EAGER, COMPILED = "eager", "compiled"
 LAYOUTS = ("contiguous", "tokens")
@@ -88,14 +89,14 @@ def chain_row(
     torch._dynamo.reset()
     dtype = getattr(torch, dtype_name)
     inputs = workloads.make_inputs(workload, device=device, dtype=dtype)
-    chains: dict[str, Chain] = {EAGER: eager.chain} | {name: _ours(name) for name in backends}
+    chains: dict[str, Chain] = {EAGER: baseline.chain} | {name: _ours(name) for name in backends}
     if compile_seconds:
         chains[COMPILED] = _compiled()
     found: dict[str, dict[str, Any]] = {}
     steps: dict[str, Step] = {}
     with torch.set_grad_enabled(workload.backward):
         exact = exactness.expected("chain", inputs)
-        by_eager = exactness.step(lambda: eager.chain(inputs), inputs)
+        by_eager = exactness.step(lambda: baseline.chain(inputs), inputs)
         allowed = exactness.bounds(by_eager, exact, dtype, chained=True)
         for layout in LAYOUTS:
             sets = _rotation(lay_out(inputs, layout), device)
@@ -254,7 +255,7 @@ def scaling_row(
     with torch.no_grad():
         exact = None if large else exactness.expected("chain", inputs)
         _forget(device)
-        for name, chain in (chains | {EAGER: eager.chain}).items():
+        for name, chain in (chains | {EAGER: baseline.chain}).items():
             with _noted(found, name):
                 results = _call(chain, inputs)
                 if exact is None:
@@ -262,7 +263,7 @@ def scaling_row(
                     found[name]["error"] = shares.get(name, 0.0) if finite else float("inf")
                 else:
                     if not allowed:
-                        by_eager = _call(eager.chain, inputs)
+                        by_eager = _call(baseline.chain, inputs)
                         allowed = exactness.bounds(by_eager, exact, dtype, chained=True)
                         del by_eager
                     found[name]["error"] = _error(name, results, exact, allowed, dtype)
@@ -397,7 +398,7 @@ def _compiled() -> Chain:
     @functools.partial(torch.compile, dynamic=False)
     def compiled(query: Tensor, support: Tensor, weight: Tensor, *parameters: Tensor) -> Tensor:
         blocks = tuple(Block(*parameters[i : i + 5]) for i in range(0, len(parameters), 5))
-        return eager.chain(Inputs(query, support, weight, blocks))
+        return baseline.chain(Inputs(query, support, weight, blocks))
 
     def chain(inputs: Inputs) -> Tensor:
         parameters = [tensor for block in inputs.blocks for tensor in block.tensors()]
@@ -450,7 +451,7 @@ def _error(
 
 
 def _memory_step(part: str, name: str, inputs: Inputs) -> Callable[[], list[Tensor]]:
-    chain = eager.chain if name == EAGER else _ours(name)
+    chain = baseline.chain if name == EAGER else _ours(name)
     if part == "chain":
         return lambda: _call(chain, inputs)
     if part == "fused-block":
@@ -478,7 +479,7 @@ def _first_block(name: str, inputs: Inputs) -> Tensor:
     raw = ops.correlation_center_pivot4d(
         *features, *block.tensors()[:3], support_stride=STRIDE, backend=name
     )
-    return eager.norm_relu(raw, block.norm_weight, block.norm_bias)
+    return baseline.norm_relu(raw, block.norm_weight, block.norm_bias)
 
 
 def _fused_gradients(name: str, inputs: Inputs) -> list[Tensor]:

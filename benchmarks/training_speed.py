@@ -25,11 +25,11 @@ import torch
 from record import command, write_record
 
 from fsdino import processes as sharing
-from fsdino.bench import eager, memory
+from fsdino.bench import memory
 from fsdino.bench.compare import timed
 from fsdino.models import hypercorrelation
 from fsdino.models.config import ModelConfig
-from fsdino.ops import backends
+from fsdino.ops import backends, eager
 from fsdino.training.meta.config import TrainConfig
 from fsdino.training.meta.objective import supports_of
 from fsdino.training.meta.steps import Step

@@ -11,8 +11,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fsdino.bench import eager
 from fsdino.bench.workloads import STRIDE, WORKLOADS
+from fsdino.ops import eager
 
 
 class Peak(TorchDispatchMode):

@@ -195,7 +195,7 @@ NEW_OP: Edits = {
         )
     ],
     "fsdino/bench/formulation.py": [("", "\n" + FORMULATION)],
-    "fsdino/bench/eager.py": [("", "\n" + EAGER)],
+    "fsdino/ops/eager.py": [("", "\n" + EAGER)],
     "fsdino/bench/cases.py": [
         (
             "    op, _ = CALLS[call]\n    return {name: every",
@@ -209,7 +209,7 @@ NEW_OP: Edits = {
 NEW_BACKEND: Edits = {
     "fsdino/ops/mirror.py": [(None, MIRROR)],
     "fsdino/ops/backends.py": [
-        ("from fsdino.ops import native", "from fsdino.ops import mirror\n"),
+        ("from fsdino.ops import eager_backend", "from fsdino.ops import mirror\n"),
         (
             "",
             "register(Backend(\n"

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from fsdino import contract, ops
-from fsdino.bench import cases, eager, formulation
+from fsdino.bench import cases, formulation
 from fsdino.bench.cases import CALLS, CASES, Case
 from fsdino.commands import info
 from fsdino.csrc import flags
 from fsdino.kernels import backend as triton
-from fsdino.ops import backends, build, native, reference
+from fsdino.ops import backends, build, eager, native, reference
 
 ROOT = Path(__file__).resolve().parents[1]
 # Channels, query and support differ, so that strides tell the memory order.

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from fsdino import ops
 from fsdino import processes as sharing
-from fsdino.bench import eager, exactness, memory, workloads
+from fsdino.bench import baseline, exactness, memory, workloads
 from fsdino.bench.cases import TOLERANCE
 from fsdino.bench.workloads import STRIDE, Inputs, Workload, check_part
 from fsdino.errors import FsdinoError, UsageError
-from fsdino.ops import backends
+from fsdino.ops import backends, eager
 from fsdino.progress import Progress
 
 EAGER = "eager"
@@ -211,7 +211,8 @@ class Bench:
                 raise UsageError(f"{name} must be at least 1, got {value}")
         check_part(part)
         missing = self._missing(part, only)
-        names = [EAGER, *(name for name in only or backends.names() if name not in missing)]
+        others = (name for name in only or backends.names() if name not in (EAGER, *missing))
+        names = [EAGER, *others]
         with sharing.threads(threads), torch.set_grad_enabled(self.workload.backward):
             runs = {name: _make_run(name, part, self.inputs) for name in names}
             errors = self._check(part, runs)
@@ -238,8 +239,11 @@ class Bench:
         missing = {}
         for op in _OPS[part]:
             for name in only:
-                backends.select(op, self.inputs.query, name)
+                if name != EAGER:
+                    backends.select(op, self.inputs.query, name)
             for name in () if only else backends.names():
+                if name == EAGER:  # the baseline, which is timed in every dtype
+                    continue
                 reason = backends.why_not(name, op, self.device, self.dtype)
                 if reason is not None:
                     missing[name] = reason
@@ -361,7 +365,7 @@ def _make_run(name: str, part: str, inputs: Inputs) -> Run:
         return lambda: workloads.run_blocks(x, inputs.blocks, block4d)
     if part == "chain":
         if name == EAGER:
-            return lambda: eager.chain(inputs)
+            return lambda: baseline.chain(inputs)
         return lambda: workloads.run_blocks(correlation4d(), inputs.blocks, block4d)
 
     def first_block() -> Tensor:
@@ -372,7 +376,7 @@ def _make_run(name: str, part: str, inputs: Inputs) -> Run:
         raw = ops.correlation_center_pivot4d(
             *features, *convolution, support_stride=STRIDE, backend=name
         )
-        return eager.norm_relu(raw, first.norm_weight, first.norm_bias)
+        return baseline.norm_relu(raw, first.norm_weight, first.norm_bias)
 
     if part == "fused-block":
         return first_block

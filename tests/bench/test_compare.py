@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from fsdino import contract, ops
-from fsdino.bench import compare, eager
+from fsdino.bench import baseline, compare
 from fsdino.bench.compare import Bench, Comparison, Timing
 from fsdino.bench.workloads import PARTS, WORKLOADS, Workload
 from fsdino.devices import DTYPES, find_dtype
@@ -37,8 +37,8 @@ def small_product(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def here() -> list[str]:
-    """Backends that can run here: the extension may not be built."""
-    names = backends.names()
+    """Backends beside the baseline that can run here: the extension may not be built."""
+    names = [name for name in backends.names() if name != "eager"]
     return [n for n in names if backends.why_not(n, "correlation4d", CPU, torch.float32) is None]
 
 
@@ -107,7 +107,7 @@ def test_wrong_results_are_not_timed(monkeypatch, workload, changes):
 
 def test_a_wrong_baseline_is_not_timed(monkeypatch):
     """The yardstick itself is checked too."""
-    monkeypatch.setattr(eager, "chain", lambda inputs: torch.ones(1, 16, 7, 7))
+    monkeypatch.setattr(baseline, "chain", lambda inputs: torch.ones(1, 16, 7, 7))
     found = compare.compare(MINI, device=CPU, repeats=1)
     assert found.timings[0].seconds == ()
     assert all(found.ratio(timing) is None for timing in found.timings)
@@ -248,7 +248,7 @@ def test_memory_of_a_workload():
 
 def test_memory_of_wrong_results_is_not_measured(monkeypatch):
     """As their time."""
-    monkeypatch.setattr(eager, "chain", lambda inputs: torch.ones(1, 16, 7, 7))
+    monkeypatch.setattr(baseline, "chain", lambda inputs: torch.ones(1, 16, 7, 7))
     monkeypatch.setattr(compare.memory, "in_new_process", lambda *args: 123)
     found = Bench(MINI, device=CPU).compare(repeats=1, measure_memory=True)
     assert [timing.memory for timing in found.timings][:2] == [None, 123]
@@ -272,6 +272,16 @@ def test_only_the_asked_backends_run(monkeypatch):
     add_backend(monkeypatch, "other")
     found = compare.compare(MINI, device=CPU, repeats=1, only=["other"])
     assert [timing.name for timing in found.timings] == ["eager", "other"]
+
+
+def test_the_baseline_is_no_second_column():
+    """The backend `eager` and the baseline are one, asked for by name or not, in every dtype."""
+    for dtype in (torch.float32, torch.bfloat16):
+        found = compare.compare(MINI, device=CPU, dtype=dtype, repeats=1, only=["eager"])
+        assert [timing.name for timing in found.timings] == ["eager"]
+        found = compare.compare(MINI, device=CPU, dtype=dtype, repeats=1)
+        assert [timing.name for timing in found.timings].count("eager") == 1
+        assert "eager" not in found.missing
 
 
 def test_the_forced_backend_comes_back():

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from fsdino import ops
-from fsdino.bench import eager, exactness, workloads
+from fsdino.bench import baseline, exactness, workloads
 from fsdino.bench.workloads import Inputs, Workload
+from fsdino.ops import eager
 
 MINI = Workload("mini", batch=2, layers=2, grid=7, channels=16, block_channels=(8, 16))
 
@@ -64,7 +65,7 @@ def test_expected_results_hold_no_more_than_a_slab(monkeypatch, slab, foreground
 def test_a_step_returns_output_and_gradients():
     """Each parameter has one; a part that stops early has fewer, without a backward pass none."""
     inputs = workloads.make_inputs(replace(MINI, backward=True))
-    output, *gradients = exactness.step(lambda: eager.chain(inputs), inputs)
+    output, *gradients = exactness.step(lambda: baseline.chain(inputs), inputs)
     parameters = [tensor for block in inputs.blocks for tensor in block.tensors()]
     assert [g.shape for g in gradients] == [p.shape for p in parameters]
     assert not output.requires_grad

@@ -11,8 +11,8 @@ import pytest
 import torch
 import training_speed
 
-from fsdino.bench import eager
 from fsdino.models import hypercorrelation
+from fsdino.ops import eager
 from training_work import FROZEN
 
 

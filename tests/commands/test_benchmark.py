@@ -9,7 +9,7 @@ import torch
 
 from command_line import nothing
 from fsdino import cli
-from fsdino.bench import eager
+from fsdino.bench import baseline
 
 pytestmark = pytest.mark.usefixtures("one_thread", "workplace")
 
@@ -39,7 +39,7 @@ def test_benchmark_as_table_and_json(mini, capsys):
 
 def test_benchmark_fails_on_wrong_results(mini, capsys, monkeypatch):
     """No time is printed for them, and the exit code says so."""
-    monkeypatch.setattr(eager, "chain", lambda inputs: torch.ones(1, 16, 7, 7))
+    monkeypatch.setattr(baseline, "chain", lambda inputs: torch.ones(1, 16, 7, 7))
     arguments = ["benchmark", "--workloads", "mini", "--repeats", "1", "--device", "cpu"]
     assert cli.main(arguments) == 1
     captured = capsys.readouterr()

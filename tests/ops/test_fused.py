@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fsdino import ops
-from fsdino.bench import cases, eager, exactness, formulation
+from fsdino.bench import cases, exactness, formulation
 from fsdino.bench.cases import CASES, DTYPES, Case
-from fsdino.ops import backends
+from fsdino.ops import backends, eager
 
 OP = "correlation_center_pivot4d"
 

@@ -12,16 +12,17 @@ from torch import Tensor
 
 from allocations import peak_of_shots
 from fsdino import contract, ops
-from fsdino.bench import cases, eager, exactness, formulation, memory
+from fsdino.bench import cases, exactness, formulation, memory
 from fsdino.bench.cases import DTYPES, TOLERANCE, Case
-from fsdino.ops import backends
+from fsdino.ops import backends, eager
 
 CASE = Case("several tiles", batch=2, query=(9, 7), support=(6, 5), out=12, groups=3)
 
 each_op = pytest.mark.parametrize("op", contract.OPS)
 each_backend = pytest.mark.parametrize("backend", backends.names())
-# The definition normalises with a mean that is rounded, in float32 or less.
-each_kernel = pytest.mark.parametrize("backend", [n for n in backends.names() if n != "reference"])
+# PyTorch's own operators normalise with a mean that is rounded, and copy every shot.
+KERNELS = [name for name in backends.names() if name not in ("reference", "eager")]
+each_kernel = pytest.mark.parametrize("backend", KERNELS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_kind = pytest.mark.parametrize("reduce_support", [False, True], ids=["map", "reduced"])
 # Bias and noise of a convolution whose values all lie close together.
@@ -201,9 +202,9 @@ def test_lazy_and_strided_views(backend: str, op: str) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux")
 @pytest.mark.parametrize("innermost", ["tokens", "channels"])
-@pytest.mark.parametrize("backend", [name for name in backends.names() if name != "reference"])
+@each_kernel
 def test_shots_of_one_query_are_not_copied(backend: str, innermost: str) -> None:
-    """The reference copies; a kernel reads the expanded query where it is, or copies it once."""
+    """PyTorch's own operators copy; a kernel reads the query where it is, or copies it once."""
     peak = memory.in_new_process(peak_of_shots, backend, innermost)
     assert peak is None or peak < 64 * 2**20
 

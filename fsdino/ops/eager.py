@@ -3,7 +3,8 @@
 What people write today, as HSNet's public code does (Min, Kang, Cho, ICCV 2021): per layer
 normalise, bmm, clamp, then stack; permute, Conv2d twice and add; GroupNorm; ReLU. It is kept
 honestly fast: native dtype, in place where autograd is off, no copy the formulation does not need.
-It shares no code with `fsdino/ops/reference.py`, which tests hold against it.
+It shares no code with `fsdino/ops/reference.py`, which tests hold against it. Each function has the
+signature of the public op without `backend`; `fsdino/ops/eager_backend.py` makes a backend of them.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from fsdino.bench.workloads import GROUPS, NORM_EPS, Inputs, run_blocks
 
 
 def correlation4d(
@@ -67,8 +66,8 @@ def center_pivot_block4d(
     norm_weight: Tensor,
     norm_bias: Tensor,
     *,
-    num_groups: int = GROUPS,
-    norm_eps: float = NORM_EPS,
+    num_groups: int = 4,
+    norm_eps: float = 1e-5,
     support_stride: int = 1,
     reduce_support: bool = False,
 ) -> Tensor:
@@ -93,31 +92,3 @@ def correlation_center_pivot4d(
     """Eager `fsdino.ops.correlation_center_pivot4d`, which holds the correlation."""
     x = correlation4d(query, support, support_weight, eps=eps)
     return center_pivot_conv4d(x, weight_query, weight_support, bias, support_stride=support_stride)
-
-
-def norm_relu(y: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
-    """What a block does after its convolution: for `correlation_center_pivot4d`, which stops there.
-
-    In place where autograd is off: the output of the first block is what memory is short of.
-
-    Args:
-        y: [B, Co, ...]; overwritten where autograd is off.
-        norm_weight: [Co].
-        norm_bias: [Co].
-    """
-    if y.requires_grad:
-        return F.group_norm(y, GROUPS, norm_weight, norm_bias, NORM_EPS).relu()
-    grouped = y.unflatten(1, (GROUPS, -1))  # [B, G, Co / G, ...]
-    wide = grouped if y.dtype == torch.float64 else grouped.float()
-    variance, mean = torch.var_mean(wide, [*range(2, y.dim() + 1)], correction=0, keepdim=True)
-    shape = (GROUPS, -1, *[1] * (y.dim() - 2))
-    scale = norm_weight.view(shape) * (variance + NORM_EPS).rsqrt()
-    shift = norm_bias.view(shape) - mean * scale
-    torch.addcmul(shift, grouped, scale, out=grouped)
-    return y.relu_()
-
-
-def chain(inputs: Inputs) -> Tensor:
-    """A whole workload, eagerly: correlation and three blocks -> [B, Co, Hq, Wq]."""
-    x = correlation4d(inputs.query, inputs.support, inputs.support_weight)
-    return run_blocks(x, inputs.blocks, center_pivot_block4d)
