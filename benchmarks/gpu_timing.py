@@ -382,9 +382,8 @@ def _noted(found: dict[str, dict[str, Any]], name: str) -> Iterator[None]:
 def _ours(backend: str) -> Chain:
     def chain(inputs: Inputs) -> Tensor:
         features = (inputs.query, inputs.support, inputs.support_weight)
-        x = ops.correlation4d(*features, backend=backend)
-        block4d = functools.partial(ops.center_pivot_block4d, backend=backend)
-        return workloads.run_blocks(x, inputs.blocks, block4d)
+        blocks = [(*block.tensors(), STRIDE) for block in inputs.blocks]
+        return ops.squeeze4d(*features, blocks, backend=backend)
 
     return chain
 

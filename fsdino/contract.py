@@ -1,7 +1,8 @@
 """The backend contract: the functions of a backend, and the memory order of its volumes.
 
 A backend is a module with the functions in `FUNCTIONS`, with the signatures and results of
-`fsdino/ops/reference.py`. `csrc/ops.inc` is the same list in C++.
+`fsdino/ops/reference.py`; it may also have those in `OPTIONAL`. `csrc/ops.inc` is the same list in
+C++.
 """
 
 from __future__ import annotations
@@ -19,6 +20,13 @@ OPS = {
     "correlation_center_pivot4d": "fused",
 }
 FUNCTIONS = tuple(op + suffix for op in OPS for suffix in ("", "_backward"))
+
+# Ops that are a composition of those above, also with the name of their file, and their parts. A
+# backend that has the parts runs it. Its module may have a function that fuses them, without a
+# `_backward`: where a derivative is asked for, the composition runs.
+COMPOSED = {"squeeze4d": "squeeze"}
+PARTS = {"squeeze4d": ("correlation4d", "center_pivot_block4d")}
+OPTIONAL = tuple(COMPOSED)
 
 # Memory orders of a volume: its dims [B, C, Hq, Wq, Hs, Ws], outermost first.
 AS_WRITTEN = (0, 1, 2, 3, 4, 5)

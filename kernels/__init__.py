@@ -1,4 +1,4 @@
-"""Backend `triton`: the four ops on NVIDIA GPUs; the package `fsdino.kernels`.
+"""Backend `triton`: the ops on NVIDIA GPUs; the package `fsdino.kernels`.
 
 `backend.py` says where it runs, and imports the rest, and with it Triton, at the first call.
 `walk.py` is the convolution, `correlation.py` the correlation, `norm.py` what follows them.

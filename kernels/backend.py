@@ -18,8 +18,9 @@ from fsdino.contract import while_tracing
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OLDEST = (8, 0)
+_FILES = contract.OPS | contract.COMPOSED
 OPS = frozenset(
-    op for op, file in contract.OPS.items() if Path(__file__).with_name(f"{file}.py").is_file()
+    op for op, file in _FILES.items() if Path(__file__).with_name(f"{file}.py").is_file()
 )
 
 
@@ -75,9 +76,9 @@ def _interpreted() -> bool:
 
 def __getattr__(name: str) -> Callable[..., Any]:
     """A function of the contract, from the file that has its op; looked up once."""
-    if name not in contract.FUNCTIONS:
+    if name not in contract.FUNCTIONS and name not in OPS.intersection(contract.OPTIONAL):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    file = contract.OPS[name.removesuffix("_backward")]
+    file = _FILES[name.removesuffix("_backward")]
     function = getattr(importlib.import_module(f"fsdino.kernels.{file}"), name)
 
     @functools.wraps(function)

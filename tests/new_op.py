@@ -160,7 +160,7 @@ def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def __getattr__(name: str) -> Callable[..., Any]:
-    if name not in contract.FUNCTIONS:
+    if name not in (*contract.FUNCTIONS, *contract.OPTIONAL):
         raise AttributeError(name)
     function = getattr(reference, name)
 

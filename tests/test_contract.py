@@ -33,20 +33,23 @@ each_backend = pytest.mark.parametrize("backend", backends.names())
 each_name = pytest.mark.parametrize("name", backends.names())
 
 
-@each_op
+@pytest.mark.parametrize("op", [*contract.OPS, *contract.COMPOSED])
 def test_one_name_everywhere(op: str) -> None:
     """What somebody knows of one place of an op tells the others."""
-    file = contract.OPS[op]
-    places = [f"fsdino/ops/{file}.py", f"tests/ops/test_{file}.py", f"benchmarks/test_{file}.py"]
+    composed = op in contract.COMPOSED
+    file = contract.COMPOSED[op] if composed else contract.OPS[op]
+    places = [f"fsdino/ops/{file}.py", f"tests/ops/test_{file}.py"]
+    places += [] if composed else [f"benchmarks/test_{file}.py"]
     if op in triton.OPS:
         places.append(f"kernels/{file}.py")
     if op in native.FUNCTIONS:
-        places += [f"csrc/cpu/{file}.cpp", f"csrc/cuda/{file}.cu", f"csrc/cuda/{file}_op.cpp"]
+        cuda = () if composed else (f"csrc/cuda/{file}.cu", f"csrc/cuda/{file}_op.cpp")
+        places += [f"csrc/cpu/{file}.cpp", *cuda]
     for place in places:
         assert (ROOT / place).is_file(), f"{op}: {place} is missing"
     assert op in ops.__all__
     assert f"ops.{op}(" in (ROOT / "docs/usage.md").read_text(encoding="utf-8")
-    assert callable(getattr(reference, f"{op}_backward"))
+    assert hasattr(reference, op) and hasattr(reference, f"{op}_backward") != composed
     assert inspect.getsourcefile(getattr(ops, op)) == str(Path(ops.__file__).parent / f"{file}.py")
 
 
@@ -66,9 +69,24 @@ def test_public_signatures(op: str) -> None:
         ]
 
 
+@pytest.mark.parametrize("op", contract.COMPOSED)
+def test_public_signatures_of_composed_ops(op: str) -> None:
+    """`backend` last, formulations take the same, and the parts are ops that backends must have."""
+    *public, last = inspect.signature(getattr(ops, op)).parameters.values()
+    assert (last.name, last.kind, last.default) == ("backend", last.KEYWORD_ONLY, "auto")
+    for module in (eager, formulation):
+        found = inspect.signature(getattr(module, op)).parameters.values()
+        assert [(p.name, p.kind, p.default) for p in found] == [
+            (p.name, p.kind, p.default) for p in public
+        ]
+    assert set(contract.PARTS[op]) <= set(contract.OPS)
+
+
 TYPES = {
     "const Tensor&": "Tensor", "const MaybeTensor&": "Tensor | None", "int64_t": "int",
     "double": "float", "bool": "bool", "Needs": "Sequence[bool]",
+    "at::TensorList": "Sequence[Tensor]", "const MaybeTensors&": "Sequence[Tensor | None]",
+    "at::IntArrayRef": "Sequence[int]",
 }  # fmt: skip
 
 
@@ -76,9 +94,11 @@ def test_the_list_in_cpp() -> None:
     """Whole ops, with the reference's signatures, and the same limit of a chunk."""
     text = (flags.FOLDER / "ops.inc").read_text()
     found = re.findall(r"^FSDINO_OP\((\w+),\s*\((.*?)\),\s*(\S.*?)\)\n\n", text, re.DOTALL | re.M)
-    assert {name for name, _, _ in found} == flags.functions() <= set(contract.FUNCTIONS)
+    known = {*contract.FUNCTIONS, *contract.OPTIONAL}
+    assert {name for name, _, _ in found} == flags.functions() <= known
+    for op in contract.OPS:
+        assert (op in flags.functions()) == (f"{op}_backward" in flags.functions())
     for name, arguments, result in found:
-        assert {name.removesuffix("_backward"), name + "_backward"} & flags.functions()
         pairs = (argument.rsplit(maxsplit=1) for argument in re.split(r",\s*", arguments))
         signature = inspect.signature(getattr(reference, name))
         assert [(TYPES[type_], argument) for type_, argument in pairs] == [

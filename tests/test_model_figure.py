@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from fsdino.models.config import ModelConfig
+from fsdino.ops import correlation4d
 from tiny_models import SIDE, tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,7 +62,7 @@ def test_the_arrows_carry_tensors_of_these_shapes():
 
     parts = {
         "adapter": model.adapter,
-        "blocks": model.prior.blocks,
+        "prior": model.prior,
         "svp": model.visual_prompt,
         "dense": model.dense_prompt,
         "decoder": model.decoder,
@@ -86,9 +87,9 @@ def test_the_arrows_carry_tensors_of_these_shapes():
     def sizes(name):
         return tuple(letters[letter] for letter in shape(name))
 
-    grids = seen["blocks in"][0].shape
+    grids = correlation4d(*seen["prior in"]).shape
     assert (*sizes("correlation")[:4], *grids[4:]) == grids
-    assert seen["blocks out"].shape == sizes("prior")
+    assert seen["prior out"].shape == sizes("prior")
     assert seen["adapter in"][0].shape == sizes("shallow") == sizes("query_last")
     assert seen["adapter out"].shape == seen["decoder in"][0].shape == sizes("image")
     assert seen["svp in"][0].shape == sizes("to_prompt") == sizes("to_cosine")

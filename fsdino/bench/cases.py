@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,6 +63,60 @@ CASES = (
 )
 
 
+class Chain(NamedTuple):
+    """Cases one behind another for `squeeze4d`: the first one's features, and the block of each.
+
+    The layers of a later case are the `out` of the one before, and `groups` is the first one's.
+    """
+
+    name: str
+    cases: tuple[Case, ...]
+
+
+CHAINS = (
+    Chain("one block", (Case("first"),)),
+    Chain("two blocks", (Case("first", stride=1), Case("last", layers=8, out=12, stride=3))),
+    Chain(
+        "three blocks",
+        (
+            Case("first", batch=1, query=(9, 11), support=(13, 10), layers=4, out=4),
+            Case("second", layers=4, out=12, kernel_query=5),
+            Case("last", layers=12, out=20, kernel_support=1),
+        ),
+    ),
+    Chain(
+        "the standard blocks",
+        (
+            Case("first", batch=1, query=(7, 7), support=(9, 9), layers=6, out=16),
+            Case("second", layers=16, out=64),
+            Case("last", layers=64, out=128),
+        ),
+    ),
+    Chain(
+        "no bias",
+        (Case("first", bias=False), Case("second", layers=8), Case("last", layers=8, bias=False)),
+    ),
+    Chain(
+        "soft weight, stride 3",
+        (Case("first", weight="soft", support=(8, 11), stride=3), Case("last", layers=8, stride=1)),
+    ),
+    Chain("binary weight", (Case("first", weight="binary"), Case("last", layers=8, out=16))),
+    Chain("no weight", (Case("first", weight="none"), Case("last", layers=8))),
+    Chain("all weights zero", (Case("first", weight="empty"), Case("last", layers=8, out=4))),
+    Chain(
+        "expanded query",
+        (Case("first", batch=5, layout="expanded", weight="soft"), Case("last", layers=8)),
+    ),
+    Chain("transposed", (Case("first", layout="transposed"), Case("last", layers=8))),
+    Chain(
+        "stride beyond the grid",
+        (Case("first", query=(1, 6), support=(3, 2), stride=4), Case("last", layers=8, stride=9)),
+    ),
+    Chain("one group", (Case("first", groups=1, out=5), Case("last", layers=5, out=7))),
+    Chain("empty batch", (Case("first", batch=0), Case("last", layers=8))),
+)
+
+
 class Tolerance(NamedTuple):
     """Largest ||out - ref|| / ||ref|| of one op; ref is computed in float64 on the same inputs.
 
@@ -103,6 +157,15 @@ def settings(call: str, case: Case) -> dict[str, int]:
     op, flags = CALLS[call]
     every = {"support_stride": case.stride, "num_groups": case.groups}
     return {name: every[name] for name in settings_of(op) if name in every} | flags
+
+
+def chain_inputs(chain: Chain, dtype: torch.dtype) -> tuple[Any, ...]:
+    """query, support, support_weight and blocks of `squeeze4d`."""
+    blocks = [
+        (*parameters(case, dtype, seed).values(), case.stride)
+        for seed, case in enumerate(chain.cases, start=2)
+    ]
+    return *features(chain.cases[0], dtype), blocks
 
 
 def tensors_of(op: str) -> tuple[str, ...]:

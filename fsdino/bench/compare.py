@@ -24,7 +24,7 @@ from fsdino.progress import Progress
 EAGER = "eager"
 _CHAIN = ("correlation4d", "center_pivot_block4d")
 _OPS = {
-    "chain": _CHAIN,
+    "chain": ("squeeze4d",),
     "correlation": ("correlation4d",),
     "blocks": _CHAIN,
     "blocks-contiguous": _CHAIN,
@@ -366,7 +366,8 @@ def _make_run(name: str, part: str, inputs: Inputs) -> Run:
     if part == "chain":
         if name == EAGER:
             return lambda: baseline.chain(inputs)
-        return lambda: workloads.run_blocks(correlation4d(), inputs.blocks, block4d)
+        blocks = [(*block.tensors(), STRIDE) for block in inputs.blocks]
+        return functools.partial(ops.squeeze4d, *features, blocks, backend=name)
 
     def first_block() -> Tensor:
         first = inputs.blocks[0]

@@ -6,6 +6,9 @@ be imported. Names and arguments are those of `fsdino.ops`; autograd gives the e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -97,6 +100,25 @@ def correlation_center_pivot4d(
     """The convolution of the correlation: [B, Co, Hq, Wq, hs, ws]."""
     x = correlation4d(query, support, support_weight, eps=eps)
     return center_pivot_conv4d(x, weight_query, weight_support, bias, support_stride=support_stride)
+
+
+def squeeze4d(
+    query: Tensor,
+    support: Tensor,
+    support_weight: Tensor | None,
+    blocks: Sequence[tuple[Any, ...]],
+    *,
+    num_groups: int = 4,
+    norm_eps: float = 1e-5,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Correlation and blocks, the mean of what the last one leaves: [B, Co, Hq, Wq]."""
+    x = correlation4d(query, support, support_weight, eps=eps)
+    for *parameters, stride in blocks:
+        x = center_pivot_block4d(
+            x, *parameters, num_groups=num_groups, norm_eps=norm_eps, support_stride=stride
+        )
+    return x.mean((4, 5))
 
 
 def _shift(x: Tensor, dim: int, offset: int) -> Tensor:

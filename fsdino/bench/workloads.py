@@ -126,7 +126,7 @@ class Block:
     norm_weight: Tensor
     norm_bias: Tensor
 
-    def tensors(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """In the order in which the ops take them."""
         return (
             self.weight_query, self.weight_support, self.bias, self.norm_weight, self.norm_bias,

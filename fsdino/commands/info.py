@@ -71,7 +71,7 @@ def choices(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, str
     from fsdino.ops import backends
 
     table: dict[str, dict[str, str]] = {}
-    for op in contract.OPS:
+    for op in contract.OPS | contract.COMPOSED:
         row = table[op] = {}
         for name in backends.names():
             reason = backends.why_not(name, op, device, dtype)

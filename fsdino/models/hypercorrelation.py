@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 
 from fsdino import ops
+from fsdino.ops.squeeze import Block
 
 
 class CenterPivotConv4d(nn.Module):
@@ -72,17 +74,29 @@ class CenterPivotBlock4d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, Ci, Hq, Wq, Hs, Ws] -> [B, Co, Hq, Wq, hs, ws], or [B, Co, Hq, Wq] when reduced."""
+        weight_query, weight_support, bias, norm_weight, norm_bias, stride = self.arguments()
         return ops.center_pivot_block4d(
             x,
+            weight_query,
+            weight_support,
+            bias,
+            norm_weight,
+            norm_bias,
+            num_groups=self.norm.num_groups,
+            norm_eps=self.norm.eps,
+            support_stride=stride,
+            reduce_support=self.reduce_support,
+        )
+
+    def arguments(self) -> Block:
+        """The block as `ops.squeeze4d` takes it."""
+        return (
             self.conv.conv1.weight,
             self.conv.conv2.weight,
             self.conv.bias,
             self.norm.weight,
             self.norm.bias,
-            num_groups=self.norm.num_groups,
-            norm_eps=self.norm.eps,
-            support_stride=self.conv.support_stride,
-            reduce_support=self.reduce_support,
+            self.conv.support_stride,
         )
 
 
@@ -133,9 +147,20 @@ class CorrelationPrior(nn.Module):
             support: [B, L, C, Hs, Ws].
             mask: [B, Hs, Ws] share of foreground of each support token, in [0, 1].
         """
-        weight = 2 * mask - 1 if self.contrastive else mask
-        correlation = correlate(query, support, weight.to(query.dtype), self.widths)
-        return self.blocks(correlation)  # type: ignore[no-any-return]
+        weight = (2 * mask - 1 if self.contrastive else mask).to(query.dtype)
+        if _padded(self.widths, query):
+            correlation = correlate(query, support, weight, self.widths)
+            return self.blocks(correlation)  # type: ignore[no-any-return]
+        blocks = cast("list[CenterPivotBlock4d]", [*self.blocks])
+        norm = blocks[0].norm
+        return ops.squeeze4d(
+            query,
+            support,
+            weight,
+            [block.arguments() for block in blocks],
+            num_groups=norm.num_groups,
+            norm_eps=norm.eps,
+        )
 
 
 def correlate(
@@ -175,7 +200,7 @@ def correlations(
     Returns:
         Parts [B, l, Hq, Wq, Hs, Ws] whose l add up to L, in the memory order of the op.
     """
-    if widths is None or set(widths) == {query.shape[2]}:
+    if not _padded(widths, query):
         return [ops.correlation4d(query, support, weight)]
     parts, first = [], 0
     for width, layers in groupby(widths):
@@ -184,3 +209,8 @@ def correlations(
         parts.append(ops.correlation4d(asked, shown, weight))
         first = last
     return parts
+
+
+def _padded(widths: Sequence[int] | None, query: Tensor) -> TypeGuard[Sequence[int]]:
+    """Whether layers are padded with zeros: narrower than query [B, L, C, h, w] is."""
+    return widths is not None and set(widths) != {query.shape[2]}

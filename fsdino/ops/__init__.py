@@ -1,4 +1,4 @@
-"""The four 4D ops and the choice of the backend that runs them.
+"""The 4D ops and the choice of the backend that runs them.
 
 `fsdino/ops/reference.py` defines each op; `CONTRIBUTING.md` lists the steps for adding one.
 
@@ -11,11 +11,13 @@ from fsdino.ops.backends import use_backend
 from fsdino.ops.center_pivot import center_pivot_block4d, center_pivot_conv4d
 from fsdino.ops.correlation import correlation4d
 from fsdino.ops.fused import correlation_center_pivot4d
+from fsdino.ops.squeeze import squeeze4d
 
 __all__ = [
     "center_pivot_block4d",
     "center_pivot_conv4d",
     "correlation4d",
     "correlation_center_pivot4d",
+    "squeeze4d",
     "use_backend",
 ]

@@ -19,6 +19,7 @@ from types import ModuleType
 import torch
 
 from fsdino import contract
+from fsdino.contract import while_tracing
 from fsdino.errors import BackendError, UsageError
 from fsdino.kernels import backend as triton
 from fsdino.ops import eager_backend, native
@@ -47,8 +48,8 @@ class Backend:
         name: in `backend=`, `use_backend` and FSDINO_BACKEND.
         priority: `auto` tries the highest first.
         module: dotted path of the module with the functions, imported at the first call.
-        why_not: (op, device, dtype) -> None where the backend can run the call, else the reason.
-            Called before every op: it must be quick, and must not build.
+        why_not: (op, device, dtype) -> None where the backend has a function that can run the call,
+            else the reason. Called before every op: it must be quick, and must not build.
         memory_order: of the volumes that the backend returns; one of those in `fsdino.contract`.
         prepare: called with the device before `why_not` if the backend is requested by name; it may
             build. If it fails, `why_not` returns the reason.
@@ -85,8 +86,26 @@ def names() -> tuple[str, ...]:
 
 
 def why_not(name: str, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """The reason why backend `name` cannot run `op` for this device and dtype; None if it can."""
-    return _find(name).why_not(op, device, dtype)
+    """The reason why backend `name` cannot run `op` for this device and dtype; None if it can.
+
+    A composed op runs where all of its parts do.
+    """
+    backend = _find(name)
+    for part in contract.PARTS.get(op, (op,)):
+        reason = backend.why_not(part, device, dtype)
+        if reason is not None:
+            return reason
+    return None
+
+
+def fuses(name: str, op: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether backend `name` has a function of its own for a composed op, and can run it here."""
+    return _find(name).why_not(op, device, dtype) is None and _has(name, op)
+
+
+@while_tracing
+def _has(name: str, function: str) -> bool:
+    return hasattr(_registry[name].load(), function)
 
 
 def select(op: str, tensor: torch.Tensor, requested: str = "auto") -> str:
@@ -113,7 +132,7 @@ def select(op: str, tensor: torch.Tensor, requested: str = "auto") -> str:
             raise BackendError(f"backend {requested!r} cannot run {op} here: {reason}")
         return requested
     for name in (*_measured(op, tensor), *names()):
-        if _registry[name].why_not(op, tensor.device, tensor.dtype) is None:
+        if why_not(name, op, tensor.device, tensor.dtype) is None:
             return name
     raise BackendError(f"no backend can run {op} for {tensor.dtype} on {tensor.device}")
 

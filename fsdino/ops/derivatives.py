@@ -1,14 +1,14 @@
-"""Derivatives of the four ops, and `torch.vmap` over them.
+"""Derivatives of the ops, and `torch.vmap` over them.
 
 A backend's kernels compute the gradients that training needs. Every other derivative (of higher
 order with `create_graph`, in forward mode, or under `torch.func`) is PyTorch's own, through the
-reference in plain PyTorch, on every backend.
+reference in plain PyTorch, on every backend. All those of a composed op are its parts'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch._library.autograd import Info, make_autograd_impl
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
 
 from fsdino.ops import reference
 
@@ -97,12 +98,9 @@ class Derivatives:
     def formulate(self, *arguments: Any) -> Tensor:
         """The result by the formulation, rounded once, outside of autocast."""
         tensors, settings = arguments[: self.inputs], arguments[self.inputs :]
-        first, device = tensors[0], tensors[0].device.type
         wide = (t if t is None or t.dtype == torch.float64 else t.float() for t in tensors)
-        # The device meta has no autocast.
-        outside = nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
-        with outside:
-            return self.formulation(*wide, *settings).to(first.dtype)
+        with _outside_autocast(tensors[0]):
+            return self.formulation(*wide, *settings).to(tensors[0].dtype)
 
 
 def register(derivatives: Derivatives) -> None:
@@ -139,6 +137,34 @@ def register(derivatives: Derivatives) -> None:
         torch.library.register_vmap(overload._name, _slice_by_slice(overload), lib=_library)
 
 
+def register_composition(op: str, composition: Formulation) -> None:
+    """Tell PyTorch that an op is a composition wherever a derivative is asked for.
+
+    Args:
+        op: its name in the namespace `fsdino`; it returns one tensor.
+        composition: of all its arguments, by ops that have derivatives.
+    """
+    overload = getattr(torch.ops.fsdino, op).default
+
+    def differentiate(keyset: Any, *arguments: Any) -> Tensor:
+        tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        if recorded or _has_tangent(*tensors):
+            with _outside_autocast(tensors[0]):
+                return composition(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)  # type: ignore[no-any-return]
+
+    _library.impl(op, differentiate, "Autograd", with_keyset=True)
+    torch.library.register_vmap(overload._name, _slice_by_slice(overload), lib=_library)
+
+
+def _outside_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off: the dtypes are already chosen. The device meta has none."""
+    device = tensor.device.type
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+
+
 def _beyond_gradients(arguments: Sequence[Any]) -> bool:
     """Whether a call needs derivatives that no backend's kernels have."""
     return _has_tangent(*arguments) or (
@@ -161,14 +187,15 @@ def _slice_by_slice(op: Callable[..., Any]) -> Callable[..., Any]:
     """The rule of `torch.vmap`: a call for each slice, on the call's own backend."""
 
     def rule(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[Any, Any]:
-        def slices(index: int) -> Iterator[Any]:
-            for argument, dim in zip(arguments, in_dims, strict=True):
-                if dim is None or not isinstance(argument, Tensor):
-                    yield argument
-                else:  # of nothing at all zeros, for the shape of the result
-                    yield argument.select(dim, index) if info.batch_size else argument.sum(dim)
+        def part(index: int, argument: Any, dim: Any) -> Any:
+            if isinstance(argument, list | tuple) and dim is not None:
+                return [part(index, *pair) for pair in zip(argument, dim, strict=True)]
+            if dim is None or not isinstance(argument, Tensor):
+                return argument
+            # Of nothing at all zeros, for the shape of the result.
+            return argument.select(dim, index) if info.batch_size else argument.sum(dim)
 
-        results = [op(*slices(index)) for index in range(max(info.batch_size, 1))]
+        results = [op(*part(index, arguments, in_dims)) for index in range(max(info.batch_size, 1))]
         if isinstance(results[0], Tensor):
             return torch.stack(results)[: info.batch_size], 0
         outputs = tuple(

@@ -9,6 +9,9 @@ signature of the public op without `backend`; `fsdino/ops/eager_backend.py` make
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -92,3 +95,27 @@ def correlation_center_pivot4d(
     """Eager `fsdino.ops.correlation_center_pivot4d`, which holds the correlation."""
     x = correlation4d(query, support, support_weight, eps=eps)
     return center_pivot_conv4d(x, weight_query, weight_support, bias, support_stride=support_stride)
+
+
+def squeeze4d(
+    query: Tensor,
+    support: Tensor,
+    support_weight: Tensor | None,
+    blocks: Sequence[tuple[Any, ...]],
+    *,
+    num_groups: int = 4,
+    norm_eps: float = 1e-5,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Eager `fsdino.ops.squeeze4d`."""
+    x = correlation4d(query, support, support_weight, eps=eps)
+    for index, (*parameters, stride) in enumerate(blocks):
+        x = center_pivot_block4d(
+            x,
+            *parameters,
+            num_groups=num_groups,
+            norm_eps=norm_eps,
+            support_stride=stride,
+            reduce_support=index == len(blocks) - 1,
+        )
+    return x

@@ -302,7 +302,7 @@ def _from_cache(library: Path, build_info: dict[str, Any]) -> Extension:
 
 def __getattr__(name: str) -> Callable[..., Any]:
     """A function of the contract, for both backends; looked up once."""
-    if name not in contract.FUNCTIONS:
+    if name not in contract.FUNCTIONS and name not in FUNCTIONS.intersection(contract.OPTIONAL):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     function = globals()[name] = _kernel(name)
     return function

@@ -262,6 +262,43 @@ def correlation_center_pivot4d_backward(
     return grad_query, grad_support, grad_weight, grad_wq, grad_ws, grad_bias
 
 
+def squeeze4d(
+    query: Tensor,
+    support: Tensor,
+    support_weight: Tensor | None,
+    weights_query: Sequence[Tensor],
+    weights_support: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    norm_weights: Sequence[Tensor],
+    norm_biases: Sequence[Tensor],
+    support_strides: Sequence[int],
+    num_groups: int,
+    norm_eps: float,
+    eps: float,
+) -> Tensor:
+    """The correlation through one block after the other, the last reduced: [B, Co, Hq, Wq].
+
+    Each op rounds its result, as it does when it is called alone.
+    """
+    x = correlation4d(query, support, support_weight, eps)
+    last = len(support_strides) - 1
+    for index, stride in enumerate(support_strides):
+        x, *_ = center_pivot_block4d(
+            x,
+            weights_query[index],
+            weights_support[index],
+            biases[index],
+            norm_weights[index],
+            norm_biases[index],
+            num_groups,
+            norm_eps,
+            stride,
+            reduce_support=index == last,
+            save=False,
+        )
+    return x
+
+
 def _nothing(like: Tensor, count: int) -> tuple[Tensor, ...]:
     """Empty tensors in place of gradients that are not needed."""
     return tuple(like.new_empty(0) for _ in range(count))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fsdino import contract
 from fsdino.ops import reference
 
 _TYPES = {
@@ -17,15 +18,18 @@ _TYPES = {
     "float": "float",
     "bool": "bool",
     "Sequence[bool]": "bool[]",
+    "Sequence[int]": "SymInt[]",
+    "Sequence[Tensor]": "Tensor[]",
+    "Sequence[Tensor | None]": "Tensor?[]",
 }
 
 
 def define(op: str) -> None:
-    """Define an op of the namespace `fsdino` and its `_backward`.
+    """Define an op of the namespace `fsdino` and, unless it is composed, its `_backward`.
 
     Their arguments are those of the reference, followed by the name of the backend.
     """
-    for name in (op, f"{op}_backward"):
+    for name in (op,) if op in contract.COMPOSED else (op, f"{op}_backward"):
         schema = schema_of(getattr(reference, name))
         tag = torch.Tag.pt2_compliant_tag
         torch.library.define(f"fsdino::{name}", schema, tags=tag)

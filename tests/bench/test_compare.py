@@ -263,7 +263,7 @@ def test_backends_that_cannot_run_say_why(monkeypatch):
     found = compare.compare(MINI, device=CPU, repeats=1)
     assert found.missing["gpu"] == "it needs a GPU"
     assert "gpu" not in {timing.name for timing in found.timings}
-    with pytest.raises(BackendError, match="'gpu' cannot run correlation4d here: it needs a GPU"):
+    with pytest.raises(BackendError, match="'gpu' cannot run squeeze4d here: it needs a GPU"):
         compare.compare(MINI, device=CPU, only=["gpu"])
 
 

@@ -45,7 +45,9 @@ def test_collect_is_plain_data():
     assert set(found["backends"]) == set(found["devices"]) >= {"cpu"}
     for by_dtype in found["backends"].values():
         assert set(by_dtype) == {"float32", "float16", "bfloat16"}
-        assert all(set(table) == set(contract.OPS) for table in by_dtype.values())
+        assert all(
+            set(table) == contract.OPS.keys() | contract.COMPOSED for table in by_dtype.values()
+        )
 
 
 def test_the_extension_is_described(monkeypatch, tmp_path):
@@ -93,7 +95,7 @@ def test_info(capsys, monkeypatch, workplace):
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.main(["info", "model"]) == 0
     out = capsys.readouterr().out
-    for op in contract.OPS:
+    for op in contract.OPS | contract.COMPOSED:
         lines = [line.split() for line in out.splitlines() if line.split()[:1] == [op]]
         assert lines and all("runs" in line for line in lines)  # one for each table
     assert "cuda: no, it runs on NVIDIA GPUs, not on cpu\n" in out

@@ -100,7 +100,7 @@ def test_published_sizes() -> None:
         block.reduce_support = False
         block.register_forward_hook(lambda _m, _a, y: shapes.append(tuple(y.shape)))
     with torch.no_grad():
-        prior(torch.randn(1, 6, 4, 2, 2), torch.randn(1, 6, 4, 37, 37), torch.ones(1, 37, 37))
+        prior.blocks(torch.randn(1, 6, 2, 2, 37, 37))
     assert shapes == [(1, 16, 2, 2, 19, 19), (1, 64, 2, 2, 10, 10), (1, 128, 2, 2, 5, 5)]
 
 

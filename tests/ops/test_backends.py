@@ -103,6 +103,6 @@ def test_environment_variable(name: str, outcome: str) -> None:
 
 
 def test_reference_has_every_function() -> None:
-    """A backend is a module with these eight functions."""
-    for function in contract.FUNCTIONS:
+    """A backend is a module with these eight functions; this one has the optional ones, too."""
+    for function in (*contract.FUNCTIONS, *contract.OPTIONAL):
         assert callable(getattr(reference, function))

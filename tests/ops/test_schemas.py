@@ -23,8 +23,17 @@ def test_schema_of_a_signature() -> None:
     assert schemas.schema_of(forward) == (
         "(Tensor x, Tensor? bias, SymInt stride, float eps, bool flag, str backend) -> Tensor"
     )
+
+    def chain(
+        weights: Sequence[Tensor], biases: Sequence[Tensor | None], strides: Sequence[int]
+    ) -> Tensor:
+        raise NotImplementedError
+
     assert schemas.schema_of(backward) == (
         "(Tensor x, bool[] needs, str backend) -> (Tensor, Tensor)"
+    )
+    assert schemas.schema_of(chain) == (
+        "(Tensor[] weights, Tensor?[] biases, SymInt[] strides, str backend) -> Tensor"
     )
 
 
@@ -44,4 +53,11 @@ def test_exported_graphs_find_the_same_schemas() -> None:
     assert found == (
         "fsdino::correlation4d_backward(Tensor grad, Tensor query, Tensor support, "
         "Tensor? support_weight, float eps, bool[] needs, str backend) -> (Tensor, Tensor, Tensor)"
+    )
+    found = str(torch.ops.fsdino.squeeze4d.default._schema)
+    assert found == (
+        "fsdino::squeeze4d(Tensor query, Tensor support, Tensor? support_weight, "
+        "Tensor[] weights_query, Tensor[] weights_support, Tensor?[] biases, "
+        "Tensor[] norm_weights, Tensor[] norm_biases, SymInt[] support_strides, "
+        "SymInt num_groups, float norm_eps, float eps, str backend) -> Tensor"
     )
