@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fsdino import ops
 from fsdino.bench import cases, exactness, formulation
-from fsdino.bench.cases import CALLS, CASES, Case
+from fsdino.bench.cases import CALLS, CASES, CHAINS, Case
 from fsdino.ops import eager
 
 Tensors = list[Tensor | None]
@@ -86,6 +86,35 @@ def check_case(op: str, name: str, dtype_name: str, device: str, backend: str) -
         "passed": shares[worst] <= 1 and same_bits and not wrong,
         "error": shares[worst],
         "worst": names[worst],
+        "same_bits": same_bits,
+        "wrong_dtypes": wrong,
+    }
+
+
+def check_chain(name: str, dtype_name: str, device: str, backend: str) -> dict[str, Any]:
+    """`squeeze4d` without gradients on one of `cases.CHAINS`, as `check_case` checks the others."""
+    [chain] = [chain for chain in CHAINS if chain.name == name]
+    dtype, groups = getattr(torch, dtype_name), chain.cases[0].groups
+    *features, blocks = cases.chain_inputs(chain, dtype)
+    exact = formulation.squeeze4d(*features, blocks, num_groups=groups)
+    on_device = [*_move(features, device), [(*_move(b[:-1], device), b[-1]) for b in blocks]]
+    ours = functools.partial(ops.squeeze4d, *on_device, num_groups=groups, backend=backend)
+    with no_tf32(), torch.no_grad():
+        torch.set_deterministic_debug_mode("warn")
+        try:
+            y = ours()
+        finally:
+            torch.set_deterministic_debug_mode("default")
+        by_eager = eager.squeeze4d(*on_device, num_groups=groups) if len(exact) else y
+        first, second = ours(), ours()
+    allowed = exactness.bounds([by_eager.cpu()], [exact], dtype, chained=True)
+    error = exactness.error([y.cpu()], [exact], allowed)
+    wrong = [str(y.dtype)] if y.dtype != dtype else []
+    same_bits = torch.equal(first, second)
+    return {
+        "passed": error <= 1 and same_bits and not wrong,
+        "error": error,
+        "worst": "output",
         "same_bits": same_bits,
         "wrong_dtypes": wrong,
     }

@@ -272,11 +272,17 @@ class Suite:
         ]
         table = [
             Job((op, name, dtype), gpu_checks.check_case, (op, name, dtype, *where))
-            for name in self.names
+            for name in (case.name for case in cases.CASES if case.name in self.names)
             for dtype in dtypes
             for op in gpu_checks.OPS
         ]
-        return behaviours + table
+        chains = [
+            Job(("squeeze4d", chain.name, dtype), gpu_checks.check_chain,
+                (chain.name, dtype, *where))
+            for chain in cases.CHAINS if chain.name in self.names
+            for dtype in dtypes
+        ]  # fmt: skip
+        return behaviours + table + chains
 
     def _done(self, job: Job, outcome: Outcome) -> None:
         """Note what came of a job that ran beside others."""
@@ -543,7 +549,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = [case.name for case in cases.CASES]
+    names = list(dict.fromkeys(case.name for case in (*cases.CASES, *cases.CHAINS)))
     parser.add_argument("--out", type=Path, required=True, help="folder of gpu.json")
     parser.add_argument(
         "--parts", type=lambda text: text.split(","), default=list(SECONDS),

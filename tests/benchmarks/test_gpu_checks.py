@@ -43,6 +43,22 @@ def test_right_results_pass(op: str, dtype: str) -> None:
         assert found["passed"] and found["error"] <= 1 and found["same_bits"], found
 
 
+@pytest.mark.parametrize("dtype", gpu_checks.DTYPES)
+def test_chains(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a backend has for a whole chain is checked; one element off fails."""
+
+    def bumped(*arguments: Any) -> Tensor:
+        result = reference.squeeze4d(*arguments)
+        result.view(-1)[0] += 5
+        return result
+
+    backend = add_backend(monkeypatch, squeeze4d=bumped)
+    for name in ("three blocks", "expanded query", "empty batch"):
+        right = gpu_checks.check_chain(name, dtype, CPU, "reference")
+        assert right["passed"] and right["error"] <= 1 and right["same_bits"], right
+    assert not gpu_checks.check_chain("three blocks", dtype, CPU, backend)["passed"]
+
+
 @pytest.mark.parametrize("op", gpu_checks.OPS)
 def test_wrong_results_fail(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One element off, or a gradient a little too large."""

@@ -80,13 +80,13 @@ def test_parts_end_in_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert {"command", "machine", "seconds", "environment", "source"} <= found.keys()
     assert found["parts"].keys() == set(parts)
     correctness = found["parts"]["correctness"]
-    assert correctness["passed"] == len(NAMES) * 3 * 5 and not correctness["failed"]
+    assert correctness["passed"] == len(NAMES) * 3 * 5 + 3 and not correctness["failed"]
     assert correctness["largest"]["correlation4d"].keys() == {"float32", "float16", "bfloat16"}
     rows = found["parts"]["timing"]["rows"]
     assert [row["workload"] for row in rows] == [name for name, *_ in gpu_suite.ROWS]
     assert all(row["floor"] > 0 and row["launches_floor"] > 0 for row in rows)
     text = gpu_suite.table(found)
-    assert "30 cases right, 0 checks failed" in text and "of floor" in text
+    assert "33 cases right, 0 checks failed" in text and "of floor" in text
 
 
 @pytest.mark.usefixtures("inline")
@@ -131,6 +131,7 @@ def test_on_a_gpu_everything_is_compiled_first(
     for name in ("warm", "warm_compiled", "chain_row"):
         monkeypatch.setattr(gpu_timing, name, fake(name, dict(row)))
     monkeypatch.setattr(gpu_checks, "check_case", fake("check_case", RIGHT))
+    monkeypatch.setattr(gpu_checks, "check_chain", fake("check_chain", RIGHT))
     monkeypatch.setattr(gpu_checks, "check_behaviour", fake("behaviour", RIGHT))
     one = suite(tmp_path, ("correctness", "timing"), device=fake_gpu, names=cases_of_the_table())
     assert one.run()
