@@ -7,6 +7,7 @@ for each implementation; the tables at the end also show ratio, speed and memory
 
 from __future__ import annotations
 
+import argparse
 import functools
 import shlex
 from collections.abc import Callable
@@ -19,7 +20,8 @@ import torch
 from record import write_record
 
 from fsdino import processes as sharing
-from fsdino.bench.compare import EAGER, Bench, Comparison
+from fsdino.bench.baseline import COMPILED, EAGER
+from fsdino.bench.compare import Bench, Comparison
 from fsdino.bench.table import print_comparison
 from fsdino.bench.workloads import TINY, WORKLOADS
 from fsdino.devices import DTYPES, find_dtype
@@ -47,6 +49,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--rounds", type=int, default=5, help="of every implementation, 1 of HR; default: 5"
     )
+    group.addoption(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="time torch.compile of the eager formulation, too; default: yes",
+    )
     group.addoption("--dtype", choices=DTYPES, default="float32", help="default: float32")
     group.addoption("--record", type=Path, help="JSON file to write, as in benchmarks/results/")
 
@@ -72,11 +80,12 @@ class Suite:
         if case not in self.done:
             rounds, last = self.config.getoption("--rounds"), self.config.getoption("--threads")[-1]
             dtype = find_dtype(self.config.getoption("--dtype"))
-            repeats = {"tiny": TINY_ROUNDS * rounds, "HR": 1}.get(case.workload, rounds)
+            rounds = {"tiny": TINY_ROUNDS * rounds, "HR": 1}.get(case.workload, rounds)
             self.done[case] = _bench(case.workload, case.weights, dtype).compare(
                 case.part,
                 threads=case.threads,
-                repeats=repeats,
+                rounds=rounds,
+                compiled=self.config.getoption("--compile"),
                 measure_memory=case.threads == last and case.workload != "tiny",
             )
         return self.done[case]
@@ -127,7 +136,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     ]
     ids = [f"{c.workload}-{c.weights}-{c.part}-{c.threads}" for c in cases]
     # The implementations of a case follow each other.
-    implementations = (EAGER, *(name for name in backends.names() if name != EAGER))
+    first = (EAGER, COMPILED) if metafunc.config.getoption("--compile") else (EAGER,)
+    implementations = (*first, *(name for name in backends.names() if name != EAGER))
     both = [(case, name) for case in cases for name in implementations]
     names = [f"{i}-{name}" for i in ids for name in implementations]
     metafunc.parametrize(("case", "implementation"), both, ids=names)

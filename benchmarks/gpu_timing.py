@@ -25,10 +25,10 @@ from torch import Tensor
 
 from fsdino import ops
 from fsdino.bench import baseline, exactness, workloads
+from fsdino.bench.baseline import COMPILED, EAGER
 from fsdino.bench.workloads import STRIDE, Block, Inputs, Workload
 from fsdino.ops import eager
 
-EAGER, COMPILED = "eager", "compiled"
 LAYOUTS = ("contiguous", "tokens")
 CACHE_TIMES = 2  # as much memory as the L2 cache holds is read before inputs come again
 MOST_SETS = 6
@@ -389,21 +389,13 @@ def _ours(backend: str) -> Chain:
 
 
 def _compiled() -> Chain:
-    """torch.compile of the eager formulation, as a function of its tensors alone."""
+    """torch.compile of the eager formulation."""
     from torch._inductor import config
 
     config.autotune_local_cache = False  # what a busy machine found fastest is not kept
 
-    @functools.partial(torch.compile, dynamic=False)
-    def compiled(query: Tensor, support: Tensor, weight: Tensor, *parameters: Tensor) -> Tensor:
-        blocks = tuple(Block(*parameters[i : i + 5]) for i in range(0, len(parameters), 5))
-        return baseline.chain(Inputs(query, support, weight, blocks))
-
-    def chain(inputs: Inputs) -> Tensor:
-        parameters = [tensor for block in inputs.blocks for tensor in block.tensors()]
-        return compiled(inputs.query, inputs.support, inputs.support_weight, *parameters)
-
-    return chain
+    compiled = baseline.compile_part("chain")
+    return lambda inputs: compiled(baseline.features(inputs), inputs.blocks)
 
 
 def _call(chain: Chain, inputs: Inputs) -> list[Tensor]:

@@ -177,7 +177,7 @@ USAGE_ERRORS = {
     "unknown workload 'W5'": ("benchmark", "--workloads", "W5"),
     "unknown part 'all'": ("benchmark", "--parts", "all"),
     "--foreground must be between 0 and 1": ("benchmark", "--foreground", "2"),
-    "--repeats must be at least 1": ("benchmark", "--repeats", "0"),
+    "--rounds must be at least 1": ("benchmark", "--rounds", "0"),
     "--threads must be at least 1": ("benchmark", "--threads", "0"),
     "unknown dtype 'int8'": ("benchmark", "--dtype", "int8"),
     "unknown device 'npu'": ("benchmark", "--device", "npu"),

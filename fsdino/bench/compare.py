@@ -15,13 +15,13 @@ from torch import Tensor
 from fsdino import ops
 from fsdino import processes as sharing
 from fsdino.bench import baseline, exactness, memory, workloads
+from fsdino.bench.baseline import COMPILED, EAGER
 from fsdino.bench.cases import TOLERANCE
 from fsdino.bench.workloads import STRIDE, Inputs, Workload, check_part
-from fsdino.errors import FsdinoError, UsageError
-from fsdino.ops import backends, eager
+from fsdino.errors import FsdinoError, UsageError, one_line
+from fsdino.ops import backends
 from fsdino.progress import Progress
 
-EAGER = "eager"
 _CHAIN = ("correlation4d", "center_pivot_block4d")
 _OPS = {
     "chain": ("squeeze4d",),
@@ -44,9 +44,9 @@ class Timing:
     """One implementation of one part of a workload.
 
     Attributes:
-        name: a backend, or "eager".
+        name: a backend, "eager", or "compiled": torch.compile of that.
         error: largest error among the checked results, as a share of what is allowed.
-        seconds: of each repeat; empty where the check failed.
+        seconds: of each round; empty where the check failed.
         memory: peak bytes beyond inputs and results; None where that was not measured.
     """
 
@@ -152,11 +152,11 @@ def compare(
     *,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
-    repeats: int = 5,
+    rounds: int = 5,
     only: Sequence[str] = (),
 ) -> Comparison:
     """The whole chain of one workload, as `Bench` compares it."""
-    return Bench(workload, device=device, dtype=dtype).compare(repeats=repeats, only=only)
+    return Bench(workload, device=device, dtype=dtype).compare(rounds=rounds, only=only)
 
 
 class Bench:
@@ -189,8 +189,9 @@ class Bench:
         part: str = "chain",
         *,
         threads: int | None = None,
-        repeats: int = 5,
+        rounds: int = 5,
         only: Sequence[str] = (),
+        compiled: bool = False,
         measure_memory: bool = False,
     ) -> Comparison:
         """Check, then time one part on every backend that can run it.
@@ -198,15 +199,16 @@ class Bench:
         Args:
             part: one of `PARTS`.
             threads: of PyTorch on the CPU; None leaves them as they are.
-            repeats: of each implementation; they take turns.
+            rounds: in which every implementation runs once.
             only: these backends; all where empty.
+            compiled: also torch.compile of the eager formulation, compiled before it is timed.
             measure_memory: also run each in a process of its own (on a CPU, on Linux).
 
         Raises:
             UsageError: no backend or part has that name, or a number is below 1.
             BackendError: a backend in `only` cannot run here.
         """
-        for name, value in (("repeats", repeats), ("threads", threads)):
+        for name, value in (("rounds", rounds), ("threads", threads)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
         check_part(part)
@@ -215,9 +217,15 @@ class Bench:
         names = [EAGER, *others]
         with sharing.threads(threads), torch.set_grad_enabled(self.workload.backward):
             runs = {name: _make_run(name, part, self.inputs) for name in names}
+            if compiled:
+                run, reason = self._compile(part)
+                if reason is None:
+                    runs = {EAGER: runs.pop(EAGER), COMPILED: run, **runs}
+                else:
+                    missing[COMPILED] = reason
             errors = self._check(part, runs)
             right = {name: run for name, run in runs.items() if errors[name] <= 1}
-            seconds, peak = self._time(part, right, repeats)
+            seconds, peak = self._time(part, right, rounds)
             count = torch.get_num_threads()
         del runs, right  # the memory they hold is needed for the next
         peaks = self._measure_memory(part, [*seconds] if measure_memory else [], count)
@@ -225,7 +233,7 @@ class Bench:
             self.workload.name,
             str(self.dtype).removeprefix("torch."),
             str(self.device),
-            tuple(Timing(n, errors[n], seconds.get(n, ()), peaks.get(n)) for n in names),
+            tuple(Timing(n, errors[n], seconds.get(n, ()), peaks.get(n)) for n in errors),
             missing,
             part,
             self.foreground,
@@ -249,6 +257,18 @@ class Bench:
                     missing[name] = reason
         return missing
 
+    def _compile(self, part: str) -> tuple[Run, str | None]:
+        """A part compiled, and the reason why that failed; None where it did not."""
+        with Progress(f"compile {self.workload.name}", 1, unit="programs") as progress:
+            run = _make_run(COMPILED, part, self.inputs)
+            reason = None
+            try:
+                exactness.step(run, self.inputs)
+            except RuntimeError as problem:  # no compiler, or code that it refuses
+                reason = f"torch.compile failed: {one_line(str(problem))}"
+            progress.advance()
+        return run, reason
+
     def _check(self, part: str, runs: dict[str, Run]) -> dict[str, float]:
         """Each implementation's error as a share of what it may be, against float64.
 
@@ -269,13 +289,18 @@ class Bench:
             for name, run in runs.items():
                 if name == EAGER:
                     continue
-                errors[name] = exactness.error(exactness.step(run, inputs), expected, allowed)
+                results = exactness.step(run, inputs)
+                progress.advance()
+                if name == COMPILED:
+                    errors[name] = exactness.yardstick_error(results, expected, self.dtype)
+                    continue
+                errors[name] = exactness.error(results, expected, allowed)
+                del results
                 if part == "chain":
                     correlation = [_make_run(name, "correlation", inputs)()]
                     bound = [TOLERANCE[self.dtype].forward]
                     own = exactness.error(correlation, self._expect("correlation"), bound)
                     errors[name] = max(errors[name], own)
-                progress.advance()
         return errors
 
     def _expect(self, part: str) -> list[Tensor]:
@@ -286,9 +311,9 @@ class Bench:
         return self._expected[ends]
 
     def _time(
-        self, part: str, runs: dict[str, Run], repeats: int
+        self, part: str, runs: dict[str, Run], rounds: int
     ) -> tuple[dict[str, tuple[float, ...]], float]:
-        """Seconds of every repeat by name, and the FLOP/s of a large product."""
+        """Seconds of every round by name, and the FLOP/s of a large product."""
         side = _SGEMM_SIDE[self.device.type]
         dtype = torch.float32 if self.device.type == "cpu" else self.dtype
         factors = torch.rand(2, side, side, device=self.device, dtype=dtype)
@@ -297,7 +322,7 @@ class Bench:
         }
         steps[_SGEMM] = lambda: torch.mm(*factors)
         steps[_SGEMM]()
-        seconds = take_turns(steps, repeats, self.device, f"time {self.workload.name}")
+        seconds = take_turns(steps, rounds, self.device, f"time {self.workload.name}")
         return seconds, 2.0 * side**3 / min(seconds.pop(_SGEMM))
 
     def _measure_memory(
@@ -317,15 +342,15 @@ class Bench:
 
 
 def take_turns(
-    steps: dict[str, Callable[[], object]], repeats: int, device: torch.device, title: str
+    steps: dict[str, Callable[[], object]], rounds: int, device: torch.device, title: str
 ) -> dict[str, tuple[float, ...]]:
-    """Seconds of every repeat by name; what slows the machine for a while slows all of them.
+    """Seconds of every round by name; what slows the machine for a while slows all of them.
 
     The steps have been run before. The large product takes part in the first rounds only.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    with Progress(title, repeats, unit="rounds") as progress:
-        for index in range(repeats):
+    with Progress(title, rounds, unit="rounds") as progress:
+        for index in range(rounds):
             for name, step in steps.items():
                 if name == _SGEMM and index >= _SGEMM_ROUNDS:
                     continue
@@ -350,13 +375,11 @@ def _wait(device: torch.device) -> None:
 
 def _make_run(name: str, part: str, inputs: Inputs) -> Run:
     """A call of one part by one implementation; what the part starts from is made here."""
-    features = (inputs.query, inputs.support, inputs.support_weight)
-    if name == EAGER:
-        correlation4d: Run = functools.partial(eager.correlation4d, *features)
-        block4d: Callable[..., Tensor] = eager.center_pivot_block4d
-    else:
-        correlation4d = functools.partial(ops.correlation4d, *features, backend=name)
-        block4d = functools.partial(ops.center_pivot_block4d, backend=name)
+    if name in (EAGER, COMPILED):
+        return baseline.make_run(part, inputs, compiled=name == COMPILED)
+    features = baseline.features(inputs)
+    correlation4d = functools.partial(ops.correlation4d, *features, backend=name)
+    block4d = functools.partial(ops.center_pivot_block4d, backend=name)
     if part == "correlation":
         return correlation4d
     if part in {"blocks", "blocks-contiguous"}:
@@ -364,15 +387,11 @@ def _make_run(name: str, part: str, inputs: Inputs) -> Run:
         x = x if part == "blocks" else x.contiguous()
         return lambda: workloads.run_blocks(x, inputs.blocks, block4d)
     if part == "chain":
-        if name == EAGER:
-            return lambda: baseline.chain(inputs)
         blocks = [(*block.tensors(), STRIDE) for block in inputs.blocks]
         return functools.partial(ops.squeeze4d, *features, blocks, backend=name)
 
     def first_block() -> Tensor:
         first = inputs.blocks[0]
-        if name == EAGER:
-            return block4d(correlation4d(), *first.tensors(), support_stride=STRIDE)
         convolution = first.tensors()[:3]
         raw = ops.correlation_center_pivot4d(
             *features, *convolution, support_stride=STRIDE, backend=name
@@ -413,5 +432,7 @@ def _peak_bytes(
         inputs = workloads.make_inputs(size, dtype=dtype, foreground=foreground)
         with sharing.threads(threads), torch.set_grad_enabled(workload.backward):
             run = _make_run(name, part, inputs)
+            if name == COMPILED:
+                exactness.step(run, inputs)
             peak = memory.peak_bytes(functools.partial(exactness.step, run, inputs))
     return peak

@@ -43,7 +43,7 @@ class Benchmark:
     """cpu, cuda or cuda:N; auto takes a GPU if there is one."""
     dtype: Dtype = "float32"
     """Floating type of all inputs."""
-    repeats: int = 5
+    rounds: int = 5
     """Rounds in which every backend runs once."""
     as_json: Json = False
     """Print the results as one JSON object."""
@@ -53,7 +53,7 @@ class Benchmark:
         check_dtype(self.dtype)
         check_device(self.device)
         check_range("--foreground", self.foreground, 0, 1)
-        check_range("--repeats", self.repeats, 1)
+        check_range("--rounds", self.rounds, 1)
         for count in self.threads:
             check_range("--threads", count, 1)
         from fsdino.bench.workloads import check_part, find_workloads
@@ -73,7 +73,7 @@ class Benchmark:
                 comparison = bench.compare(
                     part,
                     threads=threads,
-                    repeats=self.repeats,
+                    rounds=self.rounds,
                     only=self.backends,
                     measure_memory=self.memory,
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import statistics
@@ -56,7 +57,7 @@ def add_backend(monkeypatch: pytest.MonkeyPatch, name: str, why: str | None = No
 @pytest.mark.parametrize("dtype", [*map(find_dtype, DTYPES)], ids=str)
 def test_correct_backends_are_timed(workload: Workload, dtype: torch.dtype):
     """Eager comes first, every implementation is timed as often, ratios are against eager."""
-    found = compare.compare(workload, device=CPU, dtype=dtype, repeats=3)
+    found = compare.compare(workload, device=CPU, dtype=dtype, rounds=3)
     assert [timing.name for timing in found.timings] == ["eager", *here()]
     assert all(timing.passed and len(timing.seconds) == 3 for timing in found.timings)
     assert found.ratio(found.timings[0]) == 1
@@ -96,7 +97,7 @@ def wrong_gradient(*args: Any) -> tuple[torch.Tensor, ...]:
 def test_wrong_results_are_not_timed(monkeypatch, workload, changes):
     """A backend that fails its check has an error above 1 and no seconds; others go on."""
     add_backend(monkeypatch, "wrong", **changes)
-    found = compare.compare(workload, device=CPU, repeats=2)
+    found = compare.compare(workload, device=CPU, rounds=2)
     by_name = {timing.name: timing for timing in found.timings}
     assert by_name["wrong"].error > 1
     assert (by_name["wrong"].seconds, by_name["wrong"].median) == ((), None)
@@ -108,7 +109,7 @@ def test_wrong_results_are_not_timed(monkeypatch, workload, changes):
 def test_a_wrong_baseline_is_not_timed(monkeypatch):
     """The yardstick itself is checked too."""
     monkeypatch.setattr(baseline, "chain", lambda inputs: torch.ones(1, 16, 7, 7))
-    found = compare.compare(MINI, device=CPU, repeats=1)
+    found = compare.compare(MINI, device=CPU, rounds=1)
     assert found.timings[0].seconds == ()
     assert all(found.ratio(timing) is None for timing in found.timings)
 
@@ -133,7 +134,7 @@ def test_the_large_product_takes_part_in_the_first_rounds():
 @pytest.mark.parametrize("foreground", [None, 0.2])
 def test_every_part_is_checked_and_timed(part, workload, foreground):
     """Right results pass, with either kind of weights; speed is work over time."""
-    found = Bench(workload, device=CPU, foreground=foreground).compare(part, repeats=2)
+    found = Bench(workload, device=CPU, foreground=foreground).compare(part, rounds=2)
     assert (found.part, found.foreground) == (part, foreground)
     assert all(timing.passed and len(timing.seconds) == 2 for timing in found.timings)
     reference = found.timings[-1]
@@ -144,7 +145,7 @@ def test_every_part_is_checked_and_timed(part, workload, foreground):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_norm_after_the_fused_op_is_exact_enough_in_half_precision(dtype):
     """It is applied in place, to a rounded convolution."""
-    found = Bench(MINI, device=CPU, dtype=dtype).compare("fused-block", repeats=1)
+    found = Bench(MINI, device=CPU, dtype=dtype).compare("fused-block", rounds=1)
     assert all(timing.passed for timing in found.timings)
 
 
@@ -166,7 +167,7 @@ def test_every_part_runs_its_own_op(monkeypatch, part, function):
         return result * 0 if isinstance(result, torch.Tensor) else (result[0] * 0, *result[1:])
 
     add_backend(monkeypatch, "zeros", **{function: zeros})
-    found = Bench(MINI, device=CPU).compare(part, repeats=1)
+    found = Bench(MINI, device=CPU).compare(part, rounds=1)
     errors = {timing.name: timing.error > 1 for timing in found.timings}
     assert errors == {"eager": False, **dict.fromkeys(here(), False), "zeros": True}
 
@@ -189,7 +190,7 @@ def test_blocks_get_the_memory_layout_of_their_backend(monkeypatch):
     bench = Bench(MINI, device=CPU)
     for part, contiguous in (("blocks", False), ("blocks-contiguous", True)):
         layouts.clear()
-        bench.compare(part, repeats=1, only=["other"])
+        bench.compare(part, rounds=1, only=["other"])
         assert set(layouts) == {contiguous}
 
 
@@ -224,12 +225,12 @@ def test_threads_come_back(monkeypatch, part):
 
     add_backend(monkeypatch, "other", correlation4d=correlation4d)
     before = torch.get_num_threads()
-    found = Bench(MINI, device=CPU).compare(part, threads=before + 1, repeats=1)
+    found = Bench(MINI, device=CPU).compare(part, threads=before + 1, rounds=1)
     assert set(seen) == {before + 1} == {found.threads}
     assert torch.get_num_threads() == before
     add_backend(monkeypatch, "broken", correlation4d=lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        Bench(MINI, device=CPU).compare(part, threads=before + 1, repeats=1)
+        Bench(MINI, device=CPU).compare(part, threads=before + 1, rounds=1)
     assert torch.get_num_threads() == before
 
 
@@ -239,7 +240,7 @@ def test_memory_of_a_workload():
     wide = Workload("wide", batch=1, layers=2, grid=41, channels=2, block_channels=(4,))
     size = 2 * 41**4 * 4  # 22.6 MB
     bench = Bench(wide, device=CPU)
-    found = bench.compare("correlation", repeats=1, only=["reference"], measure_memory=True)
+    found = bench.compare("correlation", rounds=1, only=["reference"], measure_memory=True)
     by_eager, reference = (timing.memory for timing in found.timings)
     assert by_eager == pytest.approx(size, rel=0.1)
     assert reference > 0
@@ -250,7 +251,7 @@ def test_memory_of_wrong_results_is_not_measured(monkeypatch):
     """As their time."""
     monkeypatch.setattr(baseline, "chain", lambda inputs: torch.ones(1, 16, 7, 7))
     monkeypatch.setattr(compare.memory, "in_new_process", lambda *args: 123)
-    found = Bench(MINI, device=CPU).compare(repeats=1, measure_memory=True)
+    found = Bench(MINI, device=CPU).compare(rounds=1, measure_memory=True)
     assert [timing.memory for timing in found.timings][:2] == [None, 123]
     [row] = [row for row in found.to_dict()["timings"] if row["name"] == "eager"]
     numbers = ("seconds", "median", "ratio", "gflops", "share_of_peak", "memory")
@@ -260,7 +261,7 @@ def test_memory_of_wrong_results_is_not_measured(monkeypatch):
 def test_backends_that_cannot_run_say_why(monkeypatch):
     """They are listed with their reason, and an error when asked for by name."""
     add_backend(monkeypatch, "gpu", why="it needs a GPU")
-    found = compare.compare(MINI, device=CPU, repeats=1)
+    found = compare.compare(MINI, device=CPU, rounds=1)
     assert found.missing["gpu"] == "it needs a GPU"
     assert "gpu" not in {timing.name for timing in found.timings}
     with pytest.raises(BackendError, match="'gpu' cannot run squeeze4d here: it needs a GPU"):
@@ -270,16 +271,69 @@ def test_backends_that_cannot_run_say_why(monkeypatch):
 def test_only_the_asked_backends_run(monkeypatch):
     """And the baseline, which they are compared with."""
     add_backend(monkeypatch, "other")
-    found = compare.compare(MINI, device=CPU, repeats=1, only=["other"])
+    found = compare.compare(MINI, device=CPU, rounds=1, only=["other"])
     assert [timing.name for timing in found.timings] == ["eager", "other"]
+
+
+@pytest.mark.parametrize(
+    "backward", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["forward", "backward"]
+)
+def test_the_compiled_baseline(backward):
+    """Checked like the eager one, compiled for each thread count, and timed in the same turns."""
+    workload = dataclasses.replace(MINI, block_channels=(8,), backward=backward)
+    bench = Bench(workload, device=CPU, dtype=torch.bfloat16)
+    for threads in (1, 2):
+        found = bench.compare(threads=threads, rounds=2, only=["reference"], compiled=True)
+        names = {timing.name: len(timing.seconds) for timing in found.timings}
+        assert names == {"eager": 2, "compiled": 2, "reference": 2} and found.threads == threads
+        errors = [timing.error for timing in found.timings[:2]]
+        assert min(errors) > 0 and max(errors) < 1
+
+
+def test_the_compiled_baseline_runs_in_the_threads_of_the_comparison(monkeypatch):
+    """Inductor writes their number into its code; nothing compiled for another number is left."""
+    given: list[Any] = []
+    resets: list[None] = []
+
+    def spy(function, *, dynamic, options: dict[str, Any]):
+        given.append((dynamic, options))
+        return function
+
+    monkeypatch.setattr(torch, "compile", spy)
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: resets.append(None))
+    for threads in (1, 3):
+        Bench(MINI, device=CPU).compare(threads=threads, rounds=1, only=["eager"], compiled=True)
+    assert given == [(False, {"cpp.threads": 1}), (False, {"cpp.threads": 3})]
+    assert len(resets) == 2
+
+
+def test_a_compiled_baseline_that_is_wrong_is_not_timed(monkeypatch):
+    """By the yardstick's own check."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *a: function(*a) * 1.1)
+    found = Bench(MINI, device=CPU).compare(rounds=1, only=["eager"], compiled=True)
+    assert [(timing.name, timing.passed) for timing in found.timings] == [
+        ("eager", True), ("compiled", False),
+    ]  # fmt: skip
+
+
+def test_without_a_compiler_the_column_says_why(monkeypatch):
+    """On one line, and everything else is timed."""
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("Failed to find\nC++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: broken)
+    found = Bench(MINI, device=CPU).compare(rounds=1, only=["reference"], compiled=True)
+    assert [timing.name for timing in found.timings] == ["eager", "reference"]
+    assert found.missing == {"compiled": "torch.compile failed: Failed to find C++ compiler"}
 
 
 def test_the_baseline_is_no_second_column():
     """The backend `eager` and the baseline are one, asked for by name or not, in every dtype."""
     for dtype in (torch.float32, torch.bfloat16):
-        found = compare.compare(MINI, device=CPU, dtype=dtype, repeats=1, only=["eager"])
+        found = compare.compare(MINI, device=CPU, dtype=dtype, rounds=1, only=["eager"])
         assert [timing.name for timing in found.timings] == ["eager"]
-        found = compare.compare(MINI, device=CPU, dtype=dtype, repeats=1)
+        found = compare.compare(MINI, device=CPU, dtype=dtype, rounds=1)
         assert [timing.name for timing in found.timings].count("eager") == 1
         assert "eager" not in found.missing
 
@@ -287,16 +341,16 @@ def test_the_baseline_is_no_second_column():
 def test_the_forced_backend_comes_back():
     """Timing a backend leaves the caller's choice as it was."""
     with ops.use_backend("reference"):
-        compare.compare(MINI, device=CPU, repeats=1)
+        compare.compare(MINI, device=CPU, rounds=1)
         assert backends.select("correlation4d", torch.zeros(1)) == "reference"
 
 
 def test_mistakes_are_named():
-    """Unknown backends and parts, no repeats, no threads."""
+    """Unknown backends and parts, no rounds, no threads."""
     with pytest.raises(UsageError, match="unknown backend 'fast'"):
         compare.compare(MINI, device=CPU, only=["fast"])
-    with pytest.raises(UsageError, match="repeats must be at least 1, got 0"):
-        compare.compare(MINI, device=CPU, repeats=0)
+    with pytest.raises(UsageError, match="rounds must be at least 1, got 0"):
+        compare.compare(MINI, device=CPU, rounds=0)
     with pytest.raises(UsageError, match="threads must be at least 1, got 0"):
         Bench(MINI, device=CPU).compare(threads=0)
     with pytest.raises(UsageError, match="unknown part 'half': choose from chain, correlation"):
@@ -319,7 +373,8 @@ def test_medians_and_ratios():
 def test_the_documented_command(tmp_path):
     """`pytest benchmarks --benchmark-only` runs, and records every row and what it depends on."""
     record = tmp_path / "record.json"
-    options = ["--workloads", "tiny", "--threads", "1", "--rounds", "1", "--record", str(record)]
+    options = ["--workloads", "tiny", "--threads", "1", "--rounds", "1", "--no-compile"]
+    options += ["--record", str(record)]
     command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", *options]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr

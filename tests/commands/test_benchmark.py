@@ -28,7 +28,7 @@ def test_bad_input_is_one_line(case, assert_refused):
 
 def test_benchmark_as_table_and_json(mini, capsys):
     """Every backend beside the baseline."""
-    arguments = ["benchmark", "--workloads", "mini", "--repeats", "2", "--device", "cpu"]
+    arguments = ["benchmark", "--workloads", "mini", "--rounds", "2", "--device", "cpu"]
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in ("eager", "reference", "mini, float32, cpu"))
@@ -40,7 +40,7 @@ def test_benchmark_as_table_and_json(mini, capsys):
 def test_benchmark_fails_on_wrong_results(mini, capsys, monkeypatch):
     """No time is printed for them, and the exit code says so."""
     monkeypatch.setattr(baseline, "chain", lambda inputs: torch.ones(1, 16, 7, 7))
-    arguments = ["benchmark", "--workloads", "mini", "--repeats", "1", "--device", "cpu"]
+    arguments = ["benchmark", "--workloads", "mini", "--rounds", "1", "--device", "cpu"]
     assert cli.main(arguments) == 1
     captured = capsys.readouterr()
     [row] = [line for line in captured.out.splitlines() if line.split()[:1] == ["eager"]]

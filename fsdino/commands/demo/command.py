@@ -45,7 +45,7 @@ class Demo:
     """Number of these to show for each number of shots."""
     workload: str = "W6"
     """Workload of the kernel table; see `fsdino benchmark`."""
-    repeats: int = 3
+    rounds: int = 3
     """Rounds of the kernel timing."""
     as_json: Json = False
     """Print the numbers as one JSON object instead of tables."""
@@ -56,7 +56,7 @@ class Demo:
         check_folder(self.out)
         for option, value in (
             ("--episodes", self.episodes), ("--pictures", self.pictures),
-            ("--repeats", self.repeats),
+            ("--rounds", self.rounds),
         ):  # fmt: skip
             check_range(option, value, 1)
         for name in (self.model, self.drawn_model):
@@ -70,7 +70,7 @@ class Demo:
         build.build_if_possible()
         settings = run.Settings(
             self.model, self.drawn_model, self.episodes, self.pictures, self.workload,
-            self.repeats,
+            self.rounds,
             command=shlex.join(["fsdino", *sys.argv[1:]]),
         )  # fmt: skip
         results = run.run(settings, self.out)

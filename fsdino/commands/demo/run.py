@@ -45,7 +45,7 @@ class Settings:
             24 classes weigh every class equally.
         pictures: number of these that are shown, for 1 shot and for 5 shots.
         workload: of the kernel table.
-        repeats: of each kernel timing.
+        rounds: of each kernel timing.
         command: how the report says it was made.
     """
 
@@ -54,7 +54,7 @@ class Settings:
     episodes: int = 24
     pictures: int = 3
     workload: str = WORKLOAD
-    repeats: int = 3
+    rounds: int = 3
     command: str = "fsdino demo"
 
 
@@ -123,7 +123,7 @@ def run(settings: Settings, out: Path) -> Results:
         FsdinoError: `out` cannot be written.
     """
     began = time.monotonic()
-    for name in ("episodes", "pictures", "repeats"):
+    for name in ("episodes", "pictures", "rounds"):
         if getattr(settings, name) < 1:
             raise UsageError(f"{name} must be at least 1, got {getattr(settings, name)}")
     [workload] = workloads.find_workloads([settings.workload])
@@ -146,7 +146,7 @@ def run(settings: Settings, out: Path) -> Results:
             answers.append(answer)
             progress.advance()
     ways = drawings.answer_ways(drawn_model)
-    kernels = compare.compare(workload, device=torch.device("cpu"), repeats=settings.repeats)
+    kernels = compare.compare(workload, device=torch.device("cpu"), rounds=settings.rounds)
     results = Results(
         settings, model, photographs, drawn_model, answers, drawings.scores(answers), ways,
         kernels, first, time.monotonic() - began,

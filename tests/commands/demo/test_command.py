@@ -30,7 +30,7 @@ def test_demo_goes_on_without_a_compiler(
     """What could not be built is said in one line."""
     stub_extension.without_compiler(monkeypatch, tmp_path)
     arguments = ["demo", "--out", "demo", "--model", "model", "--drawn-model", "model"]
-    arguments += ["--episodes", "1", "--pictures", "1", "--workload", "mini", "--repeats", "1"]
+    arguments += ["--episodes", "1", "--pictures", "1", "--workload", "mini", "--rounds", "1"]
     assert cli.main(arguments) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "no C++ compiler" in line]
     assert len(lines) == 1
@@ -41,7 +41,7 @@ def test_demo(mini, two_photographs, capsys, monkeypatch):
     """The report, the table, and the numbers as JSON."""
     monkeypatch.setattr(build, "build_if_possible", lambda: None)
     arguments = ["demo", "--out", "demo", "--model", "other", "--drawn-model", "model"]
-    arguments += ["--episodes", "2", "--pictures", "1", "--workload", "mini", "--repeats", "1"]
+    arguments += ["--episodes", "2", "--pictures", "1", "--workload", "mini", "--rounds", "1"]
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
     assert "training-free" in out

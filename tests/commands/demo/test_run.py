@@ -111,7 +111,7 @@ def test_all_numbers_are_in_the_json(results, folder):
     assert data["first_seconds"] == results.first_seconds
 
 
-@pytest.mark.parametrize("name", ["episodes", "pictures", "repeats"])
+@pytest.mark.parametrize("name", ["episodes", "pictures", "rounds"])
 def test_numbers_below_one_are_refused(name, tmp_path):
     """Before anything is loaded or written."""
     with pytest.raises(UsageError, match=f"{name} must be at least 1, got 0"):
