@@ -23,11 +23,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from record import drawn_set, write_record
+from record import drawn_set
 from tiny_recipe import on_frozen_encoder
 
 import fsdino
 from fsdino import processes as sharing
+from fsdino.bench.record import write_record
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.evaluation.evaluate import Settings, evaluate
 from fsdino.evaluation.predictors import ModelPredictor

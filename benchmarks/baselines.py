@@ -13,12 +13,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from record import drawn_set, write_record
+from record import drawn_set
 from tiny import tune
 from tiny_recipe import on_frozen_encoder
 
 import fsdino
 from fsdino import processes as sharing
+from fsdino.bench.record import write_record
 from fsdino.evaluation import protocols
 from fsdino.evaluation import run as evaluation
 from fsdino.evaluation.evaluate import Settings

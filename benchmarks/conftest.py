@@ -17,14 +17,16 @@ from typing import Any
 
 import pytest
 import torch
-from record import write_record
 
-from fsdino import processes as sharing
+from fsdino.bench import plot
 from fsdino.bench.baseline import COMPILED, EAGER
 from fsdino.bench.compare import Bench, Comparison
+from fsdino.bench.record import write_comparisons
 from fsdino.bench.table import print_comparison
 from fsdino.bench.workloads import TINY, WORKLOADS
 from fsdino.devices import DTYPES, find_dtype
+from fsdino.environment import devices
+from fsdino.errors import FsdinoError
 from fsdino.ops import backends
 
 SUITE = {"tiny": TINY, **WORKLOADS}
@@ -57,6 +59,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--dtype", choices=DTYPES, default="float32", help="default: float32")
     group.addoption("--record", type=Path, help="JSON file to write, as in benchmarks/results/")
+    group.addoption(
+        "--plot",
+        type=Path,
+        help="picture to write, .svg or .png: also time the chain of W12 on grids of 19, 37 and 74 "
+        "tokens a side, in float32 and bfloat16",
+    )
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,7 @@ class Suite:
 
     config: pytest.Config
     done: dict[Case, Comparison] = field(default_factory=dict)
+    plotted: list[Comparison] = field(default_factory=list)
 
     def comparison(self, case: Case) -> Comparison:
         if case not in self.done:
@@ -120,6 +129,11 @@ def pytest_configure(config: pytest.Config) -> None:
     unknown = set(config.getoption("--workloads")) - SUITE.keys()
     if unknown:
         raise pytest.UsageError(f"--workloads: choose from {', '.join(SUITE)}, not {min(unknown)}")
+    if config.getoption("--plot") is not None:
+        try:
+            plot.check_file(config.getoption("--plot"))
+        except FsdinoError as error:
+            raise pytest.UsageError(str(error)) from error
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -170,33 +184,25 @@ def measure(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[Case, s
 
 
 def pytest_terminal_summary(config: pytest.Config) -> None:
-    for comparison in config.stash[_KEY].done.values():
+    suite = config.stash[_KEY]
+    for comparison in (*suite.done.values(), *suite.plotted):
         print_comparison(comparison)
 
 
-def _summary(comparison: Comparison) -> dict[str, Any]:
-    """A comparison for the record: the seconds of all rounds as their number and range."""
-    summary = comparison.to_dict()
-    for row in summary["timings"]:
-        seconds = row.pop("seconds")
-        row |= {
-            "rounds": len(seconds),
-            "fastest": min(seconds, default=None),
-            "slowest": max(seconds, default=None),
-        }
-    return summary
-
-
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    path, done = session.config.getoption("--record"), session.config.stash[_KEY].done
-    if path is None or exitstatus not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
+    config, suite = session.config, session.config.stash[_KEY]
+    path, picture = config.getoption("--record"), config.getoption("--plot")
+    if exitstatus not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
         return
-    write_record(
-        path,
-        shlex.join(["pytest", *session.config.invocation_params.args]),
-        results=[_summary(comparison) for comparison in done.values()],
-        machine={
-            "cores": sharing.cores(),
-            "capability": torch.backends.cpu.get_cpu_capability(),
-        },
-    )
+    if picture is not None:
+        points = plot.measure(
+            WORKLOADS["W12"],
+            device=torch.device("cpu"),
+            rounds=config.getoption("--rounds"),
+            threads=config.getoption("--threads")[-1],
+        )
+        plot.draw(points, picture, devices()["cpu"])
+        suite.plotted.extend(points.values())
+    if path is not None:
+        command = shlex.join(["pytest", *config.invocation_params.args])
+        write_comparisons(path, command, [*suite.done.values(), *suite.plotted])

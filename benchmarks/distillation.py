@@ -22,10 +22,11 @@ from typing import Any
 import ablation
 import small_sam
 import torch
-from record import drawn_set, write_record
+from record import drawn_set
 from tiny_recipe import on_frozen_encoder
 
 from fsdino import processes as sharing
+from fsdino.bench.record import write_record
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.files import read_json_lines, read_object, write_json
 from fsdino.images import write_png

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from record import command, write_record
+from record import command
 from training_speed import ENCODER, peak
 
 from fsdino import processes as sharing
 from fsdino.bench import memory
 from fsdino.bench.compare import timed
+from fsdino.bench.record import write_record
 from fsdino.models.checkpoints import write_tensors
 from fsdino.models.config import ModelConfig
 from fsdino.training.distillation.architecture import Architecture

@@ -39,11 +39,12 @@ import gpu_checks
 import gpu_timing
 import roofline
 import torch
-from record import command, write_record
+from record import command
 from workers import NOT_BEGUN, Job, Outcome, Worker, run_all
 
 from fsdino import processes as sharing
 from fsdino.bench import cases
+from fsdino.bench.record import write_record
 from fsdino.bench.workloads import WORKLOADS, Workload
 
 HERE = Path(__file__).resolve().parent

@@ -28,11 +28,11 @@ from photo_methods import ABLATIONS, PHOTO, Method, Trial, label, methods
 from photo_pairs import FOLDER, Pair, load_pairs
 from photo_results import OTHER, SAME, Asked, Row, camvid_result, pairs_result
 from photo_tables import show, show_latency, show_parts
-from record import write_record
 from rich.console import Console
 
 import fsdino
 from fsdino import processes as sharing
+from fsdino.bench.record import write_record
 from fsdino.errors import FsdinoError, UsageError
 from fsdino.progress import Progress
 

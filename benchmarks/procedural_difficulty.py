@@ -20,9 +20,10 @@ import numpy.typing as npt
 import PIL
 import timm
 import torch
-from record import drawn_set, write_record
+from record import drawn_set
 from torch.nn import functional
 
+from fsdino.bench.record import write_record
 from fsdino.data import procedural
 from fsdino.data.episodes import Episode, Episodes, Image, Mask, Sample
 from fsdino.resizing import area_shares

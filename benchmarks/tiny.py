@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from record import drawn_set, write_record
+from record import drawn_set
 
 import fsdino
+from fsdino.bench.record import write_record
 from fsdino.data.batches import collate
 from fsdino.data.procedural import ProceduralEpisodes
 from fsdino.evaluation.evaluate import Settings, evaluate

@@ -16,10 +16,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from record import write_record
-
 import fsdino
 from fsdino import processes as sharing
+from fsdino.bench.record import write_record
 from fsdino.training.meta.config import TrainConfig
 from fsdino.training.meta.footprint import BACKWARD, USED
 from fsdino.training.meta.train import Trainer

@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import command, write_record
+from record import command
 
 from fsdino import processes as sharing
 from fsdino.bench import memory
 from fsdino.bench.compare import timed
+from fsdino.bench.record import write_record
 from fsdino.models import hypercorrelation
 from fsdino.models.config import ModelConfig
 from fsdino.ops import backends, eager

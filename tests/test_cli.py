@@ -322,4 +322,4 @@ def test_verbose_logs_details(capsys):
         assert cli.main(segment("--query", "b.png")) == 0
         assert "runs on reference" not in capsys.readouterr().err
         assert cli.main([*segment("--query", "b.png", "--out", "two"), "--verbose"]) == 0
-        assert "correlation4d runs on reference" in capsys.readouterr().err
+        assert "squeeze4d runs on reference" in capsys.readouterr().err

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
+import sys
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from fsdino.commands.options import Dtype, Flag, Json, Number, check_range
+from fsdino.commands.options import Dtype, File, Flag, Json, Number, check_range
 from fsdino.devices import check_device, check_dtype, find_device, find_dtype
+from fsdino.errors import UsageError
+
+if TYPE_CHECKING:
+    from fsdino.bench.compare import Comparison
+    from fsdino.bench.workloads import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +53,14 @@ class Benchmark:
     """Floating type of all inputs."""
     rounds: int = 5
     """Rounds in which every backend runs once."""
+    compile: Flag = False
+    """Also time torch.compile of the eager baseline, compiled before for each thread count."""
+    record: File = None
+    """JSON file to write: command, versions, machine, and all results with their medians."""
+    plot: File = None
+    """Picture to write (.svg or .png): also time the chain of the first workload on grids of 19, 37
+    and 74 tokens a side, in float32 and bfloat16: eager, compiled, and the first of the backends or
+    the one that auto takes. 74 needs several GB. Needs the extra fsdino[plot]."""
     as_json: Json = False
     """Print the results as one JSON object."""
 
@@ -56,32 +72,75 @@ class Benchmark:
         check_range("--rounds", self.rounds, 1)
         for count in self.threads:
             check_range("--threads", count, 1)
+        from fsdino.bench.plot import check_file
         from fsdino.bench.workloads import check_part, find_workloads
 
         for part in self.parts:
             check_part(part)
         workloads = find_workloads(self.workloads)
-        from fsdino.bench import compare
+        if self.record is not None and self.record.is_dir():
+            raise UsageError(f"--record {self.record}: a file is needed, this is a folder")
+        if self.plot is not None:
+            check_file(self.plot)
+        comparisons = self._compare(workloads)
+        if self.plot is not None:
+            comparisons += self._draw(workloads[0], self.plot)
+        self._report(comparisons)
+        return 0
+
+    def _compare(self, workloads: list[Workload]) -> list[Comparison]:
+        """What was asked for, each as a table once it is measured."""
+        from fsdino.bench.compare import Bench
         from fsdino.bench.table import print_comparison
-        from fsdino.environment import environment
 
         device, dtype = find_device(self.device), find_dtype(self.dtype)
         comparisons = []
         for workload in workloads:
-            bench = compare.Bench(workload, device=device, dtype=dtype, foreground=self.foreground)
+            bench = Bench(workload, device=device, dtype=dtype, foreground=self.foreground)
             for part, threads in itertools.product(self.parts, self.threads or (None,)):
                 comparison = bench.compare(
                     part,
                     threads=threads,
                     rounds=self.rounds,
                     only=self.backends,
+                    compiled=self.compile,
                     measure_memory=self.memory,
                 )
                 comparisons.append(comparison)
                 if not self.as_json:
                     print_comparison(comparison)
+        return comparisons
+
+    def _draw(self, workload: Workload, file: Path) -> list[Comparison]:
+        """The picture, from measurements of its own, which are returned."""
+        from fsdino.bench import plot
+        from fsdino.bench.table import print_comparison
+        from fsdino.environment import devices
+
+        device = find_device(self.device)
+        points = plot.measure(
+            workload,
+            device=device,
+            rounds=self.rounds,
+            threads=self.threads[-1] if self.threads else None,
+            foreground=self.foreground,
+            backend=self.backends[0] if self.backends else "auto",
+        )
+        name = "cpu" if device.type == "cpu" else f"cuda:{device.index or 0}"
+        plot.draw(points, file, devices()[name])
+        for comparison in () if self.as_json else points.values():
+            print_comparison(comparison)
+        return [*points.values()]
+
+    def _report(self, comparisons: list[Comparison]) -> None:
+        """The record, JSON on stdout, and an error where results were wrong."""
+        from fsdino.bench.compare import check_passed
+        from fsdino.bench.record import write_comparisons
+        from fsdino.environment import environment
+
+        if self.record is not None:
+            write_comparisons(self.record, shlex.join(["fsdino", *sys.argv[1:]]), comparisons)
         if self.as_json:
             rows = [comparison.to_dict() for comparison in comparisons]
             print(json.dumps({"environment": environment(), "workloads": rows}))
-        compare.check_passed(comparisons)
-        return 0
+        check_passed(comparisons)

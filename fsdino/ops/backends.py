@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import importlib
 import logging
 import os
@@ -34,6 +35,17 @@ MEASURED: dict[tuple[str, str, int], str] = {}
 def shape_class(tensor: torch.Tensor) -> int:
     """Bits of the tensor's size; one backend is assumed to be the fastest for a whole class."""
     return int(tensor.numel()).bit_length()
+
+
+@functools.cache
+def instruction_set() -> str:
+    """Of this CPU, as PyTorch uses it: "AMX", "AVX512_BF16", "AVX512", "AVX2", "DEFAULT", ..."""
+    name = torch.backends.cpu.get_cpu_capability()
+    if name == "AVX512" and torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    if name == "AVX512" and torch.cpu._is_avx512_bf16_supported():
+        return "AVX512_BF16"
+    return name
 
 
 def _nothing_to_prepare(device: torch.device) -> None:

@@ -387,4 +387,4 @@ def test_the_documented_command(tmp_path):
     assert shlex.split(found["command"])[:2] == ["pytest", "benchmarks"]
     assert {"torch", "processor"} <= found["environment"].keys()
     assert {"commit", "changed"} == found["source"].keys()
-    assert {"cores", "capability"} == found["machine"].keys()
+    assert {"processor", "cores", "instruction_set"} == found["machine"].keys()
