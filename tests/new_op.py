@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsdino.ops import arguments, backends, derivatives, reference, schemas
+from fsdino.ops import arguments, backends, calls, derivatives, reference, schemas
 from fsdino.ops.correlation import asked_for
 
 _NAME = "channel_gain4d"
@@ -46,19 +46,22 @@ schemas.define(_NAME)
 
 def channel_gain4d(x: Tensor, gain: Tensor, *, backend: str = "auto") -> Tensor:
     """x [B, C, Hq, Wq, Hs, Ws] times the gain [C] of each channel."""
+    return _OP((x, gain), (), backend)  # type: ignore[no-any-return]
+
+
+def _check(x: Tensor, gain: Tensor) -> Any:
     x, gain = arguments.check_tensors(_NAME, x=x, gain=gain)  # type: ignore[assignment]
     arguments.check_volume(_NAME, x)
     arguments.check_vector(_NAME, "gain", gain, x.shape[1])
-    name = backends.select(_NAME, x, backend)
-    return torch.ops.fsdino.channel_gain4d(x, gain, name)  # type: ignore[no-any-return]
+    return (x, gain), ()
 
 
-@torch.library.impl("fsdino::channel_gain4d", "CompositeExplicitAutograd")
+@calls.implements(_NAME)
 def _forward(x: Tensor, gain: Tensor, backend: str) -> Tensor:
     return backends.run(backend, _NAME, x, gain)
 
 
-@torch.library.impl("fsdino::channel_gain4d_backward", "CompositeExplicitAutograd")
+@calls.implements(_NAME + "_backward")
 def _backward_kernel(grad: Tensor, *args: Any) -> Any:
     *rest, backend = args
     return backends.run(backend, _NAME + "_backward", grad, *rest)
@@ -79,12 +82,11 @@ def _backward_fake(
 def _gradients(
     grad: Tensor, saved: Sequence[Any], settings: Sequence[Any], needs: list[bool], backend: str
 ) -> Any:
-    return torch.ops.fsdino.channel_gain4d_backward(grad, *saved, needs, backend)
+    return _backward_kernel(grad, *saved, needs, backend)
 
 
-derivatives.register(
-    derivatives.Derivatives(_NAME, 2, _gradients, formulation=reference.channel_gain4d)
-)
+_DERIVATIVES = derivatives.Derivatives(_NAME, 2, _gradients, reference.channel_gain4d)
+_OP = calls.Op(_NAME, _check, _forward, derivatives.register(_DERIVATIVES, _forward))
 '''
 
 FORMULATION = '''

@@ -75,7 +75,11 @@ class Backend:
     prepare: Callable[[torch.device], None] = _nothing_to_prepare
 
     def load(self) -> ModuleType:
-        """Import the implementation."""
+        """The implementation, imported at the first call."""
+        return self._implementation
+
+    @functools.cached_property
+    def _implementation(self) -> ModuleType:
         return importlib.import_module(self.module)
 
 
@@ -135,11 +139,11 @@ def select(op: str, tensor: torch.Tensor, requested: str = "auto") -> str:
     if requested == "auto":
         requested = _forced.get()
     if requested != "auto":
-        backend = _find(requested)
-        if tensor.device.type == "meta":  # only shapes are needed: nothing will run
+        backend, device = _find(requested), tensor.device
+        if device.type == "meta":  # only shapes are needed: nothing will run
             return requested
-        backend.prepare(tensor.device)
-        reason = why_not(requested, op, tensor.device, tensor.dtype)
+        backend.prepare(device)
+        reason = why_not(requested, op, device, tensor.dtype)
         if reason is not None:
             raise BackendError(f"backend {requested!r} cannot run {op} here: {reason}")
         return requested
@@ -181,9 +185,9 @@ def use_backend(name: str) -> Iterator[None]:
 
 def run(backend: str, function: str, tensor: torch.Tensor, *args: object) -> torch.Tensor:
     """Call a function of a backend, outside of autocast: the dtypes are already chosen."""
-    implementation = getattr(_registry[backend].load(), function)
+    implementation = getattr(_registry[backend]._implementation, function)
     logger.debug("%s runs on %s", function, backend)
-    if torch.is_autocast_enabled(tensor.device.type):
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(tensor.device.type):
         with torch.autocast(tensor.device.type, enabled=False):
             return implementation(tensor, *args)  # type: ignore[no-any-return]
     return implementation(tensor, *args)  # type: ignore[no-any-return]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsdino.ops import arguments, backends, derivatives, reference, schemas
+from fsdino.ops import arguments, backends, calls, derivatives, reference, schemas
 from fsdino.ops.correlation import asked_for
 
 _CONV = "center_pivot_conv4d"
@@ -50,6 +50,17 @@ def center_pivot_conv4d(
         ValueError: shapes, kernels or devices that do not fit; the message names the argument.
         BackendError: the backend that `backend` names cannot run this call.
     """
+    tensors = (x, weight_query, weight_support, bias)
+    return _CONV_OP(tensors, (support_stride,), backend)  # type: ignore[no-any-return]
+
+
+def _check_conv(
+    x: Tensor,
+    weight_query: Tensor,
+    weight_support: Tensor,
+    bias: Tensor | None,
+    support_stride: int,
+) -> Any:
     x, weight_query, weight_support, bias = arguments.check_tensors(  # type: ignore[assignment]
         _CONV, x=x, weight_query=weight_query, weight_support=weight_support, bias=bias
     )
@@ -59,10 +70,7 @@ def center_pivot_conv4d(
     arguments.check_result(
         _CONV, "x and weight_query", _shape(x, weight_query.shape[0], support_stride)
     )
-    name = backends.select(_CONV, x, backend)
-    return torch.ops.fsdino.center_pivot_conv4d(  # type: ignore[no-any-return]
-        x, weight_query, weight_support, bias, support_stride, name
-    )
+    return (x, weight_query, weight_support, bias), (support_stride,)
 
 
 def center_pivot_block4d(
@@ -100,6 +108,23 @@ def center_pivot_block4d(
     Raises:
         TypeError, ValueError, BackendError: as `center_pivot_conv4d`.
     """
+    tensors = (x, weight_query, weight_support, bias, norm_weight, norm_bias)
+    y, *_ = _BLOCK_OP(tensors, (num_groups, norm_eps, support_stride, reduce_support), backend)
+    return y  # type: ignore[no-any-return]
+
+
+def _check_block(
+    x: Tensor,
+    weight_query: Tensor,
+    weight_support: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    num_groups: int,
+    norm_eps: float,
+    support_stride: int,
+    reduce_support: bool,
+) -> Any:
     tensors = arguments.check_tensors(
         _BLOCK,
         x=x,
@@ -121,12 +146,7 @@ def center_pivot_block4d(
     norm_eps = arguments.check_eps(_BLOCK, "norm_eps", norm_eps, x.dtype)
     arguments.check_groups(_BLOCK, num_groups, weight_query.shape[0])
     arguments.check_flag(_BLOCK, "reduce_support", reduce_support)
-    name = backends.select(_BLOCK, x, backend)
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    y, *_ = torch.ops.fsdino.center_pivot_block4d(
-        *tensors, num_groups, norm_eps, support_stride, reduce_support, save, name
-    )
-    return y  # type: ignore[no-any-return]
+    return tensors, (num_groups, norm_eps, support_stride, reduce_support)
 
 
 def kept(size: int, stride: int) -> int:
@@ -147,13 +167,13 @@ def _shape(x: Tensor, channels: int, stride: int) -> tuple[int, ...]:
     return (batch, channels, hq, wq, kept(hs, stride), kept(ws, stride))
 
 
-@torch.library.impl("fsdino::center_pivot_conv4d", "CompositeExplicitAutograd")
+@calls.implements(_CONV)
 def _conv_forward(x: Tensor, *args: Any) -> Tensor:
     *tensors, support_stride, backend = args
     return backends.run(backend, _CONV, x, *tensors, within(support_stride, x))
 
 
-@torch.library.impl("fsdino::center_pivot_conv4d_backward", "CompositeExplicitAutograd")
+@calls.implements(_CONV + "_backward")
 def _conv_backward_kernel(grad: Tensor, x: Tensor, *args: Any) -> Any:
     *tensors, support_stride, needs, backend = args
     stride = within(support_stride, x)
@@ -191,7 +211,7 @@ def _conv_gradients(
     grad: Tensor, saved: Sequence[Any], settings: Sequence[Any], needs: list[bool], backend: str
 ) -> Any:
     *tensors, _ = saved  # the gradients do not depend on the bias
-    return torch.ops.fsdino.center_pivot_conv4d_backward(grad, *tensors, *settings, needs, backend)
+    return _conv_backward_kernel(grad, *tensors, *settings, needs, backend)
 
 
 def _conv_formulation(
@@ -205,14 +225,14 @@ def _conv_formulation(
     return reference.center_pivot_conv4d(x, weight_query, weight_support, bias, stride)
 
 
-@torch.library.impl("fsdino::center_pivot_block4d", "CompositeExplicitAutograd")
+@calls.implements(_BLOCK)
 def _block_forward(x: Tensor, *args: Any) -> Any:
     *rest, support_stride, reduce_support, save, backend = args
     settings = (within(support_stride, x), reduce_support, save)
     return backends.run(backend, _BLOCK, x, *rest, *settings)
 
 
-@torch.library.impl("fsdino::center_pivot_block4d_backward", "CompositeExplicitAutograd")
+@calls.implements(_BLOCK + "_backward")
 def _block_backward_kernel(grad: Tensor, x: Tensor, *args: Any) -> Any:
     *tensors, support_stride, reduce_support, needs, backend = args
     settings = (within(support_stride, x), reduce_support, needs)
@@ -268,7 +288,7 @@ def _block_gradients(
 ) -> Any:
     x, weight_query, weight_support, _, *rest = saved  # the statistics hold the bias
     _, _, support_stride, reduce_support, _ = settings
-    return torch.ops.fsdino.center_pivot_block4d_backward(
+    return _block_backward_kernel(
         grad, x, weight_query, weight_support, *rest, support_stride, reduce_support, needs, backend
     )
 
@@ -279,7 +299,17 @@ def _block_formulation(x: Tensor, *args: Any) -> Tensor:
     return reference.center_pivot_block4d(*(x, *rest, *settings))[0]
 
 
-derivatives.register(derivatives.Derivatives(_CONV, 4, _conv_gradients, _conv_formulation))
-derivatives.register(
-    derivatives.Derivatives(_BLOCK, 6, _block_gradients, _block_formulation, statistics=3)
+_CONV_DERIVATIVES = derivatives.Derivatives(_CONV, 4, _conv_gradients, _conv_formulation)
+_CONV_OP = calls.Op(
+    _CONV, _check_conv, _conv_forward, derivatives.register(_CONV_DERIVATIVES, _conv_forward)
+)
+_BLOCK_DERIVATIVES = derivatives.Derivatives(
+    _BLOCK, 6, _block_gradients, _block_formulation, statistics=3
+)
+_BLOCK_OP = calls.Op(
+    _BLOCK,
+    _check_block,
+    _block_forward,
+    derivatives.register(_BLOCK_DERIVATIVES, _block_forward),
+    saves=True,
 )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsdino.ops import arguments, backends, derivatives, schemas
+from fsdino.ops import arguments, backends, calls, derivatives, schemas
 
 _NAME = "correlation4d"
 
@@ -48,28 +48,31 @@ def correlation4d(
             argument.
         BackendError: the backend that `backend` names cannot run this call.
     """
+    return _OP((query, support, support_weight), (eps,), backend)  # type: ignore[no-any-return]
+
+
+def _check(query: Tensor, support: Tensor, support_weight: Tensor | None, eps: float) -> Any:
     query, support, support_weight = arguments.check_tensors(  # type: ignore[assignment]
         _NAME, query=query, support=support, support_weight=support_weight
     )
     arguments.check_features(_NAME, query, support, support_weight)
     eps = arguments.check_eps(_NAME, "eps", eps, query.dtype)
     arguments.check_result(_NAME, "query and support", _shape(query, support))
-    name = backends.select(_NAME, query, backend)
-    return torch.ops.fsdino.correlation4d(query, support, support_weight, eps, name)  # type: ignore[no-any-return]
+    return (query, support, support_weight), (eps,)
 
 
 def _shape(query: Tensor, support: Tensor) -> tuple[int, ...]:
     return (*query.shape[:2], *query.shape[3:], *support.shape[3:])
 
 
-@torch.library.impl("fsdino::correlation4d", "CompositeExplicitAutograd")
+@calls.implements(_NAME)
 def _forward(
     query: Tensor, support: Tensor, support_weight: Tensor | None, eps: float, backend: str
 ) -> Tensor:
     return backends.run(backend, _NAME, query, support, support_weight, eps)
 
 
-@torch.library.impl("fsdino::correlation4d_backward", "CompositeExplicitAutograd")
+@calls.implements(_NAME + "_backward")
 def _backward_kernel(grad: Tensor, *args: Any) -> Any:
     *rest, backend = args
     return backends.run(backend, _NAME + "_backward", grad, *rest)
@@ -114,9 +117,8 @@ def asked_for(
 def _gradients(
     grad: Tensor, saved: Sequence[Any], settings: Sequence[Any], needs: list[bool], backend: str
 ) -> Any:
-    return torch.ops.fsdino.correlation4d_backward(grad, *saved, *settings, needs, backend)
+    return _backward_kernel(grad, *saved, *settings, needs, backend)
 
 
-derivatives.register(
-    derivatives.Derivatives(_NAME, 3, _gradients, formulation=derivatives.correlation4d)
-)
+_DERIVATIVES = derivatives.Derivatives(_NAME, 3, _gradients, derivatives.correlation4d)
+_OP = calls.Op(_NAME, _check, _forward, derivatives.register(_DERIVATIVES, _forward))

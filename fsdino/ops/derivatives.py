@@ -18,7 +18,7 @@ from torch._library.autograd import Info, make_autograd_impl
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
 
-from fsdino.ops import reference
+from fsdino.ops import calls, reference
 
 _library = torch.library.Library("fsdino", "FRAGMENT")
 
@@ -51,9 +51,12 @@ class Derivatives:
         """Keep what the backward pass needs."""
         *arguments, ctx.backend = inputs
         tensors, ctx.settings = arguments[: self.inputs], arguments[self.inputs :]
-        statistics = output[1:] if self.statistics else ()
+        if not self.statistics:
+            ctx.save_for_backward(*tensors)
+            return
+        statistics = output[1:]
         ctx.mark_non_differentiable(*statistics)
-        if not self.statistics or ctx.settings[-1]:
+        if ctx.settings[-1]:
             ctx.save_for_backward(*tensors, *statistics)
 
     def backward(self, ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -69,10 +72,9 @@ class Derivatives:
             tensors = saved[: self.inputs]
             grads: Sequence[Any] = self._differentiable(grad, tensors, ctx.settings, needs)
         else:
-            with torch._C._AutoDispatchBelowAutograd():
-                grads = self.gradients(grad, saved, ctx.settings, needs, ctx.backend)
-        asked = (g if need else None for g, need in zip(grads, needs, strict=True))
-        return (*asked, *(None for _ in ctx.settings), None)
+            grads = self.gradients(grad, saved, ctx.settings, needs, ctx.backend)
+        asked = [g if need else None for g, need in zip(grads, needs, strict=True)]
+        return (*asked, *[None] * (len(ctx.settings) + 1))
 
     def _differentiable(
         self,
@@ -103,8 +105,16 @@ class Derivatives:
             return self.formulation(*wide, *settings).to(tensors[0].dtype)
 
 
-def register(derivatives: Derivatives) -> None:
-    """Tell PyTorch how an op and its `_backward` are differentiated and mapped."""
+def register(derivatives: Derivatives, kernel: calls.Kernel) -> type[torch.autograd.Function]:
+    """Tell PyTorch how an op and its `_backward` are differentiated and mapped.
+
+    Args:
+        derivatives: of the op.
+        kernel: the op.
+
+    Returns:
+        The op with its gradients, for calls that need neither other derivatives nor a mapping.
+    """
     op = getattr(torch.ops.fsdino, derivatives.op).default
     by_kernels = make_autograd_impl(op, Info(derivatives.backward, derivatives.setup))
 
@@ -135,6 +145,23 @@ def register(derivatives: Derivatives) -> None:
     )
     for overload in (op, backward):
         torch.library.register_vmap(overload._name, _slice_by_slice(overload), lib=_library)
+    return _function(derivatives, kernel)
+
+
+def _function(derivatives: Derivatives, kernel: calls.Kernel) -> type[torch.autograd.Function]:
+    """What autograd records of a call that does not pass the dispatcher."""
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        result = kernel.function(*arguments)
+        derivatives.setup(ctx, arguments, result)
+        return result
+
+    functions = {"forward": forward, "backward": derivatives.backward}
+    return type(
+        derivatives.op,
+        (torch.autograd.Function,),
+        {name: staticmethod(function) for name, function in functions.items()},
+    )
 
 
 def register_composition(op: str, composition: Formulation) -> None:

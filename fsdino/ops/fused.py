@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsdino.ops import arguments, backends, derivatives, schemas
+from fsdino.ops import arguments, backends, calls, derivatives, schemas
 from fsdino.ops.center_pivot import kept, within
 from fsdino.ops.correlation import asked_for
 
@@ -50,6 +50,20 @@ def correlation_center_pivot4d(
     Raises:
         TypeError, ValueError, BackendError: as `correlation4d` and `center_pivot_conv4d`.
     """
+    tensors = (query, support, support_weight, weight_query, weight_support, bias)
+    return _OP(tensors, (support_stride, eps), backend)  # type: ignore[no-any-return]
+
+
+def _check(
+    query: Tensor,
+    support: Tensor,
+    support_weight: Tensor | None,
+    weight_query: Tensor,
+    weight_support: Tensor,
+    bias: Tensor | None,
+    support_stride: int,
+    eps: float,
+) -> Any:
     tensors = arguments.check_tensors(
         _NAME,
         query=query,
@@ -66,10 +80,7 @@ def correlation_center_pivot4d(
     eps = arguments.check_eps(_NAME, "eps", eps, query.dtype)
     shape = _shape(query, support, weight_query.shape[0], support_stride)
     arguments.check_result(_NAME, "query, support and weight_query", shape)
-    name = backends.select(_NAME, query, backend)
-    return torch.ops.fsdino.correlation_center_pivot4d(  # type: ignore[no-any-return]
-        *tensors, support_stride, eps, name
-    )
+    return tensors, (support_stride, eps)
 
 
 def _shape(query: Tensor, support: Tensor, channels: int, stride: int) -> tuple[int, ...]:
@@ -77,14 +88,14 @@ def _shape(query: Tensor, support: Tensor, channels: int, stride: int) -> tuple[
     return (query.shape[0], channels, *query.shape[3:], hs, ws)
 
 
-@torch.library.impl("fsdino::correlation_center_pivot4d", "CompositeExplicitAutograd")
+@calls.implements(_NAME)
 def _forward(query: Tensor, support: Tensor, *args: Any) -> Tensor:
     *tensors, support_stride, eps, backend = args
     stride = within(support_stride, support)
     return backends.run(backend, _NAME, query, support, *tensors, stride, eps)
 
 
-@torch.library.impl("fsdino::correlation_center_pivot4d_backward", "CompositeExplicitAutograd")
+@calls.implements(_NAME + "_backward")
 def _backward_kernel(grad: Tensor, query: Tensor, support: Tensor, *args: Any) -> Any:
     *tensors, support_stride, eps, needs, backend = args
     settings = (within(support_stride, support), eps, needs)
@@ -129,9 +140,7 @@ def _gradients(
     grad: Tensor, saved: Sequence[Any], settings: Sequence[Any], needs: list[bool], backend: str
 ) -> Any:
     *tensors, _ = saved  # the gradients do not depend on the bias
-    return torch.ops.fsdino.correlation_center_pivot4d_backward(
-        grad, *tensors, *settings, needs, backend
-    )
+    return _backward_kernel(grad, *tensors, *settings, needs, backend)
 
 
 def _formulation(query: Tensor, support: Tensor, *args: Any) -> Tensor:
@@ -140,4 +149,5 @@ def _formulation(query: Tensor, support: Tensor, *args: Any) -> Tensor:
     return derivatives.correlation_center_pivot4d(*(query, support, *tensors, *settings))
 
 
-derivatives.register(derivatives.Derivatives(_NAME, 6, _gradients, _formulation))
+_DERIVATIVES = derivatives.Derivatives(_NAME, 6, _gradients, _formulation)
+_OP = calls.Op(_NAME, _check, _forward, derivatives.register(_DERIVATIVES, _forward))
