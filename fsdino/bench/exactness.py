@@ -36,7 +36,7 @@ def step(run: Callable[[], Tensor], inputs: Inputs) -> list[Tensor]:
 
 def expected(part: str, inputs: Inputs) -> list[Tensor]:
     """What "correlation", "fused-block" or "chain" gives by the reference in float64."""
-    exact = _to_double(inputs)
+    exact = to_double(inputs)
     if part == "correlation":
         features = (exact.query, exact.support, exact.support_weight)
         return [ops.correlation4d(*features, backend="reference")]
@@ -181,7 +181,9 @@ def _one_op(exact: Sequence[Tensor], dtype: torch.dtype) -> list[float]:
     return [forward, *[gradients] * (len(exact) - 1)]
 
 
-def _to_double(inputs: Inputs) -> Inputs:
+def to_double(inputs: Inputs) -> Inputs:
+    """The same inputs in float64."""
+
     def double(tensor: Tensor) -> Tensor:
         return tensor.detach().double().requires_grad_(tensor.requires_grad)
 

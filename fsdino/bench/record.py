@@ -11,16 +11,20 @@ from fsdino import processes as sharing
 from fsdino.bench.compare import Comparison
 from fsdino.environment import devices, environment
 from fsdino.files import write_json
-from fsdino.ops import backends
+from fsdino.ops import measured
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_record(path: Path, command: str, **facts: Any) -> None:
     """Write facts as JSON, with the command, the versions, the machine and the commit."""
-    record = {"command": command, **facts, "environment": environment(), "source": source()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
+    write_json(path, make_record(command, **facts))
+
+
+def make_record(command: str, **facts: Any) -> dict[str, Any]:
+    """Facts with the command, the versions, the machine and the commit."""
+    return {"command": command, **facts, "environment": environment(), "source": source()}
 
 
 def write_comparisons(path: Path, command: str, comparisons: Sequence[Comparison]) -> None:
@@ -34,7 +38,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": devices()["cpu"],
         "cores": sharing.cores(),
-        "instruction_set": backends.instruction_set(),
+        "instruction_set": measured.instruction_set(),
     }
 
 

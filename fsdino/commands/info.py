@@ -79,6 +79,32 @@ def choices(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, str
     return table
 
 
+def measured_choices() -> list[dict[str, Any]]:
+    """Where `auto` takes another backend than the first on a device of this machine.
+
+    Op, floating type, architecture, least and most elements of the op's first tensor, backend.
+    """
+    import torch
+
+    from fsdino.environment import devices
+    from fsdino.ops import measured
+
+    here = {measured.architecture(torch.device(name)) for name in devices()}
+    return [
+        {
+            "op": op,
+            "dtype": str(dtype).removeprefix("torch."),
+            "architecture": architecture,
+            "least": least,
+            "most": end - 1,
+            "backend": backend,
+        }
+        for (op, dtype, architecture), ranges in measured.MEASURED.items()
+        if architecture in here
+        for least, end, backend in ranges
+    ]
+
+
 def describe_native() -> dict[str, Any]:
     """The extension behind backend `cpp`, if any, and why others that were found are not used."""
     from fsdino.ops import native
@@ -130,6 +156,7 @@ def collect(model: str | None = None) -> dict[str, Any]:
             }
             for name in devices()
         },
+        "measured": measured_choices(),
         "cpp": cpp,
         "forced_backend": os.environ.get("FSDINO_BACKEND"),
         "models": list(zoo.names()),
@@ -148,6 +175,11 @@ def _print_info(collected: Mapping[str, Any]) -> None:
         for dtypes, table in _group_equal(by_dtype):
             title = f"backends on {device}, {dtypes}, in auto's order"
             _print_backends(title, table)
+    for entry in collected["measured"]:
+        print(
+            f"measured on {entry['architecture']}: auto takes {entry['backend']} for "
+            f"{entry['op']}, {entry['dtype']}, {entry['least']} to {entry['most']} elements"
+        )
     _print_native(collected["cpp"])
     if collected["forced_backend"]:
         print(f"FSDINO_BACKEND={collected['forced_backend']} forces that backend")

@@ -1,8 +1,9 @@
 """Which backend runs a call, and why.
 
 A backend is a module with the functions in `fsdino/contract.py`, and a predicate that returns the
-reason why it cannot run a call. `auto` calls the predicates in order of priority. A backend that is
-requested by name is prepared first, which may include compiling, and raises the reason.
+reason why it cannot run a call. `auto` calls the predicates in order of priority, but first that of
+a backend that was measured to be faster (`fsdino/ops/measured.py`). A backend that is requested
+by name is prepared first, which may include compiling, and raises the reason.
 """
 
 from __future__ import annotations
@@ -23,29 +24,9 @@ from fsdino import contract
 from fsdino.contract import while_tracing
 from fsdino.errors import BackendError, UsageError
 from fsdino.kernels import backend as triton
-from fsdino.ops import eager_backend, native
+from fsdino.ops import eager_backend, measured, native
 
 logger = logging.getLogger("fsdino.ops")
-
-# The backend that `auto` prefers, by op, architecture ("sm_90") and shape class (`shape_class`),
-# according to recorded measurements of benchmarks/gpu_suite.py.
-MEASURED: dict[tuple[str, str, int], str] = {}
-
-
-def shape_class(tensor: torch.Tensor) -> int:
-    """Bits of the tensor's size; one backend is assumed to be the fastest for a whole class."""
-    return int(tensor.numel()).bit_length()
-
-
-@functools.cache
-def instruction_set() -> str:
-    """Of this CPU, as PyTorch uses it: "AMX", "AVX512_BF16", "AVX512", "AVX2", "DEFAULT", ..."""
-    name = torch.backends.cpu.get_cpu_capability()
-    if name == "AVX512" and torch.cpu._is_amx_tile_supported():
-        return "AMX"
-    if name == "AVX512" and torch.cpu._is_avx512_bf16_supported():
-        return "AVX512_BF16"
-    return name
 
 
 def _nothing_to_prepare(device: torch.device) -> None:
@@ -147,19 +128,11 @@ def select(op: str, tensor: torch.Tensor, requested: str = "auto") -> str:
         if reason is not None:
             raise BackendError(f"backend {requested!r} cannot run {op} here: {reason}")
         return requested
-    for name in (*_measured(op, tensor), *names()):
+    fastest = measured.fastest(op, tensor)
+    for name in names() if fastest not in _registry else (fastest, *names()):
         if why_not(name, op, tensor.device, tensor.dtype) is None:
             return name
     raise BackendError(f"no backend can run {op} for {tensor.dtype} on {tensor.device}")
-
-
-def _measured(op: str, tensor: torch.Tensor) -> tuple[str, ...]:
-    """The backend that was measured to be the fastest for such a call, if there is one."""
-    if not MEASURED or tensor.device.type != "cuda":
-        return ()
-    major, minor = torch.cuda.get_device_capability(tensor.device)
-    name = MEASURED.get((op, f"sm_{major}{minor}", shape_class(tensor)))
-    return () if name is None else (name,)
 
 
 @contextlib.contextmanager

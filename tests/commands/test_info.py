@@ -12,7 +12,7 @@ import stub_extension
 from command_line import nothing, offline
 from fsdino import cli, contract
 from fsdino.commands import info
-from fsdino.ops import backends, native
+from fsdino.ops import backends, measured, native
 from fsdino.ops.backends import Backend
 from tiny_models import tiny_model
 
@@ -48,6 +48,21 @@ def test_collect_is_plain_data():
         assert all(
             set(table) == contract.OPS.keys() | contract.COMPOSED for table in by_dtype.values()
         )
+
+
+def test_measured_choices_are_shown(monkeypatch, capsys):
+    """Those of this machine, with the sizes that a class stands for."""
+    here = measured.instruction_set()
+    table = {
+        ("correlation4d", torch.float32, here): [(8, 16, "eager")],
+        ("correlation4d", torch.float32, "of another machine"): [(16, 32, "eager")],
+    }
+    monkeypatch.setattr(measured, "MEASURED", table)
+    assert cli.main(["info"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    line = f"measured on {here}: auto takes eager for correlation4d, float32, 8 to 15 elements"
+    assert line in out
+    assert "another machine" not in out
 
 
 def test_the_extension_is_described(monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fsdino.csrc import flags
-from fsdino.ops import backends, build, native
+from fsdino.ops import backends, build, measured, native
 
 GPU = torch.device("cuda", 0)
 FEATURES = torch.ones(1, 1, 4, 2, 2)
@@ -48,18 +48,18 @@ def test_binary_and_gpu(capability, driver, architectures, words) -> None:
 
 
 def test_auto_takes_triton_until_something_is_measured(monkeypatch) -> None:
-    """`cuda` comes behind `triton`; a measurement changes that for its shape class alone."""
+    """`cuda` comes behind `triton`; a measurement changes that for its size class alone."""
     assert backends.names().index("triton") < backends.names().index("cuda")
-    assert backends.MEASURED == {}
     on_gpu = torch.empty(3, 5, device="meta")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    measured = {("correlation4d", "sm_90", backends.shape_class(on_gpu)): "cuda"}
-    monkeypatch.setattr(backends, "MEASURED", measured)
-    assert backends._measured("correlation4d", on_gpu) == ()
+    table = {("correlation4d", torch.float32, "sm_90"): [(8, 16, "cuda")]}
+    monkeypatch.setattr(measured, "MEASURED", table)
+    assert measured.fastest("correlation4d", on_gpu) is None
     monkeypatch.setattr(torch.Tensor, "device", GPU)
-    assert backends._measured("correlation4d", on_gpu) == ("cuda",)
-    assert backends._measured("center_pivot_conv4d", on_gpu) == ()
-    assert backends._measured("correlation4d", torch.Tensor()) == ()
+    assert measured.fastest("correlation4d", on_gpu) == "cuda"
+    assert measured.fastest("center_pivot_conv4d", on_gpu) is None
+    assert measured.fastest("correlation4d", on_gpu.half()) is None
+    assert measured.fastest("correlation4d", torch.Tensor()) is None
 
 
 def fake_nvcc(folder: Path, release: str) -> None:
