@@ -156,12 +156,11 @@ def _function(derivatives: Derivatives, kernel: calls.Kernel) -> type[torch.auto
         derivatives.setup(ctx, arguments, result)
         return result
 
-    functions = {"forward": forward, "backward": derivatives.backward}
-    return type(
-        derivatives.op,
-        (torch.autograd.Function,),
-        {name: staticmethod(function) for name, function in functions.items()},
-    )
+    def backward(ctx: Any, *grads: Any) -> Any:  # compiled autograd reads no methods
+        return derivatives.backward(ctx, *grads)
+
+    functions = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    return type(derivatives.op, (torch.autograd.Function,), functions)
 
 
 def register_composition(op: str, composition: Formulation) -> None:

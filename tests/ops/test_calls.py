@@ -340,6 +340,20 @@ def test_tensors_that_are_not_ordinary(straight: list[str]) -> None:
     assert len(straight) == 2
 
 
+@pytest.mark.parametrize("call", ["correlation4d", "center_pivot_block4d"])
+def test_compiled_autograd_takes_calls_that_were_not_compiled(call: str) -> None:
+    """Its backward pass through a call that was recorded directly gives the same gradients."""
+    tensors = inputs(call, requires_grad=True)
+    leaves = [t for t in tensors if t is not None]
+    expected = torch.autograd.grad(run(call, tensors).sum(), leaves)
+    torch._dynamo.reset()
+    loss = run(call, tensors).sum()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+        loss.backward()
+    for leaf, gradient in zip(leaves, expected, strict=True):
+        assert leaf.grad is not None and torch.allclose(leaf.grad, gradient, atol=1e-6)
+
+
 def test_a_gradient_that_is_not_ordinary() -> None:
     """Of a backward pass under vmap, and of a sum: they pass the dispatcher, with equal results."""
     query = FEATURES.clone().requires_grad_()
