@@ -200,7 +200,7 @@ class Bench:
             part: one of `PARTS`.
             threads: of PyTorch on the CPU; None leaves them as they are.
             rounds: in which every implementation runs once.
-            only: these backends; all where empty.
+            only: these backends, or "auto"; all where empty.
             compiled: also torch.compile of the eager formulation, compiled before it is timed.
             measure_memory: also run each in a process of its own (on a CPU, on Linux).
 

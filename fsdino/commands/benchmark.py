@@ -38,7 +38,8 @@ class Benchmark:
     backends: Annotated[
         tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="")
     ] = ()
-    """Only these backends; default: all that can run here."""
+    """Only these backends, or auto: what a call takes that names none; default: all that can run
+    here."""
     threads: Annotated[
         tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="")
     ] = ()

@@ -328,6 +328,13 @@ def test_without_a_compiler_the_column_says_why(monkeypatch):
     assert found.missing == {"compiled": "torch.compile failed: Failed to find C++ compiler"}
 
 
+def test_auto_can_be_timed():
+    """What a call takes that names no backend, beside the others."""
+    found = compare.compare(MINI, device=CPU, rounds=1, only=["auto", "reference"])
+    assert [timing.name for timing in found.timings] == ["eager", "auto", "reference"]
+    assert all(timing.passed for timing in found.timings)
+
+
 def test_the_baseline_is_no_second_column():
     """The backend `eager` and the baseline are one, asked for by name or not, in every dtype."""
     for dtype in (torch.float32, torch.bfloat16):

@@ -298,16 +298,17 @@ def test_transforms(op: str, transform: str, backend: str) -> None:
 
 
 @each_backend
-def test_inside_autocast(backend: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16], ids=str)
+def test_inside_autocast(dtype: torch.dtype, backend: str) -> None:
     """Second derivatives are computed outside of autocast, as the kernels are."""
-    skip_unless_usable(backend, torch.bfloat16)
+    skip_unless_usable(backend, dtype)
     tensors = inputs("center_pivot_conv4d", torch.float32)
-    rounded = [t.bfloat16().double() for t in tensors]
+    rounded = [t.to(dtype).double() for t in tensors]
     expected = second(OPS["center_pivot_conv4d"][2], rounded)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         actual = second(on("center_pivot_conv4d", backend), tensors)
     for a, e in zip(actual, expected, strict=True):
-        exactness.assert_close(a, e, 2 * TOLERANCE[torch.bfloat16].gradients)
+        exactness.assert_close(a, e, 2 * TOLERANCE[dtype].gradients)
 
 
 @each_op
