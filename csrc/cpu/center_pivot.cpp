@@ -40,7 +40,7 @@ Tensor convolve(const Geometry& g, const Tensor& x, const Tensor& weight_query,
   Tensor y = at::empty({x.size(0), weight_query.size(0), g.kept_height(), g.kept_width(),
                         g.query_height, g.query_width}, x.options());
   const Convolution<T> convolution(g, weight_query, weight_support, bias, false);
-  convolution.run(sources_of<T>(x), targets_of<T>(y), 0, g.kept_height(), groups, moments);
+  convolution.run(sources_of<T>(x), {}, targets_of<T>(y), 0, g.kept_height(), groups, moments);
   return y;
 }
 
@@ -56,7 +56,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_backward(const Geometry& g, cons
     const Tensor planes = at::empty({x.size(0), x.size(1), g.support_height, g.support_width,
                                      g.query_height, g.query_width}, x.options());
     const Convolution<T> convolution(g, weight_query, weight_support, std::nullopt, true);
-    convolution.run(sources_of<T>(grad), targets_of<T>(planes), 0, g.support_height);
+    convolution.run(sources_of<T>(grad), {}, targets_of<T>(planes), 0, g.support_height);
     grad_x = from_planes(planes);
   }
   if (needs[1] || needs[2]) {
@@ -78,7 +78,7 @@ template <typename T>
 Tensor normalise(Tensor raw, const std::vector<Affine<Compute<T>>>& affines, bool reduce,
                  bool in_place) {
   using A = Compute<T>;
-  const Simd<A>& functions = simd<A>();
+  const Simd<T>& functions = simd<T>();
   const int64_t batch = raw.size(0), channels = raw.size(1), kept = raw.size(2) * raw.size(3);
   const int64_t query = raw.size(4) * raw.size(5);
   Tensor y = reduce     ? at::empty({batch, channels, raw.size(4), raw.size(5)}, raw.options())
@@ -96,23 +96,10 @@ Tensor normalise(Tensor raw, const std::vector<Affine<Compute<T>>>& affines, boo
       const T* values = from + task * planes * query;
       if (reduce) std::fill_n(sum, query, A(0));
       for (int64_t plane = 0; plane < planes; ++plane, values += query) {
-        if constexpr (std::is_same_v<T, A>) {
-          if (reduce) {
-            functions.add_affine_relu(values, affine, query, sum);
-          } else {
-            functions.affine_relu(values, affine, query, to + task * query);
-          }
+        if (reduce) {
+          functions.add_affine_relu(values, affine, query, sum);
         } else {
-          for (int64_t n = 0; n < query; ++n) {
-            const A centred = static_cast<A>(values[n]) - affine.mean - affine.low;
-            const A value = centred * affine.scale + affine.shift;
-            const A result = value <= 0 ? A(0) : value;
-            if (reduce) {
-              sum[n] += result;
-            } else {
-              to[task * query + n] = static_cast<T>(result);
-            }
-          }
+          functions.affine_relu(values, affine, query, to + task * query);
         }
       }
       if (reduce) {
@@ -159,17 +146,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> block(const Geometry& g, const Tensor
   return {result, nothing, none, none.clone()};
 }
 
-// A plane as the type to compute in: where it is, or converted into `copy`.
-template <typename T>
-const Compute<T>* widened(const T* plane, int64_t count, Compute<T>* copy) {
-  if constexpr (std::is_same_v<T, Compute<T>>) {
-    return plane;
-  } else {
-    std::copy_n(plane, count, copy);
-    return copy;
-  }
-}
-
 // A gain as it multiplies a sum of gradients: infinity times those that the ReLU stopped is NaN.
 template <typename A>
 double summed_gain(A gain) {
@@ -200,8 +176,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_backward(
     return incoming + (reduce ? plane / kept : plane) * query;
   };
 
-  const Simd<A>& functions = simd<A>();
-  const Scratch<A> copies(3 * query, at::get_num_threads());
+  const Simd<T>& functions = simd<T>();
   const double plane_size = static_cast<double>(kept * query);
   const double count = static_cast<double>(channels / groups) * plane_size;
   // What the groups' means lost when they were rounded is the mean of the distances from them.
@@ -210,8 +185,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_backward(
     for (int64_t channel = begin; channel < end; ++channel) {
       for (int64_t plane = channel * kept; plane < (channel + 1) * kept; ++plane) {
         distances[channel] +=
-            functions.sum_distances(widened(values + plane * query, query, copies.mine()),
-                                    group_mean[group_of(channel)], query);
+            functions.sum_distances(values + plane * query, group_mean[group_of(channel)], query);
       }
     }
   });
@@ -228,9 +202,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_backward(
     for (int64_t channel = begin; channel < end; ++channel) {
       const NormChannel<A> norm = at_channel(channel);
       for (int64_t plane = channel * kept; plane < (channel + 1) * kept; ++plane) {
-        functions.norm_sums(widened(values + plane * query, query, copies.mine()),
-                            widened(incoming_plane(plane), query, copies.mine() + query), query,
-                            norm, &plain[channel], &weighted[channel]);
+        functions.norm_sums(values + plane * query, incoming_plane(plane), query, norm,
+                            &plain[channel], &weighted[channel]);
       }
     }
   });
@@ -271,13 +244,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_backward(
     for (int64_t plane = begin; plane < end; ++plane) {
       const int64_t channel = plane / kept;
       const int64_t group = group_of(channel);
-      A* result = copies.mine() + 2 * query;
-      if constexpr (std::is_same_v<T, A>) result = out + plane * query;
-      functions.norm_backward(widened(values + plane * query, query, copies.mine()),
-                              widened(incoming_plane(plane), query, copies.mine() + query), query,
+      functions.norm_backward(values + plane * query, incoming_plane(plane), query,
                               at_channel(channel), static_cast<A>(mean_plain[group]),
-                              static_cast<A>(mean_weighted[group]), result);
-      if constexpr (!std::is_same_v<T, A>) std::copy_n(result, query, out + plane * query);
+                              static_cast<A>(mean_weighted[group]), out + plane * query);
     }
   });
   const auto [grad_x, grad_query, grad_support, _] = conv_backward<T>(

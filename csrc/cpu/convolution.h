@@ -38,11 +38,12 @@ class Convolution {
   Convolution(const Geometry& geometry, const Tensor& weight_query, const Tensor& weight_support,
               const MaybeTensor& bias, bool backward);
 
-  // Computes rows begin .. end - 1 of the targets, one target for each source. With `groups`, also
-  // the moments of these rows for each sample and group, [B, G], gathered tile by tile while the
-  // tile is in cache and added in order.
-  void run(const std::vector<Planes<const T>>& sources, const std::vector<Planes<T>>& targets,
-           int64_t begin, int64_t end, int64_t groups = 0,
+  // Computes rows begin .. end - 1 of the targets, one target for each source. affines: of each sample
+  // and channel, [B, Ci], applied with a ReLU to what the sources hold; or empty. With `groups`, also
+  // the moments of these rows for each sample and group, [B, G], gathered run by run while it is in
+  // cache and added in order.
+  void run(const std::vector<Planes<const T>>& sources, const std::vector<Affine<A>>& affines,
+           const std::vector<Planes<T>>& targets, int64_t begin, int64_t end, int64_t groups = 0,
            std::vector<Moments>* moments = nullptr) const;
 
  private:
@@ -54,14 +55,14 @@ class Convolution {
 
   Geometry geometry_;
   bool backward_;
-  PackedWeights<A> weights_;
+  PackedWeights<T> weights_;
   Packer<T> packer_;
   std::vector<A> offset_;
 };
 
-// Adds up the gradients to both weights: for every output plane, grad [Co, N] times the transposed
-// panel [taps * Ci, N] of its sources. Planes are dealt to a fixed number of sums, which are added
-// in order, so that the result does not depend on the number of threads.
+// Adds up the gradients to both weights: for every output plane, the rows [taps * Ci, N] of its
+// sources times the transposed gradient [N, Co]. Planes are dealt to a fixed number of sums, which are
+// added in order, so that the result does not depend on the number of threads.
 template <typename T>
 class WeightGradient {
  public:
@@ -79,13 +80,13 @@ class WeightGradient {
 
  private:
   void add_plane(const Planes<const T>& grad, const Planes<const T>& source, int64_t row,
-                 int64_t column, Tensor total);
+                 int64_t column, A* total);
 
   Geometry geometry_;
   Packer<T> packer_;
-  int64_t outer_, inner_, sums_, padded_;
-  Tensor totals_;  // [sums, Co, taps * Ci]
-  Scratch<A> panels_, grads_;
+  int64_t outer_, inner_, sums_, steps_, rows_, columns_;
+  Tensor totals_;  // [sums, taps * Ci and more, Co and more]
+  Scratch<A> lefts_, panels_;
 };
 
 // Sum over everything but the channels of planes [B, C, ...]: [C].

@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t kColumns = 256;  // tokens whose sums over the channels stay in the first cache
 constexpr int64_t kPartial = 32;   // channels that are summed before they join the total
+constexpr int64_t kTiles = 4;      // of query positions, whose panel stays in the second cache
 
 // sums[i] = sum over channels of term(channel, i), for i < count <= kColumns, in two levels.
 template <typename A, typename Term>
@@ -41,45 +42,45 @@ Tensor dense_maps(const Tensor& features) {
   return distinct.contiguous().expand(features.sizes());
 }
 
-// A map's unit tokens at chosen positions, in blocks of rows as `multiply` reads weights: block
-// r0 .. r0 + rows - 1 starts at r0 * C and holds [C, rows].
+// A map's tokens at chosen positions, in blocks of rows as `multiply` reads them.
 template <typename T>
 void pack_tokens(const Features<T>& features, int64_t b, int64_t layer,
                  const std::vector<int64_t>& positions, Compute<T>* packed) {
   using A = Compute<T>;
+  const Simd<T>& functions = simd<T>();
   const int64_t count = static_cast<int64_t>(positions.size()), channels = features.channels();
+  const int64_t steps = functions.steps(channels), stride = features.tokens();
   const T* map = features.map(b, layer);
-  const A* scale = features.scale(b, layer);
-  // Blocks are filled side by side, so that every line of the map is read once.
-  constexpr int64_t kBlocks = 8, kSpan = kBlocks * kTileRows;
-  const int64_t stride = features.tokens();
-  at::parallel_for(0, ceil_div(count, kSpan), grain(channels * kSpan), [&](int64_t begin, int64_t end) {
-    A factors[kSpan];
-    for (int64_t span = begin; span < end; ++span) {
-      const int64_t first = span * kSpan, last = std::min(first + kSpan, count);
+  const A* factors = features.factors(b, layer);
+  // A line of the map is read once for all blocks of a span.
+  constexpr int64_t span = 64;
+  const int64_t width = ceil_div(span, functions.tile) * functions.tile;
+  at::parallel_for(0, ceil_div(count, span), grain(channels * span), [&](int64_t begin, int64_t end) {
+    const Scratch<A> words(steps * width);
+    const Scratch<T> chosen(channels * span);
+    std::vector<A> chosen_factors(span);
+    for (int64_t first = begin * span; first < std::min(end * span, count); first += span) {
+      const int64_t rows = std::min(span, count - first);
       const int64_t* places = positions.data() + first;
+      const T* from = map + places[0];
+      const A* scale = factors ? factors + places[0] : nullptr;
+      int64_t row = stride;
       bool dense = true;
-      for (int64_t i = 0; i < last - first; ++i) {
-        factors[i] = scale[places[i]];
-        dense = dense && places[i] == places[0] + i;
-      }
-      for (int64_t c = 0; c < channels; ++c) {
-        const T* from = map + c * stride;
-        for (int64_t block = first; block < last;) {
-          const int64_t rows = block_rows(last - block), offset = block - first;
-          A* to = packed + block * channels + c * rows;
-          if (dense && rows == kTileRows) {
-            const T* values = from + places[0] + offset;
-            for (int64_t r = 0; r < kTileRows; ++r) {
-              to[r] = static_cast<A>(values[r]) * factors[offset + r];
-            }
-          } else {
-            for (int64_t r = 0; r < rows; ++r) {
-              to[r] = static_cast<A>(from[places[offset + r]]) * factors[offset + r];
-            }
-          }
-          block += rows;
+      for (int64_t i = 1; i < rows; ++i) dense = dense && places[i] == places[0] + i;
+      if (!dense) {
+        for (int64_t c = 0; c < channels; ++c) {
+          for (int64_t i = 0; i < rows; ++i) chosen.data()[c * rows + i] = map[c * stride + places[i]];
         }
+        for (int64_t i = 0; factors && i < rows; ++i) chosen_factors[i] = factors[places[i]];
+        from = chosen.data();
+        if (factors) scale = chosen_factors.data();
+        row = rows;
+      }
+      functions.pack_scaled(from, row, channels, scale, rows, functions.tile, width, words.data());
+      for (int64_t r = 0; r < rows;) {
+        const int64_t block = functions.block_rows(rows - r);
+        functions.arrange(words.data() + r, width, steps, block, packed + (first + r) * steps);
+        r += block;
       }
     }
   });
@@ -91,59 +92,60 @@ template <typename T, typename Sink>
 void cosines(const Features<T>& query, const Features<T>& support, int64_t b, int64_t layer,
              const std::vector<int64_t>& positions, const Sink& sink) {
   using A = Compute<T>;
-  const Simd<A>& functions = simd<A>();
+  const Simd<T>& functions = simd<T>();
   const int64_t count = static_cast<int64_t>(positions.size()), channels = query.channels();
-  const int64_t tokens = query.tokens(), width = functions.width;
-  const Scratch<A> packed(count * channels);
+  const int64_t tokens = query.tokens(), tile = functions.tile, steps = functions.steps(channels);
+  const Scratch<A> packed(functions.room(count) * steps);
   pack_tokens(support, b, layer, positions, packed.data());
 
   const T* map = query.map(b, layer);
-  const A* scale = query.scale(b, layer);
-  at::parallel_for(0, ceil_div(tokens, width), grain(channels * count * width),
+  const A *factors = query.factors(b, layer), *rest = query.rest(b, layer);
+  const A* support_rest = support.rest(b, layer);
+  // A block of support positions is multiplied by some tiles while it is in the first cache.
+  const int64_t tiles = ceil_div(tokens, tile);
+  const int64_t group = std::clamp<int64_t>(ceil_div(tiles, at::get_num_threads()), 1, kTiles);
+  at::parallel_for(0, ceil_div(tiles, group), grain(channels * count * tile * group),
                    [&](int64_t begin, int64_t end) {
-    const Scratch<A> panel(channels * width);
-    const Scratch<A> tile(kTileRows * width);
+    const Scratch<A> panel(steps * tile * group);
+    const Scratch<A> result(functions.block * tile);
     for (int64_t run = begin; run < end; ++run) {
-      const int64_t first = run * width, columns = std::min(width, tokens - first);
-      const int64_t padded = ceil_div(columns, functions.lanes) * functions.lanes;
-      if constexpr (std::is_same_v<T, A>) {
-        functions.pack_scaled(map + first, tokens, channels, scale + first, columns, padded,
-                              panel.data());
-      } else {
-        for (int64_t c = 0; c < channels; ++c) {
-          A* to = panel.data() + c * padded;
-          for (int64_t n = 0; n < columns; ++n) {
-            to[n] = static_cast<A>(map[c * tokens + first + n]) * scale[first + n];
-          }
-          std::fill(to + columns, to + padded, A(0));
-        }
-      }
+      const int64_t first = run * tile * group, columns = std::min(tile * group, tokens - first);
+      functions.pack_scaled(map + first, tokens, channels, factors ? factors + first : nullptr,
+                            columns, steps * tile, tile, panel.data());
       for (int64_t row = 0; row < count;) {
-        const int64_t rows = block_rows(count - row);
-        const A* weights = packed.data() + row * channels;
-        functions.multiply(&weights, 1, channels, panel.data(), nullptr, rows, columns,
-                           tile.data(), width);
-        sink(row, rows, first, columns, tile.data(), width);
+        const int64_t rows = functions.block_rows(count - row);
+        const A* left = packed.data() + row * steps;
+        for (int64_t c = 0; c < columns; c += tile) {
+          const int64_t width = std::min(tile, columns - c);
+          functions.multiply(&left, 1, steps, panel.data() + c * steps, nullptr, rows, width,
+                             result.data(), tile);
+          for (int64_t r = 0; rest && r < rows; ++r) {
+            functions.scale(result.data() + r * tile, support_rest[positions[row + r]],
+                            rest + first + c, width);
+          }
+          sink(row, rows, first + c, width, result.data(), tile);
+        }
         row += rows;
       }
     }
+    if (functions.release) functions.release();
   });
 }
 
 // All unit tokens at chosen positions, [C, positions.size()].
-template <typename T>
+template <typename T, typename U>
 void unit_tokens(const Features<T>& features, int64_t b, int64_t layer,
-                 const std::vector<int64_t>& positions, Compute<T>* out) {
+                 const std::vector<int64_t>& positions, U* out) {
   using A = Compute<T>;
   const int64_t count = static_cast<int64_t>(positions.size());
   const T* map = features.map(b, layer);
-  const A* scale = features.scale(b, layer);
+  std::vector<A> scales(count);
+  for (int64_t i = 0; i < count; ++i) scales[i] = features.scale(b, layer, positions[i]);
   at::parallel_for(0, features.channels(), grain(count), [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t position = positions[i];
-        out[c * count + i] =
-            static_cast<A>(map[c * features.tokens() + position]) * scale[position];
+        const A value = static_cast<A>(map[c * features.tokens() + positions[i]]);
+        out[c * count + i] = static_cast<U>(value * scales[i]);
       }
     }
   });
@@ -245,22 +247,27 @@ Features<T>::Features(const Tensor& features, double eps)
     for (int64_t task = begin; task < end; ++task) {
       const int64_t map = task / runs, first = task % runs * kColumns;
       const int64_t count = std::min(kColumns, tokens() - first);
-      const T* from = this->map(map / layers(), map % layers()) + first;
       A squares[kColumns];
-      if constexpr (std::is_same_v<T, A>) {
-        simd<A>().sum_squares(from, tokens(), channels(), count, squares);
-      } else {
-        const int64_t stride = tokens();
-        sum_over_channels<A>(channels(), count, [from, stride](int64_t c, int64_t i) {
-          const A value = static_cast<A>(from[c * stride + i]);
-          return value * value;
-        }, squares);
-      }
+      simd<T>().sum_squares(this->map(map / layers(), map % layers()) + first, tokens(),
+                            channels(), count, squares);
       for (int64_t i = 0; i < count; ++i) {
-        scales_[map * tokens() + first + i] = A(1) / (std::sqrt(squares[i]) + static_cast<A>(eps));
+        scales_[map * tokens() + first + i] = A(1) / (std::sqrt(squares[i]) + static_cast<A>(eps_));
       }
     }
   });
+  if (simd<T>().depth == 1) return;
+  // Words of two values hold tokens as they are: scaled, they would be rounded once more. Their
+  // products are scaled, unless those could leave the range of A; then powers of 2 bring them back.
+  constexpr A kFar = A(1 << 30);
+  for (const A scale : scales_) extreme_ = extreme_ || !(scale < kFar && scale * kFar > 1);
+  if (!extreme_) return;
+  factors_.resize(scales_.size());
+  for (size_t i = 0; i < scales_.size(); ++i) {
+    int exponent = 0;
+    std::frexp(scales_[i], &exponent);
+    factors_[i] = scales_[i] == 0 || std::isnan(scales_[i]) ? scales_[i] : std::ldexp(A(1), exponent);
+    if (scales_[i] != 0) scales_[i] /= factors_[i];
+  }
 }
 
 template <typename T>
@@ -291,24 +298,18 @@ void correlate(const Features<T>& query, const Features<T>& support, int64_t b, 
     for (int64_t r = 0; r < count; ++r, tile += stride) {
       const A weight = weights[positions[row + r]];
       T* out = planes[row + r] + first;
-      if constexpr (std::is_same_v<T, A>) {
-        simd<A>().relu_scale(tile, weight, columns, out);
-      } else {
-        for (int64_t n = 0; n < columns; ++n) {
-          out[n] = static_cast<T>((tile[n] <= 0 ? A(0) : tile[n]) * weight);
-        }
-      }
+      simd<T>().relu_scale(tile, weight, columns, out);
     }
   });
 }
 
-template <typename T>
-void correlate_backward(const Features<T>& query, const Features<T>& support, int64_t b,
-                        int64_t layer, const std::vector<Row<const T>>& rows,
-                        const std::vector<Compute<T>>& weights,
-                        const FeatureGradients<T>& gradients) {
+// Of the products behind the gradients, operands are of type P, sums of type A.
+template <typename P, typename T>
+void backward_products(const Features<T>& query, const Features<T>& support, int64_t b,
+                       int64_t layer, const std::vector<Row<const T>>& rows,
+                       const std::vector<Compute<T>>& weights,
+                       const FeatureGradients<T>& gradients) {
   using A = Compute<T>;
-  const at::AutoDispatchBelowADInplaceOrView guard;
   const int64_t tokens = query.tokens(), channels = query.channels();
   // Positions of weight 0 come last: they matter to the gradient of the weight only.
   std::vector<Row<const T>> chosen;
@@ -327,9 +328,9 @@ void correlate_backward(const Features<T>& query, const Features<T>& support, in
   }
   std::vector<int64_t> positions;
   for (const auto& row : chosen) positions.push_back(row.position);
-  const int64_t runs = ceil_div(tokens, simd<A>().width);
+  const int64_t runs = ceil_div(tokens, simd<T>().tile);
   std::vector<double> weight_sums(gradients.weight ? chosen.size() * runs : 0);
-  const Scratch<A> grad_cosine(live * tokens);
+  const Scratch<P> grad_cosine(live * tokens);
   cosines<T>(query, support, b, layer, positions,
              [&](int64_t row, int64_t count, int64_t first, int64_t columns, const A* tile,
                  int64_t stride) {
@@ -340,13 +341,13 @@ void correlate_backward(const Features<T>& query, const Features<T>& support, in
         for (int64_t n = 0; n < columns; ++n) {
           sum += static_cast<A>(grad[n]) * (tile[n] <= 0 ? A(0) : tile[n]);
         }
-        weight_sums[r * runs + first / simd<A>().width] = sum;
+        weight_sums[r * runs + first / simd<T>().tile] = sum;
       }
       if (r >= live) continue;
-      A* out = grad_cosine.data() + r * tokens + first;
+      P* out = grad_cosine.data() + r * tokens + first;
       const A weight = weights[positions[r]];
       for (int64_t n = 0; n < columns; ++n) {
-        out[n] = (tile[n] <= 0 ? A(0) : static_cast<A>(grad[n])) * weight;
+        out[n] = static_cast<P>((tile[n] <= 0 ? A(0) : static_cast<A>(grad[n])) * weight);
       }
     }
   });
@@ -357,18 +358,36 @@ void correlate_backward(const Features<T>& query, const Features<T>& support, in
   if (live == 0) return;
   const Tensor grads = matrix(grad_cosine.data(), live, tokens);
   if (gradients.unit_query) {
-    const Scratch<A> units(channels * live);
+    const Scratch<P> units(channels * live);
     unit_tokens(support, b, layer, positions, units.data());
-    matrix(gradients.unit_query, channels, tokens)
-        .addmm_(matrix(units.data(), channels, live), grads);
+    Tensor total = matrix(gradients.unit_query, channels, tokens);
+    const Tensor left = matrix(units.data(), channels, live);
+    if constexpr (std::is_same_v<P, A>) {
+      total.addmm_(left, grads);
+    } else {
+      total.add_(at::mm(left, grads));
+    }
   }
   if (gradients.support) {
-    const Scratch<A> units(channels * tokens), unit_grad(channels * live);
+    const Scratch<P> units(channels * tokens);
     unit_tokens(query, b, layer, all_positions(tokens), units.data());
-    Tensor out = matrix(unit_grad.data(), channels, live);
-    at::mm_out(out, matrix(units.data(), channels, tokens), grads.t());
+    const Tensor product = at::mm(matrix(units.data(), channels, tokens), grads.t());
     unit_backward<T>(support.map(b, layer), support.tokens(), positions, channels, support.eps(),
-                     unit_grad.data(), gradients.support);
+                     product.to(kScalar<A>).template const_data_ptr<A>(), gradients.support);
+  }
+}
+
+template <typename T>
+void correlate_backward(const Features<T>& query, const Features<T>& support, int64_t b,
+                        int64_t layer, const std::vector<Row<const T>>& rows,
+                        const std::vector<Compute<T>>& weights,
+                        const FeatureGradients<T>& gradients) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  // PyTorch's products of bfloat16 are fast where ours have instructions for them.
+  if (simd<T>().depth == 2) {
+    backward_products<T>(query, support, b, layer, rows, weights, gradients);
+  } else {
+    backward_products<Compute<T>>(query, support, b, layer, rows, weights, gradients);
   }
 }
 

@@ -27,15 +27,28 @@ class Features {
   const T* map(int64_t b, int64_t layer) const {
     return tensor_.const_data_ptr<T>() + b * tensor_.stride(0) + layer * tensor_.stride(1);
   }
-  // 1 / (length + eps) of every token of a map.
-  const A* scale(int64_t b, int64_t layer) const {
-    return scales_.data() + (b * layers() + layer) * tokens();
+  // 1 / (length + eps) of a token; of every token of a map what it is multiplied by before a product,
+  // and what the result still is to be multiplied by. Null for 1.
+  const A* factors(int64_t b, int64_t layer) const {
+    return simd<T>().depth == 1 ? of(scales_, b, layer) : extreme_ ? of(factors_, b, layer) : nullptr;
+  }
+  A scale(int64_t b, int64_t layer, int64_t token) const {
+    const A scale = of(scales_, b, layer)[token];
+    return extreme_ ? scale * of(factors_, b, layer)[token] : scale;
+  }
+  const A* rest(int64_t b, int64_t layer) const {
+    return simd<T>().depth == 1 ? nullptr : of(scales_, b, layer);
   }
 
  private:
+  const A* of(const std::vector<A>& values, int64_t b, int64_t layer) const {
+    return values.data() + (b * layers() + layer) * tokens();
+  }
+
   Tensor tensor_;
   double eps_;
-  std::vector<A> scales_;
+  bool extreme_ = false;
+  std::vector<A> scales_, factors_;
 };
 
 // A plane of the correlation: its support position, and the plane itself, [N].

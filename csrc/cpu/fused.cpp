@@ -77,7 +77,7 @@ Tensor forward(const Tensor& query, const Tensor& support, const MaybeTensor& su
                                g.query());
     ring.start(b, support_weight);
     for (int64_t row = 0; row < g.kept_height(); ++row) {
-      convolution.run({ring.advance(row)}, {out}, row, row + 1);
+      convolution.run({ring.advance(row)}, {}, {out}, row, row + 1);
     }
   }
   return from_planes(y);
@@ -133,7 +133,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
       const std::vector<A> weights = weights_of<T>(support_weight, b, positions);
       for (int64_t top = 0; top < g.support_height; top += band) {
         const int64_t bottom = std::min(top + band, g.support_height);
-        convolution.run({grads_of(b)}, {band_grad}, top, bottom);
+        convolution.run({grads_of(b)}, {}, {band_grad}, top, bottom);
         for_each_map(1, layers, [&](int64_t, int64_t layer) {
           const int64_t map = b * layers + layer;
           std::vector<Row<const T>> rows;

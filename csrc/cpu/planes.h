@@ -8,7 +8,6 @@
 #pragma once
 
 #include <ATen/Dispatch.h>
-#include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -20,10 +19,6 @@
 
 namespace fsdino::cpu {
 
-// float for the half-precision types, else the type itself.
-template <typename T>
-using Compute = at::opmath_type<T>;
-
 // Runs a lambda with `scalar_t`, one of the four types that the ops take.
 #define FSDINO_DISPATCH(tensor, name, ...)                                                       \
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, (tensor).scalar_type(), name, \
@@ -31,8 +26,6 @@ using Compute = at::opmath_type<T>;
 
 template <typename A>
 constexpr at::ScalarType kScalar = c10::CppTypeToScalarType<A>::value;
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Memory for `threads` threads, uninitialised.
 template <typename A>

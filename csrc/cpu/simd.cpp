@@ -4,10 +4,18 @@
 
 #include <ATen/Version.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <string>
 
 #if defined(__x86_64__) || defined(__amd64__)
 #define FSDINO_X86
+#include <cpuid.h>
+#include <immintrin.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 #if defined(__clang__)
@@ -41,7 +49,7 @@ namespace plain {
 }  // namespace plain
 
 #ifdef FSDINO_X86
-FSDINO_BEGIN_TARGET("avx2,fma")
+FSDINO_BEGIN_TARGET("avx2,fma,f16c")
 namespace avx2 {
 #define FSDINO_VECTOR_BYTES 32
 #define FSDINO_TILE_VECTORS 3
@@ -53,7 +61,7 @@ namespace avx2 {
 }  // namespace avx2
 FSDINO_END_TARGET
 
-FSDINO_BEGIN_TARGET("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw,prefer-vector-width=512")
+FSDINO_BEGIN_TARGET("avx2,fma,f16c,avx512f,avx512vl,avx512dq,avx512bw,prefer-vector-width=512")
 namespace avx512 {
 #define FSDINO_VECTOR_BYTES 64
 #define FSDINO_TILE_VECTORS 3
@@ -64,27 +72,95 @@ namespace avx512 {
 #undef FSDINO_TILE_ROWS
 }  // namespace avx512
 FSDINO_END_TARGET
+
+#define FSDINO_VECTOR_BYTES 64
+#define FSDINO_TILE_VECTORS 3
+#define FSDINO_TILE_ROWS 8
+FSDINO_BEGIN_TARGET(
+    "avx2,fma,f16c,avx512f,avx512vl,avx512dq,avx512bw,avx512bf16,prefer-vector-width=512")
+namespace avx512_bf16 {
+#include "tile.h"
+#include "pairs.h"
+}  // namespace avx512_bf16
+FSDINO_END_TARGET
+
+#define FSDINO_AMX
+FSDINO_BEGIN_TARGET(
+    "avx2,fma,f16c,avx512f,avx512vl,avx512dq,avx512bw,avx512bf16,amx-tile,amx-bf16,prefer-vector-width=512")
+namespace amx {
+#include "tile.h"
+#include "pairs.h"
+}  // namespace amx
+FSDINO_END_TARGET
+#undef FSDINO_AMX
+#undef FSDINO_VECTOR_BYTES
+#undef FSDINO_TILE_VECTORS
+#undef FSDINO_TILE_ROWS
 #endif
 
-template <typename A>
-const Simd<A>& choose() {
+// Whether oneDNN's switch, which people set for PyTorch's products, allows an instruction set.
+bool onednn_allows(const char* feature) {
+  const char* limit = std::getenv("ONEDNN_MAX_CPU_ISA");
+  if (!limit) limit = std::getenv("DNNL_MAX_CPU_ISA");
+  if (!limit) return true;
+  std::string name = limit;
+  for (char& letter : name) letter = static_cast<char>(std::toupper(static_cast<unsigned char>(letter)));
+  // Names of newer sets than AVX512_CORE_BF16 include it; AMX is in those that name it.
+  if (name.empty() || name == "DEFAULT" || name == "ALL") return true;
+  if (std::string(feature) == "AMX") return name.find("AMX") != std::string::npos;
+  return name.find("BF16") != std::string::npos || name.find("FP16") != std::string::npos ||
+         name.find("AMX") != std::string::npos || name.rfind("AVX10", 0) == 0;
+}
+
+#ifdef FSDINO_X86
+// A bit of CPUID's leaf 7.
+bool has_feature(unsigned subleaf, unsigned bit, bool in_edx) {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!__get_cpuid_count(7, subleaf, &eax, &ebx, &ecx, &edx)) return false;
+  return (in_edx ? edx : eax) >> bit & 1;
+}
+
+bool has_avx512_bf16() { return has_feature(1, 5, false) && onednn_allows("AVX512_BF16"); }
+
+// AMX also needs the kernel's permission, which holds for all threads of the process.
+bool has_amx() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return has_feature(0, 22, true) && has_feature(0, 24, true) && onednn_allows("AMX") &&
+         syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
+template <typename T>
+const Simd<T>& choose() {
 #ifdef FSDINO_X86
   const std::string capability = at::get_cpu_capability();
-  if (capability.rfind("AVX512", 0) == 0) return avx512::table<A>();
-  if (capability == "AVX2") return avx2::table<A>();
+  if (capability.rfind("AVX512", 0) == 0) {
+    if constexpr (std::is_same_v<T, at::BFloat16>) {
+      if (has_avx512_bf16() && has_amx()) return amx::pairs_table("AMX");
+      if (has_avx512_bf16()) return avx512_bf16::pairs_table("AVX512_BF16");
+    }
+    return avx512::table<T>("AVX512");
+  }
+  if (capability == "AVX2") return avx2::table<T>("AVX2");
 #endif
-  return plain::table<A>();
+  return plain::table<T>("DEFAULT");
 }
 
 }  // namespace
 
-template <typename A>
-const Simd<A>& simd() {
-  static const Simd<A>& chosen = choose<A>();
+template <typename T>
+const Simd<T>& simd() {
+  static const Simd<T>& chosen = choose<T>();
   return chosen;
 }
 
 template const Simd<float>& simd<float>();
 template const Simd<double>& simd<double>();
+template const Simd<at::Half>& simd<at::Half>();
+template const Simd<at::BFloat16>& simd<at::BFloat16>();
 
 }  // namespace fsdino::cpu

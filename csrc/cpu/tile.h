@@ -2,13 +2,19 @@
 // target; FSDINO_VECTOR_BYTES is the size of a vector, FSDINO_TILE_VECTORS the widest tile in
 // vectors, FSDINO_TILE_ROWS the most rows that the registers hold beside it.
 
-template <typename A>
-struct Tile {
+// Memory as T, registers as Compute<T>.
+template <typename T>
+struct Lanes {
+  using A = Compute<T>;
   static constexpr int64_t kLanes = FSDINO_VECTOR_BYTES / sizeof(A);
-  static constexpr int64_t kVectors = FSDINO_TILE_VECTORS;
 
   typedef A Vector __attribute__((vector_size(FSDINO_VECTOR_BYTES)));
   typedef A Loose __attribute__((vector_size(FSDINO_VECTOR_BYTES), aligned(sizeof(A)), may_alias));
+  typedef Word<A> Bits __attribute__((vector_size(FSDINO_VECTOR_BYTES)));
+  typedef uint32_t Words __attribute__((vector_size(FSDINO_VECTOR_BYTES)));
+  typedef uint16_t Halves __attribute__((vector_size(FSDINO_VECTOR_BYTES / 2)));
+  typedef uint16_t LooseHalves
+      __attribute__((vector_size(FSDINO_VECTOR_BYTES / 2), aligned(2), may_alias));
 
   static inline Vector load(const A* from) { return *reinterpret_cast<const Loose*>(from); }
   static inline void store(A* to, Vector value) { *reinterpret_cast<Loose*>(to) = value; }
@@ -22,141 +28,149 @@ struct Tile {
     return total;
   }
 
-  // The accumulators of a tile of `Rows` x `Vectors` stay in registers over the whole sum.
-  template <int64_t Rows, int64_t Vectors>
-  static void tile(const A* const* weights, int64_t skip, int64_t weight_stride, int64_t taps,
-                   int64_t inner, const A* panel, const A* offset, int64_t columns, A* out,
-                   int64_t out_stride) {
-    Vector sums[Rows][Vectors];
-#pragma GCC unroll 8
-    for (int64_t r = 0; r < Rows; ++r) {
-#pragma GCC unroll 8
-      for (int64_t v = 0; v < Vectors; ++v) sums[r][v] = Vector{};
-    }
-    for (int64_t t = 0; t < taps; ++t) {
-      const A* weight = weights[t] + skip;
-      for (int64_t k = 0; k < inner; ++k) {
-        Vector x[Vectors];
-#pragma GCC unroll 8
-        for (int64_t v = 0; v < Vectors; ++v) x[v] = load(panel + v * kLanes);
-#pragma GCC unroll 8
-        for (int64_t r = 0; r < Rows; ++r) {
-          const Vector w = all(weight[r]);
-#pragma GCC unroll 8
-          for (int64_t v = 0; v < Vectors; ++v) sums[r][v] += w * x[v];
-        }
-        weight += weight_stride;
-        panel += Vectors * kLanes;
-      }
-    }
-    const int64_t whole = columns / kLanes;
-    for (int64_t r = 0; r < Rows; ++r) {
-      A* row = out + r * out_stride;
-      // Last, because a large offset would cost every partial sum its low digits.
-      for (int64_t v = 0; v < Vectors; ++v) sums[r][v] += offset ? all(offset[r]) : Vector{};
-      for (int64_t v = 0; v < whole; ++v) store(row + v * kLanes, sums[r][v]);
-      for (int64_t c = whole * kLanes; c < columns; ++c) row[c] = sums[r][whole][c - whole * kLanes];
-    }
-  }
-
-  // Blocks of more rows than the registers hold are multiplied in parts.
-  template <int64_t Rows, int64_t Vectors>
-  static void rows(const A* const* weights, int64_t taps, int64_t inner, const A* panel,
-                   const A* offset, int64_t columns, A* out, int64_t out_stride) {
-    constexpr int64_t kPart = Rows < FSDINO_TILE_ROWS ? Rows : FSDINO_TILE_ROWS;
-    for (int64_t r = 0; r < Rows; r += kPart) {
-      tile<kPart, Vectors>(weights, r, Rows, taps, inner, panel, offset ? offset + r : nullptr,
-                           columns, out + r * out_stride, out_stride);
-    }
-  }
-
-  template <int64_t Vectors>
-  static void vectors(const A* const* weights, int64_t taps, int64_t inner, const A* panel,
-                      const A* offset, int64_t row_count, int64_t columns, A* out,
-                      int64_t out_stride) {
-    switch (row_count) {
-      case 8: return rows<8, Vectors>(weights, taps, inner, panel, offset, columns, out, out_stride);
-      case 4: return rows<4, Vectors>(weights, taps, inner, panel, offset, columns, out, out_stride);
-      case 2: return rows<2, Vectors>(weights, taps, inner, panel, offset, columns, out, out_stride);
-      default: return rows<1, Vectors>(weights, taps, inner, panel, offset, columns, out, out_stride);
-    }
-  }
-
-  static void multiply(const A* const* weights, int64_t taps, int64_t inner, const A* panel,
-                       const A* offset, int64_t row_count, int64_t columns, A* out,
-                       int64_t out_stride) {
-    static_assert(kVectors <= 3);
-    const int64_t needed = (columns + kLanes - 1) / kLanes;
-    if (needed == 1) {
-      vectors<1>(weights, taps, inner, panel, offset, row_count, columns, out, out_stride);
-    } else if (needed == 2 || kVectors == 2) {
-      vectors<2>(weights, taps, inner, panel, offset, row_count, columns, out, out_stride);
+  static inline Vector read(const T* from) {
+    if constexpr (std::is_same_v<T, A>) {
+      return load(from);
+    } else if constexpr (std::is_same_v<T, at::BFloat16>) {
+      const Halves bits = *reinterpret_cast<const LooseHalves*>(from);
+      return (Vector)(__builtin_convertvector(bits, Words) << 16);
     } else {
-      vectors<kVectors>(weights, taps, inner, panel, offset, row_count, columns, out, out_stride);
+#if FSDINO_VECTOR_BYTES == 64
+      // With a mask, though of all lanes: GCC 12 warns of the other, wrongly.
+      return (Vector)_mm512_maskz_cvtph_ps(
+          0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif FSDINO_VECTOR_BYTES == 32
+      return (Vector)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+      Vector value;
+      for (int64_t i = 0; i < kLanes; ++i) value[i] = static_cast<A>(from[i]);
+      return value;
+#endif
     }
   }
 
-  static void pack(const A* source, int64_t begin, int64_t stride, int64_t inner, int64_t low,
-                   int64_t high, const Word<A>* mask, int64_t padded, A* panel) {
-    typedef Word<A> Mask __attribute__((vector_size(FSDINO_VECTOR_BYTES)));
-    typedef Word<A> LooseMask
+  // The low half of each word is what the value is rounded to, to the nearest, ties to even.
+  static inline Words rounded(Vector value) {
+    const Words bits = (Words)value;
+    const Words nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return value == value ? nearest : Words{} + 0x7fc0;
+  }
+
+  static inline void write(T* to, Vector value) {
+    if constexpr (std::is_same_v<T, A>) {
+      store(to, value);
+    } else if constexpr (std::is_same_v<T, at::BFloat16>) {
+      *reinterpret_cast<LooseHalves*>(to) = __builtin_convertvector(rounded(value), Halves);
+    } else {
+#if FSDINO_VECTOR_BYTES == 64
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                          _mm512_maskz_cvtps_ph(0xffff, (__m512)value, _MM_FROUND_TO_NEAREST_INT));
+#elif FSDINO_VECTOR_BYTES == 32
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                       _mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT));
+#else
+      for (int64_t i = 0; i < kLanes; ++i) to[i] = static_cast<T>(value[i]);
+#endif
+    }
+  }
+
+  // Lanes [low, high) of those at `from`; the others are 0 and not read.
+  static inline Vector read_part(const T* from, int64_t low, int64_t high) {
+    Vector value = {};
+    for (int64_t i = std::max<int64_t>(low, 0); i < std::min(high, kLanes); ++i) {
+      value[i] = static_cast<A>(from[i]);
+    }
+    return value;
+  }
+
+  static inline void write_part(T* to, Vector value, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(value[i]);
+  }
+
+  // Calls step(i, lanes) for runs of whole vectors, and at last for the rest.
+  template <typename Step>
+  static inline void walk(int64_t count, const Step& step) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) step(i, kLanes);
+    if (i < count) step(i, count - i);
+  }
+  static inline Vector take(const T* from, int64_t lanes) {
+    return lanes == kLanes ? read(from) : read_part(from, 0, lanes);
+  }
+  static inline Vector take_wide(const A* from, int64_t lanes) {
+    if (lanes == kLanes) return load(from);
+    Vector value = {};
+    for (int64_t i = 0; i < lanes; ++i) value[i] = from[i];
+    return value;
+  }
+  static inline void put(T* to, Vector value, int64_t lanes) {
+    lanes == kLanes ? write(to, value) : write_part(to, value, lanes);
+  }
+  static inline void put_wide(A* to, Vector value, int64_t lanes) {
+    if (lanes == kLanes) {
+      store(to, value);
+    } else {
+      for (int64_t i = 0; i < lanes; ++i) to[i] = value[i];
+    }
+  }
+  // Lanes behind `lanes` become 0.
+  static inline Vector only(Vector value, int64_t lanes) {
+    for (int64_t i = lanes; i < kLanes; ++i) value[i] = 0;
+    return value;
+  }
+
+  static inline Vector affine_relu(Vector value, const Affine<A>& affine) {
+    const Vector centred = value - all(affine.mean) - all(affine.low);
+    return relu(centred * all(affine.scale) + all(affine.shift));
+  }
+
+  // Columns c .. of a piece of the row `from`, whose column 0 it starts at.
+  static inline Vector piece_at(const T* from, const Piece<A>& piece, const Affine<A>* affine,
+                                int64_t c) {
+    Vector value = c >= piece.low && c + kLanes <= piece.high
+                       ? read(from + c)
+                       : read_part(from + c, piece.low - c, piece.high - c);
+    if (affine) value = affine_relu(value, *affine);
+    if (!piece.mask) return value;
+    typedef Word<A> LooseBits
         __attribute__((vector_size(FSDINO_VECTOR_BYTES), aligned(sizeof(A)), may_alias));
-    constexpr int64_t kAhead = 4;  // rows; they lie far apart, where no prefetcher expects them
-    const bool whole = low == 0 && high == padded && padded % kLanes == 0;
-    for (int64_t k = 0; k < inner; ++k, begin += stride, panel += padded) {
-      if (k + kAhead < inner) {
-        const A* ahead = source + begin + kAhead * stride;
-        for (int64_t c = low; c < high; c += 64 / sizeof(A)) __builtin_prefetch(ahead + c);
-      }
-      if (whole && mask) {
-        for (int64_t c = 0; c < padded; c += kLanes) {
-          const Mask keep = *reinterpret_cast<const LooseMask*>(mask + c);
-          store(panel + c, (Vector)((Mask)load(source + begin + c) & keep));
-        }
-      } else if (whole) {
-        for (int64_t c = 0; c < padded; c += kLanes) store(panel + c, load(source + begin + c));
-      } else {
-        for (int64_t c = 0; c < low; ++c) panel[c] = 0;
-        if (mask) {
-          for (int64_t c = low; c < high; ++c) panel[c] = mask[c] ? source[begin + c] : 0;
-        } else {
-          for (int64_t c = low; c < high; ++c) panel[c] = source[begin + c];
-        }
-        for (int64_t c = high; c < padded; ++c) panel[c] = 0;
-      }
-    }
+    return (Vector)((Bits)value & *reinterpret_cast<const LooseBits*>(piece.mask + c));
   }
+};
 
-  static void pack_scaled(const A* source, int64_t stride, int64_t inner, const A* scale,
-                          int64_t columns, int64_t padded, A* panel) {
-    for (int64_t k = 0; k < inner; ++k, source += stride, panel += padded) {
-      for (int64_t c = 0; c < columns; ++c) panel[c] = source[c] * scale[c];
-      for (int64_t c = columns; c < padded; ++c) panel[c] = 0;
-    }
-  }
+// Everything but products: what each element goes through.
+template <typename T>
+struct Elements : Lanes<T> {
+  using L = Lanes<T>;
+  using typename L::A;
+  using typename L::Vector;
+  using L::kLanes;
 
   // In two levels, for the sake of the low digits.
-  static void sum_squares(const A* source, int64_t stride, int64_t inner, int64_t columns, A* sums) {
+  static void sum_squares(const T* source, int64_t stride, int64_t inner, int64_t columns, A* sums) {
     constexpr int64_t kPartial = 32;
-    for (int64_t c = 0; c < columns; c += kLanes) {
-      const int64_t count = columns - c < kLanes ? columns - c : kLanes;
+    L::walk(columns, [&](int64_t c, int64_t lanes) {
       Vector total = {};
       for (int64_t first = 0; first < inner; first += kPartial) {
         const int64_t last = first + kPartial < inner ? first + kPartial : inner;
         Vector partial = {};
         for (int64_t k = first; k < last; ++k) {
-          Vector value = {};
-          if (count == kLanes) {
-            value = load(source + k * stride + c);
-          } else {
-            for (int64_t i = 0; i < count; ++i) value[i] = source[k * stride + c + i];
-          }
+          const Vector value = L::take(source + k * stride + c, lanes);
           partial += value * value;
         }
         total += partial;
       }
-      for (int64_t i = 0; i < count; ++i) sums[c + i] = total[i];
-    }
+      L::put_wide(sums + c, total, lanes);
+    });
+  }
+
+  static void round(A* values, int64_t count, T* out) {
+    L::walk(count, [&](int64_t i, int64_t lanes) {
+      L::put(out + i, L::take_wide(values + i, lanes), lanes);
+      if constexpr (!std::is_same_v<T, A>) {
+        L::put_wide(values + i, L::take(out + i, lanes), lanes);
+      }
+    });
   }
 
   static void moments(const A* values, int64_t row_count, int64_t columns, int64_t stride,
@@ -166,8 +180,8 @@ struct Tile {
       const A* row = values + r * stride;
       Vector sums = {};
       int64_t c = 0;
-      for (; c + kLanes <= columns; c += kLanes) sums += load(row + c);
-      A rest = sum(sums);
+      for (; c + kLanes <= columns; c += kLanes) sums += L::load(row + c);
+      A rest = L::sum(sums);
       for (; c < columns; ++c) rest += row[c];
       total += rest;
     }
@@ -179,11 +193,11 @@ struct Tile {
       Vector sums = {}, first = {};
       int64_t c = 0;
       for (; c + kLanes <= columns; c += kLanes) {
-        const Vector from = load(row + c) - all(middle);
+        const Vector from = L::load(row + c) - L::all(middle);
         sums += from * from;
         first += from;
       }
-      A rest = sum(sums), rest_first = sum(first);
+      A rest = L::sum(sums), rest_first = L::sum(first);
       for (; c < columns; ++c) {
         rest += (row[c] - middle) * (row[c] - middle);
         rest_first += row[c] - middle;
@@ -198,107 +212,302 @@ struct Tile {
     if (*squares < 0) *squares = 0;  // NaN stays
   }
 
-  static Vector all_affine_relu(const A* values, const Affine<A>& affine) {
-    const Vector centred = load(values) - all(affine.mean) - all(affine.low);
-    return relu(centred * all(affine.scale) + all(affine.shift));
+  static void affine_relu(const T* values, const Affine<A>& affine, int64_t count, T* out) {
+    L::walk(count, [&](int64_t i, int64_t lanes) {
+      L::put(out + i, L::affine_relu(L::take(values + i, lanes), affine), lanes);
+    });
   }
 
-  static A one_affine_relu(A value, const Affine<A>& affine) {
-    const A result = (value - affine.mean - affine.low) * affine.scale + affine.shift;
-    return result <= 0 ? 0 : result;
+  static void add_affine_relu(const T* values, const Affine<A>& affine, int64_t count, A* sums) {
+    L::walk(count, [&](int64_t i, int64_t lanes) {
+      const Vector value = L::affine_relu(L::take(values + i, lanes), affine);
+      L::put_wide(sums + i, L::take_wide(sums + i, lanes) + value, lanes);
+    });
   }
 
-  static void affine_relu(const A* values, const Affine<A>& affine, int64_t count, A* out) {
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) store(out + i, all_affine_relu(values + i, affine));
-    for (; i < count; ++i) out[i] = one_affine_relu(values[i], affine);
-  }
-
-  static void add_affine_relu(const A* values, const Affine<A>& affine, int64_t count, A* sums) {
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-      store(sums + i, load(sums + i) + all_affine_relu(values + i, affine));
-    }
-    for (; i < count; ++i) sums[i] += one_affine_relu(values[i], affine);
-  }
-
-  static double sum_distances(const A* values, A from, int64_t count) {
+  static double sum_distances(const T* values, A from, int64_t count) {
     Vector sums = {};
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) sums += load(values + i) - all(from);
-    A rest = sum(sums);
-    for (; i < count; ++i) rest += values[i] - from;
-    return rest;
+    L::walk(count, [&](int64_t i, int64_t lanes) {
+      const Vector distance = L::take(values + i, lanes) - L::all(from);
+      sums += lanes == kLanes ? distance : L::only(distance, lanes);
+    });
+    return L::sum(sums);
   }
 
-  static A normalised(A raw, const NormChannel<A>& channel) {
-    return (raw - channel.mean - channel.low) * channel.rstd;
+  static Vector normalised(Vector raw, const NormChannel<A>& channel) {
+    return (raw - L::all(channel.mean) - L::all(channel.low)) * L::all(channel.rstd);
   }
 
   // The gradient before the ReLU, from the normalised value and the gradient after it.
-  static A through_relu(A value, A grad, const NormChannel<A>& channel) {
-    return value * channel.gain + channel.offset <= 0 ? 0 : grad * channel.grad_scale;
+  static Vector through_relu(Vector value, Vector grad, const NormChannel<A>& channel) {
+    const Vector affine = value * L::all(channel.gain) + L::all(channel.offset);
+    return affine <= 0 ? Vector{} : grad * L::all(channel.grad_scale);
   }
 
-  static Vector all_normalised(Vector raw, const NormChannel<A>& channel) {
-    return (raw - all(channel.mean) - all(channel.low)) * all(channel.rstd);
-  }
-
-  static Vector all_through_relu(Vector value, Vector grad, const NormChannel<A>& channel) {
-    const Vector affine = value * all(channel.gain) + all(channel.offset);
-    return affine <= 0 ? Vector{} : grad * all(channel.grad_scale);
-  }
-
-  static void norm_sums(const A* raw, const A* grad, int64_t count, const NormChannel<A>& channel,
+  static void norm_sums(const T* raw, const T* grad, int64_t count, const NormChannel<A>& channel,
                         double* plain, double* weighted) {
     Vector first = {}, second = {};
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-      const Vector value = all_normalised(load(raw + i), channel);
-      const Vector passed = all_through_relu(value, load(grad + i), channel);
-      first += passed;
-      second += passed * value;
-    }
-    A first_rest = 0, second_rest = 0;
-    for (; i < count; ++i) {
-      const A value = normalised(raw[i], channel), passed = through_relu(value, grad[i], channel);
-      first_rest += passed;
-      second_rest += passed * value;
-    }
-    *plain += static_cast<double>(sum(first)) + first_rest;
-    *weighted += static_cast<double>(sum(second)) + second_rest;
+    L::walk(count, [&](int64_t i, int64_t lanes) {
+      const Vector value = normalised(L::take(raw + i, lanes), channel);
+      const Vector passed = through_relu(value, L::take(grad + i, lanes), channel);
+      const Vector product = passed * value;
+      first += lanes == kLanes ? passed : L::only(passed, lanes);
+      second += lanes == kLanes ? product : L::only(product, lanes);
+    });
+    *plain += static_cast<double>(L::sum(first));
+    *weighted += static_cast<double>(L::sum(second));
   }
 
-  static void norm_backward(const A* raw, const A* grad, int64_t count,
-                            const NormChannel<A>& channel, A mean_plain, A mean_weighted, A* out) {
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-      const Vector value = all_normalised(load(raw + i), channel);
-      const Vector scaled = all_through_relu(value, load(grad + i), channel) * all(channel.gain);
-      store(out + i, (scaled - all(mean_plain) - value * all(mean_weighted)) * all(channel.rstd));
-    }
-    for (; i < count; ++i) {
-      const A value = normalised(raw[i], channel);
-      const A scaled = through_relu(value, grad[i], channel) * channel.gain;
-      out[i] = (scaled - mean_plain - value * mean_weighted) * channel.rstd;
-    }
+  static void norm_backward(const T* raw, const T* grad, int64_t count,
+                            const NormChannel<A>& channel, A mean_plain, A mean_weighted, T* out) {
+    L::walk(count, [&](int64_t i, int64_t lanes) {
+      const Vector value = normalised(L::take(raw + i, lanes), channel);
+      const Vector scaled =
+          through_relu(value, L::take(grad + i, lanes), channel) * L::all(channel.gain);
+      const Vector result = (scaled - L::all(mean_plain) - value * L::all(mean_weighted)) *
+                            L::all(channel.rstd);
+      L::put(out + i, result, lanes);
+    });
   }
 
-  static void relu_scale(const A* values, A scale, int64_t count, A* out) {
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) store(out + i, relu(load(values + i)) * all(scale));
-    for (; i < count; ++i) out[i] = (values[i] <= 0 ? 0 : values[i]) * scale;
+  static void scale(A* values, A row, const A* columns, int64_t count) {
+    L::walk(count, [&](int64_t i, int64_t lanes) {
+      const Vector factor = L::take_wide(columns + i, lanes) * L::all(row);
+      L::put_wide(values + i, L::take_wide(values + i, lanes) * factor, lanes);
+    });
+  }
+
+  static void relu_scale(const A* values, A scale, int64_t count, T* out) {
+    L::walk(count, [&](int64_t i, int64_t lanes) {
+      L::put(out + i, L::relu(L::take_wide(values + i, lanes)) * L::all(scale), lanes);
+    });
   }
 };
 
-template <typename A>
-const Simd<A>& table() {
-  using T = Tile<A>;
-  static const Simd<A> functions = {
-      T::kLanes,          T::kLanes * T::kVectors, T::multiply,      T::pack,
-      T::pack_scaled,     T::sum_squares,          T::moments,       T::affine_relu,
-      T::add_affine_relu, T::sum_distances,        T::norm_sums,     T::norm_backward,
-      T::relu_scale,
-  };
+// Words of one value.
+template <typename T>
+struct Values : Elements<T> {
+  using L = Lanes<T>;
+  using typename L::A;
+  using typename L::Vector;
+  using L::kLanes;
+  static constexpr int64_t kVectors = FSDINO_TILE_VECTORS, kTile = kLanes * kVectors;
+
+  // Adds the products of some steps. The words of the left operand for step k and row r:
+  // left[k * step + r * row].
+  template <int64_t Rows, int64_t Vectors>
+  static inline void accumulate(Vector (&sums)[Rows][Vectors], const A* left, int64_t step,
+                                int64_t row, int64_t steps, const A* panel) {
+    for (int64_t k = 0; k < steps; ++k) {
+      Vector x[Vectors];
+#pragma GCC unroll 8
+      for (int64_t v = 0; v < Vectors; ++v) x[v] = L::load(panel + v * kLanes);
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < Rows; ++r) {
+        const Vector w = L::all(left[r * row]);
+#pragma GCC unroll 8
+        for (int64_t v = 0; v < Vectors; ++v) sums[r][v] += w * x[v];
+      }
+      left += step;
+      panel += kTile;
+    }
+  }
+
+  static void pack(const T* source, int64_t stride, int64_t channels, const Piece<A>& piece,
+                   const Affine<A>* affine, int64_t columns, int64_t tile_stride, A* panel) {
+    constexpr int64_t kAhead = 2;  // rows; they lie far apart, where no prefetcher expects them
+    const T* from = source + piece.begin;
+    for (int64_t k = 0; k < channels; ++k, from += stride, panel += kTile) {
+      const T* ahead = from + (k + kAhead < channels ? kAhead * stride : 0);
+      A* to = panel;
+      for (int64_t c = 0; c < columns; c += kTile, to += tile_stride) {
+        for (int64_t v = 0; v < kTile; v += kLanes) {
+          __builtin_prefetch(ahead + c + v);
+          L::store(to + v, L::piece_at(from, piece, affine ? affine + k : nullptr, c + v));
+        }
+      }
+    }
+  }
+
+  static void pack_scaled(const T* source, int64_t stride, int64_t channels, const A* scale,
+                          int64_t columns, int64_t tile_stride, int64_t step_stride, A* panel) {
+    for (int64_t k = 0; k < channels; ++k, source += stride, panel += step_stride) {
+      for (int64_t c = 0; c < columns; c += kLanes) {
+        const int64_t lanes = std::min(columns - c, kLanes);
+        Vector value = L::take(source + c, lanes);
+        if (scale) value *= L::take_wide(scale + c, lanes);
+        L::store(panel + c / kTile * tile_stride + c % kTile, value);
+      }
+    }
+  }
+
+  static void copy(const T* source, int64_t stride, int64_t channels, const Piece<A>& piece,
+                   int64_t columns, int64_t words, A* rows) {
+    const T* from = source + piece.begin;
+    for (int64_t k = 0; k < channels; ++k, from += stride, rows += words) {
+      const int64_t whole = columns / kLanes * kLanes;
+      for (int64_t c = 0; c < whole; c += kLanes) {
+        L::store(rows + c, L::piece_at(from, piece, nullptr, c));
+      }
+      for (int64_t c = whole; c < words; ++c) {
+        const bool there = c < columns && c >= piece.low && c < piece.high;
+        rows[c] = there && (!piece.mask || piece.mask[c]) ? static_cast<A>(from[c]) : A(0);
+      }
+    }
+  }
+
+  static void transpose(const T* source, int64_t stride, int64_t channels, int64_t count, A* panel) {
+    for (int64_t first = 0; first < channels; first += kTile, panel += count * kTile) {
+      const int64_t side = std::min(channels - first, kTile);
+      constexpr int64_t kSpan = 16;  // of each channel, so that a line is read once
+      for (int64_t n0 = 0; n0 < count; n0 += kSpan) {
+        const int64_t n1 = std::min(n0 + kSpan, count);
+        for (int64_t c = 0; c < kTile; ++c) {
+          const T* from = source + (first + c) * stride;
+          for (int64_t n = n0; n < n1; ++n) {
+            panel[n * kTile + c] = c < side ? static_cast<A>(from[n]) : A(0);
+          }
+        }
+      }
+    }
+  }
+};
+
+// Products on tiles of registers, which stay there over the whole sum.
+template <typename Words>
+struct Tile : Words {
+  using typename Words::A;
+  using typename Words::L;
+  using typename Words::Vector;
+  using Words::kLanes;
+  using Words::kTile;
+  using Words::kVectors;
+
+  template <int64_t Rows, int64_t Vectors>
+  static void tile(const A* const* left, int64_t skip, int64_t stride, int64_t taps, int64_t steps,
+                   const A* panel, const A* offset, int64_t columns, A* out, int64_t out_stride) {
+    Vector sums[Rows][Vectors];
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+      for (int64_t v = 0; v < Vectors; ++v) sums[r][v] = Vector{};
+    }
+    for (int64_t t = 0; t < taps; ++t) {
+      Words::template accumulate<Rows, Vectors>(sums, left[t] + skip, stride, 1, steps, panel);
+      panel += steps * kTile;
+    }
+    const int64_t whole = columns / kLanes;
+    for (int64_t r = 0; r < Rows; ++r) {
+      A* row = out + r * out_stride;
+      // Last, because a large offset would cost every partial sum its low digits.
+      for (int64_t v = 0; v < Vectors; ++v) sums[r][v] += offset ? L::all(offset[r]) : Vector{};
+      for (int64_t v = 0; v < whole; ++v) L::store(row + v * kLanes, sums[r][v]);
+      for (int64_t c = whole * kLanes; c < columns; ++c) row[c] = sums[r][whole][c - whole * kLanes];
+    }
+  }
+
+  // Blocks of more rows than the registers hold are multiplied in parts.
+  template <int64_t Rows, int64_t Vectors>
+  static void rows(const A* const* left, int64_t taps, int64_t steps, const A* panel,
+                   const A* offset, int64_t columns, A* out, int64_t out_stride) {
+    constexpr int64_t kPart = Rows < FSDINO_TILE_ROWS ? Rows : FSDINO_TILE_ROWS;
+    for (int64_t r = 0; r < Rows; r += kPart) {
+      tile<kPart, Vectors>(left, r, Rows, taps, steps, panel, offset ? offset + r : nullptr, columns,
+                           out + r * out_stride, out_stride);
+    }
+  }
+
+  template <int64_t Vectors>
+  static void vectors(const A* const* left, int64_t taps, int64_t steps, const A* panel,
+                      const A* offset, int64_t row_count, int64_t columns, A* out,
+                      int64_t out_stride) {
+    switch (row_count) {
+      case 8: return rows<8, Vectors>(left, taps, steps, panel, offset, columns, out, out_stride);
+      case 4: return rows<4, Vectors>(left, taps, steps, panel, offset, columns, out, out_stride);
+      case 2: return rows<2, Vectors>(left, taps, steps, panel, offset, columns, out, out_stride);
+      default: return rows<1, Vectors>(left, taps, steps, panel, offset, columns, out, out_stride);
+    }
+  }
+
+  static void multiply(const A* const* left, int64_t taps, int64_t steps, const A* panel,
+                       const A* offset, int64_t row_count, int64_t columns, A* out,
+                       int64_t out_stride) {
+    static_assert(kVectors <= 3);
+    const int64_t needed = ceil_div(columns, kLanes);
+    if (needed == 1) {
+      vectors<1>(left, taps, steps, panel, offset, row_count, columns, out, out_stride);
+    } else if (needed == 2 || kVectors == 2) {
+      vectors<2>(left, taps, steps, panel, offset, row_count, columns, out, out_stride);
+    } else {
+      vectors<kVectors>(left, taps, steps, panel, offset, row_count, columns, out, out_stride);
+    }
+  }
+
+  template <int64_t Rows, int64_t Vectors>
+  static void add_rows(const A* left, int64_t left_stride, int64_t steps, const A* panel, A* out,
+                       int64_t out_stride) {
+    constexpr int64_t kPart = Rows < FSDINO_TILE_ROWS ? Rows : FSDINO_TILE_ROWS;
+    for (int64_t first = 0; first < Rows; first += kPart) {
+      Vector sums[kPart][Vectors];
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < kPart; ++r) {
+#pragma GCC unroll 8
+        for (int64_t v = 0; v < Vectors; ++v) sums[r][v] = Vector{};
+      }
+      Words::template accumulate<kPart, Vectors>(sums, left + first * left_stride, 1, left_stride, steps, panel);
+      for (int64_t r = 0; r < kPart; ++r) {
+        A* row = out + (first + r) * out_stride;
+        for (int64_t v = 0; v < Vectors; ++v) {
+          L::store(row + v * kLanes, L::load(row + v * kLanes) + sums[r][v]);
+        }
+      }
+    }
+  }
+
+  template <int64_t Vectors>
+  static void add_vectors(const A* left, int64_t left_stride, int64_t steps, const A* panel,
+                          int64_t row_count, A* out, int64_t out_stride) {
+    switch (row_count) {
+      case 8: return add_rows<8, Vectors>(left, left_stride, steps, panel, out, out_stride);
+      case 4: return add_rows<4, Vectors>(left, left_stride, steps, panel, out, out_stride);
+      case 2: return add_rows<2, Vectors>(left, left_stride, steps, panel, out, out_stride);
+      default: return add_rows<1, Vectors>(left, left_stride, steps, panel, out, out_stride);
+    }
+  }
+
+  static void multiply_rows(const A* left, int64_t left_stride, int64_t steps, const A* panel,
+                            int64_t row_count, int64_t columns, A* out, int64_t out_stride) {
+    if (columns <= kLanes) {
+      add_vectors<1>(left, left_stride, steps, panel, row_count, out, out_stride);
+    } else if (columns <= 2 * kLanes || kVectors == 2) {
+      add_vectors<2>(left, left_stride, steps, panel, row_count, out, out_stride);
+    } else {
+      add_vectors<kVectors>(left, left_stride, steps, panel, row_count, out, out_stride);
+    }
+  }
+
+  static void arrange(const A* words, int64_t stride, int64_t steps, int64_t row_count, A* out) {
+    for (int64_t k = 0; k < steps; ++k, words += stride) {
+      for (int64_t r = 0; r < row_count; ++r) *out++ = words[r];
+    }
+  }
+};
+
+// The functions of one kind of words; `most_steps` and the like as in `Simd`.
+template <typename T, typename F>
+constexpr Simd<T> functions_of(const char* name, int64_t depth, int64_t block, int64_t row_multiple,
+                               int64_t most_steps, void (*release)()) {
+  return {name,           depth,          F::kTile,           block,
+          row_multiple,   most_steps,     F::multiply,        F::multiply_rows,
+          release,        F::arrange,     F::pack,            F::pack_scaled,
+          F::copy,        F::transpose,   F::sum_squares,     F::round,
+          F::moments,     F::affine_relu, F::add_affine_relu, F::sum_distances,
+          F::norm_sums,   F::norm_backward, F::scale,         F::relu_scale};
+}
+
+template <typename T>
+const Simd<T>& table(const char* name) {
+  static const Simd<T> functions =
+      functions_of<T, Tile<Values<T>>>(name, 1, 8, 1, kUnlimited, nullptr);
   return functions;
 }

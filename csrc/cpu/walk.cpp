@@ -48,108 +48,131 @@ std::vector<Term> backward_terms(const Geometry& g, int64_t row, int64_t column)
   return terms;
 }
 
-template <typename A>
 template <typename T>
-PackedWeights<A>::PackedWeights(const Geometry& geometry, const T* weight_query,
+PackedWeights<T>::PackedWeights(const Geometry& geometry, const T* weight_query,
                                 const T* weight_support, int64_t outer, int64_t inner,
                                 bool backward)
-    : outer_(outer), inner_(inner), data_(geometry.taps() * outer * inner) {
+    : outer_(outer),
+      inner_(inner),
+      steps_(simd<T>().steps(inner)),
+      room_(simd<T>().room(outer)),
+      data_(geometry.taps() * room_ * steps_) {
+  const Simd<T>& functions = simd<T>();
   const int64_t query_taps = geometry.query_taps();
   // In memory [Co, Ci, taps]; `outer` counts what this walk produces.
   const int64_t outer_step = backward ? 1 : inner, inner_step = backward ? outer : 1;
+  std::vector<T> tap_values(inner * outer);  // [inner, outer]
+  const int64_t width = ceil_div(outer, functions.tile) * functions.tile;
+  std::vector<A> words(steps_ * width);
+  bool finite = true;
   for (int64_t tap = 0; tap < geometry.taps(); ++tap) {
     const bool over_query = tap < query_taps;
     const T* weight = over_query ? weight_query + tap : weight_support + tap - query_taps;
     const int64_t step = over_query ? query_taps : geometry.taps() - query_taps;
-    A* to = data_.data() + tap * outer * inner;
-    for (int64_t channel = 0; channel < outer;) {
-      const int64_t rows = block_rows(outer - channel);
-      for (int64_t k = 0; k < inner; ++k) {
-        for (int64_t r = 0; r < rows; ++r) {
-          *to++ = static_cast<A>(weight[((channel + r) * outer_step + k * inner_step) * step]);
-        }
+    for (int64_t k = 0; k < inner; ++k) {
+      for (int64_t c = 0; c < outer; ++c) {
+        const T value = weight[(c * outer_step + k * inner_step) * step];
+        finite = finite && std::isfinite(static_cast<A>(value));
+        tap_values[k * outer + c] = value;
       }
+    }
+    functions.pack_scaled(tap_values.data(), outer, inner, nullptr, outer, functions.tile, width,
+                          words.data());
+    for (int64_t channel = 0; channel < outer;) {
+      const int64_t rows = functions.block_rows(outer - channel);
+      functions.arrange(words.data() + channel, width, steps_, rows,
+                        data_.data() + (tap * room_ + channel) * steps_);
       channel += rows;
     }
   }
-  for (const A weight : data_) finite_ = finite_ && std::isfinite(weight);
-}
-
-template <typename A>
-A PackedWeights<A>::value(int64_t tap, int64_t channel, int64_t k) const {
-  int64_t block = 0;
-  while (block + block_rows(outer_ - block) <= channel) block += block_rows(outer_ - block);
-  return at(tap, block)[k * block_rows(outer_ - block) + channel - block];
+  if (finite) return;
+  values_.resize(geometry.taps() * inner * outer);
+  for (int64_t tap = 0; tap < geometry.taps(); ++tap) {
+    const bool over_query = tap < query_taps;
+    const T* weight = over_query ? weight_query + tap : weight_support + tap - query_taps;
+    const int64_t step = over_query ? query_taps : geometry.taps() - query_taps;
+    for (int64_t k = 0; k < inner; ++k) {
+      for (int64_t c = 0; c < outer; ++c) {
+        values_[(tap * inner + k) * outer + c] =
+            static_cast<A>(weight[(c * outer_step + k * inner_step) * step]);
+      }
+    }
+  }
 }
 
 template <typename T>
 Packer<T>::Packer(const Geometry& geometry)
-    : width_(geometry.query_width), query_(geometry.query()), radius_(geometry.query_kernel / 2) {
-  inside_.resize((2 * radius_ + 1) * query_);
-  for (int64_t x = -radius_; x <= radius_; ++x) {
-    for (int64_t n = 0; n < query_; ++n) {
-      const int64_t column = n % width_ + x;
-      inside_[(x + radius_) * query_ + n] = column >= 0 && column < width_ ? -1 : 0;
+    : width_(geometry.query_width),
+      query_(geometry.query()),
+      radius_(geometry.query_kernel / 2),
+      stride_(ceil_div(query_, simd<T>().tile) * simd<T>().tile + simd<T>().tile) {
+  const int64_t side = 2 * radius_ + 1;
+  inside_.resize(side * side * stride_);
+  for (int64_t down = -radius_; down <= radius_; ++down) {
+    for (int64_t right = -radius_; right <= radius_; ++right) {
+      Word<A>* inside = inside_.data() + ((down + radius_) * side + right + radius_) * stride_;
+      for (int64_t n = 0; n < query_; ++n) {
+        const int64_t row = n / width_ + down, column = n % width_ + right;
+        const bool there = row >= 0 && row < geometry.query_height && column >= 0 && column < width_;
+        inside[n] = there ? -1 : 0;
+      }
     }
   }
 }
 
 template <typename T>
-void Packer<T>::pack(const Planes<const T>& source, const Term& term, int64_t channels,
-                     int64_t first, int64_t columns, int64_t padded, A* panel) const {
+Piece<Compute<T>> Packer<T>::piece(const Term& term, int64_t first, int64_t columns) const {
   const int64_t shift = term.down * width_ + term.right;
   const int64_t low = std::clamp<int64_t>(-shift - first, 0, columns);
   const int64_t high = std::clamp<int64_t>(query_ - shift - first, low, columns);
-  const Word<A>* inside =
-      term.right == 0 ? nullptr : inside_.data() + (term.right + radius_) * query_ + first;
-  const T* from = source.at(0, term.row, term.column);
-  const int64_t begin = first + shift;
-  if constexpr (std::is_same_v<T, A>) {
-    simd<A>().pack(from, begin, source.channel, channels, low, high, inside, padded, panel);
-  } else {
-    for (int64_t c = 0; c < channels; ++c, from += source.channel, panel += padded) {
-      std::fill(panel, panel + low, A(0));
-      for (int64_t n = low; n < high; ++n) {
-        panel[n] = !inside || inside[n] ? static_cast<A>(from[begin + n]) : A(0);
-      }
-      std::fill(panel + high, panel + padded, A(0));
-    }
-  }
+  if (term.down == 0 && term.right == 0) return {first, low, high, nullptr};
+  const int64_t index = (term.down + radius_) * (2 * radius_ + 1) + term.right + radius_;
+  return {first + shift, low, high, inside_.data() + index * stride_ + first};
 }
 
 template <typename T>
-void sum_terms(const Packer<T>& packer, const PackedWeights<Compute<T>>& weights,
-               const Planes<const T>& source, const std::vector<Term>& terms,
-               const Compute<T>* offset, int64_t first, int64_t columns, Compute<T>* panel,
-               Compute<T>* out, int64_t out_stride) {
+int64_t run_of(int64_t steps) {
+  constexpr int64_t kBytes = 256 << 10, kMost = 8;
+  const int64_t tile = simd<T>().tile;
+  const int64_t fit = kBytes / std::max<int64_t>(1, steps * tile * sizeof(Compute<T>));
+  return std::clamp<int64_t>(fit, 1, kMost) * tile;
+}
+
+template <typename T>
+void sum_terms(const Packer<T>& packer, const PackedWeights<T>& weights,
+               const Planes<const T>& source, const Affine<Compute<T>>* affines,
+               const std::vector<Term>& terms, const Compute<T>* offset, int64_t first,
+               int64_t columns, Compute<T>* panel, Compute<T>* out, int64_t out_stride) {
   using A = Compute<T>;
-  const Simd<A>& functions = simd<A>();
-  const int64_t inner = weights.inner();
-  const int64_t padded = ceil_div(columns, functions.lanes) * functions.lanes;
-  const int64_t count = static_cast<int64_t>(terms.size());
+  const Simd<T>& functions = simd<T>();
+  const int64_t tile = functions.tile, steps = weights.steps();
+  const int64_t count = static_cast<int64_t>(terms.size()), tile_stride = count * steps * tile;
   for (int64_t t = 0; t < count; ++t) {
-    packer.pack(source, terms[t], inner, first, columns, padded, panel + t * inner * padded);
+    functions.pack(source.at(0, terms[t].row, terms[t].column), source.channel, weights.inner(),
+                   packer.piece(terms[t], first, columns), affines, columns, tile_stride,
+                   panel + t * steps * tile);
   }
   std::vector<const A*> taps(terms.size());
   for (int64_t channel = 0; channel < weights.outer();) {
-    const int64_t rows = block_rows(weights.outer() - channel);
+    const int64_t rows = functions.block_rows(weights.outer() - channel);
     for (int64_t t = 0; t < count; ++t) taps[t] = weights.at(terms[t].tap, channel);
-    functions.multiply(taps.data(), count, inner, panel, offset ? offset + channel : nullptr, rows,
-                       columns, out + channel * out_stride, out_stride);
+    for (int64_t c = 0; c < columns; c += tile) {
+      functions.multiply(taps.data(), count, steps, panel + c / tile * tile_stride,
+                         offset ? offset + channel : nullptr, rows, std::min(tile, columns - c),
+                         out + channel * out_stride + c, out_stride);
+    }
     channel += rows;
   }
 }
 
-template class PackedWeights<float>;
-template class PackedWeights<double>;
-
 #define FSDINO_INSTANTIATE(T)                                                                     \
-  template PackedWeights<Compute<T>>::PackedWeights(const Geometry&, const T*, const T*, int64_t, \
-                                                    int64_t, bool);                               \
+  template class PackedWeights<T>;                                                                \
   template class Packer<T>;                                                                       \
-  template void sum_terms<T>(const Packer<T>&, const PackedWeights<Compute<T>>&,                  \
-                             const Planes<const T>&, const std::vector<Term>&, const Compute<T>*, \
-                             int64_t, int64_t, Compute<T>*, Compute<T>*, int64_t)
+  template int64_t run_of<T>(int64_t);                                                            \
+  template void sum_terms<T>(const Packer<T>&, const PackedWeights<T>&, const Planes<const T>&,   \
+                             const Affine<Compute<T>>*, const std::vector<Term>&,                 \
+                             const Compute<T>*, int64_t, int64_t, Compute<T>*, Compute<T>*,       \
+                             int64_t)
 FSDINO_INSTANTIATE(float);
 FSDINO_INSTANTIATE(double);
 FSDINO_INSTANTIATE(at::Half);

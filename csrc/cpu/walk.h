@@ -36,55 +36,59 @@ std::vector<Term> forward_terms(const Geometry& geometry, int64_t row, int64_t c
 // gradient to its output.
 std::vector<Term> backward_terms(const Geometry& geometry, int64_t row, int64_t column);
 
-// Weights [Co, Ci, k, k] of both kernels as `multiply` reads them: for each tap, for each block of
-// output channels, [inner channels, rows of the block]. For the gradient to the input, input and
-// output channels change places.
-template <typename A>
+// Weights [Co, Ci, k, k] of both kernels as `multiply` reads them: for each tap, the blocks of output
+// channels. For the gradient to the input, input and output channels change places.
+template <typename T>
 class PackedWeights {
  public:
-  template <typename T>
+  using A = Compute<T>;
   PackedWeights(const Geometry& geometry, const T* weight_query, const T* weight_support,
                 int64_t outer, int64_t inner, bool backward);
 
   int64_t outer() const { return outer_; }
   int64_t inner() const { return inner_; }
-  bool finite() const { return finite_; }
+  int64_t steps() const { return steps_; }  // of a tap
+  bool finite() const { return values_.empty(); }
   // The weights of a tap for the block of output channels that starts at `channel`.
   const A* at(int64_t tap, int64_t channel) const {
-    return data_.data() + (tap * outer_ + channel) * inner_;
+    return data_.data() + (tap * room_ + channel) * steps_;
   }
-  // One of them, found slowly.
-  A value(int64_t tap, int64_t channel, int64_t k) const;
+  // One of them; only where they are not finite.
+  A value(int64_t tap, int64_t channel, int64_t k) const {
+    return values_[(tap * inner_ + k) * outer_ + channel];
+  }
 
  private:
-  int64_t outer_, inner_;
-  bool finite_ = true;
-  std::vector<A> data_;
+  int64_t outer_, inner_, steps_, room_;
+  std::vector<A> data_, values_;
 };
 
-// Copies pieces of source planes into panels, converting T to A, with zeros around the query grid.
+// Which pieces of source planes a term takes: for every shift, where it stays inside the query grid.
 template <typename T>
 class Packer {
  public:
   using A = Compute<T>;
   explicit Packer(const Geometry& geometry);
 
-  // Query positions first .. first + columns - 1 of every channel's plane, [channels, padded].
-  void pack(const Planes<const T>& source, const Term& term, int64_t channels, int64_t first,
-            int64_t columns, int64_t padded, A* panel) const;
+  // Of query positions first .. first + columns - 1.
+  Piece<A> piece(const Term& term, int64_t first, int64_t columns) const;
 
  private:
-  int64_t width_, query_, radius_;
-  // For every horizontal shift and query position: whether the shifted column lies in the grid.
-  std::vector<Word<A>> inside_;
+  int64_t width_, query_, radius_, stride_;
+  std::vector<Word<A>> inside_;  // [shifts, query positions and more]
 };
 
-// out[channel][position] = sum of the terms + offset[channel], for a run of query positions.
-// panel: room for terms.size() * inner * width values. Threads share nothing but the arguments.
+// A run of query positions: as many tiles as keep the panel in the second cache.
 template <typename T>
-void sum_terms(const Packer<T>& packer, const PackedWeights<Compute<T>>& weights,
-               const Planes<const T>& source, const std::vector<Term>& terms,
-               const Compute<T>* offset, int64_t first, int64_t columns, Compute<T>* panel,
-               Compute<T>* out, int64_t out_stride);
+int64_t run_of(int64_t steps);
+
+// out[channel][position] = sum of the terms + offset[channel], for a run of query positions.
+// affines: one for each input channel, applied with a ReLU to what is read; or null. panel: room for
+// terms.size() * steps * columns rounded up to whole tiles. Threads share nothing but the arguments.
+template <typename T>
+void sum_terms(const Packer<T>& packer, const PackedWeights<T>& weights,
+               const Planes<const T>& source, const Affine<Compute<T>>* affines,
+               const std::vector<Term>& terms, const Compute<T>* offset, int64_t first,
+               int64_t columns, Compute<T>* panel, Compute<T>* out, int64_t out_stride);
 
 }  // namespace fsdino::cpu
