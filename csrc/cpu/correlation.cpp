@@ -161,8 +161,8 @@ template <typename T>
 Tensor forward(const Tensor& query, const Tensor& support, const MaybeTensor& support_weight,
                double eps) {
   const Features<T> queries(query, eps), supports(support, eps);
-  Tensor out = at::empty({query.size(0), query.size(1), support.size(3), support.size(4),
-                          query.size(3), query.size(4)}, query.options());
+  Tensor out = empty({query.size(0), query.size(1), support.size(3), support.size(4),
+                      query.size(3), query.size(4)}, query.options());
   T* planes = out.mutable_data_ptr<T>();
   const int64_t layers = queries.layers(), positions = supports.tokens(), count = queries.tokens();
   for_each_map(queries.batch(), layers, [&](int64_t b, int64_t layer) {

@@ -69,8 +69,8 @@ Tensor forward(const Tensor& query, const Tensor& support, const MaybeTensor& su
   const Features<T> queries(query, eps), supports(support, eps);
   const int64_t batch = query.size(0), outer = weight_query.size(0);
   const Convolution<T> convolution(g, weight_query, weight_support, bias, false);
-  Tensor y = at::empty({batch, outer, g.kept_height(), g.kept_width(), g.query_height,
-                        g.query_width}, query.options());
+  Tensor y = empty({batch, outer, g.kept_height(), g.kept_width(), g.query_height,
+                    g.query_width}, query.options());
   Ring<T> ring(g, queries, supports);
   for (int64_t b = 0; b < batch; ++b) {
     const auto out = sample<T>(y.mutable_data_ptr<T>(), b, outer, g.kept_height(), g.kept_width(),

@@ -51,16 +51,14 @@ struct Pairs : Elements<at::BFloat16> {
   static void pack(const T* source, int64_t stride, int64_t channels, const Piece<A>& piece,
                    const Affine<A>* affine, int64_t columns, int64_t tile_stride, A* panel) {
     const int64_t steps = steps_of(channels);
-    constexpr int64_t kAhead = 2;  // steps; they lie far apart, where no prefetcher expects them
     const T* from = source + piece.begin;
     for (int64_t k = 0; k < steps; ++k, from += 2 * stride, panel += kTile) {
       const bool first = 2 * k < channels, second = 2 * k + 1 < channels;
-      const T* ahead = from + (2 * (k + kAhead) + 1 < channels ? 2 * kAhead * stride : 0);
       A* to = panel;
       for (int64_t c = 0; c < columns; c += kTile, to += tile_stride) {
         for (int64_t v = 0; v < kTile; v += kLanes) {
-          __builtin_prefetch(ahead + c + v);
-          __builtin_prefetch(ahead + stride + c + v);
+          ahead(from + c + v, stride, channels - 2 * k);
+          ahead(from + stride + c + v, stride, channels - 2 * k - 1);
           const Halves none = {};
           const Halves low = first ? piece_bits(from, piece, affine ? affine + 2 * k : nullptr, c + v)
                                    : none;
@@ -88,6 +86,8 @@ struct Pairs : Elements<at::BFloat16> {
       for (int64_t c = 0; c < columns; c += kLanes) {
         const int64_t lanes = std::min(columns - c, kLanes);
         const Halves none = {};
+        ahead(source + c, stride, channels - 2 * k);
+        ahead(source + stride + c, stride, channels - 2 * k - 1);
         const Halves low = 2 * k < channels ? scaled_bits(source, scale, c, lanes) : none;
         const Halves high =
             2 * k + 1 < channels ? scaled_bits(source + stride, scale, c, lanes) : none;

@@ -1,5 +1,9 @@
 #include "planes.h"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 namespace fsdino::cpu {
 namespace {
 
@@ -25,11 +29,24 @@ void transpose(const T* from, int64_t count, int64_t rows, int64_t columns, T* t
 
 }  // namespace
 
+at::Tensor empty(at::IntArrayRef sizes, at::TensorOptions options) {
+  const at::Tensor tensor = at::empty(sizes, options);
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kPage = 2 << 20;
+  const auto start = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  const uintptr_t first = (start + kPage - 1) / kPage * kPage;
+  const uintptr_t last = (start + tensor.nbytes()) / kPage * kPage;
+  // Where the system has no large pages it refuses, and nothing is lost.
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+  return tensor;
+}
+
 at::Tensor to_planes(const at::Tensor& volume) {
   const at::Tensor swapped = volume.permute({0, 1, 4, 5, 2, 3});
   if (swapped.is_contiguous()) return swapped;
   const at::Tensor source = volume.contiguous();
-  at::Tensor planes = at::empty(swapped.sizes(), volume.options());
+  at::Tensor planes = empty(swapped.sizes(), volume.options());
   const int64_t count = volume.size(0) * volume.size(1);
   const int64_t rows = volume.size(2) * volume.size(3), columns = volume.size(4) * volume.size(5);
   FSDINO_DISPATCH(volume, "to_planes", [&] {

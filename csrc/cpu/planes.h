@@ -27,13 +27,17 @@ namespace fsdino::cpu {
 template <typename A>
 constexpr at::ScalarType kScalar = c10::CppTypeToScalarType<A>::value;
 
+// at::empty, whose memory the system may give in large pages: a volume's planes lie far apart, and
+// with small ones nearly every row is a miss of the address cache, and a fault the first time.
+at::Tensor empty(at::IntArrayRef sizes, at::TensorOptions options);
+
 // Memory for `threads` threads, uninitialised.
 template <typename A>
 class Scratch {
  public:
   Scratch(int64_t size, int64_t threads = 1)
       : stride_(ceil_div(size, 16) * 16),
-        memory_(at::empty({stride_ * threads + 64}, at::TensorOptions().dtype(kScalar<A>))) {
+        memory_(empty({stride_ * threads + 64}, at::TensorOptions().dtype(kScalar<A>))) {
     const auto address = reinterpret_cast<uintptr_t>(memory_.template data_ptr<A>());
     start_ = reinterpret_cast<A*>((address + 63) / 64 * 64);
   }

@@ -87,6 +87,12 @@ struct Lanes {
     for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(value[i]);
   }
 
+  // Fetches what lies some rows on, of `left` rows that lie far apart, where no prefetcher expects them.
+  static inline void ahead(const T* row, int64_t stride, int64_t left) {
+    constexpr int64_t kRows = 6;
+    if (left > kRows) __builtin_prefetch(row + kRows * stride);
+  }
+
   // Calls step(i, lanes) for runs of whole vectors, and at last for the rest.
   template <typename Step>
   static inline void walk(int64_t count, const Step& step) {
@@ -147,21 +153,36 @@ struct Elements : Lanes<T> {
   using L::kLanes;
 
   // In two levels, for the sake of the low digits.
-  static void sum_squares(const T* source, int64_t stride, int64_t inner, int64_t columns, A* sums) {
+  template <int64_t Vectors>
+  static void sum_columns(const T* source, int64_t stride, int64_t inner, int64_t lanes, A* sums) {
     constexpr int64_t kPartial = 32;
-    L::walk(columns, [&](int64_t c, int64_t lanes) {
-      Vector total = {};
-      for (int64_t first = 0; first < inner; first += kPartial) {
-        const int64_t last = first + kPartial < inner ? first + kPartial : inner;
-        Vector partial = {};
-        for (int64_t k = first; k < last; ++k) {
-          const Vector value = L::take(source + k * stride + c, lanes);
-          partial += value * value;
+    Vector total[Vectors] = {};
+    for (int64_t first = 0; first < inner; first += kPartial) {
+      const int64_t last = first + kPartial < inner ? first + kPartial : inner;
+      Vector partial[Vectors] = {};
+      for (int64_t k = first; k < last; ++k) {
+        const T* row = source + k * stride;
+#pragma GCC unroll 8
+        for (int64_t v = 0; v < Vectors; ++v) {
+          L::ahead(row + v * kLanes, stride, inner - k);
+          const Vector value = L::take(row + v * kLanes, lanes);
+          partial[v] += value * value;
         }
-        total += partial;
       }
-      L::put_wide(sums + c, total, lanes);
-    });
+      for (int64_t v = 0; v < Vectors; ++v) total[v] += partial[v];
+    }
+    for (int64_t v = 0; v < Vectors; ++v) L::put_wide(sums + v * kLanes, total[v], lanes);
+  }
+
+  static void sum_squares(const T* source, int64_t stride, int64_t inner, int64_t columns, A* sums) {
+    constexpr int64_t kVectors = 4;  // a line of memory is not read twice
+    int64_t c = 0;
+    for (; c + kVectors * kLanes <= columns; c += kVectors * kLanes) {
+      sum_columns<kVectors>(source + c, stride, inner, kLanes, sums + c);
+    }
+    for (; c < columns; c += kLanes) {
+      sum_columns<1>(source + c, stride, inner, std::min(columns - c, kLanes), sums + c);
+    }
   }
 
   static void round(A* values, int64_t count, T* out) {
@@ -315,14 +336,12 @@ struct Values : Elements<T> {
 
   static void pack(const T* source, int64_t stride, int64_t channels, const Piece<A>& piece,
                    const Affine<A>* affine, int64_t columns, int64_t tile_stride, A* panel) {
-    constexpr int64_t kAhead = 2;  // rows; they lie far apart, where no prefetcher expects them
     const T* from = source + piece.begin;
     for (int64_t k = 0; k < channels; ++k, from += stride, panel += kTile) {
-      const T* ahead = from + (k + kAhead < channels ? kAhead * stride : 0);
       A* to = panel;
       for (int64_t c = 0; c < columns; c += kTile, to += tile_stride) {
         for (int64_t v = 0; v < kTile; v += kLanes) {
-          __builtin_prefetch(ahead + c + v);
+          L::ahead(from + c + v, stride, channels - k);
           L::store(to + v, L::piece_at(from, piece, affine ? affine + k : nullptr, c + v));
         }
       }
@@ -334,6 +353,7 @@ struct Values : Elements<T> {
     for (int64_t k = 0; k < channels; ++k, source += stride, panel += step_stride) {
       for (int64_t c = 0; c < columns; c += kLanes) {
         const int64_t lanes = std::min(columns - c, kLanes);
+        L::ahead(source + c, stride, channels - k);
         Vector value = L::take(source + c, lanes);
         if (scale) value *= L::take_wide(scale + c, lanes);
         L::store(panel + c / kTile * tile_stride + c % kTile, value);
