@@ -78,14 +78,15 @@ def source_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def functions() -> frozenset[str]:
-    """Functions of the extension, on the CPU and on GPUs alike: the list in ops.inc.
+def functions(*, cuda: bool = False) -> frozenset[str]:
+    """Functions of the extension on the CPU, or on GPUs: the list in ops.inc.
 
     None where the sources are missing, as in an application that bundles Python files alone.
     """
     path = FOLDER / "ops.inc"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return frozenset(re.findall(r"^FSDINO_OP\((\w+),", text, re.MULTILINE))
+    kind = "FSDINO_OP" if cuda else "FSDINO(?:_CPU)?_OP"
+    return frozenset(re.findall(rf"^{kind}\((\w+),", text, re.MULTILINE))
 
 
 def defines(torch_version: str) -> list[str]:

@@ -24,12 +24,14 @@
 // Schemas are derived from the C++ types; arguments are positional.
 TORCH_LIBRARY(fsdino_cpp, m) {
 #define FSDINO_OP(name, ...) m.def(#name, torch::dispatch(c10::kCPU, &fsdino::cpu::name));
+#define FSDINO_CPU_OP FSDINO_OP
 #include "ops.inc"
 }
 
 #ifdef FSDINO_CUDA
 TORCH_LIBRARY_IMPL(fsdino_cpp, CUDA, m) {
 #define FSDINO_OP(name, ...) m.impl(#name, &fsdino::cuda::name);
+#define FSDINO_CPU_OP(...)
 #include "ops.inc"
 }
 #endif

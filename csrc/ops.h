@@ -14,15 +14,18 @@ namespace fsdino {
 
 using at::Tensor;
 using MaybeTensor = std::optional<Tensor>;
+using MaybeTensors = c10::List<MaybeTensor>;
 using Needs = c10::List<bool>;
 
 namespace cpu {
 #define FSDINO_OP FSDINO_DECLARE
+#define FSDINO_CPU_OP FSDINO_DECLARE
 #include "ops.inc"
 }  // namespace cpu
 
 namespace cuda {
 #define FSDINO_OP FSDINO_DECLARE
+#define FSDINO_CPU_OP(...)
 #include "ops.inc"
 }  // namespace cuda
 

@@ -1,6 +1,7 @@
 // center_pivot_conv4d and center_pivot_block4d, forward and backward.
 
 #include "convolution.h"
+#include "normalise.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty_like.h>
@@ -11,27 +12,6 @@
 
 namespace fsdino::cpu {
 namespace {
-
-// Samples of contiguous planes [B, C, H, W, Hq, Wq].
-template <typename T>
-std::vector<Planes<const T>> sources_of(const Tensor& planes) {
-  std::vector<Planes<const T>> samples;
-  for (int64_t b = 0; b < planes.size(0); ++b) {
-    samples.push_back(sample(planes.const_data_ptr<T>(), b, planes.size(1), planes.size(2),
-                             planes.size(3), planes.size(4) * planes.size(5)));
-  }
-  return samples;
-}
-
-template <typename T>
-std::vector<Planes<T>> targets_of(const Tensor& planes) {
-  std::vector<Planes<T>> samples;
-  for (int64_t b = 0; b < planes.size(0); ++b) {
-    samples.push_back(sample(planes.mutable_data_ptr<T>(), b, planes.size(1), planes.size(2),
-                             planes.size(3), planes.size(4) * planes.size(5)));
-  }
-  return samples;
-}
 
 template <typename T>
 Tensor convolve(const Geometry& g, const Tensor& x, const Tensor& weight_query,
@@ -72,46 +52,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_backward(const Geometry& g, cons
   return {grad_x, grad_query, grad_support, grad_bias};
 }
 
-// y = relu(affine of raw) for planes [B, C, H, W, Hq, Wq], with the affine step of each sample and
-// channel; or its mean over H and W, [B, C, Hq, Wq].
-template <typename T>
-Tensor normalise(Tensor raw, const std::vector<Affine<Compute<T>>>& affines, bool reduce,
-                 bool in_place) {
-  using A = Compute<T>;
-  const Simd<T>& functions = simd<T>();
-  const int64_t batch = raw.size(0), channels = raw.size(1), kept = raw.size(2) * raw.size(3);
-  const int64_t query = raw.size(4) * raw.size(5);
-  Tensor y = reduce     ? at::empty({batch, channels, raw.size(4), raw.size(5)}, raw.options())
-             : in_place ? raw
-                        : empty(raw.sizes(), raw.options());
-  const T* from = raw.const_data_ptr<T>();
-  T* to = y.mutable_data_ptr<T>();
-  const Scratch<A> sums(query, at::get_num_threads());
-  const int64_t planes = reduce ? kept : 1;  // of a task
-  at::parallel_for(0, batch * channels * kept / planes, grain(query * planes / 4),
-                   [&](int64_t begin, int64_t end) {
-    A* sum = sums.mine();
-    for (int64_t task = begin; task < end; ++task) {
-      const Affine<A> affine = affines[task * planes / kept];
-      const T* values = from + task * planes * query;
-      if (reduce) std::fill_n(sum, query, A(0));
-      for (int64_t plane = 0; plane < planes; ++plane, values += query) {
-        if (reduce) {
-          functions.add_affine_relu(values, affine, query, sum);
-        } else {
-          functions.affine_relu(values, affine, query, to + task * query);
-        }
-      }
-      if (reduce) {
-        for (int64_t n = 0; n < query; ++n) {
-          to[task * query + n] = static_cast<T>(sum[n] / static_cast<A>(kept));
-        }
-      }
-    }
-  });
-  return y;
-}
-
 template <typename T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> block(const Geometry& g, const Tensor& x,
                                                  const Tensor& weight_query,
@@ -125,23 +65,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> block(const Geometry& g, const Tensor
   const Tensor raw = convolve<T>(g, to_planes(x), weight_query, weight_support, bias, groups,
                                  &moments);
   const auto options = x.options().dtype(kScalar<A>);
-  Tensor mean = at::empty({batch, groups}, options), rstd = at::empty({batch, groups}, options);
-  const std::vector<A> gain = vector_of<T>(norm_weight), offset = vector_of<T>(norm_bias);
-  std::vector<Affine<A>> affines(batch * channels);
-  for (int64_t i = 0; i < batch * groups; ++i) {
-    const double deviation = std::sqrt(moments[i].squares / moments[i].count + eps);
-    const A rounded = static_cast<A>(moments[i].mean + moments[i].low);
-    const A low = static_cast<A>(moments[i].mean - static_cast<double>(rounded) + moments[i].low);
-    mean.mutable_data_ptr<A>()[i] = rounded;
-    rstd.mutable_data_ptr<A>()[i] = static_cast<A>(1 / deviation);
-    for (int64_t c = i % groups * (channels / groups); c < (i % groups + 1) * (channels / groups); ++c) {
-      const A scale = static_cast<A>(static_cast<double>(gain[c]) / deviation);
-      affines[i / groups * channels + c] = {rounded, low, scale, offset[c]};
-    }
-  }
+  const std::vector<Affine<A>> affines =
+      affines_of<T>(moments, groups, norm_weight, norm_bias, eps);
   const Tensor y = normalise<T>(raw, affines, reduce, !save);
   const Tensor result = reduce ? y : from_planes(y);
-  if (save) return {result, from_planes(raw), mean, rstd};
+  if (save) {
+    Tensor mean = at::empty({batch, groups}, options), rstd = at::empty({batch, groups}, options);
+    for (int64_t i = 0; i < batch * groups; ++i) {
+      mean.mutable_data_ptr<A>()[i] = affines[i * (channels / groups)].mean;
+      rstd.mutable_data_ptr<A>()[i] = static_cast<A>(1 / moments[i].deviation(eps));
+    }
+    return {result, from_planes(raw), mean, rstd};
+  }
   const Tensor nothing = at::empty({0}, x.options()), none = at::empty({0}, options);
   return {result, nothing, none, none.clone()};
 }

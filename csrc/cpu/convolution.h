@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <cmath>
+
 #include "../ops.h"
 #include "walk.h"
 
@@ -28,7 +30,29 @@ struct Moments {
   double count = 0, mean = 0, low = 0, squares = 0;
 
   void add(const Moments& other);
+  double deviation(double eps) const { return std::sqrt(squares / count + eps); }
 };
+
+// Samples of contiguous planes [B, C, H, W, Hq, Wq].
+template <typename T>
+std::vector<Planes<const T>> sources_of(const Tensor& planes) {
+  std::vector<Planes<const T>> samples;
+  for (int64_t b = 0; b < planes.size(0); ++b) {
+    samples.push_back(sample(planes.const_data_ptr<T>(), b, planes.size(1), planes.size(2),
+                             planes.size(3), planes.size(4) * planes.size(5)));
+  }
+  return samples;
+}
+
+template <typename T>
+std::vector<Planes<T>> targets_of(const Tensor& planes) {
+  std::vector<Planes<T>> samples;
+  for (int64_t b = 0; b < planes.size(0); ++b) {
+    samples.push_back(sample(planes.mutable_data_ptr<T>(), b, planes.size(1), planes.size(2),
+                             planes.size(3), planes.size(4) * planes.size(5)));
+  }
+  return samples;
+}
 
 // The convolution, or with `backward` the gradient to its input, as sums over planes.
 template <typename T>

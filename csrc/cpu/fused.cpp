@@ -1,64 +1,16 @@
 // correlation_center_pivot4d: the convolution of a correlation that is never held.
 //
-// The support is walked row by row. A ring holds the correlation of the `support_kernel` support
-// rows that one output row needs, for all layers and query positions; every row is computed once.
+// The support is walked in bands of output rows. A ring holds the correlation of the support rows that
+// a band needs, for all layers and query positions; every row is computed once.
 
 #include <ATen/core/LegacyTypeDispatch.h>
 
 #include "convolution.h"
 #include "correlation.h"
+#include "ring.h"
 
 namespace fsdino::cpu {
 namespace {
-
-// The correlation of a window of support rows of one sample, [L, rows, Ws, N].
-template <typename T>
-class Ring {
- public:
-  Ring(const Geometry& geometry, const Features<T>& query, const Features<T>& support)
-      : geometry_(geometry),
-        query_(query),
-        support_(support),
-        rows_(std::min(geometry.support_kernel, geometry.support_height)),
-        memory_(query.layers() * rows_ * geometry.support_width * geometry.query()) {}
-
-  void start(int64_t b, const MaybeTensor& support_weight) {
-    b_ = b;
-    done_ = 0;
-    weights_ = weights_of<T>(support_weight, b, support_.tokens());
-  }
-
-  // Makes the rows that output row `row` reads available.
-  Planes<const T> advance(int64_t row) {
-    const int64_t centre = row * geometry_.stride, reach = geometry_.support_kernel / 2;
-    const int64_t begin = std::max({done_, centre - reach, int64_t(0)});
-    const int64_t end = std::min(centre + reach + 1, geometry_.support_height);
-    const Planes<T> planes = this->planes();
-    for_each_map(1, query_.layers(), [&](int64_t, int64_t layer) {
-      std::vector<Row<T>> rows;
-      for (int64_t i = begin; i < end; ++i) {
-        for (int64_t j = 0; j < geometry_.support_width; ++j) {
-          rows.push_back({i * geometry_.support_width + j, planes.at(layer, i, j)});
-        }
-      }
-      correlate<T>(query_, support_, b_, layer, rows, weights_);
-    });
-    done_ = end;
-    return {planes.data, planes.channel, planes.row, planes.column, planes.rows};
-  }
-
- private:
-  Planes<T> planes() const {
-    const int64_t row = geometry_.support_width * geometry_.query();
-    return {memory_.data(), rows_ * row, row, geometry_.query(), rows_};
-  }
-
-  const Geometry& geometry_;
-  const Features<T>&query_, &support_;
-  int64_t rows_, b_ = 0, done_ = 0;
-  std::vector<Compute<T>> weights_;
-  Scratch<T> memory_;
-};
 
 template <typename T>
 Tensor forward(const Tensor& query, const Tensor& support, const MaybeTensor& support_weight,
@@ -76,8 +28,9 @@ Tensor forward(const Tensor& query, const Tensor& support, const MaybeTensor& su
     const auto out = sample<T>(y.mutable_data_ptr<T>(), b, outer, g.kept_height(), g.kept_width(),
                                g.query());
     ring.start(b, support_weight);
-    for (int64_t row = 0; row < g.kept_height(); ++row) {
-      convolution.run({ring.advance(row)}, {}, {out}, row, row + 1);
+    for (int64_t row = 0; row < g.kept_height(); row += ring.band()) {
+      const int64_t end = std::min(row + ring.band(), g.kept_height());
+      convolution.run({ring.advance(row, end)}, {}, {out}, row, end);
     }
   }
   return from_planes(y);
@@ -107,12 +60,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   Tensor grad_weight_support = like(needs[4], weight_support);
 
   if (needs[3] || needs[4]) {
-    WeightGradient<T> sums(g, outer, layers, g.kept_width());
     Ring<T> ring(g, queries, supports);
+    WeightGradient<T> sums(g, outer, layers, ring.band() * g.kept_width());
     for (int64_t b = 0; b < batch; ++b) {
       ring.start(b, support_weight);
-      for (int64_t row = 0; row < g.kept_height(); ++row) {
-        sums.add({grads_of(b)}, {ring.advance(row)}, row, row + 1);
+      for (int64_t row = 0; row < g.kept_height(); row += ring.band()) {
+        const int64_t end = std::min(row + ring.band(), g.kept_height());
+        sums.add({grads_of(b)}, {ring.advance(row, end)}, row, end);
       }
     }
     sums.finish(grad_weight_query, grad_weight_support);

@@ -29,6 +29,7 @@ logger = logging.getLogger("fsdino.ops")
 DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 CUDA_DTYPES = DTYPES - {torch.float64}
 FUNCTIONS = flags.functions()
+CUDA_FUNCTIONS = flags.functions(cuda=True)
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -91,7 +92,7 @@ def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
 
 def why_not_cuda(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """The reason why the extension's CUDA kernels cannot run such a call. Never builds."""
-    if op not in FUNCTIONS:
+    if op not in CUDA_FUNCTIONS:
         return f"it has no {op}"
     if device.type != "cuda":
         return f"it runs on NVIDIA GPUs, not on {device.type}"

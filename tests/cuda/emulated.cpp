@@ -7,6 +7,7 @@
 
 TORCH_LIBRARY(fsdino_emulated, m) {
 #define FSDINO_OP(name, ...) m.def(#name, &fsdino::cuda::name);
+#define FSDINO_CPU_OP(...)
 #include "../ops.inc"
 }
 
