@@ -20,7 +20,7 @@ Tensor convolve(const Geometry& g, const Tensor& x, const Tensor& weight_query,
   Tensor y = empty({x.size(0), weight_query.size(0), g.kept_height(), g.kept_width(),
                     g.query_height, g.query_width}, x.options());
   const Convolution<T> convolution(g, weight_query, weight_support, bias, false);
-  convolution.run(sources_of<T>(x), {}, targets_of<T>(y), 0, g.kept_height(), groups, moments);
+  convolution.run(sources_of<T>(x), targets_of<T>(y), 0, g.kept_height(), groups, moments);
   return y;
 }
 
@@ -36,7 +36,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_backward(const Geometry& g, cons
     const Tensor planes = empty({x.size(0), x.size(1), g.support_height, g.support_width,
                                  g.query_height, g.query_width}, x.options());
     const Convolution<T> convolution(g, weight_query, weight_support, std::nullopt, true);
-    convolution.run(sources_of<T>(grad), {}, targets_of<T>(planes), 0, g.support_height);
+    convolution.run(sources_of<T>(grad), targets_of<T>(planes), 0, g.support_height);
     grad_x = from_planes(planes);
   }
   if (needs[1] || needs[2]) {

@@ -63,7 +63,6 @@ void Convolution<T>::mend_edges(const Planes<const T>& source, const std::vector
 
 template <typename T>
 void Convolution<T>::run(const std::vector<Planes<const T>>& sources,
-                         const std::vector<Affine<A>>& affines,
                          const std::vector<Planes<T>>& targets, int64_t begin, int64_t end,
                          int64_t groups, std::vector<Moments>* moments) const {
   const Simd<T>& functions = simd<T>();
@@ -94,8 +93,7 @@ void Convolution<T>::run(const std::vector<Planes<const T>>& sources,
       }
       const std::vector<Term> terms =
           backward_ ? backward_terms(g, row, column) : forward_terms(g, row, column);
-      sum_terms<T>(packer_, weights_, sources[b],
-                   affines.empty() ? nullptr : affines.data() + b * inner, terms,
+      sum_terms<T>(packer_, weights_, sources[b], terms,
                    offset_.empty() ? nullptr : offset_.data(), first, columns, panels.mine(),
                    result, stride);
       if (!weights_.finite()) mend_edges(sources[b], terms, first, columns, result, stride);

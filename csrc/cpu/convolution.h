@@ -62,12 +62,11 @@ class Convolution {
   Convolution(const Geometry& geometry, const Tensor& weight_query, const Tensor& weight_support,
               const MaybeTensor& bias, bool backward);
 
-  // Computes rows begin .. end - 1 of the targets, one target for each source. affines: of each sample
-  // and channel, [B, Ci], applied with a ReLU to what the sources hold; or empty. With `groups`, also
+  // Computes rows begin .. end - 1 of the targets, one target for each source. With `groups`, also
   // the moments of these rows for each sample and group, [B, G], gathered run by run while it is in
   // cache and added in order.
-  void run(const std::vector<Planes<const T>>& sources, const std::vector<Affine<A>>& affines,
-           const std::vector<Planes<T>>& targets, int64_t begin, int64_t end, int64_t groups = 0,
+  void run(const std::vector<Planes<const T>>& sources, const std::vector<Planes<T>>& targets,
+           int64_t begin, int64_t end, int64_t groups = 0,
            std::vector<Moments>* moments = nullptr) const;
 
  private:

@@ -1,7 +1,6 @@
 // correlation_center_pivot4d: the convolution of a correlation that is never held.
 //
-// The support is walked in bands of output rows. A ring holds the correlation of the support rows that
-// a band needs, for all layers and query positions; every row is computed once.
+// A ring holds the correlation of the support rows that a band of output rows needs.
 
 #include <ATen/core/LegacyTypeDispatch.h>
 
@@ -23,15 +22,14 @@ Tensor forward(const Tensor& query, const Tensor& support, const MaybeTensor& su
   const Convolution<T> convolution(g, weight_query, weight_support, bias, false);
   Tensor y = empty({batch, outer, g.kept_height(), g.kept_width(), g.query_height,
                     g.query_width}, query.options());
-  Ring<T> ring(g, queries, supports);
+  const Ring<T> ring(g, queries.layers(), CorrelationRows<T>::kBytes);
   for (int64_t b = 0; b < batch; ++b) {
     const auto out = sample<T>(y.mutable_data_ptr<T>(), b, outer, g.kept_height(), g.kept_width(),
                                g.query());
-    ring.start(b, support_weight);
-    for (int64_t row = 0; row < g.kept_height(); row += ring.band()) {
-      const int64_t end = std::min(row + ring.band(), g.kept_height());
-      convolution.run({ring.advance(row, end)}, {}, {out}, row, end);
-    }
+    ring.walk(CorrelationRows<T>(g, queries, supports, support_weight, b),
+              [&](const Planes<const T>& rows, int64_t row, int64_t last) {
+      convolution.run({rows}, {out}, row, last);
+    });
   }
   return from_planes(y);
 }
@@ -60,14 +58,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   Tensor grad_weight_support = like(needs[4], weight_support);
 
   if (needs[3] || needs[4]) {
-    Ring<T> ring(g, queries, supports);
+    const Ring<T> ring(g, layers, CorrelationRows<T>::kBytes);
     WeightGradient<T> sums(g, outer, layers, ring.band() * g.kept_width());
     for (int64_t b = 0; b < batch; ++b) {
-      ring.start(b, support_weight);
-      for (int64_t row = 0; row < g.kept_height(); row += ring.band()) {
-        const int64_t end = std::min(row + ring.band(), g.kept_height());
-        sums.add({grads_of(b)}, {ring.advance(row, end)}, row, end);
-      }
+      ring.walk(CorrelationRows<T>(g, queries, supports, support_weight, b),
+                [&](const Planes<const T>& rows, int64_t row, int64_t last) {
+        sums.add({grads_of(b)}, {rows}, row, last);
+      });
     }
     sums.finish(grad_weight_query, grad_weight_support);
   }
@@ -87,7 +84,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
       const std::vector<A> weights = weights_of<T>(support_weight, b, positions);
       for (int64_t top = 0; top < g.support_height; top += band) {
         const int64_t bottom = std::min(top + band, g.support_height);
-        convolution.run({grads_of(b)}, {}, {band_grad}, top, bottom);
+        convolution.run({grads_of(b)}, {band_grad}, top, bottom);
         for_each_map(1, layers, [&](int64_t, int64_t layer) {
           const int64_t map = b * layers + layer;
           std::vector<Row<const T>> rows;

@@ -33,14 +33,10 @@ struct Pairs : Elements<at::BFloat16> {
     const auto keep = static_cast<__mmask16>((1u << high) - (1u << low));
     return (Halves)_mm256_maskz_loadu_epi16(keep, from);
   }
-  static inline Halves piece_bits(const T* from, const Piece<A>& piece, const Affine<A>* affine,
-                                  int64_t c) {
-    const Halves value = c >= piece.low && c + kLanes <= piece.high
-                             ? bits(from + c)
-                             : bits(from + c, piece.low - c, piece.high - c);
-    if (!affine) return value;
-    const Vector wide = (Vector)(__builtin_convertvector(value, Words) << 16);
-    return __builtin_convertvector(rounded(L::affine_relu(wide, *affine)), Halves);
+  static inline Halves piece_bits(const T* from, const Piece<A>& piece, int64_t c) {
+    return c >= piece.low && c + kLanes <= piece.high
+               ? bits(from + c)
+               : bits(from + c, piece.low - c, piece.high - c);
   }
   static inline Vector masked(Vector words, const Piece<A>& piece, int64_t c) {
     if (!piece.mask) return words;
@@ -49,7 +45,7 @@ struct Pairs : Elements<at::BFloat16> {
   }
 
   static void pack(const T* source, int64_t stride, int64_t channels, const Piece<A>& piece,
-                   const Affine<A>* affine, int64_t columns, int64_t tile_stride, A* panel) {
+                   int64_t columns, int64_t tile_stride, A* panel) {
     const int64_t steps = steps_of(channels);
     const T* from = source + piece.begin;
     for (int64_t k = 0; k < steps; ++k, from += 2 * stride, panel += kTile) {
@@ -60,11 +56,8 @@ struct Pairs : Elements<at::BFloat16> {
           ahead(from + c + v, stride, channels - 2 * k);
           ahead(from + stride + c + v, stride, channels - 2 * k - 1);
           const Halves none = {};
-          const Halves low = first ? piece_bits(from, piece, affine ? affine + 2 * k : nullptr, c + v)
-                                   : none;
-          const Halves high =
-              second ? piece_bits(from + stride, piece, affine ? affine + 2 * k + 1 : nullptr, c + v)
-                     : none;
+          const Halves low = first ? piece_bits(from, piece, c + v) : none;
+          const Halves high = second ? piece_bits(from + stride, piece, c + v) : none;
           store(to + v, masked(paired(low, high), piece, c + v));
         }
       }

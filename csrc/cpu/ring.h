@@ -1,4 +1,4 @@
-// The correlation of a window of support rows, for what never holds all of it.
+// Windows of support rows, for what never holds all of them.
 
 #pragma once
 
@@ -7,72 +7,88 @@
 
 namespace fsdino::cpu {
 
-// The correlation of a window of support rows of one sample, [L, rows, Ws, N].
+// The support rows that a band of a convolution's output rows needs, of one sample: [C, rows, Ws, N].
+// Every row is computed once, into the place of one that is no longer needed.
 template <typename T>
 class Ring {
  public:
-  Ring(const Geometry& geometry, const Features<T>& query, const Features<T>& support)
+  // bytes: that bands may fill; a band of one row may need more.
+  Ring(const Geometry& geometry, int64_t channels, int64_t bytes)
       : geometry_(geometry),
-        query_(query),
-        support_(support),
-        band_(band_of(geometry, query.layers())),
+        channels_(channels),
+        band_(band_of(geometry, channels, bytes)),
         rows_(rows_of(geometry, band_)),
-        memory_(query.layers() * rows_ * geometry.support_width * geometry.query()) {}
+        memory_(channels * rows_ * geometry.support_width * geometry.query()) {}
 
-  // Output rows to take at a time.
+  // Convolves all bands. fill(begin, end, planes) computes support rows begin .. end - 1 of all
+  // channels, use(planes, row, last) output rows row .. last - 1.
+  template <typename Fill, typename Use>
+  void walk(const Fill& fill, const Use& use) const {
+    const int64_t reach = geometry_.support_kernel / 2, rows = geometry_.kept_height();
+    const int64_t row_size = geometry_.support_width * geometry_.query();
+    const Planes<T> planes{memory_.data(), rows_ * row_size, row_size, geometry_.query(), rows_};
+    int64_t done = 0;
+    for (int64_t row = 0; row < rows; row += band_) {
+      const int64_t last = std::min(row + band_, rows);
+      const int64_t begin = std::max(done, row * geometry_.stride - reach);
+      const int64_t end =
+          std::min((last - 1) * geometry_.stride + reach + 1, geometry_.support_height);
+      fill(begin, end, planes);
+      done = end;
+      use(Planes<const T>{planes.data, planes.channel, planes.row, planes.column, planes.rows}, row,
+          last);
+    }
+  }
+
+  // Output rows of a band.
   int64_t band() const { return band_; }
 
-  void start(int64_t b, const MaybeTensor& support_weight) {
-    b_ = b;
-    done_ = 0;
-    weights_ = weights_of<T>(support_weight, b, support_.tokens());
-  }
-
-  // Makes the rows that output rows row .. last - 1 read available.
-  Planes<const T> advance(int64_t row, int64_t last) {
-    const int64_t reach = geometry_.support_kernel / 2;
-    const int64_t begin = std::max({done_, row * geometry_.stride - reach, int64_t(0)});
-    const int64_t end =
-        std::min((last - 1) * geometry_.stride + reach + 1, geometry_.support_height);
-    const Planes<T> planes = this->planes();
-    for_each_map(1, query_.layers(), [&](int64_t, int64_t layer) {
-      std::vector<Row<T>> rows;
-      for (int64_t i = begin; i < end; ++i) {
-        for (int64_t j = 0; j < geometry_.support_width; ++j) {
-          rows.push_back({i * geometry_.support_width + j, planes.at(layer, i, j)});
-        }
-      }
-      correlate<T>(query_, support_, b_, layer, rows, weights_);
-    });
-    done_ = end;
-    return {planes.data, planes.channel, planes.row, planes.column, planes.rows};
-  }
-
  private:
-  // Every band packs the query's features anew: few bands, as long as the ring is small.
-  static constexpr int64_t kBytes = 32 << 20;
-
   static int64_t rows_of(const Geometry& g, int64_t band) {
     return std::min((band - 1) * std::min(g.stride, g.support_height) + g.support_kernel,
                     g.support_height);
   }
-  static int64_t band_of(const Geometry& g, int64_t layers) {
-    const int64_t row = layers * g.support_width * g.query() * static_cast<int64_t>(sizeof(T));
+  static int64_t band_of(const Geometry& g, int64_t channels, int64_t bytes) {
+    const int64_t row = channels * g.support_width * g.query() * static_cast<int64_t>(sizeof(T));
     int64_t band = 1;
-    while (band < g.kept_height() && rows_of(g, band + 1) * row <= kBytes) ++band;
+    while (band < g.kept_height() && rows_of(g, band + 1) * row <= bytes) ++band;
     return band;
   }
 
-  Planes<T> planes() const {
-    const int64_t row = geometry_.support_width * geometry_.query();
-    return {memory_.data(), rows_ * row, row, geometry_.query(), rows_};
+  Geometry geometry_;
+  int64_t channels_, band_, rows_;
+  Scratch<T> memory_;
+};
+
+// Fills a ring with the correlation of sample `b`.
+template <typename T>
+class CorrelationRows {
+ public:
+  // Every band packs the query's features anew: few bands, as long as the ring is small.
+  static constexpr int64_t kBytes = 64 << 20;
+
+  CorrelationRows(const Geometry& geometry, const Features<T>& query, const Features<T>& support,
+                  const MaybeTensor& support_weight, int64_t b)
+      : width_(geometry.support_width),
+        b_(b),
+        query_(query),
+        support_(support),
+        weights_(weights_of<T>(support_weight, b, support.tokens())) {}
+
+  void operator()(int64_t begin, int64_t end, const Planes<T>& planes) const {
+    for_each_map(1, query_.layers(), [&](int64_t, int64_t layer) {
+      std::vector<Row<T>> rows;
+      for (int64_t i = begin; i < end; ++i) {
+        for (int64_t j = 0; j < width_; ++j) rows.push_back({i * width_ + j, planes.at(layer, i, j)});
+      }
+      correlate<T>(query_, support_, b_, layer, rows, weights_);
+    });
   }
 
-  const Geometry& geometry_;
+ private:
+  int64_t width_, b_;
   const Features<T>&query_, &support_;
-  int64_t band_, rows_, b_ = 0, done_ = 0;
   std::vector<Compute<T>> weights_;
-  Scratch<T> memory_;
 };
 
 }  // namespace fsdino::cpu

@@ -100,10 +100,9 @@ struct Simd {
   void (*arrange)(const A* words, int64_t stride, int64_t steps, int64_t rows, A* out);
 
   // Pieces of the planes of `channels` channels, `stride` apart, as steps(channels) rows of a panel
-  // whose tiles are `tile_stride` words apart. affine: one for each channel, for the values inside;
-  // or null. Columns beyond the last are garbage up to the end of the tile.
+  // whose tiles are `tile_stride` words apart.
   void (*pack)(const T* source, int64_t stride, int64_t channels, const Piece<A>& piece,
-               const Affine<A>* affine, int64_t columns, int64_t tile_stride, A* panel);
+               int64_t columns, int64_t tile_stride, A* panel);
 
   // The same of whole rows, each column times its scale unless `scale` is null; steps are `step_stride`
   // words apart.

@@ -1,7 +1,7 @@
 // squeeze4d: the correlation and the blocks behind it.
 //
-// The correlation passes through a ring. Each convolution leaves its output as it is, and the next one
-// normalises what it reads, so that no volume but these is written.
+// The correlation passes through a ring. Each convolution leaves its output as it is, and what the next
+// one reads of it passes through a ring, too, normalised: no other volume is written.
 
 #include <ATen/core/LegacyTypeDispatch.h>
 
@@ -28,6 +28,27 @@ struct Blocks {
   }
 };
 
+// Fills a ring with relu(affine of raw), one affine step for each channel.
+template <typename T>
+struct NormalisedRows {
+  // Few enough to stay in a cache.
+  static constexpr int64_t kBytes = 16 << 20;
+
+  const Planes<const T>& raw;
+  const std::vector<Affine<Compute<T>>>& affines;
+  int64_t width, query;
+
+  void operator()(int64_t begin, int64_t end, const Planes<T>& planes) const {
+    const int64_t channels = static_cast<int64_t>(affines.size()), rows = end - begin;
+    at::parallel_for(0, channels * rows * width, grain(query), [&](int64_t first, int64_t last) {
+      for (int64_t task = first; task < last; ++task) {
+        const int64_t c = task / (rows * width), i = begin + task / width % rows, j = task % width;
+        simd<T>().affine_relu(raw.at(c, i, j), affines[c], query, planes.at(c, i, j));
+      }
+    });
+  }
+};
+
 template <typename T>
 Tensor forward(const Tensor& query, const Tensor& support, const MaybeTensor& support_weight,
                const Blocks& blocks, double eps) {
@@ -51,22 +72,27 @@ Tensor forward(const Tensor& query, const Tensor& support, const MaybeTensor& su
 
   const int64_t batch = query.size(0), outer = blocks.weights_query.back().size(0);
   Tensor y = at::empty({batch, outer, query.size(3), query.size(4)}, query.options());
-  Ring<T> ring(geometries[0], queries, supports);
+  std::vector<Ring<T>> rings;
+  for (size_t i = 0; i < blocks.count(); ++i) {
+    const int64_t bytes = i ? NormalisedRows<T>::kBytes : CorrelationRows<T>::kBytes;
+    rings.emplace_back(geometries[i], blocks.weights_query[i].size(1), bytes);
+  }
   for (int64_t b = 0; b < batch; ++b) {
-    Tensor raw = volume(0);
-    std::vector<Moments> moments(blocks.groups);
-    ring.start(b, support_weight);
-    for (int64_t row = 0; row < geometries[0].kept_height(); row += ring.band()) {
-      const int64_t end = std::min(row + ring.band(), geometries[0].kept_height());
-      convolutions[0].run({ring.advance(row, end)}, {}, targets_of<T>(raw), row, end, blocks.groups,
-                          &moments);
-    }
-    std::vector<Affine<A>> affines = blocks.affines<T>(0, moments);
-    for (size_t i = 1; i < blocks.count(); ++i) {
+    Tensor raw;
+    std::vector<Affine<A>> affines;
+    for (size_t i = 0; i < blocks.count(); ++i) {
       const Tensor next = volume(i);
-      moments.assign(blocks.groups, {});
-      convolutions[i].run(sources_of<T>(raw), affines, targets_of<T>(next), 0,
-                          geometries[i].kept_height(), blocks.groups, &moments);
+      std::vector<Moments> moments(blocks.groups);
+      const auto use = [&](const Planes<const T>& rows, int64_t row, int64_t last) {
+        convolutions[i].run({rows}, targets_of<T>(next), row, last, blocks.groups, &moments);
+      };
+      if (i == 0) {
+        rings[i].walk(CorrelationRows<T>(geometries[i], queries, supports, support_weight, b), use);
+      } else {
+        const Planes<const T> source = sources_of<T>(raw)[0];
+        rings[i].walk(NormalisedRows<T>{source, affines, geometries[i].support_width,
+                                        geometries[i].query()}, use);
+      }
       affines = blocks.affines<T>(i, moments);
       raw = next;
     }

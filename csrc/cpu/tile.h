@@ -131,12 +131,10 @@ struct Lanes {
   }
 
   // Columns c .. of a piece of the row `from`, whose column 0 it starts at.
-  static inline Vector piece_at(const T* from, const Piece<A>& piece, const Affine<A>* affine,
-                                int64_t c) {
-    Vector value = c >= piece.low && c + kLanes <= piece.high
+  static inline Vector piece_at(const T* from, const Piece<A>& piece, int64_t c) {
+    const Vector value = c >= piece.low && c + kLanes <= piece.high
                        ? read(from + c)
                        : read_part(from + c, piece.low - c, piece.high - c);
-    if (affine) value = affine_relu(value, *affine);
     if (!piece.mask) return value;
     typedef Word<A> LooseBits
         __attribute__((vector_size(FSDINO_VECTOR_BYTES), aligned(sizeof(A)), may_alias));
@@ -335,14 +333,14 @@ struct Values : Elements<T> {
   }
 
   static void pack(const T* source, int64_t stride, int64_t channels, const Piece<A>& piece,
-                   const Affine<A>* affine, int64_t columns, int64_t tile_stride, A* panel) {
+                   int64_t columns, int64_t tile_stride, A* panel) {
     const T* from = source + piece.begin;
     for (int64_t k = 0; k < channels; ++k, from += stride, panel += kTile) {
       A* to = panel;
       for (int64_t c = 0; c < columns; c += kTile, to += tile_stride) {
         for (int64_t v = 0; v < kTile; v += kLanes) {
           L::ahead(from + c + v, stride, channels - k);
-          L::store(to + v, L::piece_at(from, piece, affine ? affine + k : nullptr, c + v));
+          L::store(to + v, L::piece_at(from, piece, c + v));
         }
       }
     }
@@ -367,7 +365,7 @@ struct Values : Elements<T> {
     for (int64_t k = 0; k < channels; ++k, from += stride, rows += words) {
       const int64_t whole = columns / kLanes * kLanes;
       for (int64_t c = 0; c < whole; c += kLanes) {
-        L::store(rows + c, L::piece_at(from, piece, nullptr, c));
+        L::store(rows + c, L::piece_at(from, piece, c));
       }
       for (int64_t c = whole; c < words; ++c) {
         const bool there = c < columns && c >= piece.low && c < piece.high;

@@ -140,16 +140,16 @@ int64_t run_of(int64_t steps) {
 
 template <typename T>
 void sum_terms(const Packer<T>& packer, const PackedWeights<T>& weights,
-               const Planes<const T>& source, const Affine<Compute<T>>* affines,
-               const std::vector<Term>& terms, const Compute<T>* offset, int64_t first,
-               int64_t columns, Compute<T>* panel, Compute<T>* out, int64_t out_stride) {
+               const Planes<const T>& source, const std::vector<Term>& terms,
+               const Compute<T>* offset, int64_t first, int64_t columns, Compute<T>* panel,
+               Compute<T>* out, int64_t out_stride) {
   using A = Compute<T>;
   const Simd<T>& functions = simd<T>();
   const int64_t tile = functions.tile, steps = weights.steps();
   const int64_t count = static_cast<int64_t>(terms.size()), tile_stride = count * steps * tile;
   for (int64_t t = 0; t < count; ++t) {
     functions.pack(source.at(0, terms[t].row, terms[t].column), source.channel, weights.inner(),
-                   packer.piece(terms[t], first, columns), affines, columns, tile_stride,
+                   packer.piece(terms[t], first, columns), columns, tile_stride,
                    panel + t * steps * tile);
   }
   std::vector<const A*> taps(terms.size());
@@ -170,9 +170,8 @@ void sum_terms(const Packer<T>& packer, const PackedWeights<T>& weights,
   template class Packer<T>;                                                                       \
   template int64_t run_of<T>(int64_t);                                                            \
   template void sum_terms<T>(const Packer<T>&, const PackedWeights<T>&, const Planes<const T>&,   \
-                             const Affine<Compute<T>>*, const std::vector<Term>&,                 \
-                             const Compute<T>*, int64_t, int64_t, Compute<T>*, Compute<T>*,       \
-                             int64_t)
+                             const std::vector<Term>&, const Compute<T>*, int64_t, int64_t,       \
+                             Compute<T>*, Compute<T>*, int64_t)
 FSDINO_INSTANTIATE(float);
 FSDINO_INSTANTIATE(double);
 FSDINO_INSTANTIATE(at::Half);

@@ -83,12 +83,11 @@ template <typename T>
 int64_t run_of(int64_t steps);
 
 // out[channel][position] = sum of the terms + offset[channel], for a run of query positions.
-// affines: one for each input channel, applied with a ReLU to what is read; or null. panel: room for
-// terms.size() * steps * columns rounded up to whole tiles. Threads share nothing but the arguments.
+// panel: room for terms.size() * steps * columns rounded up to whole tiles. Threads share nothing but the arguments.
 template <typename T>
 void sum_terms(const Packer<T>& packer, const PackedWeights<T>& weights,
-               const Planes<const T>& source, const Affine<Compute<T>>* affines,
-               const std::vector<Term>& terms, const Compute<T>* offset, int64_t first,
-               int64_t columns, Compute<T>* panel, Compute<T>* out, int64_t out_stride);
+               const Planes<const T>& source, const std::vector<Term>& terms,
+               const Compute<T>* offset, int64_t first, int64_t columns, Compute<T>* panel,
+               Compute<T>* out, int64_t out_stride);
 
 }  // namespace fsdino::cpu
