@@ -16,6 +16,7 @@
 #include <cuda_runtime_api.h>
 #endif
 
+#include "cpu/simd.h"
 #include "ops.h"
 
 #define FSDINO_TEXT(...) FSDINO_TEXT_OF(__VA_ARGS__)
@@ -63,6 +64,7 @@ pybind11::dict build_info() {
   info["cxx11_abi"] = pybind11::none();
 #endif
   info["cpu_capability"] = at::get_cpu_capability();
+  info["instruction_set"] = fsdino::cpu::simd<at::BFloat16>().name;
 #ifdef _OPENMP
   info["openmp"] = _OPENMP;
 #else

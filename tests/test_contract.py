@@ -93,9 +93,12 @@ TYPES = {
 def test_the_list_in_cpp() -> None:
     """Whole ops, with the reference's signatures, and the same limit of a chunk."""
     text = (flags.FOLDER / "ops.inc").read_text()
-    found = re.findall(r"^FSDINO_OP\((\w+),\s*\((.*?)\),\s*(\S.*?)\)\n\n", text, re.DOTALL | re.M)
+    pattern = r"^FSDINO(_CPU)?_OP\((\w+),\s*\((.*?)\),\s*(\S.*?)\)\n\n"
+    lines = re.findall(pattern, text, re.DOTALL | re.M)
+    found = [line[1:] for line in lines]
     known = {*contract.FUNCTIONS, *contract.OPTIONAL}
     assert {name for name, _, _ in found} == flags.functions() <= known
+    assert {name for kind, name, *_ in lines if not kind} == flags.functions(cuda=True)
     for op in contract.OPS:
         assert (op in flags.functions()) == (f"{op}_backward" in flags.functions())
     for name, arguments, result in found:

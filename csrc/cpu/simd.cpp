@@ -42,6 +42,7 @@ namespace plain {
 #define FSDINO_TILE_VECTORS 3
 #define FSDINO_TILE_ROWS 8
 #endif
+#include "elements.h"
 #include "tile.h"
 #undef FSDINO_VECTOR_BYTES
 #undef FSDINO_TILE_VECTORS
@@ -54,6 +55,7 @@ namespace avx2 {
 #define FSDINO_VECTOR_BYTES 32
 #define FSDINO_TILE_VECTORS 3
 #define FSDINO_TILE_ROWS 4
+#include "elements.h"
 #include "tile.h"
 #undef FSDINO_VECTOR_BYTES
 #undef FSDINO_TILE_VECTORS
@@ -66,6 +68,7 @@ namespace avx512 {
 #define FSDINO_VECTOR_BYTES 64
 #define FSDINO_TILE_VECTORS 3
 #define FSDINO_TILE_ROWS 8
+#include "elements.h"
 #include "tile.h"
 #undef FSDINO_VECTOR_BYTES
 #undef FSDINO_TILE_VECTORS
@@ -79,6 +82,7 @@ FSDINO_END_TARGET
 FSDINO_BEGIN_TARGET(
     "avx2,fma,f16c,avx512f,avx512vl,avx512dq,avx512bw,avx512bf16,prefer-vector-width=512")
 namespace avx512_bf16 {
+#include "elements.h"
 #include "tile.h"
 #include "pairs.h"
 }  // namespace avx512_bf16
@@ -88,6 +92,7 @@ FSDINO_END_TARGET
 FSDINO_BEGIN_TARGET(
     "avx2,fma,f16c,avx512f,avx512vl,avx512dq,avx512bw,avx512bf16,amx-tile,amx-bf16,prefer-vector-width=512")
 namespace amx {
+#include "elements.h"
 #include "tile.h"
 #include "pairs.h"
 }  // namespace amx

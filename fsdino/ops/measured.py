@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fsdino.contract import while_tracing
+from fsdino.ops import native
 
 FILE = Path(__file__).with_suffix(".json")
 
@@ -47,15 +48,17 @@ def size_class(count: int) -> int:
 
 @while_tracing
 def instruction_set() -> str:
-    """Of this CPU, as PyTorch uses it: "AMX", "AVX512_BF16", "AVX512", "AVX2", "DEFAULT", ..."""
+    """The one that the C++ kernels use: "AMX", "AVX512_BF16", "AVX512", "AVX2", "DEFAULT", ...
+
+    Without them it is PyTorch's word, which knows no finer one than "AVX512".
+    """
     global _instruction_set  # noqa: PLW0603
     if not _instruction_set:
-        name = torch.backends.cpu.get_cpu_capability()
-        if name == "AVX512" and torch.cpu._is_amx_tile_supported():
-            name = "AMX"
-        elif name == "AVX512" and torch.cpu._is_avx512_bf16_supported():
-            name = "AVX512_BF16"
-        _instruction_set = name
+        extension = native.extension()
+        if extension is None:
+            _instruction_set = torch.backends.cpu.get_cpu_capability()
+        else:
+            _instruction_set = extension.build_info["instruction_set"]
     return _instruction_set
 
 
