@@ -64,8 +64,8 @@ class Ring {
 template <typename T>
 class CorrelationRows {
  public:
-  // Every band packs the query's features anew: few bands, as long as the ring is small.
-  static constexpr int64_t kBytes = 64 << 20;
+  // Every band packs the query's features anew, which costs more than what a smaller ring saves.
+  static constexpr int64_t kBytes = 96 << 20;
 
   CorrelationRows(const Geometry& geometry, const Features<T>& query, const Features<T>& support,
                   const MaybeTensor& support_weight, int64_t b)

@@ -72,11 +72,6 @@ Tensor forward(const Tensor& query, const Tensor& support, const MaybeTensor& su
 
   const int64_t batch = query.size(0), outer = blocks.weights_query.back().size(0);
   Tensor y = at::empty({batch, outer, query.size(3), query.size(4)}, query.options());
-  std::vector<Ring<T>> rings;
-  for (size_t i = 0; i < blocks.count(); ++i) {
-    const int64_t bytes = i ? NormalisedRows<T>::kBytes : CorrelationRows<T>::kBytes;
-    rings.emplace_back(geometries[i], blocks.weights_query[i].size(1), bytes);
-  }
   for (int64_t b = 0; b < batch; ++b) {
     Tensor raw;
     std::vector<Affine<A>> affines;
@@ -86,11 +81,13 @@ Tensor forward(const Tensor& query, const Tensor& support, const MaybeTensor& su
       const auto use = [&](const Planes<const T>& rows, int64_t row, int64_t last) {
         convolutions[i].run({rows}, targets_of<T>(next), row, last, blocks.groups, &moments);
       };
+      const int64_t bytes = i ? NormalisedRows<T>::kBytes : CorrelationRows<T>::kBytes;
+      const Ring<T> ring(geometries[i], blocks.weights_query[i].size(1), bytes);
       if (i == 0) {
-        rings[i].walk(CorrelationRows<T>(geometries[i], queries, supports, support_weight, b), use);
+        ring.walk(CorrelationRows<T>(geometries[i], queries, supports, support_weight, b), use);
       } else {
         const Planes<const T> source = sources_of<T>(raw)[0];
-        rings[i].walk(NormalisedRows<T>{source, affines, geometries[i].support_width,
+        ring.walk(NormalisedRows<T>{source, affines, geometries[i].support_width,
                                         geometries[i].query()}, use);
       }
       affines = blocks.affines<T>(i, moments);
