@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kColumns = 256;  // tokens whose sums over the channels stay in the first cache
 constexpr int64_t kPartial = 32;   // channels that are summed before they join the total
-constexpr int64_t kTiles = 4;      // of query positions, whose panel stays in the second cache
+constexpr int64_t kPanel = 768 << 10;  // bytes of query features that stay in the second cache
 
 // sums[i] = sum over channels of term(channel, i), for i < count <= kColumns, in two levels.
 template <typename A, typename Term>
@@ -53,7 +53,7 @@ void pack_tokens(const Features<T>& features, int64_t b, int64_t layer,
   const T* map = features.map(b, layer);
   const A* factors = features.factors(b, layer);
   // A line of the map is read once for all blocks of a span.
-  constexpr int64_t span = 64;
+  constexpr int64_t span = 128;
   const int64_t width = ceil_div(span, functions.tile) * functions.tile;
   at::parallel_for(0, ceil_div(count, span), grain(channels * span), [&](int64_t begin, int64_t end) {
     const Scratch<A> words(steps * width);
@@ -103,7 +103,8 @@ void cosines(const Features<T>& query, const Features<T>& support, int64_t b, in
   const A* support_rest = support.rest(b, layer);
   // A block of support positions is multiplied by some tiles while it is in the first cache.
   const int64_t tiles = ceil_div(tokens, tile);
-  const int64_t group = std::clamp<int64_t>(ceil_div(tiles, at::get_num_threads()), 1, kTiles);
+  const int64_t fit = kPanel / (steps * tile * static_cast<int64_t>(sizeof(A)));
+  const int64_t group = std::clamp<int64_t>(std::min(fit, ceil_div(tiles, at::get_num_threads())), 1, 16);
   at::parallel_for(0, ceil_div(tiles, group), grain(channels * count * tile * group),
                    [&](int64_t begin, int64_t end) {
     const Scratch<A> panel(steps * tile * group);
