@@ -52,12 +52,14 @@ void pack_tokens(const Features<T>& features, int64_t b, int64_t layer,
   const int64_t steps = functions.steps(channels), stride = features.tokens();
   const T* map = features.map(b, layer);
   const A* factors = features.factors(b, layer);
-  // A line of the map is read once for all blocks of a span.
-  constexpr int64_t span = 128;
+  // A line of the map is read once for all blocks of a span, a multiple of every block.
+  constexpr int64_t kSpan = 128, kBlock = 32, kBytes = 1 << 20;
+  const int64_t fit = kBytes / (steps * static_cast<int64_t>(sizeof(A))) / kBlock * kBlock;
+  const int64_t span = std::clamp(fit, kBlock, kSpan);
   const int64_t width = ceil_div(span, functions.tile) * functions.tile;
   at::parallel_for(0, ceil_div(count, span), grain(channels * span), [&](int64_t begin, int64_t end) {
     const Scratch<A> words(steps * width);
-    const Scratch<T> chosen(channels * span);
+    std::vector<T> chosen;
     std::vector<A> chosen_factors(span);
     for (int64_t first = begin * span; first < std::min(end * span, count); first += span) {
       const int64_t rows = std::min(span, count - first);
@@ -68,8 +70,9 @@ void pack_tokens(const Features<T>& features, int64_t b, int64_t layer,
       bool dense = true;
       for (int64_t i = 1; i < rows; ++i) dense = dense && places[i] == places[0] + i;
       if (!dense) {
+        chosen.resize(channels * span);
         for (int64_t c = 0; c < channels; ++c) {
-          for (int64_t i = 0; i < rows; ++i) chosen.data()[c * rows + i] = map[c * stride + places[i]];
+          for (int64_t i = 0; i < rows; ++i) chosen[c * rows + i] = map[c * stride + places[i]];
         }
         for (int64_t i = 0; factors && i < rows; ++i) chosen_factors[i] = factors[places[i]];
         from = chosen.data();
