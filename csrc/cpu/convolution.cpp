@@ -79,6 +79,7 @@ void Convolution<T>::run(const std::vector<Planes<const T>>& sources,
 
   const int64_t cost = g.taps() * inner * outer * std::min(query, run);
   at::parallel_for(0, tasks, grain(cost), [&](int64_t first_task, int64_t last_task) {
+    const Products<T> products;
     for (int64_t task = first_task; task < last_task; ++task) {
       // Neighbouring planes follow each other: they share sources.
       const int64_t b = task / per_sample, row = begin + task % per_sample / (runs * width);
@@ -111,7 +112,6 @@ void Convolution<T>::run(const std::vector<Planes<const T>>& sources,
                           &here.low, &here.squares);
       }
     }
-    if (functions.release) functions.release();
   });
   for (int64_t i = 0; i < groups * tasks; ++i) {
     (*moments)[i / groups / per_sample * groups + i % groups].add(parts[i]);
@@ -146,6 +146,7 @@ void WeightGradient<T>::add(const std::vector<Planes<const T>>& grads,
   const int64_t tasks = static_cast<int64_t>(grads.size()) * planes;
   A* totals = totals_.mutable_data_ptr<A>();
   at::parallel_for(0, sums_, 1, [&](int64_t first, int64_t last) {
+    const Products<T> products;
     const int64_t taps = geometry_.taps() * inner_;
     // Rows that no tap fills are multiplied, too.
     std::fill_n(lefts_.mine() + taps * steps_, (rows_ - taps) * steps_, A(0));
@@ -156,7 +157,6 @@ void WeightGradient<T>::add(const std::vector<Planes<const T>>& grads,
                   totals + sum * rows_ * columns_);
       }
     }
-    if (simd<T>().release) simd<T>().release();
   });
 }
 

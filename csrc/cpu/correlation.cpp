@@ -1,10 +1,8 @@
 // correlation4d, forward and backward.
 
-#include "correlation.h"
+#include "cosines.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/from_blob.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 
 #include <cmath>
@@ -14,21 +12,6 @@ namespace fsdino::cpu {
 namespace {
 
 constexpr int64_t kColumns = 256;  // tokens whose sums over the channels stay in the first cache
-constexpr int64_t kPartial = 32;   // channels that are summed before they join the total
-constexpr int64_t kPanel = 768 << 10;  // bytes of query features that stay in the second cache
-
-// sums[i] = sum over channels of term(channel, i), for i < count <= kColumns, in two levels.
-template <typename A, typename Term>
-void sum_over_channels(int64_t channels, int64_t count, const Term& term, A* sums) {
-  std::fill_n(sums, count, A(0));
-  for (int64_t first = 0; first < channels; first += kPartial) {
-    A partial[kColumns] = {};
-    for (int64_t c = first; c < std::min(first + kPartial, channels); ++c) {
-      for (int64_t i = 0; i < count; ++i) partial[i] += term(c, i);
-    }
-    for (int64_t i = 0; i < count; ++i) sums[i] += partial[i];
-  }
-}
 
 // Features whose maps [C, H * W] are dense; those that batches or layers share are copied once.
 Tensor dense_maps(const Tensor& features) {
@@ -40,125 +23,6 @@ Tensor dense_maps(const Tensor& features) {
     if (features.size(dim) > 1 && features.stride(dim) == 0) distinct = distinct.narrow(dim, 0, 1);
   }
   return distinct.contiguous().expand(features.sizes());
-}
-
-// A map's tokens at chosen positions, in blocks of rows as `multiply` reads them.
-template <typename T>
-void pack_tokens(const Features<T>& features, int64_t b, int64_t layer,
-                 const std::vector<int64_t>& positions, Compute<T>* packed) {
-  using A = Compute<T>;
-  const Simd<T>& functions = simd<T>();
-  const int64_t count = static_cast<int64_t>(positions.size()), channels = features.channels();
-  const int64_t steps = functions.steps(channels), stride = features.tokens();
-  const T* map = features.map(b, layer);
-  const A* factors = features.factors(b, layer);
-  // A line of the map is read once for all blocks of a span, a multiple of every block.
-  constexpr int64_t kSpan = 128, kBlock = 32, kBytes = 1 << 20;
-  const int64_t fit = kBytes / (steps * static_cast<int64_t>(sizeof(A))) / kBlock * kBlock;
-  const int64_t span = std::clamp(fit, kBlock, kSpan);
-  const int64_t width = ceil_div(span, functions.tile) * functions.tile;
-  at::parallel_for(0, ceil_div(count, span), grain(channels * span), [&](int64_t begin, int64_t end) {
-    const Scratch<A> words(steps * width);
-    std::vector<T> chosen;
-    std::vector<A> chosen_factors(span);
-    for (int64_t first = begin * span; first < std::min(end * span, count); first += span) {
-      const int64_t rows = std::min(span, count - first);
-      const int64_t* places = positions.data() + first;
-      const T* from = map + places[0];
-      const A* scale = factors ? factors + places[0] : nullptr;
-      int64_t row = stride;
-      bool dense = true;
-      for (int64_t i = 1; i < rows; ++i) dense = dense && places[i] == places[0] + i;
-      if (!dense) {
-        chosen.resize(channels * span);
-        for (int64_t c = 0; c < channels; ++c) {
-          for (int64_t i = 0; i < rows; ++i) chosen[c * rows + i] = map[c * stride + places[i]];
-        }
-        for (int64_t i = 0; factors && i < rows; ++i) chosen_factors[i] = factors[places[i]];
-        from = chosen.data();
-        if (factors) scale = chosen_factors.data();
-        row = rows;
-      }
-      functions.pack_scaled(from, row, channels, scale, rows, functions.tile, width, words.data());
-      for (int64_t r = 0; r < rows;) {
-        const int64_t block = functions.block_rows(rows - r);
-        functions.arrange(words.data() + r, width, steps, block, packed + (first + r) * steps);
-        r += block;
-      }
-    }
-  });
-}
-
-// Cosines of chosen support positions with all query positions, in tiles: calls
-// sink(first position, positions, first query, queries, tile, its stride).
-template <typename T, typename Sink>
-void cosines(const Features<T>& query, const Features<T>& support, int64_t b, int64_t layer,
-             const std::vector<int64_t>& positions, const Sink& sink) {
-  using A = Compute<T>;
-  const Simd<T>& functions = simd<T>();
-  const int64_t count = static_cast<int64_t>(positions.size()), channels = query.channels();
-  const int64_t tokens = query.tokens(), tile = functions.tile, steps = functions.steps(channels);
-  const Scratch<A> packed(functions.room(count) * steps);
-  pack_tokens(support, b, layer, positions, packed.data());
-
-  const T* map = query.map(b, layer);
-  const A *factors = query.factors(b, layer), *rest = query.rest(b, layer);
-  const A* support_rest = support.rest(b, layer);
-  // A block of support positions is multiplied by some tiles while it is in the first cache.
-  const int64_t tiles = ceil_div(tokens, tile);
-  const int64_t fit = kPanel / (steps * tile * static_cast<int64_t>(sizeof(A)));
-  const int64_t group = std::clamp<int64_t>(std::min(fit, ceil_div(tiles, at::get_num_threads())), 1, 16);
-  at::parallel_for(0, ceil_div(tiles, group), grain(channels * count * tile * group),
-                   [&](int64_t begin, int64_t end) {
-    const Scratch<A> panel(steps * tile * group);
-    const Scratch<A> result(functions.block * tile);
-    for (int64_t run = begin; run < end; ++run) {
-      const int64_t first = run * tile * group, columns = std::min(tile * group, tokens - first);
-      functions.pack_scaled(map + first, tokens, channels, factors ? factors + first : nullptr,
-                            columns, steps * tile, tile, panel.data());
-      for (int64_t row = 0; row < count;) {
-        const int64_t rows = functions.block_rows(count - row);
-        const A* left = packed.data() + row * steps;
-        for (int64_t c = 0; c < columns; c += tile) {
-          const int64_t width = std::min(tile, columns - c);
-          functions.multiply(&left, 1, steps, panel.data() + c * steps, nullptr, rows, width,
-                             result.data(), tile);
-          for (int64_t r = 0; rest && r < rows; ++r) {
-            functions.scale(result.data() + r * tile, support_rest[positions[row + r]],
-                            rest + first + c, width);
-          }
-          sink(row, rows, first + c, width, result.data(), tile);
-        }
-        row += rows;
-      }
-    }
-    if (functions.release) functions.release();
-  });
-}
-
-// All unit tokens at chosen positions, [C, positions.size()].
-template <typename T, typename U>
-void unit_tokens(const Features<T>& features, int64_t b, int64_t layer,
-                 const std::vector<int64_t>& positions, U* out) {
-  using A = Compute<T>;
-  const int64_t count = static_cast<int64_t>(positions.size());
-  const T* map = features.map(b, layer);
-  std::vector<A> scales(count);
-  for (int64_t i = 0; i < count; ++i) scales[i] = features.scale(b, layer, positions[i]);
-  at::parallel_for(0, features.channels(), grain(count), [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      for (int64_t i = 0; i < count; ++i) {
-        const A value = static_cast<A>(map[c * features.tokens() + positions[i]]);
-        out[c * count + i] = static_cast<U>(value * scales[i]);
-      }
-    }
-  });
-}
-
-template <typename A>
-Tensor matrix(A* data, int64_t rows, int64_t columns) {
-  return at::from_blob(const_cast<std::remove_const_t<A>*>(data), {rows, columns},
-                       kScalar<std::remove_const_t<A>>);
 }
 
 template <typename T>
@@ -307,139 +171,11 @@ void correlate(const Features<T>& query, const Features<T>& support, int64_t b, 
   });
 }
 
-// Of the products behind the gradients, operands are of type P, sums of type A.
-template <typename P, typename T>
-void backward_products(const Features<T>& query, const Features<T>& support, int64_t b,
-                       int64_t layer, const std::vector<Row<const T>>& rows,
-                       const std::vector<Compute<T>>& weights,
-                       const FeatureGradients<T>& gradients) {
-  using A = Compute<T>;
-  const int64_t tokens = query.tokens(), channels = query.channels();
-  // Positions of weight 0 come last: they matter to the gradient of the weight only.
-  std::vector<Row<const T>> chosen;
-  for (const auto& row : rows) {
-    if (weights[row.position] != 0) chosen.push_back(row);
-  }
-  const int64_t live = static_cast<int64_t>(chosen.size());
-  for (const auto& row : rows) {
-    if (weights[row.position] != 0) continue;
-    if (gradients.weight) chosen.push_back(row);
-    if (gradients.support) {
-      for (int64_t c = 0; c < channels; ++c) {
-        gradients.support[c * support.tokens() + row.position] = T(0);
-      }
-    }
-  }
-  std::vector<int64_t> positions;
-  for (const auto& row : chosen) positions.push_back(row.position);
-  const int64_t runs = ceil_div(tokens, simd<T>().tile);
-  std::vector<double> weight_sums(gradients.weight ? chosen.size() * runs : 0);
-  const Scratch<P> grad_cosine(live * tokens);
-  cosines<T>(query, support, b, layer, positions,
-             [&](int64_t row, int64_t count, int64_t first, int64_t columns, const A* tile,
-                 int64_t stride) {
-    for (int64_t r = row; r < row + count; ++r, tile += stride) {
-      const T* grad = chosen[r].plane + first;
-      if (gradients.weight) {
-        double sum = 0;
-        for (int64_t n = 0; n < columns; ++n) {
-          sum += static_cast<A>(grad[n]) * (tile[n] <= 0 ? A(0) : tile[n]);
-        }
-        weight_sums[r * runs + first / simd<T>().tile] = sum;
-      }
-      if (r >= live) continue;
-      P* out = grad_cosine.data() + r * tokens + first;
-      const A weight = weights[positions[r]];
-      for (int64_t n = 0; n < columns; ++n) {
-        out[n] = static_cast<P>((tile[n] <= 0 ? A(0) : static_cast<A>(grad[n])) * weight);
-      }
-    }
-  });
-  for (size_t i = 0; i < weight_sums.size(); ++i) {
-    gradients.weight[positions[i / runs]] += weight_sums[i];
-  }
-  positions.resize(live);
-  if (live == 0) return;
-  const Tensor grads = matrix(grad_cosine.data(), live, tokens);
-  if (gradients.unit_query) {
-    const Scratch<P> units(channels * live);
-    unit_tokens(support, b, layer, positions, units.data());
-    Tensor total = matrix(gradients.unit_query, channels, tokens);
-    const Tensor left = matrix(units.data(), channels, live);
-    if constexpr (std::is_same_v<P, A>) {
-      total.addmm_(left, grads);
-    } else {
-      total.add_(at::mm(left, grads));
-    }
-  }
-  if (gradients.support) {
-    const Scratch<P> units(channels * tokens);
-    unit_tokens(query, b, layer, all_positions(tokens), units.data());
-    const Tensor product = at::mm(matrix(units.data(), channels, tokens), grads.t());
-    unit_backward<T>(support.map(b, layer), support.tokens(), positions, channels, support.eps(),
-                     product.to(kScalar<A>).template const_data_ptr<A>(), gradients.support);
-  }
-}
-
-template <typename T>
-void correlate_backward(const Features<T>& query, const Features<T>& support, int64_t b,
-                        int64_t layer, const std::vector<Row<const T>>& rows,
-                        const std::vector<Compute<T>>& weights,
-                        const FeatureGradients<T>& gradients) {
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  // PyTorch's products of bfloat16 are fast where ours have instructions for them.
-  if (simd<T>().depth == 2) {
-    backward_products<T>(query, support, b, layer, rows, weights, gradients);
-  } else {
-    backward_products<Compute<T>>(query, support, b, layer, rows, weights, gradients);
-  }
-}
-
-template <typename T>
-void unit_backward(const T* tokens, int64_t map_size, const std::vector<int64_t>& positions,
-                   int64_t channels, double eps, const Compute<T>* unit_grad, T* grad) {
-  using A = Compute<T>;
-  const int64_t all = static_cast<int64_t>(positions.size());
-  at::parallel_for(0, ceil_div(all, kColumns), grain(channels * kColumns),
-                   [&](int64_t begin, int64_t end) {
-    for (int64_t run = begin; run < end; ++run) {
-      const int64_t first = run * kColumns, count = std::min(kColumns, all - first);
-      const int64_t* places = positions.data() + first;
-      const A* from = unit_grad + first;
-      const auto token = [&](int64_t c, int64_t i) {
-        return static_cast<A>(tokens[c * map_size + places[i]]);
-      };
-      A squares[kColumns], along[kColumns], inverse[kColumns];
-      sum_over_channels<A>(channels, count,
-                           [&](int64_t c, int64_t i) { return token(c, i) * token(c, i); }, squares);
-      sum_over_channels<A>(channels, count,
-                           [&](int64_t c, int64_t i) { return from[c * all + i] * token(c, i); },
-                           along);
-      for (int64_t i = 0; i < count; ++i) {
-        const A length = std::sqrt(squares[i]);
-        inverse[i] = A(1) / (length + static_cast<A>(eps));
-        along[i] = length == 0 ? A(0) : along[i] / (length * (length + static_cast<A>(eps)));
-      }
-      for (int64_t c = 0; c < channels; ++c) {
-        for (int64_t i = 0; i < count; ++i) {
-          const A value = (from[c * all + i] - token(c, i) * along[i]) * inverse[i];
-          grad[c * map_size + places[i]] = static_cast<T>(value);
-        }
-      }
-    }
-  });
-}
-
 #define FSDINO_INSTANTIATE(T)                                                                     \
   template class Features<T>;                                                                     \
   template std::vector<Compute<T>> weights_of<T>(const MaybeTensor&, int64_t, int64_t);           \
   template void correlate<T>(const Features<T>&, const Features<T>&, int64_t, int64_t,            \
-                             const std::vector<Row<T>>&, const std::vector<Compute<T>>&);         \
-  template void correlate_backward<T>(const Features<T>&, const Features<T>&, int64_t, int64_t,   \
-                                      const std::vector<Row<const T>>&,                           \
-                                      const std::vector<Compute<T>>&, const FeatureGradients<T>&); \
-  template void unit_backward<T>(const T*, int64_t, const std::vector<int64_t>&, int64_t, double, \
-                                 const Compute<T>*, T*)
+                             const std::vector<Row<T>>&, const std::vector<Compute<T>>&)
 FSDINO_INSTANTIATE(float);
 FSDINO_INSTANTIATE(double);
 FSDINO_INSTANTIATE(at::Half);

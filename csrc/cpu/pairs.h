@@ -153,6 +153,8 @@ struct Matrix : Pairs {
       shape.bytes[i] = static_cast<uint16_t>(i == 4 || i == 5 ? 4 * steps : 64);
       shape.rows[i] = static_cast<uint8_t>(i < 6 ? kRows : steps);
     }
+    // GCC takes the instruction to read 8 bytes, and would leave out what sets the others.
+    __asm__ volatile("" : : "r"(&shape) : "memory");
     _tile_loadconfig(&shape);
     tile_steps = steps;
   }
@@ -193,6 +195,7 @@ struct Matrix : Pairs {
                       int64_t stride) {
     const int64_t parts = ceil_div(all_steps, kMostSteps), steps = all_steps / parts;
     configure(steps);
+    __asm__ volatile("" : : : "memory");  // loads of tiles are not known to read memory
     _tile_zero(0);
     if (Columns2) _tile_zero(1);
     if (Rows2) _tile_zero(2);
@@ -230,6 +233,7 @@ struct Matrix : Pairs {
                             int64_t rows, int64_t columns, A* out, int64_t stride) {
     const int64_t parts = ceil_div(all_steps, kMostSteps), steps = all_steps / parts;
     configure(steps);
+    __asm__ volatile("" : : : "memory");
     const A* below = left + kRows * left_stride;
     _tile_loadd(0, out, stride * 4);
     _tile_loadd(1, out + kRows, stride * 4);

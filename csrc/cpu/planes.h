@@ -31,6 +31,9 @@ constexpr at::ScalarType kScalar = c10::CppTypeToScalarType<A>::value;
 // with small ones nearly every row is a miss of the address cache, and a fault the first time.
 at::Tensor empty(at::IntArrayRef sizes, at::TensorOptions options);
 
+// Gives memory back to the system whose values nobody reads again, before its tensor is freed.
+void discard(void* data, int64_t bytes);
+
 // Memory for `threads` threads, uninitialised.
 template <typename A>
 class Scratch {

@@ -93,7 +93,7 @@ struct Simd {
   void (*multiply_rows)(const A* left, int64_t left_stride, int64_t steps, const A* panel,
                         int64_t rows, int64_t columns, A* out, int64_t out_stride);
 
-  // Ends a run of products on this thread; null where there is nothing to end.
+  // Ends a run of products on this thread; null where there is nothing to end. See `Products`.
   void (*release)();
 
   // A block from words [steps, stride], of which the first `rows` of each step are taken.
@@ -156,5 +156,13 @@ struct Simd {
 
 template <typename T>
 const Simd<T>& simd();
+
+// A run of products on this thread, which must not be interrupted by those of others.
+template <typename T>
+struct Products {
+  ~Products() {
+    if (simd<T>().release) simd<T>().release();
+  }
+};
 
 }  // namespace fsdino::cpu

@@ -1,7 +1,8 @@
 // squeeze4d: the correlation and the blocks behind it.
 //
 // The correlation passes through a ring. Each convolution leaves its output as it is, and what the next
-// one reads of it passes through a ring, too, normalised: no other volume is written.
+// one reads of it passes through a ring, too, normalised: no other volume is written. Rows that have
+// been read are given back, so that two outputs are never whole at a time.
 
 #include <ATen/core/LegacyTypeDispatch.h>
 
@@ -28,13 +29,14 @@ struct Blocks {
   }
 };
 
-// Fills a ring with relu(affine of raw), one affine step for each channel.
+// Fills a ring with relu(affine of raw), one affine step for each channel; raw's rows, each of all
+// channels, are read once.
 template <typename T>
 struct NormalisedRows {
   // Few enough to stay in a cache.
   static constexpr int64_t kBytes = 16 << 20;
 
-  const Planes<const T>& raw;
+  const Planes<T>& raw;
   const std::vector<Affine<Compute<T>>>& affines;
   int64_t width, query;
 
@@ -46,6 +48,7 @@ struct NormalisedRows {
         simd<T>().affine_relu(raw.at(c, i, j), affines[c], query, planes.at(c, i, j));
       }
     });
+    discard(raw.at(0, begin, 0), rows * raw.row * static_cast<int64_t>(sizeof(T)));
   }
 };
 
@@ -64,36 +67,39 @@ Tensor forward(const Tensor& query, const Tensor& support, const MaybeTensor& su
                               blocks.biases.get(i), false);
     size = {geometries[i].kept_height(), geometries[i].kept_width()};
   }
-  const auto volume = [&](size_t i) {
-    const Geometry& g = geometries[i];
-    return empty({1, blocks.weights_query[i].size(0), g.kept_height(), g.kept_width(),
-                  g.query_height, g.query_width}, query.options());
-  };
-
   const int64_t batch = query.size(0), outer = blocks.weights_query.back().size(0);
   Tensor y = at::empty({batch, outer, query.size(3), query.size(4)}, query.options());
   for (int64_t b = 0; b < batch; ++b) {
-    Tensor raw;
+    Tensor memory;  // of the volume that the next block reads
+    Planes<T> raw{};
     std::vector<Affine<A>> affines;
     for (size_t i = 0; i < blocks.count(); ++i) {
-      const Tensor next = volume(i);
+      const Geometry& g = geometries[i];
+      const int64_t inner = blocks.weights_query[i].size(1), channels = blocks.weights_query[i].size(0);
+      const int64_t row_size = g.kept_width() * g.query();
+      const bool last = i + 1 == blocks.count();
+      // Rows outermost, so that they can be given back; the last is whole, for its mean.
+      const Tensor next = empty({1, channels, g.kept_height(), g.kept_width(), g.query_height,
+                                 g.query_width}, query.options());
+      const Planes<T> target = last ? targets_of<T>(next)[0]
+                                    : Planes<T>{next.mutable_data_ptr<T>(), row_size,
+                                                channels * row_size, g.query(), g.kept_height()};
       std::vector<Moments> moments(blocks.groups);
-      const auto use = [&](const Planes<const T>& rows, int64_t row, int64_t last) {
-        convolutions[i].run({rows}, targets_of<T>(next), row, last, blocks.groups, &moments);
+      const auto use = [&](const Planes<const T>& rows, int64_t row, int64_t end) {
+        convolutions[i].run({rows}, {target}, row, end, blocks.groups, &moments);
       };
       const int64_t bytes = i ? NormalisedRows<T>::kBytes : CorrelationRows<T>::kBytes;
-      const Ring<T> ring(geometries[i], blocks.weights_query[i].size(1), bytes);
+      const Ring<T> ring(g, inner, bytes);
       if (i == 0) {
-        ring.walk(CorrelationRows<T>(geometries[i], queries, supports, support_weight, b), use);
+        ring.walk(CorrelationRows<T>(g, queries, supports, support_weight, b), use);
       } else {
-        const Planes<const T> source = sources_of<T>(raw)[0];
-        ring.walk(NormalisedRows<T>{source, affines, geometries[i].support_width,
-                                        geometries[i].query()}, use);
+        ring.walk(NormalisedRows<T>{raw, affines, g.support_width, g.query()}, use);
       }
       affines = blocks.affines<T>(i, moments);
-      raw = next;
+      memory = next;
+      raw = target;
     }
-    y[b].copy_(normalise<T>(raw, affines, true, false)[0]);
+    y[b].copy_(normalise<T>(memory, affines, true, false)[0]);
   }
   return y;
 }

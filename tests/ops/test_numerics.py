@@ -200,6 +200,30 @@ def test_lazy_and_strided_views(backend: str, op: str) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
+@each_dtype
+@each_kernel
+def test_gradients_of_tokens_in_one_direction(backend: str, dtype: torch.dtype) -> None:
+    """The part along the token is subtracted: sums of products must not be rounded before that."""
+    if backends.why_not(backend, "correlation4d", torch.device("cpu"), dtype) is not None:
+        pytest.skip(f"{backend} does not run {dtype} here")
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(1, 2, 96, 1, 1, generator=generator)
+    query, support = (
+        (direction + 0.03 * torch.randn(1, 2, 96, 5, 6, generator=generator)).to(dtype)
+        for _ in range(2)
+    )
+    inputs = [t.requires_grad_() for t in (query, support)]
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    actual = ops.correlation4d(*inputs, backend=backend)
+    expected = formulation.correlation4d(*exact)
+    grad = torch.ones_like(expected)
+    found = torch.autograd.grad(actual, inputs, grad.to(dtype))
+    wanted = torch.autograd.grad(expected, exact, grad)
+    bound = TOLERANCE[dtype].gradients
+    for name, a, b in zip(("query", "support"), found, wanted, strict=True):
+        exactness.assert_close(a, b, bound, f"gradient to {name}")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux")
 @pytest.mark.parametrize("innermost", ["tokens", "channels"])
 @each_kernel
