@@ -1,10 +1,10 @@
 // The inner loops, compiled once per instruction set and chosen at run time.
 //
 // T is what tensors hold, Compute<T> what is added up. Vectors are GCC's and Clang's generic vector
-// types, so that the same source becomes AVX-512, AVX2, NEON or plain code; elements.h and tile.h hold it, and
-// simd.cpp includes them once per instruction set. pairs.h has the products of processors that multiply
-// bfloat16 themselves. ATEN_CPU_CAPABILITY, PyTorch's own switch, and ONEDNN_MAX_CPU_ISA, that of the
-// library behind its products, limit the choice.
+// types, so that the same source becomes AVX-512, AVX2, NEON or plain code; elements.h and tile.h hold
+// it, and simd.cpp includes them once per instruction set. pairs.h has the products of processors that
+// multiply bfloat16 themselves. ATEN_CPU_CAPABILITY, PyTorch's own switch, and ONEDNN_MAX_CPU_ISA, that
+// of the library behind its products, limit the choice.
 
 #pragma once
 

@@ -170,7 +170,8 @@ struct Tile : Words {
 #pragma GCC unroll 8
         for (int64_t v = 0; v < Vectors; ++v) sums[r][v] = Vector{};
       }
-      Words::template accumulate<kPart, Vectors>(sums, left + first * left_stride, 1, left_stride, steps, panel);
+      Words::template accumulate<kPart, Vectors>(sums, left + first * left_stride, 1, left_stride,
+                                                 steps, panel);
       for (int64_t r = 0; r < kPart; ++r) {
         A* row = out + (first + r) * out_stride;
         for (int64_t v = 0; v < Vectors; ++v) {

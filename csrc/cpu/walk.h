@@ -83,7 +83,8 @@ template <typename T>
 int64_t run_of(int64_t steps);
 
 // out[channel][position] = sum of the terms + offset[channel], for a run of query positions.
-// panel: room for terms.size() * steps * columns rounded up to whole tiles. Threads share nothing but the arguments.
+// panel: room for terms.size() * steps * columns rounded up to whole tiles. Threads share nothing but
+// the arguments.
 template <typename T>
 void sum_terms(const Packer<T>& packer, const PackedWeights<T>& weights,
                const Planes<const T>& source, const std::vector<Term>& terms,
