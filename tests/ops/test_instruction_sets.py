@@ -49,7 +49,10 @@ def in_new_process(arguments: list[str], **switches: str) -> subprocess.Complete
 
 
 def test_the_switches() -> None:
-    """Each lowers the set to what it names, as far as the processor goes, and none raises it."""
+    """Each lowers the set to what it names, as far as the processor goes.
+
+    By name an Intel processor also takes pairs of bfloat16, which are slower there than float32.
+    """
     if native.extension() is None:
         pytest.skip("cpp is not built: run `fsdino build`")
     ranks = ["DEFAULT", "AVX2", "AVX512", "AVX512_BF16", "AMX"]
@@ -58,7 +61,8 @@ def test_the_switches() -> None:
         pytest.skip("not an x86 processor")
     for name, switches in SWITCHES.items():
         found = in_new_process(["-c", PROBE], **switches).stdout.strip()
-        assert ranks.index(found) == min(ranks.index(name), ranks.index(best))
+        lower = min(name, best, key=ranks.index)
+        assert found == lower or (name, best, found) == ("AVX512_BF16", "AVX512", "AVX512_BF16")
     for allows in ("DEFAULT", "AVX512_CORE_AMX", "avx512_core_amx_fp16"):
         assert in_new_process(["-c", PROBE], ONEDNN_MAX_CPU_ISA=allows).stdout.strip() == best
 
