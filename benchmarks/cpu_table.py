@@ -37,7 +37,7 @@ LINES: tuple[tuple[str, str, str, float | None], ...] = (
 )
 MEMORY = (
     ("HR, first block, the correlation never held", "fused-block"),
-    ("HR, all in one call", "chain"),
+    ("HR, three blocks, the correlation never held", "fused-chain"),
 )
 COLUMNS = ("eager", "compiled", "cpp")
 TITLES = {"eager": "eager", "compiled": "compiled", "cpp": "`cpp`"}
