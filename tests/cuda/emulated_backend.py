@@ -31,7 +31,7 @@ def _load() -> ModuleType:
 
 
 def _why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    if op not in native.FUNCTIONS:
+    if op not in native.CUDA_FUNCTIONS:
         return f"it has no {op}"
     if device.type != "cpu" or dtype not in native.CUDA_DTYPES:
         return "the emulator runs float32, float16 and bfloat16 on the CPU"
@@ -42,7 +42,7 @@ _emulated = _load()
 _emulated.set_hopper(HOPPER)
 _emulated.set_shared_limit(SHARED_BYTES[HOPPER])
 functions = ModuleType("emulated_functions")
-for _name in native.FUNCTIONS:
+for _name in native.CUDA_FUNCTIONS:
     setattr(functions, _name, getattr(torch.ops.fsdino_emulated, _name))
 sys.modules[functions.__name__] = functions
 # Behind the others: only tests that name it run on it.
