@@ -8,7 +8,7 @@
 namespace fsdino::cpu {
 
 // The support rows that a band of a convolution's output rows needs, of one sample: [C, rows, Ws, N].
-// Every row is computed once, into the place of one that is no longer needed.
+// Every row is computed once, where one lay that is not needed again.
 template <typename T>
 class Ring {
  public:
@@ -64,7 +64,7 @@ class Ring {
 template <typename T>
 class CorrelationRows {
  public:
-  // Every band packs the query's features anew, which costs more than what a smaller ring saves.
+  // Every band packs the query's features again, which costs more than what a smaller ring saves.
   static constexpr int64_t kBytes = 96 << 20;
 
   CorrelationRows(const Geometry& geometry, const Features<T>& query, const Features<T>& support,
