@@ -53,13 +53,19 @@ Tensor matrix(A* data, int64_t rows, int64_t columns) {
                        kScalar<std::remove_const_t<A>>);
 }
 
-// out [rows, columns] += left times a panel. left: rows as `Simd::copy` makes them.
+// out [C, columns] += unit tokens at chosen positions, [C, positions], times a panel.
 template <typename T>
-void add_product(const T* left, int64_t rows, const Compute<T>* panel, int64_t steps,
-                 int64_t columns, Compute<T>* out) {
+void add_product(const Features<T>& features, int64_t b, int64_t layer,
+                 const std::vector<int64_t>& positions, const Compute<T>* panel, int64_t columns,
+                 Compute<T>* out) {
   using A = Compute<T>;
   const Simd<T>& functions = simd<T>();
-  const A* words = reinterpret_cast<const A*>(left);
+  const int64_t steps = functions.steps(positions.size()), width = steps * functions.depth;
+  const int64_t rows = features.channels(), room = functions.room(rows);
+  const Scratch<T> left(room * width);
+  unit_tokens(features, b, layer, positions, width, left.data());
+  std::fill(left.data() + rows * width, left.data() + room * width, T(0));
+  const A* words = reinterpret_cast<const A*>(left.data());
   const int64_t tile = functions.tile, block = functions.block;
   at::parallel_for(0, ceil_div(rows, block), grain(block * steps * columns),
                    [&](int64_t begin, int64_t end) {
@@ -142,15 +148,11 @@ void gradients_by(const Features<T>& query, const Features<T>& support, int64_t 
       matrix(gradients.unit_query, channels, tokens)
           .addmm_(matrix(units.data(), channels, live), matrix(grad_cosine.data(), live, tokens));
     } else {
-      const int64_t steps = functions.steps(live), width = steps * functions.depth;
-      const Scratch<P> units(functions.room(channels) * width);
-      unit_tokens(support, b, layer, positions, width, units.data());
-      std::fill(units.data() + channels * width, units.data() + functions.room(channels) * width,
-                P(0));
+      const int64_t steps = functions.steps(live);
       const Scratch<A> panel(steps * ceil_div(tokens, functions.tile) * functions.tile);
       functions.pack_scaled(grad_cosine.data(), tokens, live, nullptr, tokens,
                             steps * functions.tile, functions.tile, panel.data());
-      add_product<T>(units.data(), channels, panel.data(), steps, tokens, gradients.unit_query);
+      add_product<T>(support, b, layer, positions, panel.data(), tokens, gradients.unit_query);
     }
   }
   if (gradients.support) {
@@ -162,15 +164,11 @@ void gradients_by(const Features<T>& query, const Features<T>& support, int64_t 
       at::mm_out(out, matrix(units.data(), channels, tokens),
                  matrix(grad_cosine.data(), live, tokens).t());
     } else {
-      const int64_t steps = functions.steps(tokens), width = steps * functions.depth;
-      const Scratch<P> units(functions.room(channels) * width);
-      unit_tokens(query, b, layer, all_positions(tokens), width, units.data());
-      std::fill(units.data() + channels * width, units.data() + functions.room(channels) * width,
-                P(0));
+      const int64_t steps = functions.steps(tokens);
       const Scratch<A> panel(steps * ceil_div(live, functions.tile) * functions.tile);
       functions.transpose(grad_cosine.data(), tokens, live, tokens, panel.data());
       std::fill_n(unit_grad.data(), channels * live, A(0));
-      add_product<T>(units.data(), channels, panel.data(), steps, live, unit_grad.data());
+      add_product<T>(query, b, layer, all_positions(tokens), panel.data(), live, unit_grad.data());
     }
     unit_backward<T>(support.map(b, layer), support.tokens(), positions, channels, support.eps(),
                      unit_grad.data(), gradients.support);

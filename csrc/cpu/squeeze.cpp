@@ -1,8 +1,8 @@
 // squeeze4d: the correlation and the blocks behind it.
 //
 // The correlation passes through a ring. Each convolution leaves its output as it is, and what the next
-// one reads of it passes through a ring, too, normalised: no other volume is written. Rows that have
-// been read are given back, so that two outputs are never whole at a time.
+// one reads of it passes through a ring, too, normalised: no other volume is written. Rows of a large
+// one are given back when they have been read, so that two are never whole at a time.
 
 #include <ATen/core/LegacyTypeDispatch.h>
 
@@ -35,6 +35,8 @@ template <typename T>
 struct NormalisedRows {
   // Few enough to stay in a cache.
   static constexpr int64_t kBytes = 16 << 20;
+  // Smaller volumes are kept: their pages would have to be cleared again in the next call.
+  static constexpr int64_t kLarge = 64 << 20;
 
   const Planes<T>& raw;
   const std::vector<Affine<Compute<T>>>& affines;
@@ -48,7 +50,8 @@ struct NormalisedRows {
         simd<T>().affine_relu(raw.at(c, i, j), affines[c], query, planes.at(c, i, j));
       }
     });
-    discard(raw.at(0, begin, 0), rows * raw.row * static_cast<int64_t>(sizeof(T)));
+    const int64_t row_bytes = raw.row * static_cast<int64_t>(sizeof(T));
+    if (raw.rows * row_bytes >= kLarge) discard(raw.at(0, begin, 0), rows * row_bytes);
   }
 };
 

@@ -56,7 +56,8 @@ PackedWeights<T>::PackedWeights(const Geometry& geometry, const T* weight_query,
       inner_(inner),
       steps_(simd<T>().steps(inner)),
       room_(simd<T>().room(outer)),
-      data_(geometry.taps() * room_ * steps_) {
+      data_(geometry.taps() * room_ * steps_),
+      values_(geometry.taps() * inner * outer) {
   const Simd<T>& functions = simd<T>();
   const int64_t query_taps = geometry.query_taps();
   // In memory [Co, Ci, taps]; `outer` counts what this walk produces.
@@ -64,7 +65,6 @@ PackedWeights<T>::PackedWeights(const Geometry& geometry, const T* weight_query,
   std::vector<T> tap_values(inner * outer);  // [inner, outer]
   const int64_t width = ceil_div(outer, functions.tile) * functions.tile;
   std::vector<A> words(steps_ * width);
-  bool finite = true;
   for (int64_t tap = 0; tap < geometry.taps(); ++tap) {
     const bool over_query = tap < query_taps;
     const T* weight = over_query ? weight_query + tap : weight_support + tap - query_taps;
@@ -72,8 +72,8 @@ PackedWeights<T>::PackedWeights(const Geometry& geometry, const T* weight_query,
     for (int64_t k = 0; k < inner; ++k) {
       for (int64_t c = 0; c < outer; ++c) {
         const T value = weight[(c * outer_step + k * inner_step) * step];
-        finite = finite && std::isfinite(static_cast<A>(value));
         tap_values[k * outer + c] = value;
+        values_[(tap * inner + k) * outer + c] = static_cast<A>(value);
       }
     }
     functions.pack_scaled(tap_values.data(), outer, inner, nullptr, outer, functions.tile, width,
@@ -85,19 +85,8 @@ PackedWeights<T>::PackedWeights(const Geometry& geometry, const T* weight_query,
       channel += rows;
     }
   }
-  if (finite) return;
-  values_.resize(geometry.taps() * inner * outer);
-  for (int64_t tap = 0; tap < geometry.taps(); ++tap) {
-    const bool over_query = tap < query_taps;
-    const T* weight = over_query ? weight_query + tap : weight_support + tap - query_taps;
-    const int64_t step = over_query ? query_taps : geometry.taps() - query_taps;
-    for (int64_t k = 0; k < inner; ++k) {
-      for (int64_t c = 0; c < outer; ++c) {
-        values_[(tap * inner + k) * outer + c] =
-            static_cast<A>(weight[(c * outer_step + k * inner_step) * step]);
-      }
-    }
-  }
+  const auto finite = [](A value) { return std::isfinite(value); };
+  if (std::all_of(values_.begin(), values_.end(), finite)) values_.clear();
 }
 
 template <typename T>
