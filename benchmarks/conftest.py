@@ -43,6 +43,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="by comma, of tiny and the standard workloads; default: tiny,W4,W6,W12,T12,HR",
     )
     group.addoption(
+        "--backends",
+        type=lambda text: text.split(","),
+        default=(),
+        help="only these, by comma, or auto; default: all that can run here",
+    )
+    group.addoption(
         "--threads",
         type=lambda text: [int(count) for count in text.split(",")],
         default=sorted({1, min(2, torch.get_num_threads())}),
@@ -94,6 +100,7 @@ class Suite:
                 case.part,
                 threads=case.threads,
                 rounds=rounds,
+                only=self.config.getoption("--backends"),
                 compiled=self.config.getoption("--compile"),
                 measure_memory=case.threads == last and case.workload != "tiny",
             )
@@ -129,6 +136,10 @@ def pytest_configure(config: pytest.Config) -> None:
     unknown = set(config.getoption("--workloads")) - SUITE.keys()
     if unknown:
         raise pytest.UsageError(f"--workloads: choose from {', '.join(SUITE)}, not {min(unknown)}")
+    names = (*backends.names(), "auto")
+    unknown = set(config.getoption("--backends")) - {*names}
+    if unknown:
+        raise pytest.UsageError(f"--backends: choose from {', '.join(names)}, not {min(unknown)}")
     if config.getoption("--plot") is not None:
         try:
             plot.check_file(config.getoption("--plot"))
@@ -151,7 +162,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     ids = [f"{c.workload}-{c.weights}-{c.part}-{c.threads}" for c in cases]
     # The implementations of a case follow each other.
     first = (EAGER, COMPILED) if metafunc.config.getoption("--compile") else (EAGER,)
-    implementations = (*first, *(name for name in backends.names() if name != EAGER))
+    named = metafunc.config.getoption("--backends") or backends.names()
+    implementations = (*first, *(name for name in named if name != EAGER))
     both = [(case, name) for case in cases for name in implementations]
     names = [f"{i}-{name}" for i in ids for name in implementations]
     metafunc.parametrize(("case", "implementation"), both, ids=names)

@@ -5,11 +5,7 @@ from __future__ import annotations
 
 def parts(workload: str, weights: str) -> tuple[str, ...]:
     """W12 is there to see what the saved memory costs in time."""
-    if weights != "ce":
-        return ()
-    return {"tiny": ("fused-block",)}.get(
-        workload, ("fused-block", "fused-chain") if workload in {"W12", "HR"} else ()
-    )
+    return ("fused-block",) if weights == "ce" and workload in {"tiny", "W12", "HR"} else ()
 
 
 def test_correlation_center_pivot4d(measure, case, implementation):

@@ -33,7 +33,8 @@ Tensor forward(const Tensor& query, const Tensor& support, const MaybeTensor& su
                       query.size(3), query.size(4)}, query.options());
   T* planes = out.mutable_data_ptr<T>();
   const int64_t layers = queries.layers(), positions = supports.tokens(), count = queries.tokens();
-  for_each_map(queries.batch(), layers, [&](int64_t b, int64_t layer) {
+  const int64_t cost = queries.channels() * positions * count;
+  for_each_map(queries.batch(), layers, cost, [&](int64_t b, int64_t layer) {
     std::vector<Row<T>> rows(positions);
     for (int64_t p = 0; p < positions; ++p) {
       rows[p] = {p, planes + ((b * layers + layer) * positions + p) * count};
@@ -61,7 +62,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& qu
   std::vector<double> weight_sums(need_weight ? batch * layers * positions : 0);
   T* to_query = need_query ? grad_query.mutable_data_ptr<T>() : nullptr;
   T* to_support = need_support ? grad_support.mutable_data_ptr<T>() : nullptr;
-  for_each_map(batch, layers, [&](int64_t b, int64_t layer) {
+  for_each_map(batch, layers, channels * positions * count, [&](int64_t b, int64_t layer) {
     const int64_t map = b * layers + layer;
     std::vector<Row<const T>> rows(positions);
     for (int64_t p = 0; p < positions; ++p) {

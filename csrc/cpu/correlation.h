@@ -96,12 +96,13 @@ Tensor sum_layers(const std::vector<double>& sums, int64_t batch, int64_t layers
                   at::IntArrayRef support);
 
 // Runs `work` for every sample and layer: side by side where they fill the threads evenly, else one
-// after the other, each on all threads.
+// after the other, each on all threads. cost: products of one of them.
 template <typename F>
-void for_each_map(int64_t batch, int64_t layers, const F& work) {
+void for_each_map(int64_t batch, int64_t layers, int64_t cost, const F& work) {
   const int64_t pairs = batch * layers, threads = at::get_num_threads();
   const bool even = pairs % threads == 0 || pairs >= 4 * threads;
-  at::parallel_for(0, pairs, even ? 1 : std::max<int64_t>(1, pairs), [&](int64_t begin, int64_t end) {
+  const int64_t together = even ? grain(cost) : std::max<int64_t>(1, pairs);
+  at::parallel_for(0, pairs, together, [&](int64_t begin, int64_t end) {
     for (int64_t pair = begin; pair < end; ++pair) work(pair / layers, pair % layers);
   });
 }

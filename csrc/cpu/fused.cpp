@@ -85,7 +85,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
       for (int64_t top = 0; top < g.support_height; top += band) {
         const int64_t bottom = std::min(top + band, g.support_height);
         convolution.run({grads_of(b)}, {band_grad}, top, bottom);
-        for_each_map(1, layers, [&](int64_t, int64_t layer) {
+        const int64_t cost = channels * (bottom - top) * g.support_width * count;
+        for_each_map(1, layers, cost, [&](int64_t, int64_t layer) {
           const int64_t map = b * layers + layer;
           std::vector<Row<const T>> rows;
           for (int64_t i = top; i < bottom; ++i) {

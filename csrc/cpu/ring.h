@@ -76,7 +76,8 @@ class CorrelationRows {
         weights_(weights_of<T>(support_weight, b, support.tokens())) {}
 
   void operator()(int64_t begin, int64_t end, const Planes<T>& planes) const {
-    for_each_map(1, query_.layers(), [&](int64_t, int64_t layer) {
+    const int64_t cost = query_.channels() * (end - begin) * width_ * query_.tokens();
+    for_each_map(1, query_.layers(), cost, [&](int64_t, int64_t layer) {
       std::vector<Row<T>> rows;
       for (int64_t i = begin; i < end; ++i) {
         for (int64_t j = 0; j < width_; ++j) rows.push_back({i * width_ + j, planes.at(layer, i, j)});
