@@ -18,7 +18,7 @@ Tensor convolve(const Geometry& g, const Tensor& x, const Tensor& weight_query,
                 const Tensor& weight_support, const MaybeTensor& bias, int64_t groups = 0,
                 std::vector<Moments>* moments = nullptr) {
   Tensor y = empty({x.size(0), weight_query.size(0), g.kept_height(), g.kept_width(),
-                    g.query_height, g.query_width}, x.options());
+                    g.query_height, g.query_width}, x.scalar_type());
   const Convolution<T> convolution(g, weight_query, weight_support, bias, false);
   convolution.run(sources_of<T>(x), targets_of<T>(y), 0, g.kept_height(), groups, moments);
   return y;
@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_backward(const Geometry& g, cons
   Tensor grad_support = grad_x.clone(), grad_bias = grad_x.clone();
   if (needs[0]) {
     const Tensor planes = empty({x.size(0), x.size(1), g.support_height, g.support_width,
-                                 g.query_height, g.query_width}, x.options());
+                                 g.query_height, g.query_width}, x.scalar_type());
     const Convolution<T> convolution(g, weight_query, weight_support, std::nullopt, true);
     convolution.run(sources_of<T>(grad), targets_of<T>(planes), 0, g.support_height);
     grad_x = from_planes(planes);
@@ -173,7 +173,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_backward(
     return {nothing, nothing.clone(), nothing.clone(), grad_bias, grad_gain, grad_offset};
   }
 
-  Tensor grad_raw = empty(outputs.sizes(), outputs.options());
+  Tensor grad_raw = empty(outputs.sizes(), outputs.scalar_type());
   T* out = grad_raw.mutable_data_ptr<T>();
   at::parallel_for(0, batch * channels * kept, grain(query), [&](int64_t begin, int64_t end) {
     for (int64_t plane = begin; plane < end; ++plane) {

@@ -30,7 +30,7 @@ Tensor forward(const Tensor& query, const Tensor& support, const MaybeTensor& su
                double eps) {
   const Features<T> queries(query, eps), supports(support, eps);
   Tensor out = empty({query.size(0), query.size(1), support.size(3), support.size(4),
-                      query.size(3), query.size(4)}, query.options());
+                      query.size(3), query.size(4)}, query.scalar_type());
   T* planes = out.mutable_data_ptr<T>();
   const int64_t layers = queries.layers(), positions = supports.tokens(), count = queries.tokens();
   const int64_t cost = queries.channels() * positions * count;

@@ -21,7 +21,7 @@ Tensor forward(const Tensor& query, const Tensor& support, const MaybeTensor& su
   const int64_t batch = query.size(0), outer = weight_query.size(0);
   const Convolution<T> convolution(g, weight_query, weight_support, bias, false);
   Tensor y = empty({batch, outer, g.kept_height(), g.kept_width(), g.query_height,
-                    g.query_width}, query.options());
+                    g.query_width}, query.scalar_type());
   const Ring<T> ring(g, queries.layers(), CorrelationRows<T>::kBytes);
   for (int64_t b = 0; b < batch; ++b) {
     const auto out = sample<T>(y.mutable_data_ptr<T>(), b, outer, g.kept_height(), g.kept_width(),

@@ -32,7 +32,7 @@ Tensor normalise(const Tensor& raw, const std::vector<Affine<Compute<T>>>& affin
   const int64_t query = raw.size(4) * raw.size(5);
   Tensor y = reduce     ? at::empty({batch, channels, raw.size(4), raw.size(5)}, raw.options())
              : in_place ? raw
-                        : empty(raw.sizes(), raw.options());
+                        : empty(raw.sizes(), raw.scalar_type());
   const T* from = raw.const_data_ptr<T>();
   T* to = y.mutable_data_ptr<T>();
   const Scratch<A> sums(query, at::get_num_threads());

@@ -28,8 +28,9 @@ template <typename A>
 constexpr at::ScalarType kScalar = c10::CppTypeToScalarType<A>::value;
 
 // at::empty, whose memory the system may give in large pages: a volume's planes lie far apart, and
-// with small ones nearly every row is a miss of the address cache, and a fault the first time.
-at::Tensor empty(at::IntArrayRef sizes, at::TensorOptions options);
+// with small ones nearly every row is a miss of the address cache. Some of it is kept for later tensors
+// when its own is freed.
+at::Tensor empty(at::IntArrayRef sizes, at::ScalarType type);
 
 // Gives memory back to the system whose values nobody reads again, before its tensor is freed.
 void discard(void* data, int64_t bytes);
@@ -40,7 +41,7 @@ class Scratch {
  public:
   Scratch(int64_t size, int64_t threads = 1)
       : stride_(ceil_div(size, 16) * 16),
-        memory_(empty({stride_ * threads + 64}, at::TensorOptions().dtype(kScalar<A>))) {
+        memory_(empty({stride_ * threads + 64}, kScalar<A>)) {
     const auto address = reinterpret_cast<uintptr_t>(memory_.template data_ptr<A>());
     start_ = reinterpret_cast<A*>((address + 63) / 64 * 64);
   }

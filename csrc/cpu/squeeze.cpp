@@ -83,7 +83,7 @@ Tensor forward(const Tensor& query, const Tensor& support, const MaybeTensor& su
       const bool last = i + 1 == blocks.count();
       // Rows outermost, so that they can be given back; the last is whole, for its mean.
       const Tensor next = empty({1, channels, g.kept_height(), g.kept_width(), g.query_height,
-                                 g.query_width}, query.options());
+                                  g.query_width}, query.scalar_type());
       const Planes<T> target = last ? targets_of<T>(next)[0]
                                     : Planes<T>{next.mutable_data_ptr<T>(), row_size,
                                                 channels * row_size, g.query(), g.kept_height()};

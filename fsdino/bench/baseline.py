@@ -1,7 +1,12 @@
-"""The baseline of every workload: the eager formulation as it stands, and torch.compile of it."""
+"""The baseline of every workload: the eager formulation as it stands, and torch.compile of it.
+
+In float16 on a CPU both convert to float32 and back: the convolutions that PyTorch has for float16
+there are slower than that, most of them by far.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -39,7 +44,7 @@ def make_run(part: str, inputs: Inputs, *, compiled: bool = False) -> Callable[[
     given: tuple[Tensor, ...] = features(inputs)
     if part.startswith("blocks"):
         given = (eager.correlation4d(*given).contiguous(),)
-    run = compile_part(part) if compiled else _PARTS[part]
+    run = compile_part(part) if compiled else functools.partial(_run, part)
     return lambda: run(given, inputs.blocks)
 
 
@@ -51,11 +56,10 @@ def compile_part(part: str) -> Part:
     torch.compile's limit of variants.
     """
     torch._dynamo.reset()
-    function = _PARTS[part]
 
     def of_tensors(given: tuple[Tensor, ...], parameters: tuple[Tensor, ...]) -> Tensor:
         blocks = tuple(Block(*parameters[i : i + 5]) for i in range(0, len(parameters), 5))
-        return function(given, blocks)
+        return _run(part, given, blocks)
 
     options: dict[str, str | int | bool | Callable[..., object]] = {
         "cpp.threads": torch.get_num_threads()
@@ -89,6 +93,14 @@ def norm_relu(y: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
     shift = norm_bias.view(shape) - mean * scale
     torch.addcmul(shift, grouped, scale, out=grouped)
     return y.relu_()
+
+
+def _run(part: str, given: tuple[Tensor, ...], blocks: tuple[Block, ...]) -> Tensor:
+    function = _PARTS[part]
+    if given[0].dtype != torch.float16 or not given[0].is_cpu:
+        return function(given, blocks)
+    wide = [Block(*(tensor.float() for tensor in block.tensors())) for block in blocks]
+    return function(tuple(tensor.float() for tensor in given), tuple(wide)).half()
 
 
 def _chain(given: tuple[Tensor, ...], blocks: tuple[Block, ...]) -> Tensor:

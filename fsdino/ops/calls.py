@@ -39,6 +39,10 @@ _compiled = torch.compiler.is_dynamo_compiling
 _checked: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 
 
+# All arguments of an op -> (tensors, settings) to run with.
+Check = Callable[..., tuple[tuple[Any, ...], tuple[Any, ...]]]
+
+
 def _bits(*names: str) -> int:
     keys = [torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)) for name in names]
     return functools.reduce(operator.or_, (key.raw_repr() for key in keys))
@@ -105,15 +109,15 @@ class Op:
 
     Attributes:
         name: in the namespace `fsdino`.
-        check: all arguments -> (tensors, settings) to run with. It must read nothing but the shape,
-            dtype and device of tensors, and numbers; autocast may cast the tensors.
+        check: must read nothing but the shape, dtype and device of tensors, and numbers; autocast
+            may cast the tensors.
         kernel: runs it.
         differentiable: the same with gradients, as a function of autograd.
         saves: whether the last setting of the kernel says that a backward pass will follow.
     """
 
     name: str
-    check: Callable[..., tuple[tuple[Any, ...], tuple[Any, ...]]]
+    check: Check
     kernel: Kernel
     differentiable: type[torch.autograd.Function]
     saves: bool = False
@@ -125,29 +129,48 @@ class Op:
             TypeError, ValueError: an argument that does not fit.
             BackendError, UsageError: as `backends.select`.
         """
-        signature = _signature(self.name, tensors, settings) if unobserved() else None
-        known = None if signature is None else _checked.get(signature)
-        if known is None or _casts(tensors[0]):
-            tensors, settings = self.check(*tensors, *settings)
-            if signature is not None and not _casts(tensors[0]):
-                _remember(signature, settings)
-        else:
-            settings = known
+        direct, tensors, settings = checked(self.name, self.check, tensors, settings)
         name = backends.select(self.name, tensors[0], backend)
-        if signature is None:
-            recorded = torch.is_grad_enabled() and any(
-                t is not None and t.requires_grad for t in tensors
-            )
-            run = self.kernel.overload
-        else:
+        if direct:
             recorded = torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)
             run = self.kernel.function
             if recorded:  # below autograd, in the body of another op, nothing is
                 below = torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD)
                 run = self.kernel.overload if below else self.differentiable.apply
+        else:
+            recorded = torch.is_grad_enabled() and any(
+                t is not None and t.requires_grad for t in tensors
+            )
+            run = self.kernel.overload
         if self.saves:
             settings = (*settings, recorded)
         return run(*tensors, *settings, name)
+
+
+def checked(
+    op: str, check: Check, tensors: tuple[Any, ...], settings: tuple[Any, ...]
+) -> tuple[bool, tuple[Any, ...], tuple[Any, ...]]:
+    """Check the arguments of a call unless its signature has passed before.
+
+    Args:
+        op: its name.
+        check: as in `Op`.
+        tensors, settings: all arguments.
+
+    Returns:
+        Whether the kernel may be called directly, and the tensors and settings to run with.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit.
+    """
+    signature = _signature(op, tensors, settings) if unobserved() else None
+    known = None if signature is None else _checked.get(signature)
+    if known is not None and not _casts(tensors[0]):
+        return True, tensors, known
+    tensors, settings = check(*tensors, *settings)
+    if signature is not None and not _casts(tensors[0]):
+        _remember(signature, settings)
+    return signature is not None, tensors, settings
 
 
 def _casts(tensor: Tensor) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from fsdino.ops import arguments, backends, derivatives, schemas
+from fsdino.ops import arguments, backends, calls, derivatives, schemas
 from fsdino.ops.center_pivot import center_pivot_block4d, kept
 from fsdino.ops.correlation import correlation4d
 
@@ -59,6 +60,45 @@ def squeeze4d(
         TypeError, ValueError, BackendError: as `correlation4d` and `center_pivot_block4d`, with the
             block in the message; and if `blocks` is empty or holds anything else.
     """
+    *columns, strides = _columns(blocks)
+    direct, tensors, settings = calls.checked(
+        _NAME,
+        _check,
+        (query, support, support_weight, *itertools.chain(*columns)),
+        (*strides, num_groups, norm_eps, eps),
+    )
+    count = len(blocks)
+    columns = [[*tensors[i : i + count]] for i in range(3, len(tensors), count)]
+    listed = (*tensors[:3], *columns, [*settings[:count]], *settings[count:])
+    name = backends.select(_NAME, tensors[0], backend)
+    recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if recorded or not backends.fuses(name, _NAME, tensors[0].device, tensors[0].dtype):
+        return _composition(*listed, backend)
+    run = _forward.function if direct else _forward.overload
+    return run(*listed, name)  # type: ignore[no-any-return]
+
+
+def _columns(blocks: Sequence[Block]) -> list[list[Any]]:
+    """The first values of all blocks, their second ones, and so on."""
+    if not isinstance(blocks, list | tuple):
+        raise TypeError(
+            f"{_NAME}: blocks must be a list or tuple of {_FIELDS}, got {type(blocks).__name__}"
+        )
+    if not blocks:
+        raise ValueError(f"{_NAME}: blocks must hold at least one {_FIELDS}, got none")
+    for index, block in enumerate(blocks):
+        where = f"{_NAME}: blocks[{index}]"
+        if not isinstance(block, list | tuple):
+            raise TypeError(f"{where} must be {_FIELDS}, got {type(block).__name__}")
+        if len(block) != 6:
+            raise ValueError(f"{where} must be {_FIELDS}, got {len(block)} values")
+    return [list(column) for column in zip(*blocks, strict=True)]
+
+
+def _check(query: Tensor, support: Tensor, support_weight: Tensor | None, *others: Any) -> Any:
+    """The columns of the blocks follow the features, then num_groups, norm_eps and eps."""
+    *flat, num_groups, norm_eps, eps = others
+    blocks = [flat[index :: len(flat) // 6] for index in range(len(flat) // 6)]
     query, support, support_weight = arguments.check_tensors(  # type: ignore[assignment]
         _NAME, query=query, support=support, support_weight=support_weight
     )
@@ -66,28 +106,15 @@ def squeeze4d(
     eps = arguments.check_eps(_NAME, "eps", eps, query.dtype)
     norm_eps = arguments.check_eps(_NAME, "norm_eps", norm_eps, query.dtype)
     checked = _check_blocks(query, support, blocks, num_groups)
-    name = backends.select(_NAME, query, backend)
-    tensors = (query, support, support_weight, *(t for block in checked for t in block[:5]))
-    recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if recorded or not backends.fuses(name, _NAME, query.device, query.dtype):
-        settings = (num_groups, norm_eps, eps, backend)
-        return _compose(query, support, support_weight, checked, *settings)
-    columns = [list(column) for column in zip(*checked, strict=True)]
-    return torch.ops.fsdino.squeeze4d(  # type: ignore[no-any-return]
-        query, support, support_weight, *columns, num_groups, norm_eps, eps, name
-    )
+    *columns, strides = zip(*checked, strict=True)
+    tensors = (query, support, support_weight, *itertools.chain(*columns))
+    return tensors, (*strides, num_groups, norm_eps, eps)
 
 
 def _check_blocks(
-    query: Tensor, support: Tensor, blocks: Sequence[Block], num_groups: int
+    query: Tensor, support: Tensor, blocks: Sequence[Sequence[Any]], num_groups: int
 ) -> list[Block]:
     """Every mistake in the blocks is named; returns them as checked."""
-    if not isinstance(blocks, list | tuple):
-        raise TypeError(
-            f"{_NAME}: blocks must be a list or tuple of {_FIELDS}, got {type(blocks).__name__}"
-        )
-    if not blocks:
-        raise ValueError(f"{_NAME}: blocks must hold at least one {_FIELDS}, got none")
     batch, channels, _, *shape = query.shape
     hs, ws = support.shape[3:]
     size = (batch, channels, *shape, hs, ws)
@@ -95,10 +122,6 @@ def _check_blocks(
     checked = []
     for index, block in enumerate(blocks):
         where = f"{_NAME}: blocks[{index}]"
-        if not isinstance(block, list | tuple):
-            raise TypeError(f"{where} must be {_FIELDS}, got {type(block).__name__}")
-        if len(block) != 6:
-            raise ValueError(f"{where} must be {_FIELDS}, got {len(block)} values")
         weight_query, weight_support, bias, norm_weight, norm_bias, stride = block
         given = arguments.check_tensors(
             where,
@@ -154,7 +177,7 @@ def _compose(
     return x
 
 
-@torch.library.impl("fsdino::squeeze4d", "CompositeExplicitAutograd")
+@calls.implements(_NAME)
 def _forward(query: Tensor, support: Tensor, *args: Any) -> Tensor:
     support_weight, *columns, strides, num_groups, norm_eps, eps, backend = args
     settings = (_within(strides, support), num_groups, norm_eps, eps)

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from fsdino import contract, ops
-from fsdino.bench import baseline, compare
+from fsdino.bench import baseline, compare, workloads
 from fsdino.bench.compare import Bench, Comparison, Timing
 from fsdino.bench.workloads import PARTS, WORKLOADS, Workload
 from fsdino.devices import DTYPES, find_dtype
@@ -333,6 +333,28 @@ def test_auto_can_be_timed():
     found = compare.compare(MINI, device=CPU, rounds=1, only=["auto", "reference"])
     assert [timing.name for timing in found.timings] == ["eager", "auto", "reference"]
     assert all(timing.passed for timing in found.timings)
+
+
+@pytest.mark.parametrize("part", [part for part in PARTS if part != "correlation"])
+def test_the_baseline_of_float16_is_that_of_float32(part, monkeypatch):
+    """Converted there and back, since PyTorch's own convolutions in float16 are slower on a CPU."""
+    inputs = workloads.make_inputs(MINI, dtype=torch.float16)
+    wide = workloads.make_inputs(MINI, dtype=torch.float16)
+    wide = dataclasses.replace(
+        wide,
+        **{name: getattr(wide, name).float() for name in ("query", "support", "support_weight")},
+        blocks=tuple(workloads.Block(*(t.float() for t in b.tensors())) for b in wide.blocks),
+    )
+    seen = []
+    conv2d = torch.nn.functional.conv2d
+    monkeypatch.setattr(
+        "torch.nn.functional.conv2d",
+        lambda x, *a, **k: (seen.append(x.dtype), conv2d(x, *a, **k))[1],
+    )
+    found = baseline.make_run(part, inputs)()
+    assert set(seen) == {torch.float32} and found.dtype == torch.float16
+    if not part.startswith("blocks"):  # whose correlation is made in float16 before
+        assert torch.equal(found, baseline.make_run(part, wide)().half())
 
 
 def test_the_baseline_is_no_second_column():

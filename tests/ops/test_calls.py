@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar
@@ -21,9 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fsdino import ops
 from fsdino.bench import cases
-from fsdino.bench.cases import CALLS, Case
+from fsdino.bench.cases import CALLS, Case, Chain
 from fsdino.errors import BackendError
-from fsdino.ops import backends, calls, correlation, reference
+from fsdino.ops import backends, calls, correlation, reference, squeeze
 
 CASE = Case(
     "small", batch=2, layers=2, channels=3, query=(2, 3), support=(3, 2), out=4, groups=2,
@@ -518,3 +519,25 @@ def test_threads_share_signatures(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(4)))
+
+
+def test_squeeze4d_is_checked_once_a_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all of its blocks: another stride, shape or type is another one; a mistake is none."""
+    checked: list[tuple[Any, ...]] = []
+    check = squeeze._check
+    monkeypatch.setattr(squeeze, "_check", lambda *args: (checked.append(args), check(*args))[1])
+    case = Case("small", batch=1, layers=2, channels=3, query=(2, 3), support=(3, 2), out=4)
+
+    def call(stride: Any, dtype: torch.dtype = torch.float32, out: int = 4) -> Tensor:
+        chain = Chain("one", (replace(case, out=out),))
+        *features, [block] = cases.chain_inputs(chain, dtype)
+        return ops.squeeze4d(*features, [(*block[:5], stride)], backend="reference")
+
+    first, again = call(2), call(2)
+    assert torch.equal(first, again) and len(checked) == 1
+    others = (call(1), call(2, torch.float64), call(2, out=8))
+    assert len(checked) == 4 and all(other.numel() for other in others)
+    for _ in range(2):
+        with pytest.raises(TypeError, match=r"blocks\[0\]: support_stride must be an int"):
+            call(2.5)
+    assert len(checked) == 6
