@@ -68,7 +68,7 @@ def test_the_tables(results: Path) -> None:
     )
     assert "In 3 of 4 comparisons of this record `cpp` is the fastest" in remark
     assert "slower than the fastest in: W12 chain, 2 threads (1.50 times)." in remark
-    assert "a call takes\n20 to 20 µs, the reference 90 to 90 µs" in remark
+    assert "it takes\n20 to 20 µs, eager code 30 to 30 µs" in remark
 
 
 def test_other_types_follow(results: Path) -> None:
