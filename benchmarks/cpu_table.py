@@ -21,7 +21,13 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "numbers.md"
 PICTURE = "cpu-kernels.svg"
 RESULTS = ROOT / "benchmarks" / "results"
-RECORDS = {"float32": "cpu.json", "bfloat16": "cpu-bfloat16.json", "float16": "cpu-float16.json"}
+# By data type; AMX is another processor's.
+RECORDS = {
+    "float32": "cpu.json",
+    "bfloat16": "cpu-bfloat16.json",
+    "bfloat16, AMX": "cpu-bfloat16-amx.json",
+    "float16": "cpu-float16.json",
+}
 BEGIN, END = "<!-- from benchmarks/cpu_table.py -->", "<!-- to here -->"
 
 Key = tuple[str, str, float | None, int]  # workload, part, foreground, threads
@@ -40,13 +46,22 @@ MEMORY = (
     ("HR, first block, the correlation never held", "fused-block"),
     ("HR, all in one call", "chain"),
 )
+# How many times faster than eager it should be at least, and how many times less memory it should
+# take. Processors without products of bfloat16 have no goal of their own for it.
+FASTER: tuple[tuple[str, str, str, float | None, dict[str, float]], ...] = (
+    ("W12, the three blocks", "W12", "blocks", None, {"float32": 3, "bfloat16": 2}),
+    ("W12, all, signed weights", "W12", "chain", None, {"float32": 2.3, "bfloat16": 1.5}),
+    ("W12, all, 20 % foreground", "W12", "chain", 0.2, {"float32": 4}),
+    ("T12, all, signed weights", "T12", "chain", None, {"float32": 2}),
+)
+SMALLER = (("HR, first block", "fused-block", 8), ("HR, all in one call", "chain", 5))
 COLUMNS = ("eager", "compiled", "cpp")
 TITLES = {"eager": "eager", "compiled": "compiled", "cpp": "`cpp`"}
 
 
-def read(dtype: str) -> dict[str, Any] | None:
-    """The record of a floating type; None without one."""
-    path = RESULTS / RECORDS[dtype]
+def read(name: str) -> dict[str, Any] | None:
+    """One of `RECORDS`; None where it was not made."""
+    path = RESULTS / RECORDS[name]
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
@@ -63,23 +78,24 @@ def rows(record: dict[str, Any]) -> dict[Key, Row]:
 def block() -> str:
     """All tables, as they stand in the document."""
     parts = []
-    for dtype in RECORDS:
-        record = read(dtype)
+    for name in RECORDS:
+        record = read(name)
         if record is not None:
-            parts += [caption(dtype, record), *tables(dtype, record), remarks(record)]
+            parts += [caption(name, record), *tables(name, record), remarks(record)]
+    parts.append(table([*goals()]))
     auto = RESULTS / "auto.json"
     if auto.is_file():
-        table = json.loads((ROOT / "fsdino" / "ops" / "measured.json").read_text("utf-8"))
+        entries = json.loads((ROOT / "fsdino" / "ops" / "measured.json").read_text("utf-8"))
         parts.append(
             f"Classes of sizes in which `auto` takes another backend than `cpp`, since that was "
-            f"measured to be faster: {len(table)} ([recorded](../benchmarks/results/auto.json))."
+            f"measured to be faster: {len(entries)} ([recorded](../benchmarks/results/auto.json))."
         )
     if (DOCUMENT.parent / PICTURE).is_file():
         parts.append(f"![Seconds of the chain of W12 by grid side and floating type]({PICTURE})")
     return "\n\n".join([BEGIN, *parts, END])
 
 
-def caption(dtype: str, record: dict[str, Any]) -> str:
+def caption(name: str, record: dict[str, Any]) -> str:
     """Where the numbers of a record come from."""
     processor = record["environment"]["processor"].rpartition(", ")[0]
     machine = record["machine"]
@@ -92,20 +108,20 @@ def caption(dtype: str, record: dict[str, Any]) -> str:
         if key[0] == "W12"
     )
     return (
-        f"**{dtype}**: {processor} ({instructions}), {machine['cores']} cores, medians of {rounds} "
+        f"**{name}**: {processor} ({instructions}), {machine['cores']} cores, medians of {rounds} "
         f"rounds\n(`{record['command']}`,\n"
-        f"[recorded](../benchmarks/results/{RECORDS[dtype]})):"
+        f"[recorded](../benchmarks/results/{RECORDS[name]})):"
     )
 
 
-def tables(dtype: str, record: dict[str, Any]) -> Iterator[str]:
+def tables(name: str, record: dict[str, Any]) -> Iterator[str]:
     """Seconds, and the peak of memory."""
     found = rows(record)
-    columns = [name for name in COLUMNS if any(name in row for row in found.values())]
-    others = [name for name in columns if name != "cpp"]
-    peak = dtype == "float32"  # the large product is in float32
-    headers = ["", "threads", *(TITLES[name] for name in columns)]
-    headers += [f"times {name}" for name in others] + ["share of the peak"] * peak
+    columns = [column for column in COLUMNS if any(column in row for row in found.values())]
+    others = [column for column in columns if column != "cpp"]
+    peak = name == "float32"  # the large product is in float32
+    headers = ["", "threads", *(TITLES[column] for column in columns)]
+    headers += [f"times {column}" for column in others] + ["share of the peak"] * peak
     lines = [headers]
     for title, workload, part, foreground in LINES:
         for threads in sorted({key[3] for key in found}):
@@ -114,17 +130,17 @@ def tables(dtype: str, record: dict[str, Any]) -> Iterator[str]:
                 continue
             above = next((line[0] for line in reversed(lines) if line[0]), "")
             cells = ["" if title == above else title, str(threads)]
-            cells += [seconds(row.get(name)) for name in columns]
-            cells += [times(row, name) for name in others]
+            cells += [seconds(row.get(column)) for column in columns]
+            cells += [times(row, column) for column in others]
             if peak:  # where weights are 0, products are left out
                 cells.append(share(row["cpp"]) if foreground is None else "")
             lines.append(cells)
     yield table(lines)
-    memory = [["peak memory beyond inputs and result", *(TITLES[name] for name in columns)]]
+    memory = [["peak memory beyond inputs and result", *(TITLES[column] for column in columns)]]
     for title, part in MEMORY:
         for key, row in found.items():
             if key[:2] == ("HR", part):
-                memory.append([title, *(mebibytes(row.get(name)) for name in columns)])
+                memory.append([title, *(mebibytes(row.get(column)) for column in columns)])
     if len(memory) > 1:
         yield table(memory)
 
@@ -149,6 +165,34 @@ def remarks(record: dict[str, Any]) -> str:
             f"{min(eager):.0f} to {max(eager):.0f} µs."
         )
     return text
+
+
+def goals() -> Iterator[list[str]]:
+    """Which are met, with the number of threads that gains less."""
+    records = {name: record for name in RECORDS if (record := read(name)) is not None}
+    found = {name: rows(record) for name, record in records.items()}
+    yield ["goal, and what was reached", *found]
+    for title, *part, least in FASTER:
+        cells = [title + ": times as fast as eager"]
+        for name, of in found.items():
+            fitting = [row for key, row in of.items() if key[:3] == tuple(part)]
+            factors = [row["eager"]["median"] / row["cpp"]["median"] for row in fitting]
+            cells.append(met(least.get(name.partition(",")[0]), factors))
+        yield cells
+    for title, part, factor in SMALLER:
+        cells = [title + ": eager memory over ours"]
+        for of in found.values():
+            fitting = [row for key, row in of.items() if key[:2] == ("HR", part)]
+            factors = [row["eager"]["memory"] / row["cpp"]["memory"] for row in fitting]
+            cells.append(met(factor, factors))
+        yield cells
+
+
+def met(goal: float | None, factors: list[float]) -> str:
+    """A goal, and how far the smallest factor got."""
+    if goal is None or not factors:
+        return "–"
+    return f"{goal:g}: {min(factors):.2f}{'' if min(factors) >= goal else ', missed'}"
 
 
 def words(key: Key) -> Iterator[str]:

@@ -28,9 +28,6 @@ SETTINGS = (
     *("74 × 74", "T12 is W12", "2 cores", "two Conv2d", "the rest 0"),
     *("DINOv2-S/14 at 518 pixels", "ViT-S/14, 8 images", "medians of 9 steps", "4D", "DINOv2"),
     *("(arXiv 2504.15669 v4)", "1-shot / 5-shot", "stage 1", "stage 2"),
-    # Set before anything was measured.
-    *("| 2.5 times faster on the blocks", "| 2.0 times on all of W12", "| 2.0 times on T12"),
-    "| 3.5 times with 20 % foreground",
     # The limits that a warning and its meaning have in fsdino.
     *("quality below 0.7", "mean IoU below 0.5"),
 )
@@ -283,33 +280,6 @@ def distillation() -> Iterator[str]:
 
 def cpu_kernels() -> Iterator[str]:
     yield from cpu_table.block().split("\n\n")
-    found = cpu_table.rows(record("cpu.json"))
-
-    def times(*key: Any) -> float:
-        """How many times faster than eager, with the number of threads that gains less."""
-        factors = [row["eager"]["median"] / row["cpp"]["median"]
-                   for of, row in found.items() if of[:3] == key]  # fmt: skip
-        return min(factors)
-
-    def memory(part: str) -> float:
-        [row] = [row for key, row in found.items() if key[:2] == ("HR", part)]
-        ratio: float = row["eager"]["memory"] / row["cpp"]["memory"]
-        return ratio
-
-    chain = memory("fused-chain")
-    for goal, met in (
-        ("2.5 times faster on the blocks", times("W12", "blocks", None) >= 2.5),
-        ("2.0 times on all of W12", times("W12", "chain", None) >= 2),
-        ("3.5 times with 20 % foreground", times("W12", "chain", 0.2) >= 3.5),
-        ("2.0 times on T12", times("T12", "chain", None) >= 2),
-        ("an eighth of the memory for HR's first block", memory("fused-block") >= 8),
-        ("a fifth of the memory for HR's three blocks", chain >= 5),
-    ):
-        yield f"| {goal} | {'yes' if met else 'no'}"
-    if chain < 5:
-        outputs = 74 * 74 * 4 * (16 * 37 * 37 + 64 * 19 * 19)  # float32, of the first two blocks
-        yield f"1/{chain:.1f}: the outputs of two blocks are in memory at a time"
-        yield f"in memory at a time, {outputs / 2**20:.0f} MiB"
 
 
 def call_overhead() -> Iterator[str]:

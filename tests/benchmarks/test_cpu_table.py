@@ -54,7 +54,7 @@ def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_the_tables(results: Path) -> None:
     """By hand: times 3.0 / 1.0 and so on; what was not measured has no line."""
     (results / "cpu.json").write_text(json.dumps(FOUND))
-    _, caption, speed, memory, remark, _ = cpu_table.block().split("\n\n")
+    _, caption, speed, memory, remark, goals, _ = cpu_table.block().split("\n\n")
     assert caption.startswith("**float32**: A (AMX), 2 cores, medians of 9 rounds")
     head, *lines = speed.splitlines()
     assert head.endswith("| compiled | `cpp` | times eager | times compiled | share of the peak |")
@@ -66,6 +66,10 @@ def test_the_tables(results: Path) -> None:
     assert memory.splitlines()[-1] == (
         "| HR, first block, the correlation never held | 9 MiB | 8 MiB | 7 MiB |"
     )
+    assert goals.splitlines()[0] == "| goal, and what was reached | float32 |"
+    assert "| W12, all, signed weights: times as fast as eager | 2.3: 1.33, missed |" in goals
+    assert "| T12, all, signed weights: times as fast as eager | – |" in goals
+    assert "| HR, first block: eager memory over ours | 8: 1.29, missed |" in goals
     assert "In 3 of 4 comparisons of this record `cpp` is the fastest" in remark
     assert "slower than the fastest in: W12 chain, 2 threads (1.50 times)." in remark
     assert "it takes\n20 to 20 µs, eager code 30 to 30 µs" in remark
