@@ -42,7 +42,6 @@ MOST_LINES = 500
 # Longer, and why.
 LONG = {
     "kernels": "Triton kernels",
-    "csrc/cuda": "CUDA kernels",
     "benchmarks/gpu_suite.py": "GPU benchmarks",
     "benchmarks/gpu_timing.py": "GPU benchmarks",
 }

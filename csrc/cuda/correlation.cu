@@ -148,7 +148,7 @@ FSDINO_KERNEL(CosineProduct<T>::kThreads) correlation_kernel(const Cosines<T> co
 // write both at once. Two blocks share a multiprocessor, so that one multiplies while the other writes.
 struct HopperTile {
   static constexpr int kWarpgroups = 2, kThreads = kWarpgroups * kWarpgroup, kStages = 3;
-  static constexpr int kRows = kWarpgroups * kAsyncRows, kColumns = 128, kLayers = 2;
+  static constexpr int kRows = kWarpgroups * kAsyncRows, kColumns = kAsyncColumns, kLayers = 2;
   static constexpr int kStageBytes = (kRows + kColumns) * kBoxBytes;
   using Pipeline = BoxPipeline<kStages>;
   static constexpr int kSharedBytes = kStages * kStageBytes + Pipeline::kSharedBytes;
@@ -174,7 +174,7 @@ correlation_hopper_kernel(FSDINO_PARAMETER FeatureMap query, FSDINO_PARAMETER Fe
       support.copy(rows + Tile::kRows * kBoxBytes, channel, block.first_support, 0, layer,
                    int(block.batch), barrier);
     };
-    AsyncProduct<T, Tile::kColumns> product;
+    AsyncProduct<T> product;
     const int own_row = warpgroup_index() * kAsyncRows;
     const bool silent = block.is_silent(cosines);
     const auto multiply_layer = [&] {

@@ -4,8 +4,6 @@
 
 namespace fsdino::cuda {
 
-int64_t shared_limit() { return device_shared_limit(); }
-
 bool runs_hopper_code() { return device_runs_hopper_code(); }
 
 }  // namespace fsdino::cuda

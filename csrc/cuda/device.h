@@ -164,50 +164,35 @@ FSDINO_DEVICE void wait_products() {
 }
 
 #define FSDINO_SUMS(j) "+f"(sums[j][0]), "+f"(sums[j][1]), "+f"(sums[j][2]), "+f"(sums[j][3])
-#define FSDINO_WGMMA(SHAPE, TYPES, PLACES, A, B, ONE, ...)                               \
-  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ONE ", 0;\n"                       \
-               "wgmma.mma_async.sync.aligned." SHAPE ".f32." TYPES " {" PLACES "}, " A ", " B \
-               ", add, 1, 1, 0, 0;\n}\n"                                                 \
-               : __VA_ARGS__ : "l"(a), "l"(b), "r"(1))
-#define FSDINO_PLACES_24                                                                     \
+#define FSDINO_PLACES                                                                        \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "    \
-  "%19, %20, %21, %22, %23"
-#define FSDINO_PLACES_64                                                                     \
-  FSDINO_PLACES_24 ", %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, "     \
-  "%37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, "    \
-  "%54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define FSDINO_WGMMA_48(TYPES)                                                               \
-  FSDINO_WGMMA("m64n48k16", TYPES, FSDINO_PLACES_24, "%24", "%25", "%26", FSDINO_SUMS(0),    \
-               FSDINO_SUMS(1), FSDINO_SUMS(2), FSDINO_SUMS(3), FSDINO_SUMS(4), FSDINO_SUMS(5))
-#define FSDINO_WGMMA_128(TYPES)                                                              \
-  FSDINO_WGMMA("m64n128k16", TYPES, FSDINO_PLACES_64, "%64", "%65", "%66", FSDINO_SUMS(0),   \
-               FSDINO_SUMS(1), FSDINO_SUMS(2), FSDINO_SUMS(3), FSDINO_SUMS(4), FSDINO_SUMS(5), \
-               FSDINO_SUMS(6), FSDINO_SUMS(7), FSDINO_SUMS(8), FSDINO_SUMS(9), FSDINO_SUMS(10), \
-               FSDINO_SUMS(11), FSDINO_SUMS(12), FSDINO_SUMS(13), FSDINO_SUMS(14), FSDINO_SUMS(15))
+  "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "    \
+  "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "    \
+  "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define FSDINO_WGMMA(TYPES)                                                                  \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"                             \
+               "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPES " {" FSDINO_PLACES "}, " \
+               "%64, %65, add, 1, 1, 0, 0;\n}\n"                                            \
+               : FSDINO_SUMS(0), FSDINO_SUMS(1), FSDINO_SUMS(2), FSDINO_SUMS(3),             \
+                 FSDINO_SUMS(4), FSDINO_SUMS(5), FSDINO_SUMS(6), FSDINO_SUMS(7),             \
+                 FSDINO_SUMS(8), FSDINO_SUMS(9), FSDINO_SUMS(10), FSDINO_SUMS(11),           \
+                 FSDINO_SUMS(12), FSDINO_SUMS(13), FSDINO_SUMS(14), FSDINO_SUMS(15)          \
+               : "l"(a), "l"(b), "r"(1))
 
-// sums [64, COLUMNS] += a [64, 16] * b [COLUMNS, 16]^T by the four warps of a warpgroup, from shared
-// memory: see `matrix_descriptor`. Warp w holds rows 16 w to 16 w + 15, `sums[j]` columns 8 j to
-// 8 j + 7, spread over the lanes as by `multiply_words`.
-template <typename T, int COLUMNS>
-FSDINO_DEVICE void multiply_async(float (&sums)[COLUMNS / 8][4], uint64_t a, uint64_t b) {
-  static_assert(COLUMNS == 48 || COLUMNS == 128);
-  constexpr bool kHalf = std::is_same_v<T, c10::Half>;
-  if constexpr (COLUMNS == 48 && kHalf) {
-    FSDINO_WGMMA_48("f16.f16");
-  } else if constexpr (COLUMNS == 48) {
-    FSDINO_WGMMA_48("bf16.bf16");
-  } else if constexpr (kHalf) {
-    FSDINO_WGMMA_128("f16.f16");
+// sums [64, kAsyncColumns] += a [64, 16] * b [kAsyncColumns, 16]^T by the four warps of a warpgroup,
+// from shared memory: see `matrix_descriptor`. Warp w holds rows 16 w to 16 w + 15, `sums[j]` columns
+// 8 j to 8 j + 7, spread over the lanes as by `multiply_words`.
+template <typename T>
+FSDINO_DEVICE void multiply_async(float (&sums)[kAsyncColumns / 8][4], uint64_t a, uint64_t b) {
+  if constexpr (std::is_same_v<T, c10::Half>) {
+    FSDINO_WGMMA("f16.f16");
   } else {
-    FSDINO_WGMMA_128("bf16.bf16");
+    FSDINO_WGMMA("bf16.bf16");
   }
 }
 #undef FSDINO_SUMS
 #undef FSDINO_WGMMA
-#undef FSDINO_PLACES_24
-#undef FSDINO_PLACES_64
-#undef FSDINO_WGMMA_48
-#undef FSDINO_WGMMA_128
+#undef FSDINO_PLACES
 
 FSDINO_DEVICE Word as_word(float value) { return __float_as_uint(value); }
 FSDINO_DEVICE float as_float(Word word) { return __uint_as_float(word); }

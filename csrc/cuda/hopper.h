@@ -96,28 +96,26 @@ class BoxPipeline {
   int at_ = 0, first_ = 0, last_ = 0, bytes_ = 0;
 };
 
-// A warpgroup's 64 x COLUMNS of a product.
-template <typename T, int COLUMNS>
+// A warpgroup's kAsyncRows x kAsyncColumns of a product.
+template <typename T>
 struct AsyncProduct {
-  static constexpr int kRows = kAsyncRows, kColumns = COLUMNS;
-
-  float sums[COLUMNS / 8][4] = {};
+  float sums[kAsyncColumns / 8][4] = {};
 
   FSDINO_DEVICE void clear() {
 #pragma unroll
-    for (int j = 0; j < COLUMNS / 8; ++j) {
+    for (int j = 0; j < kAsyncColumns / 8; ++j) {
       for (int k = 0; k < 4; ++k) sums[j][k] = 0.0f;
     }
   }
 
-  // Starts the products of 64 rows with COLUMNS rows, in the depth of one box, as one group.
+  // Starts the products of all its rows with all its columns, in the depth of one box, as one group.
   FSDINO_DEVICE void multiply(const char* rows, const char* columns) {
     const uint64_t a = matrix_descriptor(shared_address(rows));
     const uint64_t b = matrix_descriptor(shared_address(columns));
     fence_products();
 #pragma unroll
     for (int depth = 0; depth < kBoxDepth; depth += kAsyncDepth) {
-      multiply_async<T, COLUMNS>(sums, descriptor_along(a, depth), descriptor_along(b, depth));
+      multiply_async<T>(sums, descriptor_along(a, depth), descriptor_along(b, depth));
     }
     commit_products();
   }
@@ -127,7 +125,7 @@ struct AsyncProduct {
   FSDINO_DEVICE void for_each(const Visit& visit) const {
     const int first = lane_index() % 4 * 2;
 #pragma unroll
-    for (int j = 0; j < COLUMNS / 8; ++j) {
+    for (int j = 0; j < kAsyncColumns / 8; ++j) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) visit(row_of(k / 2), 8 * j + first + k % 2, sums[j][k]);
     }

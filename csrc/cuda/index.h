@@ -34,7 +34,7 @@ constexpr int kWarpgroup = 128;
 constexpr int kBoxBytes = 128;                 // of a row
 constexpr int kBoxDepth = kBoxBytes / 2;       // its elements
 constexpr int kPatternBytes = 8 * kBoxBytes;   // where operands start
-constexpr int kAsyncRows = 64, kAsyncDepth = 16;  // of a warpgroup's product
+constexpr int kAsyncRows = 64, kAsyncColumns = 128, kAsyncDepth = 16;  // of a warpgroup's product
 FSDINO_BOTH uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
 
 // Tells tensor cores where an operand lies: rows from `address` on in shared memory, which is where
@@ -53,7 +53,6 @@ FSDINO_BOTH uint64_t descriptor_along(uint64_t descriptor, int elements) {
 // A tensor of 16-bit elements, innermost dimension first, and the box of it that one bulk copy
 // brings; strides in bytes.
 constexpr int kBoxDims = 5;
-constexpr int kBoxSide = 256;  // at most, in any dimension
 struct BoxShape {
   int64_t sizes[kBoxDims], strides[kBoxDims];
   int box[kBoxDims];
@@ -194,89 +193,5 @@ inline Walk walk_back(const Volume& source, const Volume& output, const Convolut
           (row + pad - first_row) / stride, (column + pad - first_column) / stride,
           first_row, first_column, stride};
 }
-
-// The fused op: a thread block owns a tile of query positions and, with it, goes over tiles of kept
-// support positions. It needs the correlation on the tile's halo, and on the kept positions' window:
-// the support positions under the kernel. Of this rectangle [halo, window] the convolutions read
-// the tile's rows in all columns, and the halo's rows in the columns of kept positions.
-struct FusedTile {
-  static constexpr int kSide = 8;             // of the tile of query positions
-  static constexpr int kTile = kSide * kSide;
-
-  int kernel_query, kernel_support, stride;
-  int kept_rows, kept_columns;  // of a tile of kept support positions
-
-  FSDINO_BOTH int reach_query() const { return kernel_query / 2; }
-  FSDINO_BOTH int reach_support() const { return kernel_support / 2; }
-  FSDINO_BOTH int halo_side() const { return kSide + 2 * reach_query(); }
-  FSDINO_BOTH int halo() const { return halo_side() * halo_side(); }
-  FSDINO_BOTH int kept() const { return kept_rows * kept_columns; }
-  FSDINO_BOTH int window_rows() const { return (kept_rows - 1) * stride + kernel_support; }
-  FSDINO_BOTH int window_columns() const { return (kept_columns - 1) * stride + kernel_support; }
-  FSDINO_BOTH int window() const { return window_rows() * window_columns(); }
-  // Of a row of the correlation: odd in words of 4 bytes, so that its columns spread over banks.
-  FSDINO_BOTH int pitch() const { return (window() + 3) / 4 * 4 + 2; }
-  FSDINO_BOTH int taps() const {
-    return kernel_query * kernel_query + kernel_support * kernel_support;
-  }
-  // Whether halo and window can be one box each.
-  FSDINO_BOTH bool is_boxes() const {
-    return larger(halo_side(), larger(window_rows(), window_columns())) <= kBoxSide;
-  }
-
-  // Slot -> place in the halo, row by row. The tile's positions have the first slots.
-  FSDINO_BOTH int halo_place(int slot) const {
-    const int reach = reach_query(), side = halo_side();
-    if (slot < kTile) return (slot / kSide + reach) * side + slot % kSide + reach;
-    slot -= kTile;
-    const int above = reach * side;  // whole rows above the tile, then the two sides, then below
-    if (slot < above) return slot;
-    slot -= above;
-    const int beside = 2 * reach * kSide;
-    if (slot < beside) {
-      const int row = slot / (2 * reach), column = slot % (2 * reach);
-      return (row + reach) * side + (column < reach ? column : column + kSide);
-    }
-    return (reach + kSide) * side + slot - beside;
-  }
-  // Whether a place of the window is that of a kept position; there are kept() of them.
-  FSDINO_BOTH bool is_kept(int place) const {
-    const int row = place / window_columns() - reach_support();
-    const int column = place % window_columns() - reach_support();
-    return row >= 0 && row % stride == 0 && row / stride < kept_rows && column >= 0 &&
-           column % stride == 0 && column / stride < kept_columns;
-  }
-  // Query position (row, column) that place `place` of the halo of tile (row, column) stands for.
-  FSDINO_BOTH int query_row(int tile_row, int place) const {
-    return tile_row * kSide + place / halo_side() - reach_query();
-  }
-  FSDINO_BOTH int query_column(int tile_column, int place) const {
-    return tile_column * kSide + place % halo_side() - reach_query();
-  }
-  FSDINO_BOTH int support_row(int kept_tile_row, int place) const {
-    return kept_tile_row * kept_rows * stride + place / window_columns() - reach_support();
-  }
-  FSDINO_BOTH int support_column(int kept_tile_column, int place) const {
-    return kept_tile_column * kept_columns * stride + place % window_columns() - reach_support();
-  }
-  // Where the correlation of a query position of the tile and a kept position lies in the
-  // rectangle, and how far from there a tap reads.
-  FSDINO_BOTH int centre(int query, int kept) const {
-    const int row = (kept / kept_columns) * stride + reach_support();
-    const int column = (kept % kept_columns) * stride + reach_support();
-    return halo_place(query) * pitch() + row * window_columns() + column;
-  }
-  FSDINO_BOTH int tap_offset(int tap) const {
-    const int query_taps = kernel_query * kernel_query;
-    if (tap < query_taps) {
-      const int row = tap / kernel_query - reach_query();
-      const int column = tap % kernel_query - reach_query();
-      return (row * halo_side() + column) * pitch();
-    }
-    tap -= query_taps;
-    const int row = tap / kernel_support - reach_support();
-    return row * window_columns() + tap % kernel_support - reach_support();
-  }
-};
 
 }  // namespace fsdino::cuda

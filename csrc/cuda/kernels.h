@@ -20,9 +20,7 @@ using Stream = int;
 using Stream = cudaStream_t;
 #endif
 
-// Bytes of shared memory that one block may have on the current device.
-int64_t shared_limit();
-// Whether its code is that of sm_90a, in which halves take `wgmma` and bulk copies.
+// Whether the current device's code is that of sm_90a, in which halves take `wgmma` and bulk copies.
 bool runs_hopper_code();
 
 // Features [B, L, N, C] whose tokens [N, C] are dense; the batch may be shared (stride 0).
@@ -141,53 +139,6 @@ void normalise_back_sums(const NormArguments<T>& norm, const T* grad, bool reduc
 template <typename T>
 void normalise_back(const NormArguments<T>& norm, const T* grad, bool reduced, const float* means,
                     T* out, Stream stream);
-
-// The fused op. Convolution weights come as [L, kFusedColumns, tap_words * 4 bytes], 0 beyond what
-// exists; `first_outer` is the first channel of those that one launch computes.
-constexpr int kFusedColumns = 16;
-template <typename T>
-struct FusedArguments {
-  Cosines<T> cosines;
-  Volume volume;  // of the correlation
-  FusedTile tile;
-  const T* weights;
-  const T* bias;    // or null
-  T* out;           // [B, N, kept, CO]
-  const T* grad;    // as out, for the weights' gradient
-  float* partial;   // [blocks, L, taps, CO]
-  int outer, first_outer;
-  int tiles_in_block;  // tiles of kept positions
-};
-
-// How a launch of the fused op is laid out: a pure function of sizes and the GPU.
-struct FusedPlan {
-  FusedTile tile;
-  int64_t shared;      // bytes of a block
-  bool hopper;         // by `wgmma` and bulk copies
-  int tile_rows, tile_columns;            // tiles of query positions
-  int kept_tile_rows, kept_tile_columns;  // tiles of kept positions
-  int tiles_in_block;                     // of kept positions
-
-  int blocks_of_sample() const {
-    const int kept_tiles = kept_tile_rows * kept_tile_columns;
-    return tile_rows * tile_columns * ceil_div(kept_tiles, tiles_in_block);
-  }
-};
-// Throws where not even one kept position fits. `hopper` asks for `wgmma` and bulk copies, which are
-// left where not even one fits in their way.
-FusedPlan fused_plan(const Volume& volume, int batches, int kernel_query, int kernel_support,
-                     int stride, int element_bytes, bool backward, bool hopper,
-                     int64_t shared_limit);
-// Words of 4 bytes of the taps, rounded up to steps of the product.
-inline int tap_words(int taps, int element_bytes) {
-  return ceil_div(ceil_div(taps * element_bytes, int(sizeof(Word))), kStepWords) * kStepWords;
-}
-
-template <typename T>
-void fused(const FusedArguments<T>& arguments, const FusedPlan& plan, Stream stream);
-template <typename T>
-void fused_weight_gradients(const FusedArguments<T>& arguments, const FusedPlan& plan,
-                            Stream stream);
 
 #define FSDINO_FOR_EACH_TYPE(INSTANTIATE) \
   INSTANTIATE(float) INSTANTIATE(c10::Half) INSTANTIATE(c10::BFloat16)

@@ -38,7 +38,6 @@ FSDINO_DEVICE void load_columns(Word (&words)[2][2], const Word* tile) {
 template <typename T, int BYTES, int THREADS, typename Source>
 FSDINO_DEVICE void stage_along(Word* tile, int rows, int step, const Source& source) {
   constexpr int kElements = BYTES / int(sizeof(T)), kPieces = kDepth<T> / kElements;
-#pragma unroll 2  // Addresses of more pieces would take the fused kernels' last registers.
   for (int i = thread_index(); i < rows * kPieces; i += THREADS) {
     const int row = i / kPieces, element = i % kPieces * kElements;
     T* place = reinterpret_cast<T*>(tile + row * kPitch) + element;

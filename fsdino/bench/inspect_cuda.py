@@ -19,11 +19,9 @@ from fsdino.csrc import flags
 
 ARCHITECTURES = ("80", "90a")
 PORTABLE = "100"  # compiled to PTX only
-MULTIPLIES = ("fused", "correlation", "walk", "weight_gradient")
+MULTIPLIES = ("correlation", "walk", "weight_gradient")
 # Those that sm_90a alone has; elsewhere they are empty and never started.
-HOPPER_KERNELS = {
-    "correlation_hopper_kernel", "fused_hopper_kernel", "fused_weight_hopper_kernel",
-}  # fmt: skip
+HOPPER_KERNELS = {"correlation_hopper_kernel"}
 # ptxas says as mere information that it makes products of sm_90a wait for each other.
 _COMPLAINT = re.compile(r"warning|performance loss", re.IGNORECASE)
 _ENTRY = re.compile(r"Compiling entry function '(\w+)'")
@@ -71,18 +69,15 @@ def rows(toolkit: flags.Cuda, architectures: Iterable[str], only: str = "") -> I
                     yield _row(name, f"sm_{architecture}", found[name], spilled)
 
 
-def is_standard(kernel: str, variant: str) -> bool:
-    """Whether standard workloads run it in half precision, features in pieces of 16 bytes."""
-    whole_pieces = (
-        kernel in HOPPER_KERNELS or variant.endswith("16>") or not kernel.startswith("fused")
-    )
-    return "float" not in variant and whole_pieces
+def is_half(variant: str) -> bool:
+    """Whether it is of half precision, which must not spill."""
+    return "float" not in variant
 
 
 def problems(kernel: str, variant: str, mma: str, spilled: int) -> tuple[str, ...]:
-    """Spills of a standard kernel, and products of another kind than it is written for."""
+    """Spills in half precision, and products of another kind than it is written for."""
     found = []
-    if spilled and is_standard(kernel, variant):
+    if spilled and is_half(variant):
         found.append(f"{spilled} bytes spilled")
     if kernel.startswith(MULTIPLIES) and not mma:
         found.append("no tensor-core instruction")

@@ -29,7 +29,7 @@ KERNELS = {
 }  # fmt: skip
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
 MMA = {"sm_80": "HMMA", "sm_90": "GMMA", "sm_100": "UTCHMMA"}
-PIPELINED = ("fused", "correlation", "walk")  # CUDA kernels whose operands come in the background
+PIPELINED = ("correlation", "walk")  # CUDA kernels whose operands come in the background
 MULTIPLIES = {
     "correlation_kernel", "correlation_gradient_kernel", "walk_kernel", "weight_gradient_kernel",
 }  # fmt: skip
@@ -114,27 +114,27 @@ def test_what_the_cuda_kernels_compile_to(architecture: str) -> None:
     if flags.nvcc() is None:
         pytest.skip("needs nvcc")
     found = inspected("cuda", "--arch", architecture)
-    assert {row.kernel for row in found} >= {"fused_kernel", "walk_kernel"}
+    assert {row.kernel for row in found} >= {"correlation_kernel", "walk_kernel"}
     for row in found:
         assert not row.problems, row
         hopper = row.kernel in inspect_cuda.HOPPER_KERNELS
         in_pieces = row.variant.endswith(" 16>") and row.kernel.startswith(PIPELINED)
-        if inspect_cuda.is_standard(row.kernel, row.variant) and (in_pieces or hopper):
+        if inspect_cuda.is_half(row.variant) and (in_pieces or hopper):
             assert row.async_copies > 0, row
     names = {row.kernel for row in found} & inspect_cuda.HOPPER_KERNELS
     assert names == (inspect_cuda.HOPPER_KERNELS if architecture == "90a" else set())
 
 
 def test_what_must_not_be_shipped() -> None:
-    """Spills of a standard kernel, and products of another kind than the kernel is written for."""
+    """Spills in half precision, and products of another kind than the kernel is written for."""
 
     def problems(kernel: str, variant: str, mma: str, spilled: int = 0) -> list[str]:
         return [*inspect_cuda.problems(kernel, variant, mma, spilled)]
 
     assert problems("correlation_kernel", "<Half, 16>", "HMMA") == []
     assert problems("correlation_kernel", "<Half, 16>", "HMMA", 8) == ["8 bytes spilled"]
-    assert problems("fused_kernel", "<Half, 4>", "HMMA", 8) == []
-    assert problems("fused_kernel", "<float, 16>", "") == ["no tensor-core instruction"]
+    assert problems("walk_kernel", "<float, 16>", "HMMA", 8) == []
+    assert problems("walk_kernel", "<float, 16>", "") == ["no tensor-core instruction"]
     assert problems("correlation_hopper_kernel", "<Half>", "HGMMA") == []
     assert problems("correlation_hopper_kernel", "<Half>", "HMMA") == ["no HGMMA"]
 

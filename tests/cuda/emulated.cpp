@@ -21,14 +21,4 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("set_shared_limit",
         [](int64_t bytes) { fsdino::cuda::emulator::machine.shared_limit = bytes; },
         "Bytes of shared memory that a block may have.");
-  m.def("fused_plan",
-        [](int side, int kernel_query, int kernel_support, int stride, int element_bytes,
-           bool backward, bool hopper, int64_t shared_limit) {
-          const auto plan =
-              fsdino::cuda::fused_plan({side, side, side, side}, 1, kernel_query, kernel_support,
-                                       stride, element_bytes, backward, hopper, shared_limit);
-          return std::make_tuple(plan.hopper, plan.tile.kept_rows, plan.tile.kept_columns,
-                                 plan.shared);
-        },
-        "Whether by wgmma, rows and columns of a kept tile, bytes of shared memory.");
 }

@@ -352,13 +352,13 @@ void read_row(uint64_t descriptor, int row, float (&values)[16]) {
 }
 
 // This thread's elements of a warpgroup's product.
-template <typename T, int COLUMNS>
-void product_of_thread(float (&sums)[COLUMNS / 8][4], uint64_t a, uint64_t b) {
+template <typename T>
+void product_of_thread(float (&sums)[kAsyncColumns / 8][4], uint64_t a, uint64_t b) {
   const int thread = machine.current % 128, warp = thread / 32, lane = thread % 32;
   float rows[2][16], columns[2][16];
   read_row<T>(a, 16 * warp + lane / 4, rows[0]);
   read_row<T>(a, 16 * warp + lane / 4 + 8, rows[1]);
-  for (int j = 0; j < COLUMNS / 8; ++j) {
+  for (int j = 0; j < kAsyncColumns / 8; ++j) {
     read_row<T>(b, 8 * j + lane % 4 * 2, columns[0]);
     read_row<T>(b, 8 * j + lane % 4 * 2 + 1, columns[1]);
     for (int k = 0; k < 4; ++k) {
@@ -431,8 +431,8 @@ inline void fence_products() {
   emulator::exchange({});
   emulator::machine.fibers[emulator::machine.current].fenced = true;
 }
-template <typename T, int COLUMNS>
-void multiply_async(float (&sums)[COLUMNS / 8][4], uint64_t a, uint64_t b) {
+template <typename T>
+void multiply_async(float (&sums)[kAsyncColumns / 8][4], uint64_t a, uint64_t b) {
   auto& fiber = emulator::machine.fibers[emulator::machine.current];
   if (!fiber.fenced) emulator::fail("a product without a fence");
   emulator::Slot own{};
@@ -444,9 +444,9 @@ void multiply_async(float (&sums)[COLUMNS / 8][4], uint64_t a, uint64_t b) {
       emulator::fail("a warp's lanes multiply different operands");
     }
   }
-  float(*const to)[COLUMNS / 8][4] = &sums;
+  float(*const to)[kAsyncColumns / 8][4] = &sums;
   fiber.products.back().push_back(
-      [to, a, b] { emulator::product_of_thread<T, COLUMNS>(*to, a, b); });
+      [to, a, b] { emulator::product_of_thread<T>(*to, a, b); });
 }
 inline void commit_products() {
   emulator::machine.fibers[emulator::machine.current].products.emplace_back();
@@ -470,7 +470,6 @@ inline float to_tf32(float value) {
 inline float inverse(float value) { return 1.0f / value; }
 inline float root(float value) { return std::sqrt(value); }
 
-inline int64_t device_shared_limit() { return emulator::machine.shared_limit; }
 inline bool device_runs_hopper_code() { return emulator::machine.hopper; }
 
 template <typename... Parameters, typename... Arguments>

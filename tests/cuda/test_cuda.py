@@ -128,5 +128,5 @@ def test_the_build_follows(monkeypatch) -> None:
     added = {Path(path).name for path in both["sources"]} - {
         Path(path).name for path in alone["sources"]
     }
-    assert {"fused.cu", "center_pivot.cu", "correlation.cu", "norm.cu", "tensors.cpp"} <= added
+    assert {"center_pivot.cu", "correlation.cu", "norm.cu", "tensors.cpp"} <= added
     assert "-DFSDINO_CUDA=8.0" in both["extra_cflags"]

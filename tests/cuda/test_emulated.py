@@ -109,40 +109,6 @@ def ask(library: Path, script: str, *arguments: str) -> str:
     ).stdout
 
 
-PLANS = """
-plans = []
-for arguments in json.loads(sys.argv[2]):
-    try:
-        plans.append(emulated.fused_plan(*arguments))
-    except RuntimeError as error:
-        plans.append(str(error))
-print(json.dumps(plans))
-"""
-
-
-@pytest.mark.slow
-def test_plans(library: Path) -> None:
-    """Tiles fit shared memory; what does not fit in boxes takes the other way, or says so."""
-    hopper_bytes, small_bytes = 227 << 10, 99 << 10
-    cases = {
-        (37, 3, 3, 2, 2, False, True, hopper_bytes): (True, 4, 4),
-        (74, 3, 3, 2, 2, True, True, hopper_bytes): (True, 4, 4),
-        (37, 3, 3, 2, 2, False, False, hopper_bytes): (False, 4, 4),
-        (37, 7, 7, 2, 2, True, True, hopper_bytes): (False, 2, 4),
-        (37, 3, 3, 2, 2, False, True, small_bytes): (True, 2, 2),
-        (37, 3, 3, 2, 2, False, True, 64 << 10): (False, 2, 4),
-        (600, 1, 1, 300, 2, False, True, hopper_bytes): (True, 1, 1),
-        (37, 3, 3, 2, 2, False, True, 8 << 10): "of shared memory, a block of this GPU has 8192",
-    }
-    plans = json.loads(ask(library, PLANS, json.dumps([list(case) for case in cases])))
-    for (case, wanted), plan in zip(cases.items(), plans, strict=True):
-        if isinstance(wanted, str):
-            assert wanted in plan
-        else:
-            assert tuple(plan[:3]) == wanted, (case, plan)
-            assert plan[3] <= case[-1]
-
-
 MEMORY = """
 from counting import bytes_beyond_results, eager_first_block, hr_first_block
 from fsdino.bench.workloads import STRIDE
@@ -211,4 +177,4 @@ def test_index_arithmetic(tmp_path: Path) -> None:
     subprocess.run([*command, include, HERE / "test_index.cpp", "-o", program], check=True)
     done = subprocess.run([program], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    assert done.stdout.endswith(" 0 wrong\n") and int(done.stdout.split()[0]) > 1_000_000
+    assert done.stdout.endswith(" 0 wrong\n") and int(done.stdout.split()[0]) > 500_000

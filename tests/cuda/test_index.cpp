@@ -100,51 +100,6 @@ void check_walks_back(const Volume& x, const Convolution& c) {
   expect(std::set<int64_t>(written.begin(), written.end()).size() == written.size(), "no input twice");
 }
 
-// The fused op's tiles: every output has exactly the definition's terms in its rectangle.
-void check_fused(const Volume& x, const FusedTile& tile) {
-  const Volume y{x.query_rows, x.query_columns, ceil_div(x.support_rows, tile.stride),
-                 ceil_div(x.support_columns, tile.stride)};
-  std::set<int> places;
-  for (int slot = 0; slot < tile.halo(); ++slot) places.insert(tile.halo_place(slot));
-  expect(int(places.size()) == tile.halo() && *places.begin() == 0 &&
-             *places.rbegin() == tile.halo() - 1, "halo slots are all places");
-  int kept = 0;
-  for (int place = 0; place < tile.window(); ++place) kept += tile.is_kept(place);
-  expect(kept == tile.kept(), "kept places of the window");
-
-  std::multiset<Term> terms;
-  for (int row = 0; row < ceil_div(x.query_rows, FusedTile::kSide); ++row) {
-    for (int column = 0; column < ceil_div(x.query_columns, FusedTile::kSide); ++column) {
-      for (int kept_row = 0; kept_row < ceil_div(y.support_rows, tile.kept_rows); ++kept_row) {
-        for (int kept_column = 0; kept_column < ceil_div(y.support_columns, tile.kept_columns);
-             ++kept_column) {
-          for (int query = 0; query < FusedTile::kTile; ++query) {
-            for (int k = 0; k < tile.kept(); ++k) {
-              const Position out{row * FusedTile::kSide + query / FusedTile::kSide,
-                                 column * FusedTile::kSide + query % FusedTile::kSide,
-                                 kept_row * tile.kept_rows + k / tile.kept_columns,
-                                 kept_column * tile.kept_columns + k % tile.kept_columns};
-              if (!y.holds(out)) continue;
-              for (int tap = 0; tap < tile.taps(); ++tap) {
-                const int at = tile.centre(query, k) + tile.tap_offset(tap);
-                const int halo = at / tile.pitch(), window = at % tile.pitch();
-                expect(at >= 0 && halo < tile.halo() && window < tile.window(),
-                       "a tap stays in the rectangle");
-                const Position from{tile.query_row(row, halo), tile.query_column(column, halo),
-                                    tile.support_row(kept_row, window),
-                                    tile.support_column(kept_column, window)};
-                if (x.holds(from)) terms.insert({x.offset(from), y.offset(out), tap});
-              }
-            }
-          }
-        }
-      }
-    }
-  }
-  const Convolution c{tile.kernel_query, tile.kernel_support, tile.stride, 0};
-  expect(terms == definition(x, y, c), "the fused tiles' terms");
-}
-
 // Where a bulk copy in the swizzle of 128 bytes puts an element, by the PTX manual's picture: pieces
 // of 16 bytes, in row r moved to r xor their number.
 uint32_t copied_to(int row, int element) {
@@ -221,26 +176,6 @@ void check_box_shape(int batches, bool one_batch, int layers, bool one_layer) {
   }
 }
 
-// Halo and window are boxes: row i of one is its place i.
-void check_boxes(const FusedTile& tile) {
-  for (int tile_row = 0; tile_row < 3; ++tile_row) {
-    for (int place = 0; place < tile.halo(); ++place) {
-      expect(tile.query_row(tile_row, place) ==
-                     tile.query_row(tile_row, 0) + place / tile.halo_side() &&
-                 tile.query_column(tile_row, place) ==
-                     tile.query_column(tile_row, 0) + place % tile.halo_side(),
-             "the halo is a box");
-    }
-    for (int place = 0; place < tile.window(); ++place) {
-      expect(tile.support_row(tile_row, place) ==
-                     tile.support_row(tile_row, 0) + place / tile.window_columns() &&
-                 tile.support_column(tile_row, place) ==
-                     tile.support_column(tile_row, 0) + place % tile.window_columns(),
-             "the window is a box");
-    }
-  }
-}
-
 }  // namespace
 
 int main() {
@@ -257,8 +192,6 @@ int main() {
   }
   expect(in_boxes(2, 768) && in_boxes(2, 8), "halves in whole pieces take boxes");
   expect(!in_boxes(4, 768) && !in_boxes(2, 0) && !in_boxes(2, 12), "others do not");
-  expect(FusedTile{3, 3, 2, 4, 4}.is_boxes() && !FusedTile{1, 1, 300, 1, 2}.is_boxes(),
-         "the window fits a box");
 
   const std::vector<Volume> volumes{{1, 1, 1, 1}, {3, 2, 4, 5}, {1, 4, 5, 1}, {4, 3, 2, 7}};
   for (const Volume& x : volumes) {
@@ -269,16 +202,6 @@ int main() {
             check_walks(x, {kernel_query, kernel_support, stride, first});
           }
           check_walks_back(x, {kernel_query, kernel_support, stride, 0});
-        }
-      }
-    }
-  }
-  for (const int kernel_query : {1, 3, 7}) {
-    for (const int kernel_support : {1, 3, 5}) {
-      for (const int stride : {1, 2, 3, 4}) {
-        for (const auto& [rows, columns] : {std::pair{4, 8}, {2, 4}, {1, 1}}) {
-          check_fused({9, 3, 5, 6}, {kernel_query, kernel_support, stride, rows, columns});
-          check_boxes({kernel_query, kernel_support, stride, rows, columns});
         }
       }
     }
