@@ -18,6 +18,7 @@ it, and `--measured` the file of `benchmarks/gpu_suite.py`, which holds both cei
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from typing import Any
 
 import torch
 
-from fsdino.bench.workloads import KERNEL, STRIDE, WORKLOADS, Workload
+from fsdino.bench.workloads import GROUPS, KERNEL, STRIDE, WORKLOADS, Workload
 from fsdino.files import read_json
 from fsdino.kernels import tiles
 
@@ -225,12 +226,12 @@ def _forward(block: Block, dtype: torch.dtype, architecture: int, *, last: bool)
     stage, size = f"block {block.index}", dtype.itemsize
     rows = block.tokens * block.kept**2
     tile = tiles.walk(block.inner, block.outer, dtype, architecture)
-    partial = 4 * 3 * block.outer * block.batch * math.ceil(rows / tile.rows)
+    partial = 4 * 3 * GROUPS * block.batch * math.ceil(rows / tile.rows)
     weights = size * TAPS * block.inner * block.outer
     moved = size * (block.source + block.raw) + weights + partial
     pair = (block.inner, block.outer)
     yield _walk(stage, *pair, rows, block.batch, TAPS, moved, dtype, architecture)
-    yield Cost("statistics_kernel", stage, 0.0, 2 * partial, programs=4 * block.batch)
+    yield Cost("statistics_kernel", stage, 0.0, 2 * partial, programs=GROUPS * block.batch)
     if last:
         reduced = block.raw // block.kept**2
         columns = math.ceil(block.outer / tiles.elementwise(block.outer).columns)
@@ -270,24 +271,32 @@ def _backward(block: Block, dtype: torch.dtype, architecture: int, *, last: bool
 
 
 def _transposed(block: Block, dtype: torch.dtype, architecture: int) -> Iterator[Cost]:
-    """The gradient to the input: a launch for each class of support positions."""
+    """The gradient to the input: all classes of support positions in one launch.
+
+    Every class has the programs of the first one, which has most positions; those beyond its own
+    end at once.
+    """
     stage, size = f"block {block.index} backward", dtype.itemsize
-    for row in range(min(STRIDE, block.side)):
-        for column in range(min(STRIDE, block.side)):
-            walked = [math.ceil((block.side - first) / STRIDE) for first in (row, column)]
-            reach = [
-                len(range((first + KERNEL // 2) % STRIDE, KERNEL, STRIDE))
-                for first in (row, column)
-            ]
-            taps = reach[0] * reach[1] + (KERNEL**2 if (row, column) == (0, 0) else 0)
-            rows = block.tokens * walked[0] * walked[1]
-            moved = size * (block.raw + block.batch * rows * block.inner)
-            pair = (block.outer, block.inner)
-            yield _walk(stage, *pair, rows, block.batch, taps, moved, dtype, architecture)
-            mending = tiles.mending()
-            elements = math.ceil(block.batch * rows * block.inner / mending.rows)
-            programs = min(elements, mending.columns)
-            yield Cost("mend_edges_kernel", stage, 0.0, 0.0, programs=programs)
+    classes = []
+    for place in itertools.product(range(min(STRIDE, block.side)), repeat=2):
+        walked = math.prod(math.ceil((block.side - first) / STRIDE) for first in place)
+        taps = math.prod(
+            len(range((first + KERNEL // 2) % STRIDE, KERNEL, STRIDE)) for first in place
+        )
+        taps += KERNEL**2 if place == (0, 0) else 0
+        rows, pair = block.tokens * walked, (block.outer, block.inner)
+        classes.append(_walk(stage, *pair, rows, block.batch, taps, 0.0, dtype, architecture))
+    yield Cost(
+        "walk_kernel",
+        stage,
+        sum(cost.flop for cost in classes),
+        size * (block.raw + block.source),
+        executed=sum(cost.executed for cost in classes),
+        programs=len(classes) * classes[0].programs,
+    )
+    mending = tiles.mending()
+    of_class = min(math.ceil(block.source / (len(classes) * mending.rows)), mending.columns)
+    yield Cost("mend_edges_kernel", stage, 0.0, 0.0, programs=len(classes) * of_class)
 
 
 def _programs(block: Block) -> int:

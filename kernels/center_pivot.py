@@ -13,6 +13,7 @@ from torch import Tensor
 from fsdino.contract import CHANNELS_INNERMOST, as_volume
 from fsdino.kernels import norm, walk
 from fsdino.kernels.layout import blocks, empty_volume, volume
+from fsdino.kernels.weight_gradients import weight_gradients
 
 
 def center_pivot_conv4d(
@@ -46,7 +47,7 @@ def center_pivot_conv4d_backward(
         grads[0] = empty_volume(grad, x.shape)
         weights = walk.matrices(weight_query, weight_support, transposed=True)
         walk.transposed(grad, weights, grads[0], grid)
-    of_weights = walk.weight_gradients(volume(x), grad, grid, (needs[1], needs[2]))
+    of_weights = weight_gradients(volume(x), grad, grid, (needs[1], needs[2]))
     for index, of_weight in enumerate(of_weights, start=1):
         if of_weight is not None:
             grads[index] = of_weight.to(grad.dtype).contiguous()
@@ -72,11 +73,12 @@ def center_pivot_block4d(
     raw = _output(x, weight_query.shape[0], support_stride)
     grid = walk.Grid.of(weight_query, weight_support, support_stride)
     weights = walk.matrices(weight_query, weight_support)
-    partial = walk.forward(volume(x), weights, _dense(bias), raw, grid, statistics=True)
+    partial = walk.forward(volume(x), weights, _dense(bias), raw, grid, groups=num_groups)
     assert partial is not None
     tile_rows = walk.tile_rows(x.shape[1], raw.shape[1], x)
     positions = raw[:1, 0].numel()
-    statistics = norm.statistics(partial, positions, tile_rows, num_groups, norm_eps)
+    sizes = (raw.shape[1], positions, tile_rows, num_groups)
+    statistics = norm.statistics(partial, *sizes, norm_eps)
     if reduce_support:
         y = raw.new_empty(raw.shape[:4])
     else:

@@ -18,6 +18,7 @@ from fsdino.kernels import tiles, walk
 from fsdino.kernels.center_pivot import bias_gradient
 from fsdino.kernels.correlation import Cosines, Tokens
 from fsdino.kernels.layout import blocks, empty_volume, volume
+from fsdino.kernels.weight_gradients import weight_gradients
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def correlation_center_pivot4d_backward(
             _add(totals, others, 1)
         if needs[3] or needs[4]:
             corr, part = features.correlation(chunk.read), grad[:, :, chunk.rows]
-            _add(totals, walk.weight_gradients(corr, part, grid, (needs[3], needs[4])), 3)
+            _add(totals, weight_gradients(corr, part, grid, (needs[3], needs[4])), 3)
             del corr
     if needs[5]:
         totals[5] = bias_gradient(grad)

@@ -19,7 +19,7 @@ from fsdino.kernels.layout import blocks, index_type, options
 
 @triton.jit
 def statistics_kernel(
-    p_partial: tl.tensor,  # [B, tiles, 3, C]
+    p_partial: tl.tensor,  # [B, tiles, 3, PARTS]
     p_mean: tl.tensor,  # [B, G]
     p_low: tl.tensor,  # [B, G]
     p_rstd: tl.tensor,  # [B, G]
@@ -27,15 +27,16 @@ def statistics_kernel(
     row_tiles: tl.tensor,
     size: tl.tensor,  # values in a group
     eps: tl.tensor,
-    C: tl.constexpr,
-    GROUP: tl.constexpr,  # channels of a group
+    PARTS: tl.constexpr,
+    GROUP: tl.constexpr,  # parts of a group
     TILE_ROWS: tl.constexpr,
+    MERGED: tl.constexpr,  # channels of a part
     BLOCK: tl.constexpr,
 ) -> None:
     """Mean, in two parts, and reciprocal standard deviation of one sample's group, from its
     tiles'."""
     batch, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    p_batch = p_partial + batch * row_tiles * (3 * C) + group * GROUP
+    p_batch = p_partial + batch * row_tiles * (3 * PARTS) + group * GROUP
     first = tl.load(p_batch)  # Means are summed as distances from the first.
     entries = row_tiles * GROUP
     total = tl.zeros((BLOCK,), tl.float32)
@@ -43,10 +44,10 @@ def statistics_kernel(
         entry = start + tl.arange(0, BLOCK)
         m_entry = entry < entries
         tile = (entry // GROUP).to(tl.int64)
-        count = tl.minimum(rows - tile * TILE_ROWS, TILE_ROWS).to(tl.float32)
-        p_entry = p_batch + tile * (3 * C) + entry % GROUP
+        count = (tl.minimum(rows - tile * TILE_ROWS, TILE_ROWS) * MERGED).to(tl.float32)
+        p_entry = p_batch + tile * (3 * PARTS) + entry % GROUP
         b_mean = tl.load(p_entry, mask=m_entry, other=0.0)
-        b_low = tl.load(p_entry + C, mask=m_entry, other=0.0)
+        b_low = tl.load(p_entry + PARTS, mask=m_entry, other=0.0)
         total += tl.where(m_entry, (b_mean - first + b_low) * count, 0.0)
     offset = tl.sum(total, 0) / size
     deviations = tl.zeros((BLOCK,), tl.float32)
@@ -54,15 +55,15 @@ def statistics_kernel(
         entry = start + tl.arange(0, BLOCK)
         m_entry = entry < entries
         tile = (entry // GROUP).to(tl.int64)
-        count = tl.minimum(rows - tile * TILE_ROWS, TILE_ROWS).to(tl.float32)
-        p_entry = p_batch + tile * (3 * C) + entry % GROUP
+        count = (tl.minimum(rows - tile * TILE_ROWS, TILE_ROWS) * MERGED).to(tl.float32)
+        p_entry = p_batch + tile * (3 * PARTS) + entry % GROUP
         b_mean = tl.load(p_entry, mask=m_entry, other=0.0)
-        b_low = tl.load(p_entry + C, mask=m_entry, other=0.0)
-        b_squares = tl.load(p_entry + 2 * C, mask=m_entry, other=0.0)
+        b_low = tl.load(p_entry + PARTS, mask=m_entry, other=0.0)
+        b_squares = tl.load(p_entry + 2 * PARTS, mask=m_entry, other=0.0)
         distance = (b_mean - first - offset) + b_low
         deviations += tl.where(m_entry, b_squares + count * distance * distance, 0.0)
     variance = tl.sum(deviations, 0) / size
-    o_group = batch * (C // GROUP) + group
+    o_group = batch * (PARTS // GROUP) + group
     mean = first + offset
     of_offset = mean - first
     tl.store(p_mean + o_group, mean)
@@ -308,18 +309,19 @@ def gradient_kernel(
 
 
 def statistics(
-    partial: Tensor, rows: int, tile_rows: int, groups: int, eps: float
+    partial: Tensor, channels: int, rows: int, tile_rows: int, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, what it lost when it was rounded, and reciprocal standard deviation, [B, G] each, from
-    `walk.forward`'s [B, tiles, 3, C]."""
-    batch, row_tiles, _, channels = partial.shape
-    group = channels // groups
+    what `walk.forward` returns of a convolution with so many channels."""
+    batch, row_tiles, _, parts = partial.shape
     mean, low, rstd = (partial.new_empty(batch, groups) for _ in range(3))
     if batch:
         tile = tiles.statistics()
+        size = float(rows * (channels // groups))
         statistics_kernel[(batch, groups)](
-            partial, mean, low, rstd, rows, row_tiles, float(rows * group), eps,
-            C=channels, GROUP=group, TILE_ROWS=tile_rows, BLOCK=tile.rows, **options(tile),
+            partial, mean, low, rstd, rows, row_tiles, size, eps,
+            PARTS=parts, GROUP=parts // groups, TILE_ROWS=tile_rows, MERGED=channels // parts,
+            BLOCK=tile.rows, **options(tile),
         )  # fmt: skip
     return mean, low, rstd
 

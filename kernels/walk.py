@@ -1,4 +1,4 @@
-"""The walk over the taps: one implicit GEMM for both convolutions, their transpose, their weights.
+"""The walk over the taps: one implicit GEMM for both convolutions, and one for their transpose.
 
 A row of the product is a position (query row, query column, support row, support column) of the
 volume that is written. Each tap moves it to a position of the volume that is read, whose channels
@@ -21,7 +21,7 @@ from fsdino.kernels.layout import architecture, blocks, index_type, options, pre
 
 
 @triton.jit
-def _position(row: tl.tensor, width: tl.tensor, rows: tl.tensor, columns: tl.tensor):  # type: ignore[no-untyped-def]
+def position(row: tl.tensor, width: tl.tensor, rows: tl.tensor, columns: tl.tensor):  # type: ignore[no-untyped-def]
     """Query row, query column, support row and support column of a row of the product."""
     support_column = row % columns
     row = row // columns
@@ -31,7 +31,7 @@ def _position(row: tl.tensor, width: tl.tensor, rows: tl.tensor, columns: tl.ten
 
 
 @triton.jit
-def _inside(  # type: ignore[no-untyped-def]
+def inside_of(  # type: ignore[no-untyped-def]
     query_row: tl.tensor,
     query_column: tl.tensor,
     support_row: tl.tensor,
@@ -63,124 +63,205 @@ def _tap(  # type: ignore[no-untyped-def]
     KERNEL_SUPPORT: tl.constexpr,
     DIRECTION: tl.constexpr,
 ):
-    """How a tap moves the source's query row and column, support row and column; and its matrix."""
+    """Whether a tap is one over the query dims, its row and column among those over the same dims,
+    how these move the source's row and column, and its matrix."""
     over_query = tap < query_taps
     support_tap = tl.maximum(tap - query_taps, 0)
-    tap_row, tap_column = support_tap // tap_columns, support_tap % tap_columns
-    row_shift = DIRECTION * (tap // KERNEL_QUERY - KERNEL_QUERY // 2)
-    column_shift = DIRECTION * (tap % KERNEL_QUERY - KERNEL_QUERY // 2)
-    query_row_shift = tl.where(over_query, row_shift, 0)
-    query_column_shift = tl.where(over_query, column_shift, 0)
-    row_shift = tl.where(over_query, 0, first_row_shift + DIRECTION * tap_row)
-    column_shift = tl.where(over_query, 0, first_column_shift + DIRECTION * tap_column)
-    matrix = (first_tap_row + tap_step * tap_row) * KERNEL_SUPPORT
-    matrix += first_tap_column + tap_step * tap_column
+    row = tl.where(over_query, tap // KERNEL_QUERY, support_tap // tap_columns)
+    column = tl.where(over_query, tap % KERNEL_QUERY, support_tap % tap_columns)
+    back = -DIRECTION * (KERNEL_QUERY // 2)
+    row_shift = DIRECTION * row + tl.where(over_query, back, first_row_shift)
+    column_shift = DIRECTION * column + tl.where(over_query, back, first_column_shift)
+    matrix = (first_tap_row + tap_step * row) * KERNEL_SUPPORT
+    matrix += first_tap_column + tap_step * column
     matrix = tl.where(over_query, tap, KERNEL_QUERY * KERNEL_QUERY + matrix)
-    return query_row_shift, query_column_shift, row_shift, column_shift, matrix
+    return over_query, row, column, row_shift, column_shift, matrix
 
 
-@triton.jit(
-    do_not_specialize=[
-        "query_taps", "taps", "tap_columns", "first_row_shift", "first_column_shift",
-        "first_tap_row", "first_tap_column", "tap_step", "first_query_row",
-        "row_offset", "column_offset",
-    ]
-)  # fmt: skip
+@triton.jit
+def _reached(  # type: ignore[no-untyped-def]
+    place: tl.tensor,
+    size: tl.tensor,
+    first_shift: tl.tensor,
+    taps: tl.tensor,
+    DIRECTION: tl.constexpr,
+    WORD: tl.constexpr,
+):
+    """Bit t of a word: whether tap t of `taps` moves a place inside of 0, ..., size - 1."""
+    place += first_shift
+    if DIRECTION == 1:
+        first, last = -place, size - place
+    else:
+        first, last = place - size + 1, place + 1
+    last = tl.maximum(tl.minimum(last, taps), 0).to(WORD)
+    one = tl.zeros_like(last) + 1
+    return (one << last) - (one << tl.minimum(tl.maximum(first, 0).to(WORD), last))
+
+
+@triton.jit
+def _class(  # type: ignore[no-untyped-def]
+    number: tl.tensor,
+    support_rows: tl.tensor,
+    support_columns: tl.tensor,
+    STRIDE: tl.constexpr,
+    KERNEL_QUERY: tl.constexpr,
+    KERNEL_SUPPORT: tl.constexpr,
+):
+    """Of one class of the transpose's support positions: its first row and column, how many rows
+    and columns there are, and what `_tap` takes of the taps that reach it, their number first.
+    """
+    PAD: tl.constexpr = KERNEL_SUPPORT // 2
+    classes = tl.minimum(support_columns, STRIDE)
+    row, column = number // classes, number % classes
+    first_tap_row, first_tap_column = (row + PAD) % STRIDE, (column + PAD) % STRIDE
+    tap_rows = tl.maximum(KERNEL_SUPPORT - first_tap_row + STRIDE - 1, 0) // STRIDE
+    tap_columns = tl.maximum(KERNEL_SUPPORT - first_tap_column + STRIDE - 1, 0) // STRIDE
+    query_taps = tl.where(number == 0, KERNEL_QUERY * KERNEL_QUERY, 0)
+    return (
+        row, column, tl.cdiv(support_rows - row, STRIDE), tl.cdiv(support_columns - column, STRIDE),
+        query_taps + tap_rows * tap_columns, query_taps, tap_rows, tl.maximum(tap_columns, 1),
+        (row + PAD - first_tap_row) // STRIDE, (column + PAD - first_tap_column) // STRIDE,
+        first_tap_row, first_tap_column,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["query_rows", "first_query_row"])
 def walk_kernel(
     p_source: tl.tensor,  # [B, Q, Wq, Hs, Ws, CI], the batch strided
     p_weight: tl.tensor,  # [kq*kq + ks*ks, CI, CO]
     p_bias: tl.tensor,  # [CO], unless not HAS_BIAS
-    p_out: tl.tensor,  # [B, ..., CO], the batch strided
-    p_partial: tl.tensor,  # [B, tiles, 3, CO], unless not STATISTICS
+    p_out: tl.tensor,  # [B, query_rows, ..., out_columns, CO], the batch strided
+    p_partial: tl.tensor,  # [B, tiles, 3, CO // MERGED], unless MERGED is 0
+    batches: tl.tensor,
     source_batch: tl.tensor,  # positions from one sample to the next
     out_batch: tl.tensor,
-    rows: tl.tensor,  # of the product, in a sample
-    row_tiles: tl.tensor,  # blocks of BLOCK_ROWS in a sample
-    walked_rows: tl.tensor,  # support rows and columns among the product's rows
-    walked_columns: tl.tensor,
+    row_tiles: tl.tensor,  # blocks of BLOCK_ROWS in a sample, of the class that has most
     source_query_rows: tl.tensor,
-    query_columns: tl.tensor,
     source_rows: tl.tensor,
     source_columns: tl.tensor,
+    query_rows: tl.tensor,
+    query_columns: tl.tensor,
     out_rows: tl.tensor,
     out_columns: tl.tensor,
-    source_step: tl.tensor,  # from one support row or column walked to the next, in the source
-    out_step: tl.tensor,  # and in the output
-    row_offset: tl.tensor,  # the first one in the output
-    column_offset: tl.tensor,
     first_query_row: tl.tensor,  # query row of the source above which the output's first lies
-    query_taps: tl.tensor,  # kq*kq or 0
-    taps: tl.tensor,  # these and the taps over the support dims
-    tap_columns: tl.tensor,  # taps of one row over the support dims
-    first_row_shift: tl.tensor,  # the first support tap's move
-    first_column_shift: tl.tensor,
-    first_tap_row: tl.tensor,  # its place in the kernel
-    first_tap_column: tl.tensor,
-    tap_step: tl.tensor,  # from one tap to the next in the kernel
     CI: tl.constexpr,
     CO: tl.constexpr,
+    STRIDE: tl.constexpr,
     KERNEL_QUERY: tl.constexpr,
     KERNEL_SUPPORT: tl.constexpr,
     DIRECTION: tl.constexpr,  # 1: the convolution, -1: its transpose
     HAS_BIAS: tl.constexpr,
-    STATISTICS: tl.constexpr,
+    MERGED: tl.constexpr,  # channels whose statistics are one; 0: there are none
     PRECISION: tl.constexpr,
-    INDEX: tl.constexpr,
+    INDEX: tl.constexpr,  # of the product's rows
+    OFFSET: tl.constexpr,  # of elements, from those of a tile's first row
+    FIELD: tl.constexpr,  # bits that hold one for each row, or column, of a kernel; 0: too many
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CO: tl.constexpr,
     BLOCK_CI: tl.constexpr,
 ) -> None:
-    """A block of positions and channels of the convolution, or of its transpose."""
+    """A block of positions and channels of the convolution, or of a class of its transpose."""
     CO_BLOCKS: tl.constexpr = (CO + BLOCK_CO - 1) // BLOCK_CO
     CI_BLOCKS: tl.constexpr = (CI + BLOCK_CI - 1) // BLOCK_CI
+    # From one support row or column walked to the next.
+    SOURCE_STEP: tl.constexpr = STRIDE if DIRECTION == 1 else 1
+    OUT_STEP: tl.constexpr = 1 if DIRECTION == 1 else STRIDE
+    TAP_STEP: tl.constexpr = OUT_STEP  # and from one tap to the next, in the kernel
     program = tl.program_id(0)
     co_block = program % CO_BLOCKS
-    tile = program // CO_BLOCKS
+    program = program // CO_BLOCKS
+    if DIRECTION == 1:
+        row_offset, column_offset, walked_rows, walked_columns = 0, 0, out_rows, out_columns
+        query_taps: tl.constexpr = KERNEL_QUERY * KERNEL_QUERY
+        taps: tl.constexpr = query_taps + KERNEL_SUPPORT * KERNEL_SUPPORT
+        tap_rows: tl.constexpr = KERNEL_SUPPORT
+        tap_columns: tl.constexpr = KERNEL_SUPPORT
+        first_row_shift: tl.constexpr = -(KERNEL_SUPPORT // 2)
+        first_column_shift: tl.constexpr = first_row_shift
+        first_tap_row: tl.constexpr = 0
+        first_tap_column: tl.constexpr = 0
+    else:
+        (
+            row_offset, column_offset, walked_rows, walked_columns, taps, query_taps, tap_rows,
+            tap_columns, first_row_shift, first_column_shift, first_tap_row, first_tap_column,
+        ) = _class(
+            program // (batches * row_tiles), out_rows, out_columns, STRIDE, KERNEL_QUERY,
+            KERNEL_SUPPORT,
+        )  # fmt: skip
+    tile = program % (batches * row_tiles)
     batch = (tile // row_tiles).to(tl.int64)
     first = (tile % row_tiles).to(INDEX) * BLOCK_ROWS
+    rows = query_rows.to(INDEX) * query_columns * walked_rows * walked_columns
+    if first >= rows:
+        return
     o_row = first + tl.arange(0, BLOCK_ROWS)
     o_co = co_block * BLOCK_CO + tl.arange(0, BLOCK_CO)
     o_ci = tl.arange(0, BLOCK_CI)
-    m_row, m_co = o_row < rows, o_co < CO
+    m_row = o_row < rows
+    m_co = tl.full((BLOCK_CO,), 1, tl.int1) if CO % BLOCK_CO == 0 else o_co < CO
 
-    query_row, query_column, walked_row, walked_column = _position(
+    query_row, query_column, walked_row, walked_column = position(
         o_row, query_columns, walked_rows, walked_columns
     )
-    query_row = query_row.to(tl.int32)
-    source_query_row = query_row + first_query_row
-    source_row, source_column = walked_row * source_step, walked_column * source_step
-    o_source = source_query_row.to(tl.int64) * query_columns + query_column
-    o_source = (o_source * source_rows + source_row) * source_columns + source_column
-    p_row = p_source + (batch * source_batch + o_source) * CI  # [BLOCK_ROWS]
+    source_query_row = query_row.to(tl.int32) + first_query_row
+    source_row, source_column = walked_row * SOURCE_STEP, walked_column * SOURCE_STEP
+    # Offsets are counted from a tile's first row, so that few bits suffice.
+    first_row, first_column, first_walked_row, first_walked_column = position(
+        first, query_columns, walked_rows, walked_columns
+    )
+    further = ((query_row - first_row) * query_columns + (query_column - first_column)).to(OFFSET)
+    down, right = walked_row - first_walked_row, walked_column - first_walked_column
+    o_source = further * (source_rows * source_columns)
+    o_source = (o_source + (down * source_columns + right) * SOURCE_STEP) * CI
+    base = (first_row + first_query_row).to(tl.int64) * query_columns + first_column
+    base = base * source_rows + first_walked_row * SOURCE_STEP
+    base = base * source_columns + first_walked_column * SOURCE_STEP
+    p_tile = p_source + (batch * source_batch + base) * CI
+
+    # Four fields of a word: which rows and columns of taps over the query dims, and of those over
+    # the support dims, stay inside of the source.
+    WORD: tl.constexpr = tl.int32 if FIELD * 4 <= 32 else tl.int64
+    back: tl.constexpr = -DIRECTION * (KERNEL_QUERY // 2)
+    word = _reached(source_query_row, source_query_rows, back, KERNEL_QUERY, DIRECTION, WORD)
+    word |= _reached(query_column, query_columns, back, KERNEL_QUERY, DIRECTION, WORD) << FIELD
+    field = _reached(source_row, source_rows, first_row_shift, tap_rows, DIRECTION, WORD)
+    word |= field << 2 * FIELD
+    field = _reached(
+        source_column, source_columns, first_column_shift, tap_columns, DIRECTION, WORD
+    )
+    word |= field << 3 * FIELD
+    word = tl.where(m_row, word, 0)
 
     acc = tl.zeros((BLOCK_ROWS, BLOCK_CO), tl.float32)
     for step in range(0, taps * CI_BLOCKS):
-        tap = step // CI_BLOCKS
         ci = (step % CI_BLOCKS) * BLOCK_CI + o_ci
-        query_row_shift, query_column_shift, row_shift, column_shift, matrix = _tap(
-            tap, query_taps, tap_columns, first_row_shift, first_column_shift, first_tap_row,
-            first_tap_column, tap_step, KERNEL_QUERY, KERNEL_SUPPORT, DIRECTION,
+        m_ci = tl.full((BLOCK_CI,), 1, tl.int1) if CI % BLOCK_CI == 0 else ci < CI
+        over_query, row, column, row_shift, column_shift, matrix = _tap(
+            step // CI_BLOCKS, query_taps, tap_columns, first_row_shift, first_column_shift,
+            first_tap_row, first_tap_column, TAP_STEP, KERNEL_QUERY, KERNEL_SUPPORT, DIRECTION,
         )  # fmt: skip
-        inside = m_row & _inside(
-            source_query_row + query_row_shift,
-            query_column + query_column_shift,
-            source_row + row_shift,
-            source_column + column_shift,
-            source_query_rows,
-            query_columns,
-            source_rows,
-            source_columns,
-        )
-        shift = query_row_shift.to(tl.int64) * query_columns + query_column_shift
-        shift = (shift * source_rows + row_shift) * source_columns + column_shift
+        if FIELD > 0:
+            row += tl.where(over_query, 0, 2 * FIELD)
+            column += tl.where(over_query, FIELD, 3 * FIELD)
+            inside = (word >> row) & (word >> column) & 1 != 0
+        else:
+            inside = m_row & inside_of(
+                source_query_row + tl.where(over_query, row_shift, 0),
+                query_column + tl.where(over_query, column_shift, 0),
+                source_row + tl.where(over_query, 0, row_shift),
+                source_column + tl.where(over_query, 0, column_shift),
+                source_query_rows, query_columns, source_rows, source_columns,
+            )  # fmt: skip
+        shift = row_shift * tl.where(over_query, query_columns, source_columns) + column_shift
+        shift = shift.to(tl.int64) * tl.where(over_query, source_rows * source_columns, 1)
         b_source = tl.load(
-            p_row[:, None] + shift * CI + ci[None, :],
-            mask=inside[:, None] & (ci < CI)[None, :],
+            p_tile + shift * CI + (o_source[:, None] + ci[None, :]),
+            mask=inside[:, None] & m_ci[None, :],
             other=0.0,
         )  # [BLOCK_ROWS, BLOCK_CI]
         b_weight = tl.load(
             p_weight + (matrix * CI + ci[:, None]) * CO + o_co[None, :],
-            mask=(ci < CI)[:, None] & m_co[None, :],
+            mask=m_ci[:, None] & m_co[None, :],
             other=0.0,
         )  # [BLOCK_CI, BLOCK_CO]
         acc = tl.dot(b_source, b_weight, acc, input_precision=PRECISION)
@@ -188,73 +269,60 @@ def walk_kernel(
     if HAS_BIAS:
         acc += tl.load(p_bias + o_co, mask=m_co, other=0.0).to(tl.float32)[None, :]
     out = acc.to(p_out.dtype.element_ty)
-    if STATISTICS:
+    if MERGED > 0:
         # Of what is stored. The mean has two parts: rounded, it would not be small beside the
         # deviations of values that all lie close to it.
-        values = out.to(tl.float32)
-        count = tl.minimum(rows - first, BLOCK_ROWS).to(tl.float32)
-        mean = tl.sum(tl.where(m_row[:, None], values, 0.0), 0) / count
-        centred = tl.where(m_row[:, None], values - mean[None, :], 0.0)
-        low = tl.sum(centred, 0) / count
-        centred = tl.where(m_row[:, None], centred - low[None, :], 0.0)
-        p_tile = p_partial + tile.to(tl.int64) * (3 * CO) + o_co
-        tl.store(p_tile, mean, mask=m_co)
-        tl.store(p_tile + CO, low, mask=m_co)
-        tl.store(p_tile + 2 * CO, tl.sum(centred * centred, 0), mask=m_co)
-    o_out = query_row.to(tl.int64) * query_columns + query_column
-    o_out = o_out * out_rows + row_offset + walked_row * out_step
-    o_out = o_out * out_columns + column_offset + walked_column * out_step
+        PARTS: tl.constexpr = CO // MERGED
+        BLOCK_PARTS: tl.constexpr = BLOCK_CO // MERGED
+        values = tl.reshape(out.to(tl.float32), (BLOCK_ROWS, BLOCK_PARTS, MERGED))
+        m_value = m_row[:, None, None]
+        count = (tl.minimum(rows - first, BLOCK_ROWS) * MERGED).to(tl.float32)
+        mean = tl.sum(tl.sum(tl.where(m_value, values, 0.0), 2), 0) / count
+        centred = tl.where(m_value, values - mean[None, :, None], 0.0)
+        low = tl.sum(tl.sum(centred, 2), 0) / count
+        centred = tl.where(m_value, centred - low[None, :, None], 0.0)
+        squares = tl.sum(tl.sum(centred * centred, 2), 0)
+        o_part = co_block * BLOCK_PARTS + tl.arange(0, BLOCK_PARTS)
+        p_part = p_partial + tile.to(tl.int64) * (3 * PARTS) + o_part
+        tl.store(p_part, mean, mask=o_part < PARTS)
+        tl.store(p_part + PARTS, low, mask=o_part < PARTS)
+        tl.store(p_part + 2 * PARTS, squares, mask=o_part < PARTS)
+    o_out = further * (out_rows * out_columns) + (down * out_columns + right) * OUT_STEP
+    base = first_row.to(tl.int64) * query_columns + first_column
+    base = base * out_rows + row_offset + first_walked_row * OUT_STEP
+    base = base * out_columns + column_offset + first_walked_column * OUT_STEP
     tl.store(
-        p_out + ((batch * out_batch + o_out) * CO)[:, None] + o_co[None, :],
+        p_out + (batch * out_batch + base) * CO + ((o_out * CO)[:, None] + o_co[None, :]),
         out,
         mask=m_row[:, None] & m_co[None, :],
     )
 
 
-@triton.jit(
-    do_not_specialize=[
-        "query_taps", "taps", "tap_columns", "first_row_shift", "first_column_shift",
-        "first_tap_row", "first_tap_column", "tap_step", "first_query_row",
-        "row_offset", "column_offset",
-    ]
-)  # fmt: skip
+@triton.jit(do_not_specialize=["query_rows", "first_query_row"])
 def mend_edges_kernel(
     p_source: tl.tensor,  # as above
     p_weight: tl.tensor,
     p_out: tl.tensor,
     p_finite: tl.tensor,  # whether all weights are
-    elements: tl.tensor,  # all that the walk computed
+    batches: tl.tensor,
     source_batch: tl.tensor,
     out_batch: tl.tensor,
-    rows: tl.tensor,
-    walked_rows: tl.tensor,
-    walked_columns: tl.tensor,
     source_query_rows: tl.tensor,
-    query_columns: tl.tensor,
     source_rows: tl.tensor,
     source_columns: tl.tensor,
+    query_rows: tl.tensor,
+    query_columns: tl.tensor,
     out_rows: tl.tensor,
     out_columns: tl.tensor,
-    source_step: tl.tensor,
-    out_step: tl.tensor,
-    row_offset: tl.tensor,
-    column_offset: tl.tensor,
     first_query_row: tl.tensor,
-    query_taps: tl.tensor,
-    taps: tl.tensor,
-    tap_columns: tl.tensor,
-    first_row_shift: tl.tensor,
-    first_column_shift: tl.tensor,
-    first_tap_row: tl.tensor,
-    first_tap_column: tl.tensor,
-    tap_step: tl.tensor,
     CI: tl.constexpr,
     CO: tl.constexpr,
+    STRIDE: tl.constexpr,
     KERNEL_QUERY: tl.constexpr,
     KERNEL_SUPPORT: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """The transpose once more, without what lies outside of the source.
+    """A class of the transpose once more, without what lies outside of the source.
 
     Outside there is no output whose gradient could reach anything. As a 0 it reaches nothing
     either, unless it meets a weight that is not finite: then this writes what came out not finite.
@@ -262,36 +330,44 @@ def mend_edges_kernel(
     """
     if tl.load(p_finite) != 0:
         return
-    for block in range(tl.program_id(0), tl.cdiv(elements, BLOCK), tl.num_programs(0)):
+    (
+        row_offset, column_offset, walked_rows, walked_columns, taps, query_taps, _,
+        tap_columns, first_row_shift, first_column_shift, first_tap_row, first_tap_column,
+    ) = _class(
+        tl.program_id(0), out_rows, out_columns, STRIDE, KERNEL_QUERY, KERNEL_SUPPORT
+    )  # fmt: skip
+    rows = query_rows.to(tl.int64) * query_columns * walked_rows * walked_columns
+    elements = batches * rows * CO
+    for block in range(tl.program_id(1), tl.cdiv(elements, BLOCK), tl.num_programs(1)):
         o_all = tl.arange(0, BLOCK).to(tl.int64) + block * BLOCK
         m_all = o_all < elements
         co, batch, row = o_all % CO, o_all // CO // rows, o_all // CO % rows
-        query_row, query_column, walked_row, walked_column = _position(
+        query_row, query_column, source_row, source_column = position(
             row, query_columns, walked_rows, walked_columns
         )
         o_out = query_row * query_columns + query_column
-        o_out = o_out * out_rows + row_offset + walked_row * out_step
-        o_out = o_out * out_columns + column_offset + walked_column * out_step
+        o_out = o_out * out_rows + row_offset + source_row * STRIDE
+        o_out = o_out * out_columns + column_offset + source_column * STRIDE
         p_place = p_out + (batch * out_batch + o_out) * CO + co
         before = tl.load(p_place, mask=m_all, other=0.0).to(tl.float32)
 
         query_row += first_query_row
-        source_row, source_column = walked_row * source_step, walked_column * source_step
         acc = tl.zeros((BLOCK,), tl.float32)
         for step in range(0, taps * CI):
-            query_row_shift, query_column_shift, row_shift, column_shift, matrix = _tap(
+            over_query, _, _, row_shift, column_shift, matrix = _tap(
                 step // CI, query_taps, tap_columns, first_row_shift, first_column_shift,
-                first_tap_row, first_tap_column, tap_step, KERNEL_QUERY, KERNEL_SUPPORT, -1,
+                first_tap_row, first_tap_column, STRIDE, KERNEL_QUERY, KERNEL_SUPPORT, -1,
             )  # fmt: skip
-            inside = m_all & _inside(
-                query_row + query_row_shift, query_column + query_column_shift,
-                source_row + row_shift, source_column + column_shift,
+            from_row = query_row + tl.where(over_query, row_shift, 0)
+            from_column = query_column + tl.where(over_query, column_shift, 0)
+            support_row = source_row + tl.where(over_query, 0, row_shift)
+            support_column = source_column + tl.where(over_query, 0, column_shift)
+            inside = m_all & inside_of(
+                from_row, from_column, support_row, support_column,
                 source_query_rows, query_columns, source_rows, source_columns,
             )  # fmt: skip
-            o_source = (query_row + query_row_shift) * query_columns
-            o_source += query_column + query_column_shift
-            o_source = o_source * source_rows + source_row + row_shift
-            o_source = o_source * source_columns + source_column + column_shift
+            o_source = (from_row * query_columns + from_column) * source_rows + support_row
+            o_source = o_source * source_columns + support_column
             p_value = p_source + (batch * source_batch + o_source) * CI + step % CI
             value = tl.load(p_value, mask=inside, other=0.0).to(tl.float32)
             p_factor = p_weight + (matrix * CI + step % CI) * CO + co
@@ -299,95 +375,6 @@ def mend_edges_kernel(
             acc += value * weight
         broken = m_all & (before - before != 0)
         tl.store(p_place, acc.to(p_out.dtype.element_ty), mask=broken)
-
-
-@triton.jit(do_not_specialize=["first_query_row"])
-def weight_gradient_kernel(
-    p_source: tl.tensor,  # [B, Q, Wq, Hs, Ws, CI], the batch strided
-    p_grad: tl.tensor,  # [B, rows, CO], the batch strided
-    p_partial: tl.tensor,  # [splits, taps, CI, CO]
-    source_batch: tl.tensor,  # positions from one sample to the next
-    grad_batch: tl.tensor,
-    rows: tl.tensor,
-    row_tiles: tl.tensor,
-    tiles_in_all: tl.tensor,
-    tiles_in_split: tl.tensor,
-    first_tap: tl.tensor,
-    taps: tl.tensor,
-    grad_rows: tl.tensor,
-    grad_columns: tl.tensor,
-    source_query_rows: tl.tensor,
-    query_columns: tl.tensor,
-    source_rows: tl.tensor,
-    source_columns: tl.tensor,
-    stride: tl.tensor,
-    first_query_row: tl.tensor,
-    CI: tl.constexpr,
-    CO: tl.constexpr,
-    KERNEL_QUERY: tl.constexpr,
-    KERNEL_SUPPORT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INDEX: tl.constexpr,
-    BLOCK_CI: tl.constexpr,
-    BLOCK_CO: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-) -> None:
-    """One tap's matrix of gradients, a block of it, from one share of the positions."""
-    CO_BLOCKS: tl.constexpr = (CO + BLOCK_CO - 1) // BLOCK_CO
-    CI_BLOCKS: tl.constexpr = (CI + BLOCK_CI - 1) // BLOCK_CI
-    program = tl.program_id(0)
-    split = tl.program_id(1)
-    slot = program // (CO_BLOCKS * CI_BLOCKS)
-    o_co = (program % CO_BLOCKS) * BLOCK_CO + tl.arange(0, BLOCK_CO)
-    o_ci = (program // CO_BLOCKS % CI_BLOCKS) * BLOCK_CI + tl.arange(0, BLOCK_CI)
-    m_co, m_ci = o_co < CO, o_ci < CI
-
-    tap = first_tap + slot
-    over_query = tap < KERNEL_QUERY * KERNEL_QUERY
-    support_tap = tl.maximum(tap - KERNEL_QUERY * KERNEL_QUERY, 0)
-    query_row_shift = tl.where(over_query, tap // KERNEL_QUERY - KERNEL_QUERY // 2, 0)
-    query_column_shift = tl.where(over_query, tap % KERNEL_QUERY - KERNEL_QUERY // 2, 0)
-    row_shift = tl.where(over_query, 0, support_tap // KERNEL_SUPPORT - KERNEL_SUPPORT // 2)
-    column_shift = tl.where(over_query, 0, support_tap % KERNEL_SUPPORT - KERNEL_SUPPORT // 2)
-
-    acc = tl.zeros((BLOCK_CI, BLOCK_CO), tl.float32)
-    first_tile = split * tiles_in_split
-    for tile in range(first_tile, tl.minimum(first_tile + tiles_in_split, tiles_in_all)):
-        batch = (tile // row_tiles).to(tl.int64)
-        o_row = (tile % row_tiles).to(INDEX) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        m_row = o_row < rows
-        query_row, query_column, source_row, source_column = _position(
-            o_row, query_columns, grad_rows, grad_columns
-        )
-        query_row = query_row.to(tl.int32) + first_query_row + query_row_shift
-        query_column += query_column_shift
-        source_row = source_row * stride + row_shift
-        source_column = source_column * stride + column_shift
-        inside = m_row & _inside(
-            query_row,
-            query_column,
-            source_row,
-            source_column,
-            source_query_rows,
-            query_columns,
-            source_rows,
-            source_columns,
-        )
-        o_source = query_row.to(tl.int64) * query_columns + query_column
-        o_source = (o_source * source_rows + source_row) * source_columns + source_column
-        b_source = tl.load(
-            p_source + ((batch * source_batch + o_source) * CI)[:, None] + o_ci[None, :],
-            mask=inside[:, None] & m_ci[None, :],
-            other=0.0,
-        )  # [BLOCK_ROWS, BLOCK_CI]
-        b_grad = tl.load(
-            p_grad + ((batch * grad_batch + o_row) * CO)[:, None] + o_co[None, :],
-            mask=m_row[:, None] & m_co[None, :],
-            other=0.0,
-        )  # [BLOCK_ROWS, BLOCK_CO]
-        acc = tl.dot(tl.trans(b_source), b_grad, acc, input_precision=PRECISION)
-    o_partial = ((split.to(tl.int64) * taps + slot) * CI + o_ci)[:, None] * CO + o_co[None, :]
-    tl.store(p_partial + o_partial, acc, mask=m_ci[:, None] & m_co[None, :])
 
 
 @dataclass(frozen=True)
@@ -421,38 +408,39 @@ def forward(
     out: Tensor,
     grid: Grid,
     *,
-    statistics: bool = False,
+    groups: int = 0,
 ) -> Tensor | None:
     """The convolution of `source` into `out`, both as `layout.volume` leaves them.
 
-    Where `statistics` asks for them, returns each tile's mean, what this lost when it was rounded,
-    and sum of squared deviations, [B, tiles, 3, Co]; tiles are `tile_rows` positions long.
+    With `groups` of channels to be normalised, returns each tile's mean, what this lost when it was
+    rounded, and sum of squared deviations: [B, tiles, 3, groups], or [..., Co] where a group's
+    channels are no power of 2 or too many for a tile. Tiles are `tile_rows` positions long.
     """
-    pad = grid.kernel_support // 2
-    taps = (grid.kernel_support, grid.kernel_support)
-    return _walk(
-        source, weights, bias, out, grid, statistics,
-        walked=(out.shape[4], out.shape[5]), steps=(grid.stride, 1), offset=(0, 0),
-        taps=taps, shift=(-pad, -pad), tap=(0, 0), over_query=True, direction=1,
-    )  # fmt: skip
+    partial, merged = None, 0
+    if groups:
+        inner, outer = weights.shape[1:]
+        tile = tiles.walk(inner, outer, out.dtype, architecture(out))
+        group = outer // groups
+        merged = group if group <= tile.columns and group & (group - 1) == 0 else 1
+        shape = (len(out), blocks(out.shape[2:].numel(), tile.rows), 3, outer // merged)
+        partial = out.new_empty(shape, dtype=torch.float32)
+    _walk(source, weights, bias, out, partial, grid, merged, direction=1)
+    return partial
 
 
 def transposed(source: Tensor, weights: Tensor, out: Tensor, grid: Grid) -> None:
     """The convolution's transpose: the gradient `source` of its output into that of its input."""
     finite = weights.isfinite().all().view(torch.uint8)
-    stride, size, pad = grid.stride, grid.kernel_support, grid.kernel_support // 2
-    for row in range(min(stride, out.shape[4])):
-        for column in range(min(stride, out.shape[5])):
-            classes = (row, column)
-            first = [(remainder + pad) % stride for remainder in classes]
-            _walk(
-                source, weights, None, out, grid, False,
-                walked=tuple(blocks(out.shape[4 + i] - classes[i], stride) for i in (0, 1)),
-                steps=(1, stride), offset=classes,
-                taps=tuple(len(range(tap, size, stride)) for tap in first),
-                shift=tuple((classes[i] + pad - first[i]) // stride for i in (0, 1)),
-                tap=tuple(first), over_query=classes == (0, 0), direction=-1, finite=finite,
-            )  # fmt: skip
+    _walk(source, weights, None, out, None, grid, 0, direction=-1)
+    if out.numel() == 0:
+        return
+    tile, classes = tiles.mending(), _classes(out, grid)
+    batches, sizes, constants = _sizes(source, out, grid)
+    programs = min(blocks(out.numel(), classes * tile.rows), tile.columns)
+    mend_edges_kernel[(classes, programs)](
+        source, weights, out, finite, *batches, *sizes, **constants,
+        BLOCK=tile.rows, **options(tile),
+    )  # fmt: skip
 
 
 def tile_rows(inner: int, outer: int, like: Tensor) -> int:
@@ -460,107 +448,62 @@ def tile_rows(inner: int, outer: int, like: Tensor) -> int:
     return tiles.walk(inner, outer, like.dtype, architecture(like)).rows
 
 
+def _classes(out: Tensor, grid: Grid) -> int:
+    """Of support positions of `out` that the transpose walks over one by one."""
+    return min(grid.stride, out.shape[4]) * min(grid.stride, out.shape[5])
+
+
 def _walk(
     source: Tensor,
     weights: Tensor,
     bias: Tensor | None,
     out: Tensor,
+    partial: Tensor | None,
     grid: Grid,
-    statistics: bool,
+    merged: int,
     *,
-    walked: tuple[int, ...],
-    steps: tuple[int, int],
-    offset: tuple[int, int],
-    taps: tuple[int, ...],
-    shift: tuple[int, ...],
-    tap: tuple[int, ...],
-    over_query: bool,
     direction: int,
-    finite: Tensor | None = None,
-) -> Tensor | None:
-    """Launch `walk_kernel`; with `finite`, whether all weights are, `mend_edges_kernel`, too."""
-    batch, inner, source_query_rows, query_columns, source_rows, source_columns = source.shape
-    outer, query_rows = out.shape[1:3]
+) -> None:
+    """Launch `walk_kernel`, for all classes of the transpose at once."""
+    inner, outer = source.shape[1], out.shape[1]
     tile = tiles.walk(inner, outer, source.dtype, architecture(source))
-    rows = query_rows * query_columns * walked[0] * walked[1]
+    if len(source) == 0:
+        return
+    # Support positions walked over: of the class that has most, and of that with the fewest.
+    step = 1 if direction == 1 else grid.stride
+    most = blocks(out.shape[4], step) * blocks(out.shape[5], step)
+    fewest = max(1, out.shape[4] // step) * max(1, out.shape[5] // step)
+    rows = out.shape[2:4].numel() * most
     row_tiles = blocks(rows, tile.rows)
-    partial = None
-    if statistics:
-        partial = out.new_empty(batch, row_tiles, 3, outer, dtype=torch.float32)
-    query_taps = grid.kernel_query**2 if over_query else 0
-    if batch == 0:
-        return partial
-    batches = (source.stride(0) // inner, out.stride(0) // outer)
-    sizes = (*walked, source_query_rows, query_columns, source_rows, source_columns, *out.shape[4:])
-    moves = (
-        *steps, *offset, grid.first_query_row, query_taps, query_taps + taps[0] * taps[1],
-        max(1, taps[1]), *shift, *tap, 1 if direction == 1 else grid.stride,
-    )  # fmt: skip
-    kernels = {"KERNEL_QUERY": grid.kernel_query, "KERNEL_SUPPORT": grid.kernel_support}
-    walk_kernel[(batch * row_tiles * blocks(outer, tile.columns),)](
-        source, weights, bias, out, partial, *batches, rows, row_tiles, *sizes, *moves,
-        CI=inner, CO=outer, **kernels, DIRECTION=direction,
-        HAS_BIAS=bias is not None, STATISTICS=statistics,
-        PRECISION=precision(source), INDEX=index_type(rows),
+    # Query positions of a tile, and elements from its first one's to its last one's.
+    span = blocks(tile.rows, fewest) + 1
+    offsets = span * max(source.shape[4:].numel() * inner, out.shape[4:].numel() * outer)
+    classes = 1 if direction == 1 else _classes(out, grid)
+    batches, sizes, constants = _sizes(source, out, grid)
+    walk_kernel[(classes * len(source) * row_tiles * blocks(outer, tile.columns),)](
+        source, weights, bias, out, partial, *batches, row_tiles, *sizes, **constants,
+        DIRECTION=direction, HAS_BIAS=bias is not None, MERGED=merged,
+        PRECISION=precision(source), INDEX=index_type(rows), OFFSET=index_type(offsets),
+        FIELD=field_bits(max(grid.kernel_query, grid.kernel_support)),
         BLOCK_ROWS=tile.rows, BLOCK_CO=tile.columns, BLOCK_CI=tile.depth,
         **options(tile),
     )  # fmt: skip
-    if finite is not None:
-        tile = tiles.mending()
-        elements = batch * rows * outer
-        mend_edges_kernel[(min(blocks(elements, tile.rows), tile.columns),)](
-            source, weights, out, finite, elements, *batches, rows, *sizes, *moves,
-            CI=inner, CO=outer, **kernels, BLOCK=tile.rows, **options(tile),
-        )  # fmt: skip
-    return partial
 
 
-def weight_gradients(
-    source: Tensor, grad: Tensor, grid: Grid, needs: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients to weight_query and weight_support, [Co, Ci, k, k] in float32, where needed.
-
-    The positions are split into shares, each summed by one program, and the shares are added in a
-    fixed order.
-    """
-    over_query, over_support = grid.kernel_query**2, grid.kernel_support**2
-    first_tap = 0 if needs[0] else over_query
-    taps = (over_query if needs[0] else 0) + (over_support if needs[1] else 0)
-    batch, inner, source_query_rows, query_columns, source_rows, source_columns = source.shape
-    outer, query_rows, _, *kept = grad.shape[1:]
-    if taps == 0:
-        return None, None
-    tile = tiles.weight_gradient(inner, outer, source.dtype, architecture(source))
-    rows = query_rows * query_columns * kept[0] * kept[1]
-    row_tiles = blocks(rows, tile.depth)
-    programs = taps * blocks(inner, tile.rows) * blocks(outer, tile.columns)
-    steps = batch * row_tiles
-    share = blocks(steps, tiles.weight_splits(tile, programs, steps))
-    splits = blocks(steps, share) if steps else 0
-    partial = grad.new_empty(splits, taps, inner, outer, dtype=torch.float32)
-    if splits:
-        weight_gradient_kernel[(programs, splits)](
-            source, grad, partial, source.stride(0) // inner, grad.stride(0) // outer,
-            rows, row_tiles, steps, share, first_tap, taps, *kept,
-            source_query_rows, query_columns, source_rows, source_columns,
-            grid.stride, grid.first_query_row,
-            CI=inner, CO=outer,
-            KERNEL_QUERY=grid.kernel_query, KERNEL_SUPPORT=grid.kernel_support,
-            PRECISION=precision(source), INDEX=index_type(rows),
-            BLOCK_CI=tile.rows, BLOCK_CO=tile.columns, BLOCK_ROWS=tile.depth,
-            **options(tile),
-        )  # fmt: skip
-    total = partial.sum(0)  # [taps, Ci, Co]
-    of_query, of_support = total.split(
-        (over_query if needs[0] else 0, over_support if needs[1] else 0)
-    )
-    return (
-        _as_kernel(of_query, grid.kernel_query) if needs[0] else None,
-        _as_kernel(of_support, grid.kernel_support) if needs[1] else None,
-    )
+def field_bits(kernel: int) -> int:
+    """`walk_kernel`'s FIELD for kernels of this size; four fields fill a word of 32 or 64 bits."""
+    return next((bits for bits in (8, 16) if kernel < bits), 0)
 
 
-def _as_kernel(matrix: Tensor, size: int) -> Tensor:
-    """[k*k, Ci, Co] -> [Co, Ci, k, k]."""
-    kernel: Tensor = matrix.permute(2, 1, 0).unflatten(2, (size, size))
-    return kernel
+def _sizes(
+    source: Tensor, out: Tensor, grid: Grid
+) -> tuple[tuple[int, int, int], tuple[int, ...], dict[str, int]]:
+    """What both kernels take: the batch and its strides, other sizes, and constants."""
+    inner, outer = source.shape[1], out.shape[1]
+    batches = (len(source), source.stride(0) // inner, out.stride(0) // outer)
+    sizes = (source.shape[2], *source.shape[4:], *out.shape[2:], grid.first_query_row)
+    constants = {
+        "CI": inner, "CO": outer, "STRIDE": grid.stride,
+        "KERNEL_QUERY": grid.kernel_query, "KERNEL_SUPPORT": grid.kernel_support,
+    }  # fmt: skip
+    return batches, sizes, constants

@@ -220,12 +220,12 @@ def test_the_whole_table_in_the_interpreter() -> None:
     And but for some pairs of a dtype and a value that is not finite: each is there, with one other.
     """
     names = ("correlation", "center_pivot", "fused", "numerics", "nonfinite")
-    files = [f"test_{name}" for name in names]
+    files = [*(f"ops/test_{name}.py" for name in names), "kernels/test_walk.py"]
     float64_alone = "gradcheck or (test_fused and gradients)"
     elsewhere = "not_copied"  # in test_memory.py, without the arithmetic
     some_pairs = "test_every_input and (--inf or float32-nan or float16-inf)"
     left_out = f"({float64_alone}) or {elsewhere} or ({some_pairs})"
     which = ("-k", f"triton and not ({left_out})")
     with ThreadPoolExecutor(2) as pool:
-        counts = pool.map(lambda file: run_interpreted(f"tests/ops/{file}.py", *which), files)
+        counts = pool.map(lambda file: run_interpreted(f"tests/{file}", *which), files)
     assert sum(counts) > 300
