@@ -14,12 +14,15 @@ struct Chunk {
   int64_t first, last, low, high;
 };
 
-// What the correlation is computed from.
+// What the correlation is computed from. The support's tokens are prepared once, the query's a chunk
+// at a time: in another memory order they are copied.
 class Sides {
  public:
   Sides(const Tensor& query, const Tensor& support, const MaybeTensor& weight, double eps)
-      : pair_{{query, eps}, {support, eps}, plain_weight(weight), eps},
-        query_(query),
+      : query_(query),
+        support_(support, eps),
+        weight_(plain_weight(weight)),
+        eps_(eps),
         support_rows_(support.size(3)),
         support_columns_(support.size(4)) {}
 
@@ -37,8 +40,7 @@ class Sides {
   }
   // Of query rows first..last - 1.
   Pair rows(int64_t first, int64_t last) const {
-    const int64_t columns = query_.size(4);
-    return {pair_.query.rows(first * columns, last * columns), pair_.support, pair_.weight, pair_.eps};
+    return {{query_.narrow(3, first, last - first), eps_}, support_, weight_, eps_};
   }
   Tensor empty(int64_t first, int64_t last) const {
     return empty_volume(query_, {query_.size(0), query_.size(1), last - first, query_.size(4),
@@ -56,8 +58,10 @@ class Sides {
            support_columns_ * query_.element_size();
   }
 
-  Pair pair_;
   Tensor query_;
+  Features support_;
+  Tensor weight_;
+  double eps_;
   int64_t support_rows_, support_columns_;
 };
 

@@ -79,16 +79,6 @@ Features::Features(const Tensor& features, double eps) {
   }
 }
 
-Features Features::rows(int64_t first, int64_t last) const {
-  const bool shared = values.size(0) > 1 && values.stride(0) == 0;
-  const auto part = [&](const Tensor& all) {
-    const Tensor own = shared ? all.narrow(0, 0, 1) : all;
-    const Tensor rows = own.narrow(2, first, last - first).contiguous();
-    return shared ? rows.expand({all.size(0), -1, -1, -1}) : rows;
-  };
-  return {part(values), part(inverse.unsqueeze(3)).squeeze(3)};
-}
-
 Tensor plain_weight(const MaybeTensor& weight) {
   return weight ? plain(weight->flatten(1)) : Tensor();
 }

@@ -71,15 +71,12 @@ struct Features {
   Tensor values, inverse;
 
   Features(const Tensor& features, double eps);
-  Features rows(int64_t first, int64_t last) const;  // tokens first..last - 1, copied if need be
 
   template <typename T>
   Tokens<T> tokens() const {
     return {values.const_data_ptr<T>(), inverse.const_data_ptr<float>(), values.stride(0),
             values.stride(1), inverse.stride(0), int(values.size(2))};
   }
- private:
-  Features(Tensor values, Tensor inverse) : values(values), inverse(inverse) {}
 };
 
 // A query, a support and the support's weights, undefined where there are none.
