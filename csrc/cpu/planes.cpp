@@ -46,7 +46,8 @@ class Blocks final : public c10::Allocator {
   static constexpr size_t kAll = 256 << 20;   // of all of them
 
   // The smallest block that is kept and has these bytes, unless it has more than twice as many; else
-  // a new one, in large pages where the system has them.
+  // a new one, in large pages where the system has them. Beside a very large one nothing is kept: there
+  // it would add to the peak.
   c10::DataPtr allocate(size_t bytes) override {
     auto block = std::make_unique<Block>(take(bytes));
     if (!block->memory) {
@@ -68,6 +69,11 @@ class Blocks final : public c10::Allocator {
 
   Block take(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
+    if (bytes > kMost) {
+      kept_.clear();
+      kept_bytes_ = 0;
+      return {};
+    }
     auto best = kept_.end();
     for (auto block = kept_.begin(); block != kept_.end(); ++block) {
       if (block->bytes < bytes || block->bytes > 2 * bytes) continue;
