@@ -85,6 +85,8 @@ def walk(inner: int, outer: int, dtype: torch.dtype, architecture: int) -> Tile:
     columns, depth = power_of_2(outer, 16, 128), power_of_2(inner, 16, 64)
     if architecture >= 100:  # there, 64 values a thread and their statistics spill
         return Tile(64 if columns > 64 else 128, columns, depth, 8 if columns > 32 else 4, 3)
+    if architecture < 90 and columns == 16:  # there, steps of 64 spill
+        depth = min(depth, 32)
     return Tile(128, columns, depth, 8 if columns > 64 else 4, 3 if architecture >= 90 else 2)
 
 
