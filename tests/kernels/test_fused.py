@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import torch
 
-from fsdino import ops
-from fsdino.bench import cases, exactness, formulation
+from formulated import assert_formulated
 from fsdino.bench.cases import Case
 from fsdino.kernels import tiles
 
@@ -37,19 +35,7 @@ def test_chunks(case: Case, backend: str, planned: None, monkeypatch: pytest.Mon
     With the interpreter's block sizes, and with a GPU's.
     """
     monkeypatch.setattr(tiles, "CHUNK_BYTES", 0)
-    tensors = cases.inputs("correlation_center_pivot4d", case, torch.float32).values()
-    inputs = [t.detach().requires_grad_() for t in tensors if t is not None]
-    twins = [t.detach().double().requires_grad_() for t in inputs]
-    expected = formulation.correlation_center_pivot4d(*twins, support_stride=case.stride)
-    actual = ops.correlation_center_pivot4d(*inputs, support_stride=case.stride, backend=backend)
-    exactness.assert_close(actual, expected, 2e-6)
-    grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3))
-    for a, e in zip(
-        torch.autograd.grad(actual, inputs, grad),
-        torch.autograd.grad(expected, twins, grad.double()),
-        strict=True,
-    ):
-        exactness.assert_close(a, e, 1e-5)
+    assert_formulated("correlation_center_pivot4d", case, backend, 2e-6)
 
 
 def test_rows_fit_the_promise() -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-from fsdino import ops
-from fsdino.bench import cases, exactness, formulation
+from formulated import assert_formulated
 from fsdino.bench.cases import Case
 
 CASES = (
@@ -23,16 +21,4 @@ CASES = (
 @pytest.mark.parametrize("backend", ["triton"])
 def test_taps_at_the_edges(case: Case, backend: str) -> None:
     """Values and all gradients are those of the formulation."""
-    tensors = cases.inputs("center_pivot_conv4d", case, torch.float32).values()
-    inputs = [t.detach().requires_grad_() for t in tensors if t is not None]
-    twins = [t.detach().double().requires_grad_() for t in inputs]
-    expected = formulation.center_pivot_conv4d(*twins, support_stride=case.stride)
-    actual = ops.center_pivot_conv4d(*inputs, support_stride=case.stride, backend=backend)
-    exactness.assert_close(actual, expected, 1e-6)
-    grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3))
-    for a, e in zip(
-        torch.autograd.grad(actual, inputs, grad),
-        torch.autograd.grad(expected, twins, grad.double()),
-        strict=True,
-    ):
-        exactness.assert_close(a, e, 1e-5)
+    assert_formulated("center_pivot_conv4d", case, backend, 1e-6)
