@@ -97,7 +97,17 @@ def weight_gradient(inner: int, outer: int, dtype: torch.dtype, architecture: in
         return Tile(rows, columns, 512, 1, 1)
     if dtype not in HALF:
         return Tile(rows, columns, 16, 4, 2)
-    return Tile(rows, columns, 64, 2 if rows * columns < SMALL else 4, 3)
+    columns = power_of_2(outer, 16, 128)
+    size = rows * columns
+    warps = 1 if size <= 512 else 2 if size <= 1024 and columns < 64 else 4 if size <= 4096 else 8
+    return Tile(rows, columns, 128 if rows == 16 and columns >= 64 else 64, warps, 2)
+
+
+def weight_gradient_taps(tile: Tile, taps: int) -> int:
+    """Taps whose sums a program of `weight_gradient` keeps, in 96 registers of a thread."""
+    registers = max(1, tile.rows * tile.columns // (32 * tile.warps))
+    programs = -(-taps // max(1, 96 // registers))
+    return -(-taps // programs)
 
 
 def weight_splits(tile: Tile, programs: int, steps: int) -> int:

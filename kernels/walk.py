@@ -50,7 +50,7 @@ def inside_of(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _tap(  # type: ignore[no-untyped-def]
+def tap_of(  # type: ignore[no-untyped-def]
     tap: tl.tensor,
     query_taps: tl.tensor,
     tap_columns: tl.tensor,
@@ -79,7 +79,7 @@ def _tap(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _reached(  # type: ignore[no-untyped-def]
+def reached(  # type: ignore[no-untyped-def]
     place: tl.tensor,
     size: tl.tensor,
     first_shift: tl.tensor,
@@ -108,7 +108,7 @@ def _class(  # type: ignore[no-untyped-def]
     KERNEL_SUPPORT: tl.constexpr,
 ):
     """Of one class of the transpose's support positions: its first row and column, how many rows
-    and columns there are, and what `_tap` takes of the taps that reach it, their number first.
+    and columns there are, and what `tap_of` takes of the taps that reach it, their number first.
     """
     PAD: tl.constexpr = KERNEL_SUPPORT // 2
     classes = tl.minimum(support_columns, STRIDE)
@@ -222,11 +222,11 @@ def walk_kernel(
     # the support dims, stay inside of the source.
     WORD: tl.constexpr = tl.int32 if FIELD * 4 <= 32 else tl.int64
     back: tl.constexpr = -DIRECTION * (KERNEL_QUERY // 2)
-    word = _reached(source_query_row, source_query_rows, back, KERNEL_QUERY, DIRECTION, WORD)
-    word |= _reached(query_column, query_columns, back, KERNEL_QUERY, DIRECTION, WORD) << FIELD
-    field = _reached(source_row, source_rows, first_row_shift, tap_rows, DIRECTION, WORD)
+    word = reached(source_query_row, source_query_rows, back, KERNEL_QUERY, DIRECTION, WORD)
+    word |= reached(query_column, query_columns, back, KERNEL_QUERY, DIRECTION, WORD) << FIELD
+    field = reached(source_row, source_rows, first_row_shift, tap_rows, DIRECTION, WORD)
     word |= field << 2 * FIELD
-    field = _reached(
+    field = reached(
         source_column, source_columns, first_column_shift, tap_columns, DIRECTION, WORD
     )
     word |= field << 3 * FIELD
@@ -236,7 +236,7 @@ def walk_kernel(
     for step in range(0, taps * CI_BLOCKS):
         ci = (step % CI_BLOCKS) * BLOCK_CI + o_ci
         m_ci = tl.full((BLOCK_CI,), 1, tl.int1) if CI % BLOCK_CI == 0 else ci < CI
-        over_query, row, column, row_shift, column_shift, matrix = _tap(
+        over_query, row, column, row_shift, column_shift, matrix = tap_of(
             step // CI_BLOCKS, query_taps, tap_columns, first_row_shift, first_column_shift,
             first_tap_row, first_tap_column, TAP_STEP, KERNEL_QUERY, KERNEL_SUPPORT, DIRECTION,
         )  # fmt: skip
@@ -354,7 +354,7 @@ def mend_edges_kernel(
         query_row += first_query_row
         acc = tl.zeros((BLOCK,), tl.float32)
         for step in range(0, taps * CI):
-            over_query, _, _, row_shift, column_shift, matrix = _tap(
+            over_query, _, _, row_shift, column_shift, matrix = tap_of(
                 step // CI, query_taps, tap_columns, first_row_shift, first_column_shift,
                 first_tap_row, first_tap_column, STRIDE, KERNEL_QUERY, KERNEL_SUPPORT, -1,
             )  # fmt: skip

@@ -1,7 +1,9 @@
 """Gradients to the convolutions' weights: one product over all positions for each tap.
 
 What a tap reads at a position, [positions, Ci], transposed, times the gradient there, [positions,
-Co]. Shares of the positions are summed apart, and then in a fixed order.
+Co]. A program does this for several taps: it works out once where its positions lie and what the
+taps reach from there, and loads the gradient once. Shares of the positions are summed apart, and
+then in a fixed order.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from fsdino.kernels import tiles
 from fsdino.kernels.layout import architecture, blocks, index_type, options, precision
-from fsdino.kernels.walk import Grid, inside_of, position
+from fsdino.kernels.walk import Grid, field_bits, inside_of, position, reached, tap_of
 
 
 @triton.jit(do_not_specialize=["first_query_row"])
@@ -35,74 +37,106 @@ def weight_gradient_kernel(
     query_columns: tl.tensor,
     source_rows: tl.tensor,
     source_columns: tl.tensor,
-    stride: tl.tensor,
     first_query_row: tl.tensor,
     CI: tl.constexpr,
     CO: tl.constexpr,
+    STRIDE: tl.constexpr,
     KERNEL_QUERY: tl.constexpr,
     KERNEL_SUPPORT: tl.constexpr,
     PRECISION: tl.constexpr,
-    INDEX: tl.constexpr,
+    INDEX: tl.constexpr,  # of positions
+    OFFSET: tl.constexpr,  # of elements, from those of a tile's first position
+    FIELD: tl.constexpr,  # as `walk_kernel` takes it
+    TAPS: tl.constexpr,  # of one program
     BLOCK_CI: tl.constexpr,
     BLOCK_CO: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ) -> None:
-    """One tap's matrix of gradients, a block of it, from one share of the positions."""
+    """A few taps' matrices of gradients, a block of each, from one share of the positions."""
     CO_BLOCKS: tl.constexpr = (CO + BLOCK_CO - 1) // BLOCK_CO
     CI_BLOCKS: tl.constexpr = (CI + BLOCK_CI - 1) // BLOCK_CI
+    query_taps: tl.constexpr = KERNEL_QUERY * KERNEL_QUERY
+    back: tl.constexpr = -(KERNEL_QUERY // 2)
+    support_back: tl.constexpr = -(KERNEL_SUPPORT // 2)
+    WORD: tl.constexpr = tl.int32 if FIELD * 4 <= 32 else tl.int64
     program = tl.program_id(0)
     split = tl.program_id(1)
-    slot = program // (CO_BLOCKS * CI_BLOCKS)
+    first_slot = program // (CO_BLOCKS * CI_BLOCKS) * TAPS
     o_co = (program % CO_BLOCKS) * BLOCK_CO + tl.arange(0, BLOCK_CO)
     o_ci = (program // CO_BLOCKS % CI_BLOCKS) * BLOCK_CI + tl.arange(0, BLOCK_CI)
-    m_co, m_ci = o_co < CO, o_ci < CI
+    m_co = tl.full((BLOCK_CO,), 1, tl.int1) if CO % BLOCK_CO == 0 else o_co < CO
+    m_ci = tl.full((BLOCK_CI,), 1, tl.int1) if CI % BLOCK_CI == 0 else o_ci < CI
 
-    tap = first_tap + slot
-    over_query = tap < KERNEL_QUERY * KERNEL_QUERY
-    support_tap = tl.maximum(tap - KERNEL_QUERY * KERNEL_QUERY, 0)
-    query_row_shift = tl.where(over_query, tap // KERNEL_QUERY - KERNEL_QUERY // 2, 0)
-    query_column_shift = tl.where(over_query, tap % KERNEL_QUERY - KERNEL_QUERY // 2, 0)
-    row_shift = tl.where(over_query, 0, support_tap // KERNEL_SUPPORT - KERNEL_SUPPORT // 2)
-    column_shift = tl.where(over_query, 0, support_tap % KERNEL_SUPPORT - KERNEL_SUPPORT // 2)
-
-    acc = tl.zeros((BLOCK_CI, BLOCK_CO), tl.float32)
+    sums = ()
+    for _slot in tl.static_range(TAPS):
+        sums += (tl.zeros((BLOCK_CI, BLOCK_CO), tl.float32),)
     first_tile = split * tiles_in_split
     for tile in range(first_tile, tl.minimum(first_tile + tiles_in_split, tiles_in_all)):
         batch = (tile // row_tiles).to(tl.int64)
-        o_row = (tile % row_tiles).to(INDEX) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        first = (tile % row_tiles).to(INDEX) * BLOCK_ROWS
+        o_row = first + tl.arange(0, BLOCK_ROWS)
         m_row = o_row < rows
-        query_row, query_column, source_row, source_column = position(
+        query_row, query_column, kept_row, kept_column = position(
             o_row, query_columns, grad_rows, grad_columns
         )
-        query_row = query_row.to(tl.int32) + first_query_row + query_row_shift
-        query_column += query_column_shift
-        source_row = source_row * stride + row_shift
-        source_column = source_column * stride + column_shift
-        inside = m_row & inside_of(
-            query_row,
-            query_column,
-            source_row,
-            source_column,
-            source_query_rows,
-            query_columns,
-            source_rows,
-            source_columns,
+        source_query_row = query_row.to(tl.int32) + first_query_row
+        source_row, source_column = kept_row * STRIDE, kept_column * STRIDE
+        first_row, first_column, first_kept_row, first_kept_column = position(
+            first, query_columns, grad_rows, grad_columns
         )
-        o_source = query_row.to(tl.int64) * query_columns + query_column
-        o_source = (o_source * source_rows + source_row) * source_columns + source_column
-        b_source = tl.load(
-            p_source + ((batch * source_batch + o_source) * CI)[:, None] + o_ci[None, :],
-            mask=inside[:, None] & m_ci[None, :],
-            other=0.0,
-        )  # [BLOCK_ROWS, BLOCK_CI]
-        b_grad = tl.load(
-            p_grad + ((batch * grad_batch + o_row) * CO)[:, None] + o_co[None, :],
-            mask=m_row[:, None] & m_co[None, :],
-            other=0.0,
-        )  # [BLOCK_ROWS, BLOCK_CO]
-        acc = tl.dot(tl.trans(b_source), b_grad, acc, input_precision=PRECISION)
-    o_partial = ((split.to(tl.int64) * taps + slot) * CI + o_ci)[:, None] * CO + o_co[None, :]
-    tl.store(p_partial + o_partial, acc, mask=m_ci[:, None] & m_co[None, :])
+        further = (query_row - first_row) * query_columns + (query_column - first_column)
+        o_source = further.to(OFFSET) * (source_rows * source_columns)
+        down, right = kept_row - first_kept_row, kept_column - first_kept_column
+        o_source = (o_source + (down * source_columns + right) * STRIDE) * CI
+        base = (first_row + first_query_row).to(tl.int64) * query_columns + first_column
+        base = base * source_rows + first_kept_row * STRIDE
+        base = base * source_columns + first_kept_column * STRIDE
+        p_tile = p_source + (batch * source_batch + base) * CI
+
+        word = reached(source_query_row, source_query_rows, back, KERNEL_QUERY, 1, WORD)
+        word |= reached(query_column, query_columns, back, KERNEL_QUERY, 1, WORD) << FIELD
+        field = reached(source_row, source_rows, support_back, KERNEL_SUPPORT, 1, WORD)
+        word |= field << 2 * FIELD
+        field = reached(source_column, source_columns, support_back, KERNEL_SUPPORT, 1, WORD)
+        word |= field << 3 * FIELD
+        word = tl.where(m_row, word, 0)
+
+        p_rows = p_grad + (batch * grad_batch + first) * CO
+        o_grad = (tl.arange(0, BLOCK_ROWS) * CO)[:, None] + o_co[None, :]
+        b_grad = tl.load(p_rows + o_grad, mask=m_row[:, None] & m_co[None, :], other=0.0)
+        added = ()
+        for index in tl.static_range(TAPS):
+            over_query, row, column, row_shift, column_shift, _ = tap_of(
+                first_tap + tl.minimum(first_slot + index, taps - 1), query_taps, KERNEL_SUPPORT,
+                support_back, support_back, 0, 0, 1, KERNEL_QUERY, KERNEL_SUPPORT, 1,
+            )  # fmt: skip
+            if FIELD > 0:
+                row += tl.where(over_query, 0, 2 * FIELD)
+                column += tl.where(over_query, FIELD, 3 * FIELD)
+                inside = (word >> row) & (word >> column) & 1 != 0
+            else:
+                inside = m_row & inside_of(
+                    source_query_row + tl.where(over_query, row_shift, 0),
+                    query_column + tl.where(over_query, column_shift, 0),
+                    source_row + tl.where(over_query, 0, row_shift),
+                    source_column + tl.where(over_query, 0, column_shift),
+                    source_query_rows, query_columns, source_rows, source_columns,
+                )  # fmt: skip
+            shift = row_shift * tl.where(over_query, query_columns, source_columns) + column_shift
+            shift = shift.to(tl.int64) * tl.where(over_query, source_rows * source_columns, 1)
+            b_source = tl.load(
+                p_tile + shift * CI + (o_source[None, :] + o_ci[:, None]),
+                mask=inside[None, :] & m_ci[:, None],
+                other=0.0,
+            )  # [BLOCK_CI, BLOCK_ROWS]
+            product = tl.dot(b_source, b_grad, sums[index], input_precision=PRECISION)
+            added += (product,)
+        sums = added
+    for index in tl.static_range(TAPS):
+        slot = first_slot + index
+        o_slot = (split.to(tl.int64) * taps + slot) * (CI * CO)
+        mask = (m_ci & (slot < taps))[:, None] & m_co[None, :]
+        tl.store(p_partial + o_slot + o_ci[:, None] * CO + o_co[None, :], sums[index], mask=mask)
 
 
 def weight_gradients(
@@ -123,20 +157,26 @@ def weight_gradients(
     tile = tiles.weight_gradient(inner, outer, source.dtype, architecture(source))
     rows = query_rows * query_columns * kept[0] * kept[1]
     row_tiles = blocks(rows, tile.depth)
-    programs = taps * blocks(inner, tile.rows) * blocks(outer, tile.columns)
+    shared = tiles.weight_gradient_taps(tile, taps)
+    cells = blocks(inner, tile.rows) * blocks(outer, tile.columns)
+    programs = blocks(taps, shared) * cells
     steps = batch * row_tiles
     share = blocks(steps, tiles.weight_splits(tile, programs, steps))
     splits = blocks(steps, share) if steps else 0
+    # Elements of the source from a tile's first position to its last.
+    span = blocks(tile.depth, max(1, kept[0] * kept[1])) + 1
+    offsets = span * source_rows * source_columns * inner
     partial = grad.new_empty(splits, taps, inner, outer, dtype=torch.float32)
     if splits:
         weight_gradient_kernel[(programs, splits)](
             source, grad, partial, source.stride(0) // inner, grad.stride(0) // outer,
             rows, row_tiles, steps, share, first_tap, taps, *kept,
-            source_query_rows, query_columns, source_rows, source_columns,
-            grid.stride, grid.first_query_row,
-            CI=inner, CO=outer,
+            source_query_rows, query_columns, source_rows, source_columns, grid.first_query_row,
+            CI=inner, CO=outer, STRIDE=grid.stride,
             KERNEL_QUERY=grid.kernel_query, KERNEL_SUPPORT=grid.kernel_support,
             PRECISION=precision(source), INDEX=index_type(rows),
+            OFFSET=index_type(offsets), TAPS=shared,
+            FIELD=field_bits(max(grid.kernel_query, grid.kernel_support)),
             BLOCK_CI=tile.rows, BLOCK_CO=tile.columns, BLOCK_ROWS=tile.depth,
             **options(tile),
         )  # fmt: skip

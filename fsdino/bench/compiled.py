@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fsdino.bench.executed import Instructions
+
 _FUNCTION = re.compile(r"Function : (\w+)")
 _USAGE = re.compile(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 _MMA = re.compile(r"\b(HMMA|HGMMA|UTCHMMA)\b")
+_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,6}\*/", re.MULTILINE)
 _ASYNC_COPY = re.compile(r"\b(?:LDGSTS|UTMALDG|UBLKCP)\b")
 
 
@@ -27,6 +30,8 @@ class Code:
         shared: bytes of a block that are known when it is compiled.
         mma: tensor-core instructions by name, or "".
         async_copies: instructions that copy to shared memory in the background.
+        size: bytes of machine code.
+        instructions: in order.
     """
 
     registers: int
@@ -34,6 +39,8 @@ class Code:
     shared: int
     mma: str
     async_copies: int
+    size: int
+    instructions: Instructions
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,8 @@ def read_code(cubin: Path, *folders: Path) -> dict[str, Code]:
             shared=int(shared),
             mma=" ".join(sorted(set(_MMA.findall(text)))),
             async_copies=len(_ASYNC_COPY.findall(text)),
+            size=16 * len(_INSTRUCTION.findall(text)),
+            instructions=Instructions.read(text),
         )
     return found
 

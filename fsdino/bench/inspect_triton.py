@@ -6,8 +6,9 @@ launches are recorded instead of made. Each is compiled for each architecture.
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,18 @@ from unittest import mock
 import torch
 import triton
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fsdino.bench.compiled import Row, read_code
+from fsdino.bench.compiled import Code, Row, read_code
 from fsdino.bench.workloads import GROUPS, KERNEL, NORM_EPS, STRIDE, WORKLOADS, Workload
 from fsdino.kernels import center_pivot, correlation, fused, layout, tiles
 
 ARCHITECTURES = (80, 90, 100)
 CHAINS = ("W4", "W6", "W12", "W12x8", "HR", "T12")  # which together launch every kernel
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # a program's, at most
+_FREE = {"detach", "_unsafe_view", "_reshape_alias", "resolve_neg"}  # nothing is computed
 _TYPES = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.uint8: "u8",
 }  # fmt: skip
@@ -41,6 +44,7 @@ class Launch:
         constants: what is compiled in: constexprs, None, and integers that are 1.
         divisible: positions of the arguments that 16 divides.
         options: of the compiler: warps, pipeline stages.
+        arguments: what it was called with, by name; its grid's size as "programs".
     """
 
     kernel: Any
@@ -48,6 +52,7 @@ class Launch:
     constants: tuple[tuple[str, Any], ...]
     divisible: tuple[int, ...]
     options: tuple[tuple[str, int | bool], ...]
+    arguments: Mapping[str, Any]
 
     @property
     def tile(self) -> str:
@@ -71,36 +76,77 @@ class Launch:
 def launches(workload: Workload, dtype: torch.dtype, architecture: int) -> list[Launch]:
     """Every launch of a workload: the chain, the fused first block, and where it says backward
     their gradients, those to the features included."""
-    recorded: list[Launch] = []
+    return recorded(lambda: _everything(workload, dtype), architecture).kernels
+
+
+@dataclass
+class Recorded:
+    """What a call starts.
+
+    Attributes:
+        kernels: ours, in order.
+        others: PyTorch's, by name.
+    """
+
+    kernels: list[Launch]
+    others: list[str]
+
+
+class _OfPyTorch(TorchDispatchMode):
+    """Notes the names of operations that compute something."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if not (func.is_view or "empty" in name or name in _FREE):
+            self.names.append(name)
+        return result
+
+
+def recorded(call: Callable[[], None], architecture: int) -> Recorded:
+    """The launches of a call on tensors without memory, as on a GPU of an architecture."""
+    found = Recorded([], [])
 
     def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **settings: Any) -> None:
-        recorded.append(_launch(kernel, args, settings))
+        found.kernels.append(_launch(kernel, args, settings, math.prod(grid)))
 
     token = layout.planned.set(architecture)
     try:
         with mock.patch.object(triton.runtime.jit.JITFunction, "run", record):
-            _run(workload, dtype)
+            with _OfPyTorch(found.others):
+                call()
     finally:
         layout.planned.reset(token)
-    return list({launch.key: launch for launch in recorded}.values())
+    return found
 
 
-def compile_launch(launch: Launch, architecture: int) -> Row:
-    """Compile a launch for an architecture and read what came out."""
+def compiled(launch: Launch, architecture: int) -> tuple[Code, int]:
+    """Compile a launch for an architecture: its machine code, and bytes of shared memory."""
     source = ASTSource(
         fn=launch.kernel,
         signature=dict(launch.signature),
         constexprs=dict(launch.constants),
         attrs={(index,): [["tt.divisibility", 16]] for index in launch.divisible},
     )
-    compiled = triton.compile(
+    kernel = triton.compile(
         source, target=GPUTarget("cuda", architecture, 32), options=dict(launch.options)
     )
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(compiled.asm["cubin"])
+        cubin.write_bytes(kernel.asm["cubin"])
         [code] = read_code(cubin).values()
-    shared = compiled.metadata.shared
+    return code, kernel.metadata.shared
+
+
+def compile_launch(launch: Launch, architecture: int) -> Row:
+    """Compile a launch for an architecture and read what came out."""
+    code, shared = compiled(launch, architecture)
     return Row(
         kernel=launch.kernel.__name__,
         variant=launch.tile,
@@ -154,7 +200,9 @@ def _problems(
     return tuple(found)
 
 
-def _launch(kernel: Any, args: tuple[Any, ...], settings: dict[str, Any]) -> Launch:
+def _launch(
+    kernel: Any, args: tuple[Any, ...], settings: dict[str, Any], programs: int
+) -> Launch:
     """How Triton specialises a call: None, 1 and constexprs are compiled in, 16 is noted."""
     settings = dict(settings)
     names = layout.options(tiles.Tile(0, 0, 0, 0, 0))
@@ -179,49 +227,60 @@ def _launch(kernel: Any, args: tuple[Any, ...], settings: dict[str, Any]) -> Lau
         signature.append((name, kind))
         if kind == "constexpr":
             constants.append((name, value))
-    return Launch(kernel, tuple(signature), tuple(constants), tuple(divisible), options)
+    arguments = {**given, "programs": programs}
+    return Launch(kernel, tuple(signature), tuple(constants), tuple(divisible), options, arguments)
 
 
-def _run(workload: Workload, dtype: torch.dtype) -> None:
-    """The backend's functions over a workload, on tensors without memory."""
-    empty: Callable[..., Tensor] = torch.empty
-    options: dict[str, Any] = {"device": "meta", "dtype": dtype}
-    grid = (workload.grid, workload.grid)
-    shape = (workload.batch, workload.layers)
-    # Tokens as an encoder leaves them: channels innermost.
-    query = empty(*shape, *grid, workload.channels, **options).permute(0, 1, 4, 2, 3)
-    weight = empty(workload.batch, *grid, **options)
-    features = (query, torch.empty_like(query), weight)
+def chain(workload: Workload, dtype: torch.dtype) -> None:
+    """The backend's functions over a workload, on tensors without memory: correlation and blocks,
+    and where it says backward the gradients of the blocks."""
+    features = _features(workload, dtype)
     x = correlation.correlation4d(*features, 1e-5)
-    if workload.backward:
-        correlation.correlation4d_backward(x, *features, 1e-5, [True] * 3)
-    for index, channels in enumerate(workload.block_channels):
-        taps = (channels, x.shape[1], KERNEL, KERNEL)
-        weights = (empty(*taps, **options), empty(*taps, **options))
-        vector = empty(channels, **options)
-        if index == 0:
-            _run_fused(features, (*weights, vector), workload.backward)
-        last = index == len(workload.block_channels) - 1
-        settings: Any = (
-            GROUPS,
-            NORM_EPS,
-            STRIDE,
-            last,
-            workload.backward,
+    inputs, outputs = [], []
+    for weights, last in _blocks(workload, dtype):
+        settings: Any = (GROUPS, NORM_EPS, STRIDE, last, workload.backward)
+        inputs.append(x)
+        x, *saved = center_pivot.center_pivot_block4d(x, *weights, *settings)
+        outputs.append((x, saved))
+    if not workload.backward:
+        return
+    for index, (weights, last) in reversed([*enumerate(_blocks(workload, dtype))]):
+        y, saved = outputs[index]
+        needs = [index > 0, *(True,) * 5]
+        vectors = weights[3:]
+        center_pivot.center_pivot_block4d_backward(
+            torch.empty_like(y), inputs[index], *weights[:2], *vectors, *saved, STRIDE, last, needs
         )
-        saved: Any
-        y, *saved = center_pivot.center_pivot_block4d(x, *weights, *(vector,) * 3, *settings)
-        if workload.backward:
-            saved += [STRIDE, last, [index > 0, *(True,) * 5]]
-            center_pivot.center_pivot_block4d_backward(
-                torch.empty_like(y), x, *weights, vector, vector, *saved
-            )
-        x = y
 
 
-def _run_fused(features: Any, weights: Any, backward: bool) -> None:
-    settings: Any = (*features, *weights, STRIDE, 1e-5)
+def _everything(workload: Workload, dtype: torch.dtype) -> None:
+    """The chain, the fused first block, and where it says backward gradients to the features."""
+    chain(workload, dtype)
+    features = _features(workload, dtype)
+    weights, _ = next(_blocks(workload, dtype))
+    settings: Any = (*features, *weights[:3], STRIDE, 1e-5)
     y = fused.correlation_center_pivot4d(*settings)
-    if backward:
+    if workload.backward:
+        corr = correlation.correlation4d(*features, 1e-5)
+        correlation.correlation4d_backward(corr, *features, 1e-5, [True] * 3)
         settings = (*features, *weights[:2], STRIDE, 1e-5, [True] * 6)
         fused.correlation_center_pivot4d_backward(y, *settings)
+
+
+def _features(workload: Workload, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Query and support, their channels innermost as an encoder leaves them, and the weight."""
+    options: dict[str, Any] = {"device": "meta", "dtype": dtype}
+    grid = (workload.grid, workload.grid)
+    shape = (workload.batch, workload.layers, *grid, workload.channels)
+    query = torch.empty(*shape, **options).permute(0, 1, 4, 2, 3)
+    return query, torch.empty_like(query), torch.empty(workload.batch, *grid, **options)
+
+
+def _blocks(workload: Workload, dtype: torch.dtype) -> Iterator[tuple[tuple[Tensor, ...], bool]]:
+    """Weights of each block, and whether it is the last."""
+    inner = workload.layers
+    for outer in workload.block_channels:
+        taps = torch.empty(outer, inner, KERNEL, KERNEL, device="meta", dtype=dtype)
+        vector = torch.empty(outer, device="meta", dtype=dtype)
+        yield (taps, torch.empty_like(taps), *(vector,) * 3), outer == workload.block_channels[-1]
+        inner = outer

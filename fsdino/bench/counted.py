@@ -1,0 +1,257 @@
+"""What the Triton kernels execute on a standard workload, counted from their machine code.
+
+    python -m fsdino.bench.counted --workload W12x8 --arch 90
+
+No GPU is needed, and nothing here is a time: `Count.bound` is what a launch takes at least, under
+assumptions that are written in this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsdino.bench.inspect_triton import ARCHITECTURES, Launch, chain, compiled, recorded
+from fsdino.bench.workloads import WORKLOADS, Workload
+from fsdino.devices import find_dtype
+
+NAMES = ("W6", "W12", "W12x8", "T12x8", "HR")
+
+# An H200: products in half precision and bytes from its memory as other kernels reach them; bytes
+# from its L2 cache and the clock are assumed.
+FLOP_A_SECOND = 790e12
+MEMORY_BYTES_A_SECOND = 4.3e12
+L2_BYTES_A_SECOND = 7e12
+INSTRUCTIONS_A_SECOND = 132 * 4 * 1.75e9  # multiprocessors, schedulers, clock
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Count:
+    """One launch.
+
+    Attributes:
+        kernel: its name.
+        variant: what is compiled in.
+        programs: how many run.
+        warps: of one of them.
+        instructions: that a warp of a program issues.
+        flop: of the definition, 2 for each multiply-add; 0 where nothing is multiplied.
+        executed: with the padding of tiles and what is masked.
+        memory: bytes, each tensor once.
+        l2: bytes that pass through the L2 cache, as if there were none before it: copies to shared
+            memory, but for the padding of tiles, and stores; at least `memory`.
+        resident: programs that fit on a multiprocessor at a time.
+        code: bytes of its machine code.
+    """
+
+    kernel: str
+    variant: str
+    programs: int
+    warps: int
+    instructions: float
+    flop: float
+    executed: float
+    memory: float
+    l2: float
+    resident: int
+    code: int
+
+    @property
+    def all_instructions(self) -> float:
+        """Of the whole launch."""
+        return self.programs * self.warps * self.instructions
+
+    @property
+    def bound(self) -> float:
+        """Seconds: the longest of multiplying, moving bytes and issuing instructions."""
+        return max(
+            self.executed / FLOP_A_SECOND,
+            self.memory / MEMORY_BYTES_A_SECOND,
+            self.l2 / L2_BYTES_A_SECOND,
+            self.all_instructions / INSTRUCTIONS_A_SECOND,
+        )
+
+
+def _blocks(size: int, block: int) -> int:
+    return -(-size // block)
+
+
+def _correlation_trips(v: Values) -> list[float]:
+    layers = v.get("LAYERS", 1)
+    useful = v["L"] / (layers * _blocks(v["L"], layers))
+    return [useful * _blocks(v["C"], v["BLOCK_C"])] * layers
+
+
+def _walk_steps(v: Values) -> float:
+    """Steps of a program; going back the mean over the classes, which have as many programs."""
+    kernel_query, kernel = v["KERNEL_QUERY"], v["KERNEL_SUPPORT"]
+    taps = float(kernel_query**2 + kernel**2)
+    if v["DIRECTION"] == -1:
+        taps /= min(v["STRIDE"], v["out_rows"]) * min(v["STRIDE"], v["out_columns"])
+    return taps * _blocks(v["CI"], v["BLOCK_CI"])
+
+
+# Trips of each loop of a kernel in the order of the source, by what it was called with.
+TRIPS: dict[str, Callable[[Values], list[float]]] = {
+    "lengths_kernel": lambda v: [_blocks(v["C"], v["BLOCK_C"])],
+    "correlation_kernel": _correlation_trips,
+    "walk_kernel": lambda v: [_walk_steps(v)],
+    "mend_edges_kernel": lambda v: [0, 0],  # weights are finite
+    "weight_gradient_kernel": lambda v: [v["tiles_in_all"] / _splits(v)],
+    "statistics_kernel": lambda v: [_blocks(v["row_tiles"] * v["GROUP"], v["BLOCK"])] * 2,
+    "normalise_mean_kernel": lambda v: [_blocks(v["kept"], v["BLOCK_ROWS"])],
+}
+
+
+def _splits(v: Values) -> int:
+    return _blocks(v["tiles_in_all"], v["tiles_in_split"])
+
+
+def _correlation_flop(v: Values) -> tuple[float, float]:
+    batch, layers = v["p_query"].shape[:2]
+    padded = _blocks(v["C"], v["BLOCK_C"]) * v["BLOCK_C"] * v["BLOCK_QUERY"] * v["BLOCK_SUPPORT"]
+    tiles = v["programs"] / _blocks(layers, v["LAYERS"]) * layers
+    return 2.0 * batch * layers * v["N"] * v["M"] * v["C"], 2.0 * tiles * padded
+
+
+def _walk_flop(v: Values) -> tuple[float, float]:
+    out = v["p_out"]
+    taps = v["KERNEL_QUERY"] ** 2 + v["KERNEL_SUPPORT"] ** 2
+    if v["DIRECTION"] == 1:
+        useful = 2.0 * out.numel() * v["CI"] * taps
+    else:
+        useful = 2.0 * v["p_source"].numel() * v["CO"] * taps
+    step = v["BLOCK_ROWS"] * v["BLOCK_CO"] * v["BLOCK_CI"]
+    return useful, 2.0 * v["programs"] * step * _walk_steps(v)
+
+
+def _weight_flop(v: Values) -> tuple[float, float]:
+    grad = v["p_grad"]
+    step = v["BLOCK_ROWS"] * v["BLOCK_CO"] * v["BLOCK_CI"]
+    executed = 2.0 * v["programs"] / _splits(v) * v["tiles_in_all"] * step
+    return 2.0 * grad.numel() * v["CI"] * v["taps"], executed * v["TAPS"]
+
+
+FLOP: dict[str, Callable[[Values], tuple[float, float]]] = {
+    "correlation_kernel": _correlation_flop,
+    "walk_kernel": _walk_flop,
+    "weight_gradient_kernel": _weight_flop,
+}
+
+
+def counts(workload: Workload, dtype: torch.dtype, architecture: int) -> Iterator[Count]:
+    """Every launch of a workload's chain, in order; going back, without the features' gradients."""
+    for launch in recorded(lambda: chain(workload, dtype), architecture).kernels:
+        yield count(launch, architecture)
+
+
+def count(launch: Launch, architecture: int) -> Count:
+    """One launch, compiled and counted.
+
+    Raises:
+        ValueError: the machine code has other loops than the source.
+    """
+    code, shared = compiled(launch, architecture)
+    name, values = launch.kernel.__name__, launch.arguments
+    trips = TRIPS.get(name, lambda v: [])(values)
+    if not code.instructions.loops:  # unrolled
+        trips = []
+    try:
+        done = code.instructions.executed(trips)
+    except ValueError as error:
+        raise ValueError(f"{name}, {launch.tile}, sm_{architecture}: {error}") from None
+    warps = int(dict(launch.options)["num_warps"])
+    programs = values["programs"]
+    flop, executed = FLOP.get(name, lambda v: (0.0, 0.0))(values)
+    memory = sum(_bytes(value) for value in values.values() if isinstance(value, Tensor))
+    if name == "mend_edges_kernel":  # ends at once
+        memory = 0
+    moved = (done.copied + done.stored) * warps * programs
+    return Count(
+        kernel=name,
+        variant=launch.tile,
+        programs=programs,
+        warps=warps,
+        instructions=done.instructions,
+        flop=flop,
+        executed=executed,
+        memory=memory,
+        l2=max(memory, moved * flop / executed) if executed else memory,
+        resident=resident(code.registers, shared, warps, architecture),
+        code=code.size,
+    )
+
+
+def resident(registers: int, shared: int, warps: int, architecture: int) -> int:
+    """Programs that fit on a multiprocessor by registers, shared memory and warps."""
+    of_memory = {80: 164, 90: 228, 100: 228}[architecture] * 1024
+    by_registers = 65536 // (_blocks(registers, 8) * 8 * 32 * warps)
+    return min(by_registers, of_memory // (shared + 1024), 64 // warps, 32)
+
+
+def _bytes(tensor: Tensor) -> int:
+    """That lie in memory: an expanded dimension counts once."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return math.prod(size for size, stride in sizes if stride) * tensor.element_size()
+
+
+def table(found: Iterable[Count]) -> str:
+    """A line for each launch, and their sums."""
+    line = "{:24}{:>9}{:>6}{:>8}{:>9}{:>8}{:>7}{:>8}{:>8}{:>9}{:>6}{:>7}{:>8}  {}"
+    heads = (
+        "kernel", "programs", "warps", "instr.", "M instr.", "/kFLOP", "useful", "MB", "L2 MB",
+        "FLOP/L2", "fit", "code", "bound", "variant",
+    )  # fmt: skip
+    lines, bound, instructions = [line.format(*heads)], 0.0, 0.0
+    for row in found:
+        bound += row.bound
+        instructions += row.all_instructions
+        cells = (
+            row.kernel, row.programs, row.warps, f"{row.instructions:.0f}",
+            f"{row.all_instructions / 1e6:.2f}",
+            f"{1e3 * row.all_instructions / row.flop:.2f}" if row.flop else "",
+            f"{row.flop / row.executed:.2f}" if row.executed else "",
+            f"{row.memory / 1e6:.0f}", f"{row.l2 / 1e6:.0f}",
+            f"{row.executed / row.l2:.0f}" if row.executed else "", row.resident, row.code,
+            f"{1e3 * row.bound:.3f}", row.variant,
+        )  # fmt: skip
+        lines.append(line.format(*cells))
+    lines.append(f"{instructions / 1e6:.1f} M warp instructions, bound {1e3 * bound:.3f} ms")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the counts, or write them."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fsdino.bench.counted", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--workload", nargs="+", default=NAMES, choices=WORKLOADS)
+    parser.add_argument("--arch", nargs="+", type=int, default=[90], choices=ARCHITECTURES)
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument("--json", type=Path, help="file to write")
+    given = parser.parse_args(arguments)
+    rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for architecture in given.arch:
+        for name in given.workload:
+            found = list(counts(WORKLOADS[name], find_dtype(given.dtype), architecture))
+            sys.stdout.write(f"{name} on sm_{architecture}, {given.dtype}\n{table(found)}\n\n")
+            sys.stdout.flush()
+            rows.setdefault(f"sm_{architecture}", {})[name] = [asdict(row) for row in found]
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

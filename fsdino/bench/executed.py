@@ -1,0 +1,152 @@
+"""How often the instructions of a kernel run: the loops of its machine code, times their trips."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+_LINE = re.compile(r"^\s*/\*([0-9a-f]{4,6})\*/\s+(?:@!?U?P[T0-9]+\s+)?([^;]*);", re.MULTILINE)
+_BRANCH = re.compile(r"^BRA(?:\.\S+)?\s.*?0x([0-9a-f]+)|^BRA(?:\.\S+)?\s+0x([0-9a-f]+)")
+_WARP_PRODUCT = re.compile(r"^HMMA\.(16816|1688)\.")
+_GROUP_PRODUCT = re.compile(r"^HGMMA\.(\d+)x(\d+)x(\d+)\.")
+_COPY = re.compile(r"^LDGSTS\.E(\S*)")
+_STORE = re.compile(r"^STG\.E(\S*)")
+_LANES = 32
+_FLOP = {"16816": 2.0 * 16 * 8 * 16, "1688": 2.0 * 16 * 8 * 8}
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Instructions first..last, the last of which jumps back to the first."""
+
+    first: int
+    last: int
+
+    def holds(self, index: int) -> bool:
+        """Whether it runs the instruction, itself or by a loop inside of it."""
+        return self.first <= index <= self.last
+
+
+@dataclass(frozen=True)
+class Executed:
+    """What one warp does in one program.
+
+    Attributes:
+        instructions: that it issues.
+        flop: of its share of the products on tensor cores; 0 where the code does not tell, which
+            is sm_100.
+        copied: bytes that its copies to shared memory ask for, masked ones as well. What is
+            loaded into registers is not counted, since many lanes may ask for the same.
+        stored: bytes that it stores, masked ones as well.
+    """
+
+    instructions: float
+    flop: float
+    copied: float
+    stored: float
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """A kernel's instructions in order, without those behind its last exit: slow paths of waiting
+    and of rare numbers, and padding.
+
+    Attributes:
+        words: opcode and operands of each.
+        targets: index that each jumps to, -1 if it does not.
+    """
+
+    words: Sequence[str]
+    targets: Sequence[int]
+
+    @classmethod
+    def read(cls, text: str) -> Instructions:
+        """From what `cuobjdump -sass` prints of one function."""
+        found = [(int(address, 16), word.strip()) for address, word in _LINE.findall(text)]
+        last = max(i for i, (_, word) in enumerate(found) if word.startswith("EXIT"))
+        found = found[: last + 1]
+        indices = {address: index for index, (address, _) in enumerate(found)}
+        targets = []
+        for _, word in found:
+            branch = _BRANCH.match(word)
+            address = int(branch[1] or branch[2], 16) if branch else -1
+            targets.append(indices.get(address, -1))
+        return cls([word for _, word in found], targets)
+
+    @cached_property
+    def loops(self) -> list[Loop]:
+        """In the order in which they begin, an outer one before those inside of it.
+
+        A wait for a barrier or for memory of the tensor cores is none: it asks once, if all goes
+        well.
+        """
+        ends: dict[int, int] = {}
+        for index, target in enumerate(self.targets):
+            if 0 <= target < index:
+                ends[target] = max(index, ends.get(target, 0))
+        found = [Loop(first, last) for first, last in ends.items()]
+        found = [loop for loop in found if not self._waits(loop)]
+        return sorted(found, key=lambda loop: (loop.first, -loop.last))
+
+    def _waits(self, loop: Loop) -> bool:
+        body = self.words[loop.first : loop.last + 1]
+        asks = ("SYNCS", "UTCATOMSWS")
+        return len(body) <= 8 and any(word.startswith(asks) for word in body)
+
+    def executed(self, trips: Sequence[float]) -> Executed:
+        """Counts of one warp.
+
+        Args:
+            trips: of each of the loops, those of an inner one each time that it is entered.
+
+        Raises:
+            ValueError: there are more or fewer loops.
+        """
+        if len(trips) != len(self.loops):
+            raise ValueError(f"{len(self.loops)} loops in the machine code, {len(trips)} expected")
+        instructions = flop = copied = stored = 0.0
+        for index, word in enumerate(self.words):
+            times = 1.0
+            for loop, trip in zip(self.loops, trips, strict=True):
+                if loop.holds(index):
+                    times *= trip
+            instructions += times
+            flop += times * _flop(word)
+            copied += times * _bytes(_COPY.match(word))
+            stored += times * _bytes(_STORE.match(word))
+        return Executed(instructions, flop, copied, stored)
+
+    def beside_products(self) -> Iterator[str]:
+        """What runs in an innermost loop that multiplies on tensor cores; where the loop is
+        unrolled, in the whole kernel."""
+        found = [
+            loop
+            for loop in self.loops
+            if not any(o != loop and loop.holds(o.first) for o in self.loops)
+            and any("MMA" in word.split(None, 1)[0] for word in self._body(loop))
+        ]
+        for loop in found or [Loop(0, len(self.words) - 1)]:
+            yield from self._body(loop)
+
+    def _body(self, loop: Loop) -> Sequence[str]:
+        return self.words[loop.first : loop.last + 1]
+
+
+def _flop(word: str) -> float:
+    if of_warp := _WARP_PRODUCT.match(word):
+        return _FLOP[of_warp[1]]
+    if of_group := _GROUP_PRODUCT.match(word):
+        m, n, k = map(int, of_group.groups())
+        return 2.0 * m * n * k / 4  # four warps share it
+    return 0.0
+
+
+def _bytes(found: re.Match[str] | None) -> float:
+    """Of a warp's load or store, by the width of its opcode."""
+    if found is None:
+        return 0.0
+    kinds = set(found[1].split("."))
+    widths = {"128": 16, "64": 8, "U16": 2, "S16": 2, "16": 2, "U8": 1, "S8": 1, "8": 1}
+    return _LANES * next((width for kind, width in widths.items() if kind in kinds), 4)
