@@ -244,9 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     for row in measure(workload, dtype, threads, given.rounds, device):
                         print(_line(row), flush=True)
                         rows.append(row)
-        record[name] = make_record(command(), machine=machine(), results=rows)
-        given.record.parent.mkdir(parents=True, exist_ok=True)
-        write_json(given.record, record)
+                    record[name] = make_record(command(), machine=machine(), results=rows)
+                    given.record.parent.mkdir(parents=True, exist_ok=True)
+                    write_json(given.record, record)
     entries = table(record)
     write_table(given.table, entries)
     print(f"{given.table}: {len(entries)} classes of sizes where another backend is faster")

@@ -27,8 +27,10 @@ def step(run: Callable[[], Tensor], inputs: Inputs) -> list[Tensor]:
     if not output.requires_grad:
         return [output]
     parameters = [tensor for block in inputs.blocks for tensor in block.tensors()]
-    # Another value everywhere, at the cost of one pass over the smallest tensor.
-    values = torch.linspace(-1, 1, output.numel(), device=output.device)
+    # Another value everywhere, at the cost of one pass over the smallest tensor; small enough that
+    # a channel's sum over all positions is a float16.
+    largest = min(1.0, 2**13 * output.shape[1] / output.numel())
+    values = torch.linspace(-largest, largest, output.numel(), device=output.device)
     cotangent = values.to(output).view(output.shape)
     gradients = torch.autograd.grad(output, parameters, cotangent, allow_unused=True)
     return [output.detach(), *(gradient for gradient in gradients if gradient is not None)]

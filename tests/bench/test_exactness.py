@@ -9,7 +9,7 @@ import torch
 
 from fsdino import ops
 from fsdino.bench import baseline, exactness, workloads
-from fsdino.bench.workloads import Inputs, Workload
+from fsdino.bench.workloads import Block, Inputs, Workload
 from fsdino.ops import eager
 
 MINI = Workload("mini", batch=2, layers=2, grid=7, channels=16, block_channels=(8, 16))
@@ -73,6 +73,15 @@ def test_a_step_returns_output_and_gradients():
     assert len(exactness.step(lambda: x, inputs)) == 1
     first = inputs.blocks[0].tensors()
     assert len(exactness.step(lambda: eager.center_pivot_block4d(x, *first), inputs)) == 6
+
+
+def test_gradients_of_many_positions_are_float16():
+    """A bias of as many outputs as W12's first convolution has, 494,209 a channel."""
+    bias = torch.zeros(16, dtype=torch.float16, requires_grad=True)
+    inputs = Inputs(bias, bias, bias, (Block(*(bias,) * 5),))
+    volume = torch.zeros(1, 16, 37, 37, 19, 19, dtype=torch.float16)
+    _, gradient, *_ = exactness.step(lambda: volume + bias.view(1, -1, 1, 1, 1, 1), inputs)
+    assert gradient.isfinite().all() and gradient.abs().max() > 1000
 
 
 def test_assertions_name_what_is_wrong():
