@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsdino import ops
+from fsdino import contract, ops
 from fsdino.bench import cases, exactness, formulation
 from fsdino.bench.cases import CALLS, CASES, CHAINS, Case
-from fsdino.ops import eager
+from fsdino.ops import backends, eager
 
 Tensors = list[Tensor | None]
 OPS = tuple(CALLS)
@@ -55,6 +55,26 @@ def problem(call: str, case: Case, dtype: torch.dtype) -> Problem:
         functools.partial(getattr(module, op), **settings) for module in (ops, eager, formulation)
     )
     return Problem(cases.inputs(call, case, dtype), ours, by_eager, exact, op in CHAINED)
+
+
+def has(backend: str, op: str, device: str) -> bool:
+    """Whether a backend has an op and its parts; whether they can run here is another matter.
+
+    Nothing is asked of the device: no backend for GPUs runs float64.
+    """
+    if backend == "auto":
+        return True
+    op, _ = CALLS.get(op, (op, {}))
+    parts = contract.PARTS.get(op, (op,))
+    reasons = [
+        backends.why_not(backend, part, torch.device(device), torch.float64) for part in parts
+    ]
+    return not any(reason is not None and reason.startswith("it has no ") for reason in reasons)
+
+
+def instead(backend: str, op: str, device: str) -> str:
+    """The backend, or "auto" for an op that it lacks, where a check needs others beside its own."""
+    return backend if has(backend, op, device) else "auto"
 
 
 def check_case(op: str, name: str, dtype_name: str, device: str, backend: str) -> dict[str, Any]:
@@ -121,12 +141,16 @@ def check_chain(name: str, dtype_name: str, device: str, backend: str) -> dict[s
 
 
 def run_ops(device: str, backend: str) -> int:
-    """Every op once on two cases, forward and backward, unchecked; how many calls that were."""
+    """Every op that a backend has once on two cases, forward and backward, unchecked.
+
+    Returns:
+        How many calls that were.
+    """
     done = 0
     for name in ("odd channels", "kernels 7 and 5"):
         [case] = [case for case in CASES if case.name == name]
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        for op in OPS:
+        for op in (op for op in OPS if has(backend, op, device)):
             given = problem(op, case, dtype)
             inputs = _move(list(given.inputs.values()), device)
             ours = functools.partial(given.ours, backend=backend)
@@ -238,8 +262,9 @@ def _chain_inputs(device: str, dtype: torch.dtype, case: Case = CHECKED) -> list
 
 def _chain(backend: str, *tensors: Tensor) -> Tensor:
     corr = ops.correlation4d(*tensors[:3], backend=backend)
+    follows = instead(backend, BLOCK, corr.device.type)
     return ops.center_pivot_block4d(
-        corr, *tensors[3:], support_stride=2, reduce_support=True, backend=backend
+        corr, *tensors[3:], support_stride=2, reduce_support=True, backend=follows
     )
 
 
@@ -352,6 +377,8 @@ def check_nan(device: str, backend: str) -> str:
         found = ops.correlation4d(bad, support, weight, backend=backend)
         expected = ops.correlation4d(bad, support, weight, backend="reference")
         _require_equal([found.isnan()], [expected.isnan()], f"{value} in the correlation")
+        if not has(backend, "center_pivot_conv4d", device):
+            continue
         found = ops.center_pivot_conv4d(found, *parameters[:3], backend=backend)
         expected = ops.center_pivot_conv4d(expected, *parameters[:3], backend="reference")
         _require_equal([found.isnan()], [expected.isnan()], f"{value} in the convolution")
@@ -383,12 +410,11 @@ def check_opcheck(device: str, backend: str) -> str:
     query, support, weight, *parameters = _chain_inputs(device, torch.float32)
     torch.library.opcheck(torch.ops.fsdino.correlation4d, (query, support, weight, 1e-5, backend))
     corr = ops.correlation4d(query, support, weight, backend=backend)
-    settings = (4, 1e-5, 2, False, True, backend)
-    torch.library.opcheck(torch.ops.fsdino.center_pivot_block4d, (corr, *parameters, *settings))
-    torch.library.opcheck(
-        torch.ops.fsdino.correlation_center_pivot4d,
-        (query, support, weight, *parameters[:3], 2, 1e-5, backend),
-    )
+    block = (corr, *parameters, 4, 1e-5, 2, False, True, backend)
+    fused = (query, support, weight, *parameters[:3], 2, 1e-5, backend)
+    for op, arguments in ((BLOCK, block), ("correlation_center_pivot4d", fused)):
+        if has(backend, op, device):
+            torch.library.opcheck(getattr(torch.ops.fsdino, op), arguments)
     return "passed"
 
 
@@ -438,7 +464,8 @@ def check_rows(grid: int, layers: int, channels: int, device: str, backend: str)
     query, support = (torch.randn(shape, device=device, dtype=dtype) for _ in range(2))
     weights = [torch.randn(16, layers, 3, 3, device=device, dtype=dtype) / 12 for _ in range(2)]
     corr = ops.correlation4d(query, support, backend=backend)
-    y = ops.center_pivot_conv4d(corr, *weights, support_stride=2, backend=backend)
+    follows = instead(backend, "center_pivot_conv4d", device)
+    y = ops.center_pivot_conv4d(corr, *weights, support_stride=2, backend=follows)
     bound, worst = [cases.TOLERANCE[dtype].forward], 0.0
     for row in sorted({0, grid // 2, grid - 1}):
         part = query[:, :, :, row : row + 1].double()

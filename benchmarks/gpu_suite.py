@@ -11,7 +11,8 @@ stages       seconds by op and by kernel
 memory       peak bytes beyond inputs and results
 scaling      grids from 19 to 148
 
-`--backend cuda,triton` checks the first backend and times both, taking turns.
+`--backend cuda,triton` checks the first backend and times both, taking turns. What a backend lacks
+of a chain runs on what `auto` takes.
 
 The work is done in other processes, so that a part that fails, hangs or loses the GPU is recorded
 and the others continue. DIR/gpu.json is written after every step. The exit status is 1 if a result
@@ -156,6 +157,10 @@ class Suite:
             return workload
         return replace(workload, batch=1, layers=2, grid=5, channels=16, block_channels=(8, 8))
 
+    def has(self, op: str) -> bool:
+        """Whether the backend that is checked has an op."""
+        return gpu_checks.has(self.backend, op, self.device)
+
     def save(self, every: float = 0.0) -> None:
         """Write what is known, unless that was done less than `every` seconds ago."""
         if time.monotonic() - self.saved < every:
@@ -275,12 +280,12 @@ class Suite:
             Job((op, name, dtype), gpu_checks.check_case, (op, name, dtype, *where))
             for name in (case.name for case in cases.CASES if case.name in self.names)
             for dtype in dtypes
-            for op in gpu_checks.OPS
-        ]
+            for op in gpu_checks.OPS if self.has(op)
+        ]  # fmt: skip
         chains = [
             Job(("squeeze4d", chain.name, dtype), gpu_checks.check_chain,
                 (chain.name, dtype, *where))
-            for chain in cases.CHAINS if chain.name in self.names
+            for chain in cases.CHAINS if chain.name in self.names and self.has("squeeze4d")
             for dtype in dtypes
         ]  # fmt: skip
         return behaviours + table + chains

@@ -132,14 +132,13 @@ def stages_row(
         EAGER: (eager.correlation4d, eager.center_pivot_block4d),
     }
     for name in backends:
-        chains[name] = (
-            functools.partial(ops.correlation4d, backend=name),
-            functools.partial(ops.center_pivot_block4d, backend=name),
-        )
+        chains[name] = (functools.partial(ops.correlation4d, backend=name), _block4d(name, device))
     steps: dict[str, Step] = {}
     with torch.no_grad():
         for name, (correlation4d, block4d) in chains.items():
             steps[f"{name}, correlation"] = lambda _, op=correlation4d: op(*features)
+            if name != EAGER and not gpu_checks.has(name, gpu_checks.BLOCK, device):
+                continue
             x = correlation4d(*features)
             for index, block in enumerate(inputs.blocks, start=1):
                 last = index == len(inputs.blocks)
@@ -282,7 +281,8 @@ def warm(workload: Workload, dtype_name: str, device: str, backend: str) -> None
         for layout in LAYOUTS:
             _call(_ours(backend), lay_out(inputs, layout))
     tokens = lay_out(inputs, "tokens")
-    if workload.grid > 37:  # where the fused op is measured
+    fused = gpu_checks.has(backend, "correlation_center_pivot4d", device)
+    if fused and workload.grid > 37:  # where the fused op is measured
         for part in ("fused-block", "fused-gradients"):
             with torch.set_grad_enabled(part == "fused-gradients"):
                 _memory_step(part, backend, tokens)()
@@ -380,12 +380,23 @@ def _noted(found: dict[str, dict[str, Any]], name: str) -> Iterator[None]:
 
 
 def _ours(backend: str) -> Chain:
+    """The chain; after a correlation of a backend that has no blocks, they run on others."""
+
     def chain(inputs: Inputs) -> Tensor:
         features = (inputs.query, inputs.support, inputs.support_weight)
         blocks = [(*block.tensors(), STRIDE) for block in inputs.blocks]
-        return ops.squeeze4d(*features, blocks, backend=backend)
+        device = inputs.query.device.type
+        if gpu_checks.has(backend, "squeeze4d", device):
+            return ops.squeeze4d(*features, blocks, backend=backend)
+        corr = ops.correlation4d(*features, backend=backend)
+        return workloads.run_blocks(corr, inputs.blocks, _block4d(backend, device))
 
     return chain
+
+
+def _block4d(backend: str, device: str) -> Callable[..., Tensor]:
+    runs = gpu_checks.instead(backend, gpu_checks.BLOCK, device)
+    return functools.partial(ops.center_pivot_block4d, backend=runs)
 
 
 def _compiled() -> Chain:

@@ -33,8 +33,7 @@ AS_WRITTEN = (0, 1, 2, 3, 4, 5)
 QUERY_INNERMOST = (0, 1, 4, 5, 2, 3)
 CHANNELS_INNERMOST = (0, 2, 3, 4, 5, 1)
 
-# Size of the chunk of the correlation, or of its gradient, that the fused op holds on a GPU; the
-# same as `kChunkBytes` in csrc/cuda.
+# Size of the chunk of the correlation, or of its gradient, that the fused op holds on a GPU.
 CHUNK_BYTES = 80 * 2**20
 
 Function = TypeVar("Function", bound=Callable[..., object])

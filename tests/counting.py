@@ -48,14 +48,13 @@ def bytes_beyond_results(call: Callable[[], Any]) -> int:
     return peak.peak - sum(t.untyped_storage().nbytes() for t in kept.values())
 
 
-def hr_first_block(memory: str, device: str = "meta") -> tuple[Tensor, ...]:
-    """Query, support, weight, both kernels and bias of the workload HR.
+def hr_first_block(memory: str) -> tuple[Tensor, ...]:
+    """Query, support, weight, both kernels and bias of the workload HR, without data.
 
     Args:
         memory: dims of the features that lie side by side, "contiguous" or "tokens".
-        device: of all of them; their values are anything.
     """
-    options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16}
+    options: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16}
     work = WORKLOADS["HR"]
     features = [
         torch.empty(work.batch, work.layers, work.channels, work.grid, work.grid, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import subprocess
 from collections.abc import Sequence
@@ -43,8 +44,9 @@ def test_one_name_everywhere(op: str) -> None:
     if op in triton.OPS:
         places.append(f"kernels/{file}.py")
     if op in native.FUNCTIONS:
-        cuda = () if composed else (f"csrc/cuda/{file}_op.cpp",)  # it may use others' kernels
-        places += [f"csrc/cpu/{file}.cpp", *cuda]
+        places.append(f"csrc/cpu/{file}.cpp")
+    if op in native.CUDA_FUNCTIONS:
+        places.append(f"csrc/cuda/{file}_op.cpp")  # it may use others' kernels
     for place in places:
         assert (ROOT / place).is_file(), f"{op}: {place} is missing"
     assert op in ops.__all__
@@ -91,7 +93,7 @@ TYPES = {
 
 
 def test_the_list_in_cpp() -> None:
-    """Whole ops, with the reference's signatures, and the same limit of a chunk."""
+    """Whole ops, with the reference's signatures."""
     text = (flags.FOLDER / "ops.inc").read_text()
     pattern = r"^FSDINO(_CPU)?_OP\((\w+),\s*\((.*?)\),\s*(\S.*?)\)\n\n"
     lines = re.findall(pattern, text, re.DOTALL | re.M)
@@ -99,8 +101,9 @@ def test_the_list_in_cpp() -> None:
     known = {*contract.FUNCTIONS, *contract.OPTIONAL}
     assert {name for name, _, _ in found} == flags.functions() <= known
     assert {name for kind, name, *_ in lines if not kind} == flags.functions(cuda=True)
-    for op in contract.OPS:
-        assert (op in flags.functions()) == (f"{op}_backward" in flags.functions())
+    for op, cuda in itertools.product(contract.OPS, (False, True)):
+        functions = flags.functions(cuda=cuda)
+        assert (op in functions) == (f"{op}_backward" in functions)
     for name, arguments, result in found:
         pairs = (argument.rsplit(maxsplit=1) for argument in re.split(r",\s*", arguments))
         signature = inspect.signature(getattr(reference, name))
@@ -109,9 +112,6 @@ def test_the_list_in_cpp() -> None:
         ]
         python = result.replace("std::tuple<", "tuple[").replace(">", "]")
         assert python == signature.return_annotation
-    chunks = (flags.FOLDER / "cuda" / "fused_op.cpp").read_text()
-    [(number, shift)] = re.findall(r"kChunkBytes = (\d+) << (\d+);", chunks)
-    assert int(number) << int(shift) == contract.CHUNK_BYTES
 
 
 @each_name
@@ -119,8 +119,7 @@ def test_the_list_in_cpp() -> None:
 def test_a_backend_has_every_function(name: str, function: str) -> None:
     """With the reference's signature; or it says which op it has not."""
     op = function.removesuffix("_backward")
-    cpu = torch.device("cpu")
-    if backends.why_not(name, op, cpu, torch.float32) == f"it has no {op}":
+    if not gpu_checks.has(name, op, "cpu") or not gpu_checks.has(name, op, "cuda"):
         return
     if name == "triton" and find_spec("triton") is None:
         pytest.skip("needs Triton")

@@ -262,8 +262,7 @@ correlation_gradient_kernel(const Cosines<T> cosines, const T* grad, int64_t gra
   });
   if (!weight_grad) return;
   typename P::OfColumns totals;
-  product.sum_columns(totals, reinterpret_cast<float*>(shared_memory()), P::kRows,
-                      [](float value, int, int) { return value; });
+  product.sum_columns(totals, reinterpret_cast<float*>(shared_memory()));
   if (!P::has_first_row()) return;
   const int64_t query_blocks = ceil_div(queries, int64_t(P::kRows));
   float* const out = weight_grad + (plane * query_blocks + block.query_block) * supports;

@@ -6,6 +6,23 @@ namespace fsdino::cuda {
 
 namespace {
 
+// A query, a support and the support's weights, undefined where there are none.
+struct Pair {
+  Features query, support;
+  Tensor weight;
+  double eps;
+
+  template <typename T>
+  Cosines<T> cosines() const {
+    return {query.tokens<T>(), support.tokens<T>(), pointer<T>(weight), int(query.values.size(0)),
+            int(query.values.size(1)), int(query.values.size(3)), tf32_allowed()};
+  }
+  // Gradients to query tokens [B, L, N, C], support tokens and weights [B, M], float32, from that to
+  // the correlation; undefined where not needed.
+  std::tuple<Tensor, Tensor, Tensor> back(const Tensor& grad, const std::array<bool, 3>& needs,
+                                          Stream stream) const;
+};
+
 // Gradient to the tokens of one side: cosine_grad [B, L, N, M] times the other side's unit tokens.
 Tensor to_tokens(const Tensor& cosine_grad, const Features& side, const Tensor& weight,
                  const Features& other, const Tensor& other_weight, double eps, Stream stream) {
@@ -21,14 +38,6 @@ Tensor to_tokens(const Tensor& cosine_grad, const Features& side, const Tensor& 
                          grad.const_data_ptr<scalar_t>(), out.mutable_data_ptr<scalar_t>(), batches,
                          layers, channels, float(eps), stream);
     return out;
-  });
-}
-
-}  // namespace
-
-void Pair::correlate_into(Tensor& out, Stream stream) const {
-  FSDINO_CUDA_DISPATCH(out, "correlation4d", [&] {
-    correlate<scalar_t>(cosines<scalar_t>(), out.mutable_data_ptr<scalar_t>(), stream);
   });
 }
 
@@ -63,6 +72,8 @@ std::tuple<Tensor, Tensor, Tensor> Pair::back(const Tensor& grad, const std::arr
   return {to_query, to_support, to_weights};
 }
 
+}  // namespace
+
 Tensor correlation4d(const Tensor& query, const Tensor& support, const MaybeTensor& support_weight,
                      double eps) {
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
@@ -70,7 +81,9 @@ Tensor correlation4d(const Tensor& query, const Tensor& support, const MaybeTens
   Tensor out = empty_volume(query, {query.size(0), query.size(1), query.size(3), query.size(4),
                                     support.size(3), support.size(4)});
   const Pair pair{{query, eps}, {support, eps}, plain_weight(support_weight), eps};
-  pair.correlate_into(out, device);
+  FSDINO_CUDA_DISPATCH(out, "correlation4d", [&] {
+    correlate<scalar_t>(pair.cosines<scalar_t>(), out.mutable_data_ptr<scalar_t>(), device);
+  });
   return out;
 }
 

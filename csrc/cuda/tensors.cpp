@@ -16,13 +16,6 @@ bool starts_aligned(const Tensor& tensor, int64_t channels) {
   return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % piece == 0;
 }
 
-// The tensor itself where its rows are dense and aligned, else a copy.
-Tensor dense(const Tensor& given) {
-  const Tensor rows = given.resolve_neg();
-  if (rows.is_contiguous() && starts_aligned(rows, rows.size(-1))) return rows;
-  return rows.clone(at::MemoryFormat::Contiguous);
-}
-
 }  // namespace
 
 bool tf32_allowed() {
@@ -43,16 +36,9 @@ Tensor to_volume(const Tensor& given) {
     return to_volume(x.narrow(0, 0, 1)).expand(x.sizes());
   }
   const Tensor memory = x.permute(kInnermost);
-  const bool whole = x.size(0) == 1 || x.stride(0) % x.size(1) == 0;
-  if (whole && memory.select(0, 0).is_contiguous() && starts_aligned(x, x.size(1))) return x;
+  if (memory.select(0, 0).is_contiguous()) return x;
   return memory.clone(at::MemoryFormat::Contiguous).permute(kOutward);
 }
-
-Tensor to_dense_volume(const Tensor& x) {
-  return dense(x.permute(kInnermost)).permute(kOutward);
-}
-
-Tensor to_dense_tokens(const Tensor& x) { return dense(x.permute({0, 2, 3, 1})); }
 
 Features::Features(const Tensor& features, double eps) {
   const Tensor given = features.resolve_neg();

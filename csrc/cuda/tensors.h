@@ -1,7 +1,7 @@
 // From tensors to the kernels' arguments: memory order, device and stream.
 //
 // Volumes [B, C, Hq, Wq, Hs, Ws] are dense with the channels innermost, [B][Hq][Wq][Hs][Ws][C], but
-// for the batch, whose stride is any number of positions, 0 where one volume serves all of it.
+// for the batch, which has any stride, 0 where one volume serves all of it.
 
 #pragma once
 
@@ -50,15 +50,6 @@ bool tf32_allowed();
 Tensor empty_volume(const Tensor& like, at::IntArrayRef shape);
 // The tensor itself where it lies as kernels want it, else a copy; what the batch shares once.
 Tensor to_volume(const Tensor& x);
-// Dense also over the batch.
-Tensor to_dense_volume(const Tensor& x);
-// Of [B, C, H, W], dense tokens with their channels innermost.
-Tensor to_dense_tokens(const Tensor& x);
-// Positions from one sample of a volume to the next.
-inline int64_t batch_positions(const Tensor& volume) { return volume.stride(0) / volume.size(1); }
-inline Volume sizes_of(const Tensor& volume) {
-  return {int(volume.size(2)), int(volume.size(3)), int(volume.size(4)), int(volume.size(5))};
-}
 inline Tensor plain(const Tensor& tensor) { return tensor.resolve_neg().contiguous(); }
 inline Tensor empty_of(const Tensor& like) { return at::empty({0}, like.options()); }
 template <typename T>
@@ -79,53 +70,8 @@ struct Features {
   }
 };
 
-// A query, a support and the support's weights, undefined where there are none.
-struct Pair {
-  Features query, support;
-  Tensor weight;
-  double eps;
-
-  template <typename T>
-  Cosines<T> cosines() const {
-    return {query.tokens<T>(), support.tokens<T>(), pointer<T>(weight), int(query.values.size(0)),
-            int(query.values.size(1)), int(query.values.size(3)), tf32_allowed()};
-  }
-  // [B, L, Hq, Wq, Hs, Ws] of a query and support of these sizes.
-  void correlate_into(Tensor& out, Stream stream) const;
-  // Gradients to query tokens [B, L, N, C], support tokens and weights [B, M], float32, from that to
-  // the correlation; undefined where not needed.
-  std::tuple<Tensor, Tensor, Tensor> back(const Tensor& grad, const std::array<bool, 3>& needs,
-                                          Stream stream) const;
-};
 Tensor plain_weight(const MaybeTensor& weight);
 // Gradient to tokens [B, L, N, C] as that to features [B, L, C, H, W].
 Tensor as_features(const Tensor& grad, const Tensor& features);
-
-// One matrix for each tap: [kq * kq + ks * ks, Co, Ci], or with `back` [..., Ci, Co].
-Tensor tap_matrices(const Tensor& weight_query, const Tensor& weight_support, bool back);
-void convolve(const Tensor& source, const Tensor& matrices, const MaybeTensor& bias, Tensor out,
-              const Convolution& convolution, Stream stream, float* moments = nullptr);
-void convolve_back(const Tensor& grad, const Tensor& matrices, Tensor out,
-                   const Convolution& convolution, Stream stream);
-// Gradients to both weights, in float32.
-std::tuple<Tensor, Tensor> weight_gradients_of(const Tensor& source, const Tensor& grad,
-                                               const Tensor& weight_query,
-                                               const Tensor& weight_support,
-                                               const Convolution& convolution, Stream stream);
-// [taps, Ci, Co] -> [Co, Ci, kq, kq] and [Co, Ci, ks, ks].
-std::tuple<Tensor, Tensor> as_kernels(const Tensor& matrices, const Tensor& weight_query,
-                                      const Tensor& weight_support);
-inline Tensor bias_gradient(const Tensor& grad) {
-  return grad.sum({0, 2, 3, 4, 5}, false, at::kFloat);
-}
-inline Convolution convolution_of(const Tensor& weight_query, const Tensor& weight_support,
-                                  int64_t stride, int64_t first_query_row = 0) {
-  return {int(weight_query.size(3)), int(weight_support.size(3)), int(stride),
-          int(first_query_row)};
-}
-inline Tensor empty_output(const Tensor& x, int64_t channels, int64_t stride) {
-  return empty_volume(x, {x.size(0), channels, x.size(2), x.size(3),
-                          ceil_div(x.size(4), stride), ceil_div(x.size(5), stride)});
-}
 
 }  // namespace fsdino::cuda

@@ -52,17 +52,6 @@ FSDINO_DEVICE void stage_along(Word* tile, int rows, int step, const Source& sou
   }
 }
 
-// The same where the rows lie side by side, and the inner dimension across.
-template <typename T, int THREADS, typename Source>
-FSDINO_DEVICE void stage_across(Word* tile, int rows, int step, const Source& source) {
-  for (int i = thread_index(); i < rows * kDepth<T>; i += THREADS) {
-    const int row = i % rows, element = i / rows;
-    int valid = 0;
-    const T* from = source.at(row, step, element, valid);
-    reinterpret_cast<T*>(tile + row * kPitch)[element] = valid > 0 ? *from : T(0.0f);
-  }
-}
-
 // ROWS x COLUMNS of a product; each warp computes WARP_ROWS x WARP_COLUMNS of it.
 template <typename T, int ROWS, int COLUMNS, int WARP_ROWS, int WARP_COLUMNS>
 struct Product {
@@ -113,51 +102,31 @@ struct Product {
   FSDINO_DEVICE static int first_row() { return warp_index() / kWarpsAcross * WARP_ROWS; }
   FSDINO_DEVICE static int first_column() { return warp_index() % kWarpsAcross * WARP_COLUMNS; }
 
-  // Calls `visit(row, column, pair)` for this thread's elements, two in columns side by side.
+  // Calls `visit(row, column, sum)` for this thread's elements.
   template <typename Visit>
-  FSDINO_DEVICE void for_each_pair(const Visit& visit) {
+  FSDINO_DEVICE void for_each(const Visit& visit) {
 #pragma unroll
     for (int i = 0; i < kDown; ++i) {
 #pragma unroll
       for (int j = 0; j < kAcross; ++j) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          visit(row_of(i, half), column_of(j), sums[i][j] + 2 * half);
-        }
+        for (int k = 0; k < 4; ++k) visit(row_of(i, k / 2), column_of(j) + k % 2, sums[i][j][k]);
       }
     }
-  }
-  // Calls `visit(row, column, sum)` for this thread's elements.
-  template <typename Visit>
-  FSDINO_DEVICE void for_each(const Visit& visit) {
-    for_each_pair([&](int row, int column, float* pair) {
-      visit(row, column, pair[0]);
-      visit(row, column + 1, pair[1]);
-    });
   }
 
   // What a thread knows of each of its columns.
   using OfColumns = float[kAcross][2];
-  // Over the first `rows` rows, the sum of `of(sum, j, k)` of column `column_of(j) + k`, given to all
-  // that have this column. Uses the shared memory from `memory` on, kWarpsDown * COLUMNS floats.
-  template <typename Of>
-  FSDINO_DEVICE void sum_columns(OfColumns& totals, float* memory, int rows, const Of& of) {
+  // The sum of each column, given to all that have it. Uses the shared memory from `memory` on,
+  // kWarpsDown * COLUMNS floats.
+  FSDINO_DEVICE void sum_columns(OfColumns& totals, float* memory) {
+    for_each_column([&](int, int j, int k) {
+      float total = 0.0f;
 #pragma unroll
-    for (int j = 0; j < kAcross; ++j) {
-#pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        float total = 0.0f;
-#pragma unroll
-        for (int i = 0; i < kDown; ++i) {
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            if (row_of(i, half) < rows) total += of(sums[i][j][2 * half + k], j, k);
-          }
-        }
-        for (int mask = 4; mask < kWarp; mask *= 2) total += from_lane(total, mask);
-        totals[j][k] = total;
-      }
-    }
+      for (int i = 0; i < kDown; ++i) total += sums[i][j][k] + sums[i][j][2 + k];
+      for (int mask = 4; mask < kWarp; mask *= 2) total += from_lane(total, mask);
+      totals[j][k] = total;
+    });
     synchronise();
     float* const own = memory + first_row() / WARP_ROWS * COLUMNS;
     for_each_column([&](int column, int j, int k) {

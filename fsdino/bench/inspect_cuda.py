@@ -19,7 +19,7 @@ from fsdino.csrc import flags
 
 ARCHITECTURES = ("80", "90a")
 PORTABLE = "100"  # compiled to PTX only
-MULTIPLIES = ("correlation", "walk", "weight_gradient")
+MULTIPLIES = "correlation"
 # Those that sm_90a alone has; elsewhere they are empty and never started.
 HOPPER_KERNELS = {"correlation_hopper_kernel"}
 # ptxas says as mere information that it makes products of sm_90a wait for each other.
@@ -113,7 +113,7 @@ def _spills(said: str) -> Iterator[tuple[str, int]]:
 
 @functools.cache
 def _readable(name: str) -> tuple[str, str]:
-    """`walk_kernel` and `<float, 16, 4>` of a mangled name."""
+    """`correlation_kernel` and `<float, 16>` of a mangled name."""
     run = subprocess.run(["c++filt", name], check=True, capture_output=True, text=True)
     plain = re.sub(r"\(anonymous namespace\)|<unnamed>", "", run.stdout)
     found = re.search(r"(\w+)(<.*?>)?\(", plain)

@@ -92,10 +92,10 @@ def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
 
 def why_not_cuda(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """The reason why the extension's CUDA kernels cannot run such a call. Never builds."""
-    if op not in CUDA_FUNCTIONS:
-        return f"it has no {op}"
     if device.type != "cuda":
         return f"it runs on NVIDIA GPUs, not on {device.type}"
+    if op not in CUDA_FUNCTIONS:
+        return f"it has no {op}: use triton, which takes fewer instructions for it"
     if dtype not in CUDA_DTYPES:
         return f"it runs float32, float16 and bfloat16, not {dtype}"
     return _why_not_on(device.index)

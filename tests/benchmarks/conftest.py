@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from fake_gpu import CACHE_BYTES, FAKE_GPU, Event, Graph, Stream
+from fsdino.ops import backends
 
 
 @pytest.fixture
@@ -40,3 +42,16 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setattr(torch.cuda, name, fake)
     Graph.replays = 0
     return FAKE_GPU
+
+
+@pytest.fixture
+def correlates_only(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of a backend that has one op, as `cuda` has: the reference's correlation."""
+
+    def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+        return None if op == "correlation4d" else f"it has no {op}: use another"
+
+    known = backends._registry["reference"]
+    one = dataclasses.replace(known, name="one", priority=-1, why_not=why_not)
+    monkeypatch.setitem(backends._registry, "one", one)
+    return "one"

@@ -77,6 +77,30 @@ def test_wrong_results_fail(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (found["worst"] == "output") == forward, found
 
 
+@pytest.mark.parametrize("name", ["stream", "autocast", "NaN", "views"])
+def test_behaviours_of_a_backend_with_one_op(name: str, correlates_only: str) -> None:
+    """What a chain has beside is run by others, or left out."""
+    found = gpu_checks.check_behaviour(name, CPU, correlates_only)
+    assert found["said"].startswith(("passed", "skipped: needs"))
+
+
+def test_slices_and_calls_of_a_backend_with_one_op(correlates_only: str) -> None:
+    """The convolution of the slices is another's; the sanitizer sees the op that is there."""
+    assert gpu_checks.check_rows(5, 3, 8, CPU, correlates_only) <= 1
+    assert gpu_checks.run_ops(CPU, correlates_only) == 2
+
+
+def test_what_a_backend_has(correlates_only: str) -> None:
+    """By op, by call, by the parts of a composed op; "auto" has them all."""
+    one = correlates_only
+    assert gpu_checks.has(one, "correlation4d", CPU)
+    for op in (gpu_checks.BLOCK, gpu_checks.REDUCED, "squeeze4d"):
+        assert not gpu_checks.has(one, op, CPU) and gpu_checks.instead(one, op, CPU) == "auto"
+        assert gpu_checks.has("auto", op, CPU) and gpu_checks.has("triton", op, "cuda")
+    assert not gpu_checks.has("cuda", "squeeze4d", "cuda")
+    assert gpu_checks.has("cuda", "correlation4d", "cuda")
+
+
 def test_memory_that_is_never_written_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """It holds NaN."""
 

@@ -59,8 +59,14 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def suite(tmp_path: Path, parts: Iterable[str], device: str = "cpu", **changes: Any) -> Suite:
-    settings = {"budget": 100.0, "processes": 2, "names": NAMES, **changes}
-    return Suite(tmp_path, device, ["reference"], list(parts), **settings)
+    settings = {
+        "budget": 100.0,
+        "processes": 2,
+        "names": NAMES,
+        "backends": ["reference"],
+        **changes,
+    }
+    return Suite(tmp_path, device, parts=list(parts), **settings)
 
 
 def content(tmp_path: Path) -> dict[str, Any]:
@@ -145,6 +151,18 @@ def test_on_a_gpu_everything_is_compiled_first(
     assert timed[0][0].grid == 37 and timed[0][1] == "bfloat16"
     assert {a[-1] for a in timed} == {0, gpu_suite.COMPILE_SECONDS}
     assert one.machine["device"] == "Fake" and one.machine["capability"] == "9.0"
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_backend_with_one_op(tmp_path: Path, correlates_only: str) -> None:
+    """It is checked on that one; the chains of its rows go on with others."""
+    one = suite(tmp_path, ("correctness", "stages"), backends=[correlates_only, "reference"])
+    assert one.run()
+    found = content(tmp_path)["parts"]
+    correctness = found["correctness"]
+    assert correctness["passed"] == 3 * len(NAMES) and not correctness["failed"]
+    assert correctness["largest"].keys() == {"correlation4d"}
+    assert not any(row.get("failed") for row in found["stages"]["rows"])
 
 
 RIGHT = {"passed": True, "error": 0.5, "said": "passed"}

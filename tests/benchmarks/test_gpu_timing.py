@@ -64,6 +64,23 @@ def test_wrong_results_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "seconds" in found["eager, tokens"]
 
 
+def test_rows_of_a_backend_with_one_op(correlates_only: str) -> None:
+    """Its chain goes on with others' blocks; by op it is timed for what it has."""
+    where = ("cpu", [correlates_only, "reference"])
+    chain = gpu_timing.chain_row(MINI, F32, *where, 0.01, 0)["implementations"]
+    assert all("seconds" in result for result in chain.values()) and len(chain) == 6
+    stages = gpu_timing.stages_row(MINI, F32, *where, 0.01)["stages"]
+    assert [name for name in stages if correlates_only in name] == [
+        f"{correlates_only}, correlation"
+    ]
+    assert "reference, block 2" in stages
+    peaks = gpu_timing.memory_row(MINI, F32, "fused-block", *where)["peaks"]
+    assert "it has no correlation_center_pivot4d" in peaks[correlates_only]["failed"]
+    gpu_timing.warm(replace(MINI, grid=38, layers=1, channels=8), F32, "cpu", correlates_only)
+    kernels = gpu_timing.kernels_row(MINI, F32, "cpu", correlates_only, "tokens")
+    assert kernels["kernels"]
+
+
 def test_a_graph_that_replays_something_else_is_not_timed(
     monkeypatch: pytest.MonkeyPatch, fake_gpu: str
 ) -> None:

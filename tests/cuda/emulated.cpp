@@ -12,12 +12,8 @@ TORCH_LIBRARY(fsdino_emulated, m) {
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  m.def("set_falling", [](bool falling) { fsdino::cuda::emulator::machine.falling = falling; },
-        "Whether the threads of a block run in falling order.");
   m.def("set_hopper", [](bool hopper) { fsdino::cuda::emulator::machine.hopper = hopper; },
         "Whether the GPU runs the code of sm_90a.");
-  m.def("set_skipping", [](bool skipping) { fsdino::cuda::emulator::machine.skipping = skipping; },
-        "Whether launches do nothing.");
   m.def("set_shared_limit",
         [](int64_t bytes) { fsdino::cuda::emulator::machine.shared_limit = bytes; },
         "Bytes of shared memory that a block may have.");

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
+from fsdino import contract, ops
+from fsdino.commands import info
 from fsdino.csrc import flags
+from fsdino.errors import BackendError
 from fsdino.ops import backends, build, measured, native
+from tiny_models import episode, tiny_model
 
 GPU = torch.device("cuda", 0)
 FEATURES = torch.ones(1, 1, 4, 2, 2)
@@ -60,6 +65,65 @@ def test_auto_takes_triton_until_something_is_measured(monkeypatch) -> None:
     assert measured.fastest("center_pivot_conv4d", on_gpu) is None
     assert measured.fastest("correlation4d", on_gpu.half()) is None
     assert measured.fastest("correlation4d", torch.Tensor()) is None
+
+
+LACKING = [op for op in contract.OPS | contract.COMPOSED if op != "correlation4d"]
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose GPU can run `cuda`, and that has no Triton; the CPU plays the GPU."""
+    monkeypatch.setattr(native, "_why_not_on", lambda index: None)
+    cuda = dataclasses.replace(
+        backends._registry["cuda"],
+        module="fsdino.ops.reference",
+        why_not=lambda op, device, dtype: native.why_not_cuda(op, GPU, dtype),
+    )
+    registry = {"cuda": cuda, "reference": backends._registry["reference"]}
+    monkeypatch.setattr(backends, "_registry", registry)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_the_one_op_that_it_has() -> None:
+    """`auto` takes it for the correlation, and something else for the rest."""
+    assert backends.select("correlation4d", FEATURES) == "cuda"
+    assert backends.select("correlation4d", FEATURES, "cuda") == "cuda"
+    for op in LACKING:
+        assert backends.select(op, FEATURES) == "reference"
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+@pytest.mark.parametrize("op", LACKING)
+def test_an_op_that_it_lacks(op: str) -> None:
+    """By name it is refused, with the op and what to use instead."""
+    part = contract.PARTS.get(op, (op,))[-1]
+    words = rf"backend 'cuda' cannot run {op} here: it has no {part}: use triton, which"
+    with pytest.raises(BackendError, match=words):
+        backends.select(op, FEATURES, "cuda")
+    with ops.use_backend("cuda"), pytest.raises(BackendError, match=words):
+        backends.select(op, FEATURES)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_a_model_on_it() -> None:
+    """A whole model is refused in the same words: it needs the convolutions."""
+    words = "cannot run squeeze4d here: it has no center_pivot_block4d: use triton"
+    with torch.no_grad(), ops.use_backend("cuda"), pytest.raises(BackendError, match=words):
+        tiny_model()(*episode(1, 1))
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_info_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    """For each op that it lacks; elsewhere than on a GPU the reason is the device."""
+    info._print_backends("", info.choices(GPU, torch.float32))
+    said = capsys.readouterr().out
+    for op in LACKING:
+        part = contract.PARTS.get(op, (op,))[-1]
+        assert f"cuda: no {op}, it has no {part}: use triton" in said
+    assert "correlation4d" not in said.partition("cuda: no")[2]
+    for op in contract.OPS:
+        reason = native.why_not_cuda(op, torch.device("cpu"), torch.float32)
+        assert reason == "it runs on NVIDIA GPUs, not on cpu"
 
 
 def fake_nvcc(folder: Path, release: str) -> None:
@@ -128,5 +192,5 @@ def test_the_build_follows(monkeypatch) -> None:
     added = {Path(path).name for path in both["sources"]} - {
         Path(path).name for path in alone["sources"]
     }
-    assert {"center_pivot.cu", "correlation.cu", "norm.cu", "tensors.cpp"} <= added
+    assert {"correlation.cu", "correlation_op.cpp", "device.cu", "tensors.cpp"} == added
     assert "-DFSDINO_CUDA=8.0" in both["extra_cflags"]

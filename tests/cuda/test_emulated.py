@@ -13,16 +13,16 @@ import pytest
 from torch.utils import cpp_extension
 
 import fsdino
-from counting import hr_first_block
-from fsdino.contract import CHUNK_BYTES, OPS
+from fsdino.contract import OPS
 from fsdino.csrc import flags
+from fsdino.ops.native import CUDA_FUNCTIONS
 
 HERE = Path(__file__).resolve().parent
 # Where another process finds the package, the plugin and what tests share.
 PLACES = os.pathsep.join(
     [str(HERE), str(HERE.parent), str(Path(fsdino.__file__).parent.parent), *sys.path]
 )
-TABLE = sorted({*OPS.values(), "numerics", "nonfinite"})
+TABLE = sorted({*(OPS[op] for op in OPS if op in CUDA_FUNCTIONS), "numerics", "nonfinite"})
 # The emulator jumps between stacks, which glibc takes for an attack where it is fortified.
 FLAGS = (
     "-std=c++20", "-O1", "-fPIC", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror",
@@ -109,42 +109,6 @@ def ask(library: Path, script: str, *arguments: str) -> str:
     ).stdout
 
 
-MEMORY = """
-from counting import bytes_beyond_results, eager_first_block, hr_first_block
-from fsdino.bench.workloads import STRIDE
-emulated.set_skipping(True)
-ops = torch.ops.fsdino_emulated
-for hopper in (False, True):
-    emulated.set_hopper(hopper)
-    emulated.set_shared_limit((227 if hopper else 163) << 10)
-    for memory in ("contiguous", "tokens"):
-        block = hr_first_block(memory, "cpu")
-        y = ops.correlation_center_pivot4d(*block, STRIDE, 1e-5)
-        back = (y, *block[:5], STRIDE, 1e-5)
-        calls = [
-            lambda: eager_first_block(*hr_first_block(memory)),
-            lambda: ops.correlation_center_pivot4d(*block, STRIDE, 1e-5),
-            lambda: ops.correlation_center_pivot4d_backward(*back, [False] * 3 + [True] * 3),
-            lambda: ops.correlation_center_pivot4d_backward(*back, [True] * 6),
-        ]
-        print(json.dumps([bytes_beyond_results(call) for call in calls]))
-"""
-
-
-@pytest.mark.slow
-def test_memory(library: Path) -> None:
-    """HR's first block takes a tenth of what the eager formulation does, also going back.
-
-    Gradients to the features cost one more chunk, and their copies and gradients.
-    """
-    features = 2 * hr_first_block("contiguous")[0].nbytes
-    found = [json.loads(line) for line in ask(library, MEMORY).splitlines()]
-    assert len(found) == 4
-    for eager, forward, to_weights, to_all in found:
-        assert 0 < forward <= eager / 10 and 0 < to_weights <= eager / 10
-        assert to_all <= eager / 10 + CHUNK_BYTES + 2 * features
-
-
 TF32 = """
 from fsdino.bench import exactness
 from fsdino.ops import reference
@@ -167,7 +131,7 @@ def test_tf32_follows_the_switch(library: Path) -> None:
 
 
 def test_index_arithmetic(tmp_path: Path) -> None:
-    """Walks and tiles reach exactly the terms of the definition, on all small grids."""
+    """Swizzles, descriptors and boxes are the PTX manual's, at every place they can have."""
     compiler = flags.compiler()
     if compiler is None:
         pytest.skip("needs a C++ compiler")
@@ -177,4 +141,4 @@ def test_index_arithmetic(tmp_path: Path) -> None:
     subprocess.run([*command, include, HERE / "test_index.cpp", "-o", program], check=True)
     done = subprocess.run([program], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    assert done.stdout.endswith(" 0 wrong\n") and int(done.stdout.split()[0]) > 500_000
+    assert done.stdout.endswith(" 0 wrong\n") and int(done.stdout.split()[0]) > 250_000
