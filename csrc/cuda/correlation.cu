@@ -150,8 +150,72 @@ struct HopperTile {
   static constexpr int kWarpgroups = 2, kThreads = kWarpgroups * kWarpgroup, kStages = 3;
   static constexpr int kRows = kWarpgroups * kAsyncRows, kColumns = kAsyncColumns, kLayers = 2;
   static constexpr int kStageBytes = (kRows + kColumns) * kBoxBytes;
-  using Pipeline = BoxPipeline<kStages>;
-  static constexpr int kSharedBytes = kStages * kStageBytes + Pipeline::kSharedBytes;
+  using Pipeline = BoxPipeline<kStages, kStageBytes>;
+  // What the elements are multiplied by.
+  struct Scales {
+    float query[kLayers][kRows], support[kLayers][kColumns], weight[kColumns];
+  };
+  static constexpr int kSharedBytes =
+      kStages * kStageBytes + int(sizeof(Scales)) + Pipeline::kBarrierBytes;
+  // In the end the stages hold the elements, both layers of one in a word. With rows 8 words apart
+  // beyond a multiple of 32, what half a warp writes at once lies in different banks.
+  static constexpr int kPitch = kColumns + 8;
+  static_assert(kRows * kPitch * int(sizeof(Word)) <= kStages * kStageBytes);
+
+  template <typename T>
+  using Block = CosineBlock<T, kRows, kColumns, kLayers>;
+
+  // Loads the scales of a block; whether all of its weights are 0. What does not exist counts 0.
+  template <typename T>
+  FSDINO_DEVICE static bool stage(Scales& scales, const Block<T>& block, const Cosines<T>& cosines,
+                                  int layers) {
+    const auto inverse = [&](const float* inverses, int token, int count) {
+      return token < count ? inverses[token] : 0.0f;
+    };
+    for (int i = thread_index(); i < layers * kRows; i += kThreads) {
+      const int layer = i / kRows, row = i % kRows;
+      scales.query[layer][row] = inverse(block.query_inverse(cosines, layer), block.first_query + row,
+                                         cosines.query.count);
+    }
+    for (int i = thread_index(); i < layers * kColumns; i += kThreads) {
+      const int layer = i / kColumns, column = i % kColumns;
+      scales.support[layer][column] = inverse(block.support_inverse(cosines, layer),
+                                              block.first_support + column, cosines.support.count);
+    }
+    bool heard = false;
+    for (int column = thread_index(); column < kColumns; column += kThreads) {
+      const int token = block.first_support + column;
+      const float weight = token < cosines.support.count ? block.weight(cosines, token) : 0.0f;
+      scales.weight[column] = weight;
+      heard |= weight != 0.0f;
+    }
+    return !synchronise_or(heard);
+  }
+
+  // This thread's elements of one layer, `values[2 * j + half]` those of two columns in a row.
+  using Values = Word[kColumns / 4];
+  template <typename T>
+  FSDINO_DEVICE static void scale(Values& values, const AsyncProduct<T>& product,
+                                  const Scales& scales, int layer, int first_row) {
+    const float of_row[2] = {scales.query[layer][first_row + product.row_of(0)],
+                             scales.query[layer][first_row + product.row_of(1)]};
+#pragma unroll
+    for (int j = 0; j < kColumns / 8; ++j) {
+      const int column = product.column_of(j);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        Word word = 0;
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const float weight = scales.weight[column + k];
+          const float cosine = rectified(product.sums[j][2 * half + k] * of_row[half] *
+                                         scales.support[layer][column + k]);
+          word |= Word(T(weight == 0.0f ? 0.0f : cosine * weight).x) << 16 * k;
+        }
+        values[2 * j + half] = word;
+      }
+    }
+  }
 };
 
 template <typename T>
@@ -160,73 +224,80 @@ correlation_hopper_kernel(FSDINO_PARAMETER FeatureMap query, FSDINO_PARAMETER Fe
                           const Cosines<T> cosines, T* out) {
   if constexpr (kHopper) {
     using Tile = HopperTile;
-    const CosineBlock<T, Tile::kRows, Tile::kColumns, Tile::kLayers> block(cosines);
+    const Tile::Block<T> block(cosines);
     const int steps = ceil_div(cosines.channels, kBoxDepth);
-    const bool paired = block.layer + 1 < cosines.layers;
+    const int layers = smaller(Tile::kLayers, cosines.layers - block.layer);
 
     char* const memory = shared_memory();
-    Tile::Pipeline pipeline(memory + Tile::kStages * Tile::kStageBytes, Tile::kThreads / kWarp);
-    const auto stage_at = [&](int stage) { return memory + stage * Tile::kStageBytes; };
-    const auto copy = [&](int step, int stage, PhaseBarrier* barrier) {
-      const int channel = step % steps * kBoxDepth, layer = block.layer + step / steps;
-      char* const rows = stage_at(stage);
-      query.copy(rows, channel, block.first_query, 0, layer, int(block.batch), barrier);
-      support.copy(rows + Tile::kRows * kBoxBytes, channel, block.first_support, 0, layer,
-                   int(block.batch), barrier);
+    auto& scales = *reinterpret_cast<Tile::Scales*>(memory + Tile::kStages * Tile::kStageBytes);
+    Tile::Pipeline pipeline(memory, reinterpret_cast<char*>(&scales + 1), Tile::kThreads / kWarp);
+    int channel = 0, copied_layer = block.layer;
+    const auto copy = [&](char* stage, PhaseBarrier* barrier) {
+      const int batch = int(block.batch);
+      query.copy(stage, channel, block.first_query, copied_layer, batch, barrier);
+      support.copy(stage + Tile::kRows * kBoxBytes, channel, block.first_support, copied_layer, batch,
+                   barrier);
+      channel += kBoxDepth;
+      if (channel >= cosines.channels) {
+        channel = 0;
+        ++copied_layer;
+      }
     };
+    const bool silent = Tile::stage(scales, block, cosines, layers);
+    if (!silent) pipeline.begin(layers * steps, copy);
+
     AsyncProduct<T> product;
     const int own_row = warpgroup_index() * kAsyncRows;
-    const bool silent = block.is_silent(cosines);
-    const auto multiply_layer = [&] {
-      if (silent) return;
-      pipeline.run(steps, copy, [&](int stage) {
-        const char* const rows = stage_at(stage);
-        product.multiply(rows + own_row * kBoxBytes, rows + Tile::kRows * kBoxBytes);
-      });
-    };
-    // Calls `write(place, value, number, exists)` for this thread's elements of a layer, which lie in
-    // two rows; the place is the first layer's.
-    const auto for_each = [&](int layer, const auto& write) {
-      float of_row[2];
-      bool is_row[2];
-      for (int half = 0; half < 2; ++half) {
-        const int token = block.first_query + own_row + product.row_of(half);
-        is_row[half] = token < cosines.query.count;
-        of_row[half] = is_row[half] ? block.query_inverse(cosines, layer)[token] : 0.0f;
+    Tile::Values earlier = {}, values = {};
+#pragma unroll 1
+    for (int layer = 0; layer < layers; ++layer) {
+#pragma unroll
+      for (int i = 0; i < Tile::kColumns / 4; ++i) earlier[i] = values[i];
+      product.clear();
+      if (!silent) {
+        pipeline.run(steps, copy, [&](const char* rows) {
+          product.multiply(rows + own_row * kBoxBytes, rows + Tile::kRows * kBoxBytes);
+        });
       }
-      int number = 0;
-      product.for_each([&](int row, int column, float sum) {
-        const int i = number++, half = i / 2 % 2, token = block.first_support + column;
-        const bool exists = is_row[half] && token < cosines.support.count;
-        const float weight = exists ? block.weight(cosines, token) : 0.0f;
-        const float of_column = exists ? block.support_inverse(cosines, layer)[token] : 0.0f;
-        const float cosine = rectified(sum * of_row[half] * of_column);
-        write(out + block.place(cosines, own_row + row, column),
-              T(weight == 0.0f ? 0.0f : cosine * weight), i, exists);
-      });
-    };
-
-    if (!silent) pipeline.begin(paired ? 2 * steps : steps, Tile::kStageBytes, copy);
-    multiply_layer();
-    if (!paired) {
-      for_each(0, [](T* place, T value, int, bool exists) { if (exists) *place = value; });
-      return;
+      Tile::scale(values, product, scales, layer, own_row);
     }
-    Word earlier[Tile::kColumns / 4] = {};  // the first layer's elements, two in a word
-    for_each(0, [&](T*, T value, int i, bool) { earlier[i / 2] |= Word(value.x) << i % 2 * 16; });
-    product.clear();
-    multiply_layer();
-    const bool in_words = cosines.layers % 2 == 0;
-    for_each(1, [&](T* place, T value, int i, bool exists) {
-      if (!exists) return;
-      const Word both = (earlier[i / 2] >> i % 2 * 16 & 0xffff) | Word(value.x) << 16;
-      if (in_words) {
-        *reinterpret_cast<Word*>(place) = both;
-      } else {
-        *reinterpret_cast<uint16_t*>(place) = uint16_t(both);
-        place[1] = value;
+
+    synchronise();  // no warp multiplies any more: the stages are free
+    Word* const elements = reinterpret_cast<Word*>(memory) + own_row * Tile::kPitch;
+#pragma unroll
+    for (int i = 0; i < Tile::kColumns / 4; ++i) {
+      const WordPair both{(earlier[i] & 0xffff) | values[i] << 16,
+                          earlier[i] >> 16 | (values[i] & 0xffff0000)};
+      const int place = product.row_of(i % 2) * Tile::kPitch + product.column_of(i / 2);
+      *reinterpret_cast<WordPair*>(elements + place) = both;
+    }
+    synchronise_warp();  // which writes the rows that it has
+
+    constexpr int kWarpRows = AsyncProduct<T>::kWarpRows;
+    const int first_row = warp_index() * kWarpRows;
+    const int rows = smaller(kWarpRows, cosines.query.count - block.first_query - first_row);
+    const int columns = cosines.support.count - block.first_support;
+    const Word* from = reinterpret_cast<const Word*>(memory) + first_row * Tile::kPitch;
+    T* to = out + block.place(cosines, first_row, 0);
+    const bool in_words = layers == 2 && cosines.layers % 2 == 0;
+#pragma unroll 1
+    for (int row = 0; row < rows; ++row) {
+#pragma unroll
+      for (int first = 0; first < Tile::kColumns; first += kWarp) {
+        const int column = first + lane_index();
+        if (column >= columns) continue;
+        T* const place = to + int64_t(column) * cosines.layers;
+        const Word word = from[column];
+        if (in_words) {
+          *reinterpret_cast<Word*>(place) = word;
+        } else {
+          if (layers == 2) *reinterpret_cast<uint16_t*>(place) = uint16_t(word);
+          reinterpret_cast<uint16_t*>(place)[layers - 1] = uint16_t(word >> 16);
+        }
       }
-    });
+      from += Tile::kPitch;
+      to += int64_t(cosines.support.count) * cosines.layers;
+    }
   }
 }
 
@@ -349,7 +420,7 @@ void correlate(const Cosines<T>& cosines, T* out, Stream stream) {
     const int64_t blocks = cosine_blocks<HopperTile>(cosines, HopperTile::kLayers);
     if (blocks > 0 && in_boxes(sizeof(T), cosines.channels) && runs_hopper_code()) {
       const auto map = [&](const Tokens<T>& tokens, int box) {
-        return feature_map(cosines, tokens, 1, tokens.count, 1, box);
+        return feature_map(cosines, tokens, box);
       };
       launch(correlation_hopper_kernel<T>, blocks, HopperTile::kThreads, HopperTile::kSharedBytes,
              stream, map(cosines.query, HopperTile::kRows),

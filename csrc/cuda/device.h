@@ -145,10 +145,10 @@ using BoxMap = CUtensorMap;
 FSDINO_DEVICE void copy_box(void* destination, const BoxMap& map, const int (&at)[kBoxDims],
                             PhaseBarrier* barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];\n" ::"r"(shared_address(destination)),
-      "l"(&map), "r"(shared_address(barrier)), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]),
-      "r"(at[4]) : "memory");
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5, %6}], [%2];\n" ::"r"(shared_address(destination)),
+      "l"(&map), "r"(shared_address(barrier)), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3])
+      : "memory");
 }
 
 // Products run in the background, too, in groups that end with a commit; their sums may be touched

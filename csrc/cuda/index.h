@@ -23,6 +23,9 @@ FSDINO_BOTH int clamp(int value, int low, int high) { return smaller(larger(valu
 // one float. A product step takes 8 of them.
 using Word = uint32_t;
 constexpr int kStepWords = 8;
+struct alignas(8) WordPair {
+  Word first, second;
+};
 template <typename T>
 constexpr int kPerWord = int(sizeof(Word) / sizeof(T));
 constexpr int kWarp = 32;
@@ -52,7 +55,7 @@ FSDINO_BOTH uint64_t descriptor_along(uint64_t descriptor, int elements) {
 
 // A tensor of 16-bit elements, innermost dimension first, and the box of it that one bulk copy
 // brings; strides in bytes.
-constexpr int kBoxDims = 5;
+constexpr int kBoxDims = 4;
 struct BoxShape {
   int64_t sizes[kBoxDims], strides[kBoxDims];
   int box[kBoxDims];
@@ -61,18 +64,18 @@ struct BoxShape {
 FSDINO_BOTH bool in_boxes(int element_bytes, int channels) {
   return element_bytes == 2 && channels > 0 && channels % 8 == 0;
 }
-// Features [batches, layers, rows, columns, channels] in boxes of rows x columns tokens. A dimension
-// that is shared (stride 0) has one element in the map; it has no coordinate but 0.
+// Features [batches, layers, tokens, channels] in boxes of `box_tokens`. A dimension that is shared
+// (stride 0) has one element in the map; it has no coordinate but 0.
 inline BoxShape box_shape(int batches, int64_t batch_stride, int layers, int64_t layer_stride,
-                          int rows, int columns, int channels, int box_rows, int box_columns) {
+                          int tokens, int channels, int box_tokens) {
   const int64_t token = int64_t(channels) * 2;
   const auto own = [](int size, int64_t stride) { return size > 1 && stride != 0; };
   const bool own_layers = own(layers, layer_stride), own_batches = own(batches, batch_stride);
-  const int64_t layer = own_layers ? layer_stride * 2 : rows * columns * token;
+  const int64_t layer = own_layers ? layer_stride * 2 : tokens * token;
   const int64_t batch = own_batches ? batch_stride * 2 : layer * (own_layers ? layers : 1);
-  return {{channels, columns, rows, own_layers ? layers : 1, own_batches ? batches : 1},
-          {2, token, columns * token, layer, batch},
-          {kBoxDepth, box_columns, box_rows, 1, 1}};
+  return {{channels, tokens, own_layers ? layers : 1, own_batches ? batches : 1},
+          {2, token, layer, batch},
+          {kBoxDepth, box_tokens, 1, 1}};
 }
 
 }  // namespace fsdino::cuda

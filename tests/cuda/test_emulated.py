@@ -109,6 +109,54 @@ def ask(library: Path, script: str, *arguments: str) -> str:
     ).stdout
 
 
+TILES = """
+from fsdino.bench.cases import TOLERANCE
+from fsdino.bench.exactness import assert_close
+from fsdino.ops import reference
+emulated.set_hopper(True)
+emulated.set_shared_limit(227 << 10)
+generator = torch.Generator().manual_seed(0)
+
+def random(batch, layers, grid, channels, dtype):
+    shape = (batch, layers, channels, *grid)
+    return torch.randn(shape, generator=generator).to(dtype)
+
+def innermost(features):
+    return features.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+
+checked = 0
+for layers, channels, dtype in [(1, 8, torch.half), (2, 264, torch.bfloat16), (3, 72, torch.half),
+                                (5, 200, torch.bfloat16), (4, 64, torch.half)]:
+    query = random(2, layers, (11, 13), channels, dtype)
+    support = random(2, layers, (13, 20), channels, dtype)
+    weight = torch.rand(2, 13, 20, generator=generator).sub(0.2).to(dtype)
+    weight[0, :10] = 0  # a whole tile
+    weight[1, 2::3] = 0
+    views = [
+        (query, support), (innermost(query), support.transpose(3, 4).contiguous().transpose(3, 4)),
+        (query[:1].expand(2, -1, -1, -1, -1), innermost(support)),
+        (innermost(query)[:, :1].expand(-1, layers, -1, -1, -1), support),
+    ]
+    for q, s in views:
+        for w in (weight, None):
+            found = torch.ops.fsdino_emulated.correlation4d(q, s, w, 1e-5)
+            exact = reference.correlation4d(
+                q.double(), s.double(), None if w is None else w.double(), 1e-5)
+            assert_close(found, exact, TOLERANCE[dtype].forward)
+            checked += 1
+print(json.dumps(checked))
+"""
+
+
+@pytest.mark.slow
+def test_tiles_of_sm_90a(library: Path) -> None:
+    """More tokens than a tile has, more channels than the stages; odd layers, and any strides.
+
+    The shared table has one tile of support tokens, and fewer channels.
+    """
+    assert json.loads(ask(library, TILES)) == 40
+
+
 TF32 = """
 from fsdino.bench import exactness
 from fsdino.ops import reference

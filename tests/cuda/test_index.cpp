@@ -68,25 +68,23 @@ void check_descriptors() {
 
 // A box's coordinates reach the features' elements through the map's strides.
 void check_box_shape(int batches, bool one_batch, int layers, bool one_layer) {
-  constexpr int kRows = 3, kColumns = 5, kChannels = 24;
-  const int64_t plane = int64_t(kRows) * kColumns * kChannels;
+  constexpr int kTokens = 15, kChannels = 24;
+  const int64_t plane = int64_t(kTokens) * kChannels;
   const int64_t layer_stride = one_layer ? 0 : 2 * plane, batch_stride = one_batch ? 0 : 7 * plane;
-  const BoxShape shape = box_shape(batches, batch_stride, layers, layer_stride, kRows, kColumns,
-                                   kChannels, 2, 4);
-  expect(shape.box[0] * 2 == kBoxBytes && shape.box[1] == 4 && shape.box[2] == 2, "a box's sizes");
+  const BoxShape shape = box_shape(batches, batch_stride, layers, layer_stride, kTokens, kChannels, 4);
+  expect(shape.box[0] * 2 == kBoxBytes && shape.box[1] == 4 && shape.box[2] == 1, "a box's sizes");
   for (int i = 1; i < kBoxDims; ++i) {
     expect(shape.strides[i] > 0 && shape.strides[i] % 16 == 0, "strides that a map can have");
   }
   for (int batch = 0; batch < batches; ++batch) {
     for (int layer = 0; layer < layers; ++layer) {
-      const int64_t at[] = {7, 3, 2, shape.sizes[3] > 1 ? layer : 0, shape.sizes[4] > 1 ? batch : 0};
+      const int64_t at[] = {7, 13, shape.sizes[2] > 1 ? layer : 0, shape.sizes[3] > 1 ? batch : 0};
       int64_t bytes = 0;
       for (int i = 0; i < kBoxDims; ++i) {
         expect(at[i] < shape.sizes[i], "coordinates in the map");
         bytes += at[i] * shape.strides[i];
       }
-      const int64_t element = batch * batch_stride + layer * layer_stride +
-                              (2 * kColumns + 3) * kChannels + 7;
+      const int64_t element = batch * batch_stride + layer * layer_stride + 13 * kChannels + 7;
       expect(bytes == 2 * element, "a coordinate's element");
     }
   }
