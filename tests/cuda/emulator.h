@@ -7,7 +7,9 @@
 // In every other block one warp runs only where no other can, and boxes arrive at once: what relies on
 // warps going together, or on slow copies, breaks there.
 // Of sm_90a, a box otherwise arrives when a thread waits for its barrier, and products read their operands when
-// they are waited for. Descriptors and swizzles are taken apart here as the PTX manual has them.
+// they are waited for. Descriptors and swizzles are taken apart here as the PTX manual has them. What
+// the async proxy knows of shared memory is kept beside it: ordinary stores become part of that by
+// `fence_async_proxy`, and copies and products of a place where they differ fail.
 
 #pragma once
 
@@ -84,15 +86,17 @@ void multiply_words(float (&sum)[4], const Word (&a)[4], const Word (&b)[2]) {
   const int lane = emulator::machine.current % kWarp;
   for (int k = 0; k < 4; ++k) {
     const int row = lane / 4 + k / 2 * 8, column = lane % 4 * 2 + k % 2;
-    double total = sum[k];
-    for (int word = 0; word < kStepWords; ++word) {
-      for (int half = 0; half < kPerWord<T>; ++half) {
-        total += double(emulator::element<T>(slots, row % 8 * 4 + word % 4,
-                                             row / 8 + word / 4 * 2, half)) *
-                 emulator::element<T>(slots, column * 4 + word % 4, 4 + word / 4, half);
+    for (int part = 0; part < 2; ++part) {
+      constexpr int kCount = emulator::kSummed<T>;
+      static_assert(kCount == kStepWords / 2 * kPerWord<T>);
+      float of_row[kCount], of_column[kCount];
+      for (int i = 0; i < kCount; ++i) {
+        const int word = i / kPerWord<T>, half = i % kPerWord<T>;
+        of_row[i] = emulator::element<T>(slots, row % 8 * 4 + word, row / 8 + part * 2, half);
+        of_column[i] = emulator::element<T>(slots, column * 4 + word, 4 + part, half);
       }
+      sum[k] = emulator::add_products<T>(sum[k], of_row, of_column);
     }
-    sum[k] = float(total);
   }
 }
 

@@ -1,10 +1,12 @@
-// The machine under emulator.h: the threads of a block as fibers, and what they share.
+// The machine under emulator.h: the threads of a block as fibers, what they share, and how tensor
+// cores add.
 
 #pragma once
 
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <climits>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -87,14 +89,14 @@ struct Warp {
 struct Machine {
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
-  std::vector<char> shared;
+  std::vector<char> shared, known;  // to all threads, and to the async proxy
   std::vector<BoxCopy> boxes;
   Barrier barrier;
   std::function<void()> kernel;
   jmp_buf scheduler;
   int64_t block = 0, progress = 0, shared_limit = 163 << 10;
   int current = 0, threads = 0;
-  bool hopper = false, any = false;
+  bool hopper = false, any = false, barriers_known = true;
 };
 
 inline Machine machine;
@@ -151,6 +153,8 @@ inline void run_block() {
   }
   machine.boxes.clear();
   std::memset(machine.shared.data(), 0xff, machine.shared.size());
+  machine.known = machine.shared;
+  machine.barriers_known = true;
   const int slow_warp = uneven() ? int(machine.block / 2 % (machine.threads / kWarp)) : -1;
   bool stuck = false;  // without the slow warp
   for (int left = machine.threads; left > 0;) {
@@ -181,6 +185,39 @@ inline const Slot* exchange(const Slot& own) {
   slots[lane] = own;
   wait(warp.barrier, kWarp);
   return slots;
+}
+
+// Tensor cores add 16 bytes of products of each operand at a time, together with the sum so far: all
+// are aligned to the largest exponent and truncated behind one bit more than a float has, and what
+// comes out is truncated to a float. So it was measured on the A100 (Fasi, Higham, Mikaitis and
+// Pranesh, Numerical behavior of NVIDIA tensor cores, PeerJ Computer Science 7:e330, 2021), and it is
+// an assumption that later ones keep as much.
+constexpr int kFractionBits = 24;
+template <typename T>
+constexpr int kSummed = 16 / int(sizeof(T));
+
+inline int exponent_of(float value) {
+  return larger(int(bits_as<uint32_t>(value) >> 23 & 0xff), 1) - 127;
+}
+inline double power_of_two(int exponent) { return bits_as<double>(uint64_t(1023 + exponent) << 52); }
+
+template <typename T>
+float add_products(float sum, const float* a, const float* b) {
+  double products[kSummed<T>], total = sum;
+  int exponent = sum == 0.0f ? INT_MIN : exponent_of(sum);
+  for (int i = 0; i < kSummed<T>; ++i) {
+    products[i] = double(a[i]) * b[i];
+    total += products[i];
+    if (products[i] != 0) exponent = larger(exponent, exponent_of(a[i]) + exponent_of(b[i]));
+  }
+  if (!std::isfinite(total) || exponent == INT_MIN) return float(total);
+  const double unit = power_of_two(exponent - kFractionBits);
+  total = std::trunc(sum / unit);
+  for (const double product : products) total += std::trunc(product / unit);
+  total *= unit;
+  const float rounded = float(total);
+  const bool away = std::fabs(double(rounded)) > std::fabs(total) && std::isfinite(rounded);
+  return away ? std::nextafter(rounded, 0.0f) : rounded;
 }
 
 }  // namespace emulator
