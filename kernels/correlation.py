@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -64,31 +65,33 @@ def lengths_kernel(
 
 @triton.jit
 def _cosine(  # type: ignore[no-untyped-def]
-    p_query: tl.tensor,  # [BLOCK_QUERY], tokens of one layer
-    p_support: tl.tensor,  # [BLOCK_SUPPORT]
-    p_query_inverse: tl.tensor,
-    p_support_inverse: tl.tensor,
-    query_channel: tl.tensor,
-    support_channel: tl.tensor,
+    p_query: tl.tensor,  # the first token of the block, of one layer
+    p_support: tl.tensor,
+    o_query: tl.tensor,  # [BLOCK_QUERY], elements from there
+    o_support: tl.tensor,  # [BLOCK_SUPPORT]
+    p_query_inverse: tl.tensor,  # [BLOCK_QUERY]
+    p_support_inverse: tl.tensor,  # [BLOCK_SUPPORT]
     m_query: tl.tensor,
     m_support: tl.tensor,
     C: tl.tensor,
     steps: tl.tensor,
     PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Cosines of a block of query and a block of support tokens, before the ReLU."""
     acc = tl.zeros((m_query.shape[0], m_support.shape[0]), tl.float32)
+    o_c = tl.arange(0, BLOCK_C)
     for step in range(0, steps):
-        o_c = step * BLOCK_C + tl.arange(0, BLOCK_C)
-        m_c = o_c < C
+        start = step * BLOCK_C
+        m_c = tl.full((BLOCK_C,), 1, tl.int1) if WHOLE else o_c < C - start
         b_query = tl.load(
-            p_query[:, None] + (o_c.to(tl.int64) * query_channel)[None, :],
+            p_query + start + (o_query[:, None] + o_c[None, :]),
             mask=m_query[:, None] & m_c[None, :],
             other=0.0,
         )  # [BLOCK_QUERY, BLOCK_C]
         b_support = tl.load(
-            p_support[None, :] + (o_c.to(tl.int64) * support_channel)[:, None],
+            p_support + start + (o_support[None, :] + o_c[:, None]),
             mask=m_c[:, None] & m_support[None, :],
             other=0.0,
         )  # [BLOCK_C, BLOCK_SUPPORT]
@@ -114,12 +117,12 @@ def _rectified(cosine: tl.tensor):  # type: ignore[no-untyped-def]
 def _correlation(  # type: ignore[no-untyped-def]
     p_query: tl.tensor,
     p_support: tl.tensor,
+    o_query: tl.tensor,
+    o_support: tl.tensor,
     p_query_inverse: tl.tensor,
     p_support_inverse: tl.tensor,
     query_layer: tl.tensor,
     support_layer: tl.tensor,
-    query_channel: tl.tensor,
-    support_channel: tl.tensor,
     m_query: tl.tensor,
     m_support: tl.tensor,
     weight: tl.tensor,
@@ -130,6 +133,7 @@ def _correlation(  # type: ignore[no-untyped-def]
     steps: tl.tensor,
     L: tl.constexpr,
     PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr,
     BLOCK_C: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
@@ -137,29 +141,27 @@ def _correlation(  # type: ignore[no-untyped-def]
     steps = tl.where(layer < L, steps, 0)  # a layer too many: nothing is multiplied or written
     layer = tl.minimum(layer, L - 1)
     cosine = _cosine(
-        p_query + layer * query_layer, p_support + layer * support_layer,
+        p_query + layer * query_layer, p_support + layer * support_layer, o_query, o_support,
         p_query_inverse + layer * N, p_support_inverse + layer * M,
-        query_channel, support_channel, m_query, m_support, C, steps, PRECISION, BLOCK_C,
+        m_query, m_support, C, steps, PRECISION, WHOLE, BLOCK_C,
     )  # fmt: skip
     return _weighted(_rectified(cosine), weight, DTYPE)
 
 
 @triton.jit
 def correlation_kernel(
-    p_query: tl.tensor,  # [B, L, C, N], strided
-    p_support: tl.tensor,  # [B, L, C, M], strided
+    p_query: tl.tensor,  # [B, L, C, N], strided, the channels side by side
+    p_support: tl.tensor,  # [B, L, C, M], as well
     p_query_inverse: tl.tensor,  # [B, L, N], the batch strided
     p_support_inverse: tl.tensor,  # [B, L, M], the batch strided
     p_weight: tl.tensor,  # [B, M] unless not HAS_WEIGHT
     p_out: tl.tensor,  # [B, N, M, L]
     query_batch: tl.tensor,
     query_layer: tl.tensor,
-    query_channel: tl.tensor,
     query_token: tl.tensor,
     query_inverse_batch: tl.tensor,
     support_batch: tl.tensor,
     support_layer: tl.tensor,
-    support_channel: tl.tensor,
     support_token: tl.tensor,
     support_inverse_batch: tl.tensor,
     C: tl.tensor,
@@ -168,13 +170,15 @@ def correlation_kernel(
     L: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     PRECISION: tl.constexpr,
-    INDEX: tl.constexpr,
-    LAYERS: tl.constexpr,  # of one program: 1, 2 or 4
+    WHOLE: tl.constexpr,  # whether BLOCK_C divides C
+    INDEX: tl.constexpr,  # of the output's elements, from a tile's first one on
+    OFFSET: tl.constexpr,  # of the features' elements, from a tile's first one on
+    LAYERS: tl.constexpr,  # of one program: 1 or 2
     BLOCK_QUERY: tl.constexpr,
     BLOCK_SUPPORT: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
-    """The op, for a block of query tokens, a block of support tokens and a few layers."""
+    """The op, for a block of query tokens, a block of support tokens and one or two layers."""
     LAYER_BLOCKS: tl.constexpr = (L + LAYERS - 1) // LAYERS
     support_blocks = tl.cdiv(M, BLOCK_SUPPORT)
     query_blocks = tl.cdiv(N, BLOCK_QUERY)
@@ -185,59 +189,42 @@ def correlation_kernel(
     program = program // support_blocks
     first_query = program % query_blocks * BLOCK_QUERY
     batch = (program // query_blocks).to(tl.int64)
-    o_query = first_query + tl.arange(0, BLOCK_QUERY)
-    o_support = first_support + tl.arange(0, BLOCK_SUPPORT)
-    m_query, m_support = o_query < N, o_support < M
+    query, support = tl.arange(0, BLOCK_QUERY), tl.arange(0, BLOCK_SUPPORT)
+    m_query, m_support = query < N - first_query, support < M - first_support
 
     steps = tl.cdiv(C, BLOCK_C)
     weight = tl.full((BLOCK_SUPPORT,), 1.0, tl.float32)
     if HAS_WEIGHT:
-        weight = tl.load(p_weight + batch * M + o_support, mask=m_support, other=0.0)
-        weight = weight.to(tl.float32)
+        p_weight += batch * M + first_support
+        weight = tl.load(p_weight + support, mask=m_support, other=0.0).to(tl.float32)
         steps = tl.where(tl.max((weight != 0).to(tl.int32), 0) > 0, steps, 0)
-    p_query += batch * query_batch + o_query.to(tl.int64) * query_token
-    p_support += batch * support_batch + o_support.to(tl.int64) * support_token
-    p_query_inverse += batch * query_inverse_batch + o_query
-    p_support_inverse += batch * support_inverse_batch + o_support
+    p_query += batch * query_batch + first_query.to(tl.int64) * query_token
+    p_support += batch * support_batch + first_support.to(tl.int64) * support_token
+    o_query, o_support = query.to(OFFSET) * query_token, support.to(OFFSET) * support_token
+    p_query_inverse += batch * query_inverse_batch + first_query + query
+    p_support_inverse += batch * support_inverse_batch + first_support + support
     DTYPE: tl.constexpr = p_out.dtype.element_ty
     first = _correlation(
-        p_query, p_support, p_query_inverse, p_support_inverse,
-        query_layer, support_layer, query_channel, support_channel,
-        m_query, m_support, weight, layer, C, N, M, steps, L, PRECISION, BLOCK_C, DTYPE,
+        p_query, p_support, o_query, o_support, p_query_inverse, p_support_inverse,
+        query_layer, support_layer, m_query, m_support, weight, layer,
+        C, N, M, steps, L, PRECISION, WHOLE, BLOCK_C, DTYPE,
     )  # fmt: skip
     # From the tile's first element on, 32 bits mostly reach: 64 cost twice the registers.
     p_out += ((batch * N + first_query) * M + first_support) * L + layer
-    o_out = tl.arange(0, BLOCK_QUERY).to(INDEX)[:, None] * M
-    o_out += tl.arange(0, BLOCK_SUPPORT)[None, :]
+    o_out = (query.to(INDEX)[:, None] * M + support[None, :]) * L
     mask = m_query[:, None] & m_support[None, :]
     if LAYERS == 1:
-        tl.store(p_out + o_out * L, first, mask=mask)
+        tl.store(p_out + o_out, first, mask=mask)
     else:
         second = _correlation(
-            p_query, p_support, p_query_inverse, p_support_inverse,
-            query_layer, support_layer, query_channel, support_channel,
-            m_query, m_support, weight, layer + 1, C, N, M, steps, L, PRECISION, BLOCK_C, DTYPE,
+            p_query, p_support, o_query, o_support, p_query_inverse, p_support_inverse,
+            query_layer, support_layer, m_query, m_support, weight, layer + 1,
+            C, N, M, steps, L, PRECISION, WHOLE, BLOCK_C, DTYPE,
         )  # fmt: skip
-        side_by_side = tl.join(first, second)
-        if LAYERS == 4:
-            third = _correlation(
-                p_query, p_support, p_query_inverse, p_support_inverse,
-                query_layer, support_layer, query_channel, support_channel,
-                m_query, m_support, weight, layer + 2, C, N, M, steps, L, PRECISION, BLOCK_C, DTYPE,
-            )  # fmt: skip
-            fourth = _correlation(
-                p_query, p_support, p_query_inverse, p_support_inverse,
-                query_layer, support_layer, query_channel, support_channel,
-                m_query, m_support, weight, layer + 3, C, N, M, steps, L, PRECISION, BLOCK_C, DTYPE,
-            )  # fmt: skip
-            # [i, j, layer % 2, layer // 2], flattened in the layers' order
-            side_by_side = tl.join(side_by_side, tl.join(third, fourth))
-            side_by_side = tl.permute(side_by_side, (0, 1, 3, 2))
-            side_by_side = tl.reshape(side_by_side, (BLOCK_QUERY, BLOCK_SUPPORT, LAYERS))
         o_layer = tl.arange(0, LAYERS)
         tl.store(
-            p_out + (o_out * L)[:, :, None] + o_layer[None, None, :],
-            side_by_side,
+            p_out + o_out[:, :, None] + o_layer[None, None, :],
+            tl.join(first, second),
             mask=mask[:, :, None] & (layer + o_layer < L)[None, None, :],
         )
 
@@ -254,12 +241,10 @@ def correlation_gradient_kernel(
     p_partial: tl.tensor,  # [B, L, query blocks, M] unless not WEIGHT
     query_batch: tl.tensor,
     query_layer: tl.tensor,
-    query_channel: tl.tensor,
     query_token: tl.tensor,
     query_inverse_batch: tl.tensor,
     support_batch: tl.tensor,
     support_layer: tl.tensor,
-    support_channel: tl.tensor,
     support_token: tl.tensor,
     support_inverse_batch: tl.tensor,
     grad_batch: tl.tensor,
@@ -271,6 +256,8 @@ def correlation_gradient_kernel(
     FEATURES: tl.constexpr,
     WEIGHT: tl.constexpr,
     PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr,
+    OFFSET: tl.constexpr,
     BLOCK_QUERY: tl.constexpr,
     BLOCK_SUPPORT: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -280,14 +267,16 @@ def correlation_gradient_kernel(
     program = tl.program_id(0)
     layer = (program % L).to(tl.int64)
     program = program // L
-    o_support = program % support_blocks * BLOCK_SUPPORT + tl.arange(0, BLOCK_SUPPORT)
+    first_support = program % support_blocks * BLOCK_SUPPORT
     program = program // support_blocks
     query_blocks = tl.cdiv(N, BLOCK_QUERY)
     query_block = program % query_blocks
-    o_query = query_block * BLOCK_QUERY + tl.arange(0, BLOCK_QUERY)
+    first_query = query_block * BLOCK_QUERY
     batch = (program // query_blocks).to(tl.int64)
-    m_support = o_support < M
-    mask = (o_query < N)[:, None] & m_support[None, :]
+    query, support = tl.arange(0, BLOCK_QUERY), tl.arange(0, BLOCK_SUPPORT)
+    o_query, o_support = first_query + query, first_support + support
+    m_query, m_support = o_query < N, o_support < M
+    mask = m_query[:, None] & m_support[None, :]
 
     steps = tl.cdiv(C, BLOCK_C)
     weight = tl.full((BLOCK_SUPPORT,), 1.0, tl.float32)
@@ -301,10 +290,11 @@ def correlation_gradient_kernel(
     p_query_inverse += batch * query_inverse_batch + layer * N
     p_support_inverse += batch * support_inverse_batch + layer * M
     cosine = _cosine(
-        p_query + o_query.to(tl.int64) * query_token,
-        p_support + o_support.to(tl.int64) * support_token,
+        p_query + first_query.to(tl.int64) * query_token,
+        p_support + first_support.to(tl.int64) * support_token,
+        query.to(OFFSET) * query_token, support.to(OFFSET) * support_token,
         p_query_inverse + o_query, p_support_inverse + o_support,
-        query_channel, support_channel, o_query < N, m_support, C, steps, PRECISION, BLOCK_C,
+        m_query, m_support, C, steps, PRECISION, WHOLE, BLOCK_C,
     )  # fmt: skip
     o_grad = (o_query.to(tl.int64)[:, None] * M + o_support[None, :]) * L + layer
     grad = tl.load(p_grad + batch * grad_batch + o_grad, mask=mask, other=0.0).to(tl.float32)
@@ -533,18 +523,27 @@ class Cosines:
         return (query.values, support.values, query.inverse, support.inverse, self.weight)
 
     def _strides(self) -> tuple[int, ...]:
+        """Of batch, layer and token, and of the inverse lengths' batch."""
         return tuple(
             stride
             for side in (self.query, self.support)
-            for stride in (*side.values.stride(), side.inverse.stride(0))
-        )
+            for stride in (
+                *side.values.stride()[:2], side.values.stride(3), side.inverse.stride(0),
+            )
+        )  # fmt: skip
 
     def _sizes(self) -> tuple[int, ...]:
         return (self.channels, self.query_tokens, self.support_tokens)
 
-    def _settings(self) -> dict[str, int | bool | str]:
+    def _settings(self) -> dict[str, Any]:
+        most = max(
+            self.tile.rows * self.query.values.stride(3),
+            self.tile.columns * self.support.values.stride(3),
+        )
         return {
             "PRECISION": precision(self.query.values),
+            "WHOLE": self.channels % self.tile.depth == 0,
+            "OFFSET": index_type(most),
             "BLOCK_QUERY": self.tile.rows,
             "BLOCK_SUPPORT": self.tile.columns,
             "BLOCK_C": self.tile.depth,

@@ -8,6 +8,8 @@ deviations.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -105,6 +107,29 @@ def _affine(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _factors(  # type: ignore[no-untyped-def]
+    p_mean: tl.tensor,
+    p_low: tl.tensor,
+    p_rstd: tl.tensor,
+    p_weight: tl.tensor,
+    p_bias: tl.tensor,
+    batch: tl.tensor,
+    o_c: tl.tensor,
+    m_c: tl.tensor,
+    C: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Of each channel its group's mean, a factor and a shift: normalised, scaled and shifted, a raw
+    value is (raw - mean) * factor + shift."""
+    o_group = batch * (C // GROUP) + o_c // GROUP
+    mean = tl.load(p_mean + o_group, mask=m_c, other=0.0)
+    factor = tl.load(p_rstd + o_group, mask=m_c, other=0.0)
+    factor *= tl.load(p_weight + o_c, mask=m_c, other=0.0).to(tl.float32)
+    bias = tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)
+    return mean, factor, bias - tl.load(p_low + o_group, mask=m_c, other=0.0) * factor
+
+
+@triton.jit
 def normalise_kernel(
     p_raw: tl.tensor,  # [B, rows, C]
     p_mean: tl.tensor,
@@ -129,10 +154,11 @@ def normalise_kernel(
     m_c = o_c < C
     mask = (o_row < rows)[:, None] & m_c[None, :]
     offset = ((batch * rows + o_row) * C)[:, None] + o_c[None, :]
-    normalised, _ = _normalised(
-        p_raw, p_mean, p_low, p_rstd, offset, mask, batch, o_c, m_c, C, GROUP
+    mean, factor, shift = _factors(
+        p_mean, p_low, p_rstd, p_weight, p_bias, batch, o_c, m_c, C, GROUP
     )
-    y, _ = _affine(normalised, p_weight, p_bias, o_c, m_c)
+    raw = tl.load(p_raw + offset, mask=mask, other=0.0).to(tl.float32)
+    y = (raw - mean[None, :]) * factor[None, :] + shift[None, :]
     y = tl.where(y <= 0, 0.0, y)
     tl.store(p_out + offset, y.to(p_out.dtype.element_ty), mask=mask)
 
@@ -158,16 +184,18 @@ def normalise_mean_kernel(
     batch = (token // tokens).to(tl.int64)
     o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = o_c < C
+    mean, factor, shift = _factors(
+        p_mean, p_low, p_rstd, p_weight, p_bias, batch, o_c, m_c, C, GROUP
+    )
+    p_token = p_raw + token.to(tl.int64) * kept * C
     total = tl.zeros((BLOCK_C,), tl.float32)
     for start in range(0, kept, BLOCK_ROWS):
         o_row = start + tl.arange(0, BLOCK_ROWS)
         m_row = o_row < kept
         mask = m_row[:, None] & m_c[None, :]
-        offset = ((token.to(tl.int64) * kept + o_row) * C)[:, None] + o_c[None, :]
-        normalised, _ = _normalised(
-            p_raw, p_mean, p_low, p_rstd, offset, mask, batch, o_c, m_c, C, GROUP
-        )
-        y, _ = _affine(normalised, p_weight, p_bias, o_c, m_c)
+        offset = (o_row * C)[:, None] + o_c[None, :]
+        raw = tl.load(p_token + offset, mask=mask, other=0.0).to(tl.float32)
+        y = (raw - mean[None, :]) * factor[None, :] + shift[None, :]
         total += tl.sum(tl.where((y <= 0) | (~m_row)[:, None], 0.0, y), 0)
     mean = (total / kept).to(p_out.dtype.element_ty)
     tl.store(p_out + (batch * C + o_c) * tokens + token % tokens, mean, mask=m_c)
@@ -346,7 +374,7 @@ def normalise(
         normalise_mean_kernel[(batch * tokens, blocks(channels, tile.columns))](
             raw, *statistics, weight, bias, out, tokens, positions,
             C=channels, GROUP=group, BLOCK_ROWS=block, BLOCK_C=tile.columns,
-            **options(tile),
+            **options(replace(tile, warps=2)),
         )  # fmt: skip
         return
     rows = tokens * positions

@@ -54,17 +54,15 @@ def correlation(dtype: torch.dtype, architecture: int) -> Tile:
         return Tile(64, 64, 64, 1, 1)
     if dtype not in HALF:
         return Tile(64, 64, 16, 4, 2)
-    return Tile(128, 64, 64 if architecture >= 90 else 32, 8, 3)
+    return Tile(128, 128, 64 if architecture >= 90 else 32, 8, 3)
 
 
 def correlation_layers(layers: int, dtype: torch.dtype, architecture: int) -> int:
     """Layers that one program computes, and writes side by side: channels are innermost.
 
-    As many as the registers hold: on sm_100 four spill, and so they do where the last may be one
-    too many.
+    As many as the registers hold.
     """
-    four = dtype in HALF and architecture < 100 and layers % 4 == 0
-    return power_of_2(layers, 1, 4 if four else 2)
+    return power_of_2(layers, 1, 2)
 
 
 def walk(inner: int, outer: int, dtype: torch.dtype, architecture: int) -> Tile:
@@ -83,11 +81,14 @@ def walk(inner: int, outer: int, dtype: torch.dtype, architecture: int) -> Tile:
         warps = 8 if architecture >= 100 and columns > 32 else 4
         return Tile(64, columns, power_of_2(inner, 16, 32), warps, 2)
     columns, depth = power_of_2(outer, 16, 128), power_of_2(inner, 16, 64)
-    if architecture >= 100:  # there, 64 values a thread and their statistics spill
-        return Tile(64 if columns > 64 else 128, columns, depth, 8 if columns > 32 else 4, 3)
-    if architecture < 90 and columns == 16:  # there, steps of 64 spill
-        depth = min(depth, 32)
-    return Tile(128, columns, depth, 8 if columns > 64 else 4, 3 if architecture >= 90 else 2)
+    warps = 8 if columns > 64 else 4
+    if architecture >= 100:
+        return Tile(128, columns, depth, warps, 3)
+    if architecture >= 90:  # longer tiles: the weights are read half as often
+        return Tile(256, columns, depth, 2 * warps, 3)
+    if columns == 16:
+        return Tile(256, columns, min(depth, 32), 2 * warps, 2)
+    return Tile(128, columns, depth, warps, 2)
 
 
 def weight_gradient(inner: int, outer: int, dtype: torch.dtype, architecture: int) -> Tile:

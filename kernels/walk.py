@@ -31,6 +31,46 @@ def position(row: tl.tensor, width: tl.tensor, rows: tl.tensor, columns: tl.tens
 
 
 @triton.jit
+def _quotient(value: tl.tensor, divisor: tl.tensor):  # type: ignore[no-untyped-def]
+    """value // divisor, both below `NEAR`: a product with the reciprocal is exact enough, and a
+    division of integers costs five times the instructions."""
+    return ((value.to(tl.float32) + 0.5) * (1.0 / divisor.to(tl.float32))).to(tl.int32)
+
+
+@triton.jit
+def positions(  # type: ignore[no-untyped-def]
+    first: tl.tensor,
+    width: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    COUNT: tl.constexpr,
+):
+    """`position` of row `first`, and of COUNT rows from there on. Where the index of rows has 32
+    bits, sizes are below `NEAR`, and only the first row is divided."""
+    first_row, first_column, first_support_row, first_support_column = position(
+        first, width, rows, columns
+    )
+    steps = tl.arange(0, COUNT)
+    if first.dtype == tl.int64:
+        row, column, support_row, support_column = position(first + steps, width, rows, columns)
+    else:
+        support_column = first_support_column + steps
+        carry = _quotient(support_column, columns)
+        support_column -= carry * columns
+        support_row = first_support_row + carry
+        carry = _quotient(support_row, rows)
+        support_row -= carry * rows
+        column = first_column + carry
+        carry = _quotient(column, width)
+        column -= carry * width
+        row = first_row + carry
+    return (
+        first_row, first_column, first_support_row, first_support_column,
+        row, column, support_row, support_column,
+    )  # fmt: skip
+
+
+@triton.jit
 def inside_of(  # type: ignore[no-untyped-def]
     query_row: tl.tensor,
     query_column: tl.tensor,
@@ -87,15 +127,27 @@ def reached(  # type: ignore[no-untyped-def]
     DIRECTION: tl.constexpr,
     WORD: tl.constexpr,
 ):
-    """Bit t of a word: whether tap t of `taps` moves a place inside of 0, ..., size - 1."""
+    """Bit t of a word: whether tap t of `taps` moves a place inside of 0, ..., size - 1. Where
+    the direction is 1 the place itself lies there, and so some tap always does."""
     place += first_shift
     if DIRECTION == 1:
-        first, last = -place, size - place
+        first, last = tl.maximum(-place, 0), tl.minimum(size - place, taps)
     else:
         first, last = place - size + 1, place + 1
-    last = tl.maximum(tl.minimum(last, taps), 0).to(WORD)
+        last = tl.maximum(tl.minimum(last, taps), 0)
+        first = tl.minimum(tl.maximum(first, 0), last)
+    first, last = first.to(WORD), last.to(WORD)
     one = tl.zeros_like(last) + 1
-    return (one << last) - (one << tl.minimum(tl.maximum(first, 0).to(WORD), last))
+    return (one << last) - (one << first)
+
+
+@triton.jit
+def _total(values: tl.tensor):  # type: ignore[no-untyped-def]
+    """[rows, parts, channels of a part] -> [parts]."""
+    ROWS: tl.constexpr = values.shape[0]
+    PARTS: tl.constexpr = values.shape[1]
+    MERGED: tl.constexpr = values.shape[2]
+    return tl.sum(tl.reshape(tl.permute(values, (1, 0, 2)), (PARTS, ROWS * MERGED)), 1)
 
 
 @triton.jit
@@ -200,15 +252,13 @@ def walk_kernel(
     m_row = o_row < rows
     m_co = tl.full((BLOCK_CO,), 1, tl.int1) if CO % BLOCK_CO == 0 else o_co < CO
 
-    query_row, query_column, walked_row, walked_column = position(
-        o_row, query_columns, walked_rows, walked_columns
-    )
+    # Offsets are counted from a tile's first row, so that few bits suffice.
+    (
+        first_row, first_column, first_walked_row, first_walked_column,
+        query_row, query_column, walked_row, walked_column,
+    ) = positions(first, query_columns, walked_rows, walked_columns, BLOCK_ROWS)  # fmt: skip
     source_query_row = query_row.to(tl.int32) + first_query_row
     source_row, source_column = walked_row * SOURCE_STEP, walked_column * SOURCE_STEP
-    # Offsets are counted from a tile's first row, so that few bits suffice.
-    first_row, first_column, first_walked_row, first_walked_column = position(
-        first, query_columns, walked_rows, walked_columns
-    )
     further = ((query_row - first_row) * query_columns + (query_column - first_column)).to(OFFSET)
     down, right = walked_row - first_walked_row, walked_column - first_walked_column
     o_source = further * (source_rows * source_columns)
@@ -226,9 +276,7 @@ def walk_kernel(
     word |= reached(query_column, query_columns, back, KERNEL_QUERY, DIRECTION, WORD) << FIELD
     field = reached(source_row, source_rows, first_row_shift, tap_rows, DIRECTION, WORD)
     word |= field << 2 * FIELD
-    field = reached(
-        source_column, source_columns, first_column_shift, tap_columns, DIRECTION, WORD
-    )
+    field = reached(source_column, source_columns, first_column_shift, tap_columns, DIRECTION, WORD)
     word |= field << 3 * FIELD
     word = tl.where(m_row, word, 0)
 
@@ -260,7 +308,7 @@ def walk_kernel(
             other=0.0,
         )  # [BLOCK_ROWS, BLOCK_CI]
         b_weight = tl.load(
-            p_weight + (matrix * CI + ci[:, None]) * CO + o_co[None, :],
+            p_weight + matrix * (CI * CO) + (ci[:, None] * CO + o_co[None, :]),
             mask=m_ci[:, None] & m_co[None, :],
             other=0.0,
         )  # [BLOCK_CI, BLOCK_CO]
@@ -269,33 +317,36 @@ def walk_kernel(
     if HAS_BIAS:
         acc += tl.load(p_bias + o_co, mask=m_co, other=0.0).to(tl.float32)[None, :]
     out = acc.to(p_out.dtype.element_ty)
-    if MERGED > 0:
-        # Of what is stored. The mean has two parts: rounded, it would not be small beside the
-        # deviations of values that all lie close to it.
-        PARTS: tl.constexpr = CO // MERGED
-        BLOCK_PARTS: tl.constexpr = BLOCK_CO // MERGED
-        values = tl.reshape(out.to(tl.float32), (BLOCK_ROWS, BLOCK_PARTS, MERGED))
-        m_value = m_row[:, None, None]
-        count = (tl.minimum(rows - first, BLOCK_ROWS) * MERGED).to(tl.float32)
-        mean = tl.sum(tl.sum(tl.where(m_value, values, 0.0), 2), 0) / count
-        centred = tl.where(m_value, values - mean[None, :, None], 0.0)
-        low = tl.sum(tl.sum(centred, 2), 0) / count
-        centred = tl.where(m_value, centred - low[None, :, None], 0.0)
-        squares = tl.sum(tl.sum(centred * centred, 2), 0)
-        o_part = co_block * BLOCK_PARTS + tl.arange(0, BLOCK_PARTS)
-        p_part = p_partial + tile.to(tl.int64) * (3 * PARTS) + o_part
-        tl.store(p_part, mean, mask=o_part < PARTS)
-        tl.store(p_part + PARTS, low, mask=o_part < PARTS)
-        tl.store(p_part + 2 * PARTS, squares, mask=o_part < PARTS)
-    o_out = further * (out_rows * out_columns) + (down * out_columns + right) * OUT_STEP
-    base = first_row.to(tl.int64) * query_columns + first_column
-    base = base * out_rows + row_offset + first_walked_row * OUT_STEP
-    base = base * out_columns + column_offset + first_walked_column * OUT_STEP
+    if DIRECTION == 1:  # all positions of the output, one after the other
+        base = first.to(tl.int64)
+        o_out = tl.arange(0, BLOCK_ROWS)
+    else:
+        o_out = further * (out_rows * out_columns) + (down * out_columns + right) * OUT_STEP
+        base = first_row.to(tl.int64) * query_columns + first_column
+        base = base * out_rows + row_offset + first_walked_row * OUT_STEP
+        base = base * out_columns + column_offset + first_walked_column * OUT_STEP
     tl.store(
         p_out + (batch * out_batch + base) * CO + ((o_out * CO)[:, None] + o_co[None, :]),
         out,
         mask=m_row[:, None] & m_co[None, :],
     )
+    if MERGED > 0:
+        # Of what is stored. The mean has two parts: rounded, it would not be small beside the
+        # deviations of values that all lie close to it.
+        PARTS: tl.constexpr = CO // MERGED
+        BLOCK_PARTS: tl.constexpr = BLOCK_CO // MERGED
+        values = tl.where(m_row[:, None], out.to(tl.float32), 0.0)
+        values = tl.reshape(values, (BLOCK_ROWS, BLOCK_PARTS, MERGED))
+        count = (tl.minimum(rows - first, BLOCK_ROWS) * MERGED).to(tl.float32)
+        mean = _total(values) / count
+        centred = tl.where(m_row[:, None, None], values - mean[None, :, None], 0.0)
+        low = _total(centred) / count
+        squares = _total(centred * centred) - count * low * low
+        o_part = co_block * BLOCK_PARTS + tl.arange(0, BLOCK_PARTS)
+        p_part = p_partial + tile.to(tl.int64) * (3 * PARTS) + o_part
+        tl.store(p_part, mean, mask=o_part < PARTS)
+        tl.store(p_part + PARTS, low, mask=o_part < PARTS)
+        tl.store(p_part + 2 * PARTS, squares, mask=o_part < PARTS)
 
 
 @triton.jit(do_not_specialize=["query_rows", "first_query_row"])

@@ -69,7 +69,7 @@ def weight_gradient_kernel(
 
     sums = ()
     for _slot in tl.static_range(TAPS):
-        sums += (tl.zeros((BLOCK_CI, BLOCK_CO), tl.float32),)
+        sums += (tl.zeros((BLOCK_CI, BLOCK_CO), tl.float32),)  # type: ignore[assignment]
     first_tile = split * tiles_in_split
     for tile in range(first_tile, tl.minimum(first_tile + tiles_in_split, tiles_in_all)):
         batch = (tile // row_tiles).to(tl.int64)
@@ -130,7 +130,7 @@ def weight_gradient_kernel(
                 other=0.0,
             )  # [BLOCK_CI, BLOCK_ROWS]
             product = tl.dot(b_source, b_grad, sums[index], input_precision=PRECISION)
-            added += (product,)
+            added += (product,)  # type: ignore[assignment]
         sums = added
     for index in tl.static_range(TAPS):
         slot = first_slot + index

@@ -1,26 +1,27 @@
-"""What the Triton kernels execute on a standard workload, counted from their machine code.
+"""What the Triton kernels execute on the standard workloads, counted from their machine code.
 
-    python -m fsdino.bench.counted --workload W12x8 --arch 90
-
-No GPU is needed, and nothing here is a time: `Count.bound` is what a launch takes at least, under
-assumptions that are written in this file.
+`python -m fsdino.bench.counted --workload W12x8 --arch 90` prints every launch, without a GPU.
+Nothing here is a time: `Count.bound` is what a launch takes at least, under the assumptions that
+are written below. `--record FILE` writes the budgets that a test holds the kernels to.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fsdino.bench.compiled import Code
 from fsdino.bench.inspect_triton import ARCHITECTURES, Launch, chain, compiled, recorded
+from fsdino.bench.record import write_record
 from fsdino.bench.workloads import WORKLOADS, Workload
 from fsdino.devices import find_dtype
 
@@ -156,28 +157,37 @@ def counts(workload: Workload, dtype: torch.dtype, architecture: int) -> Iterato
         yield count(launch, architecture)
 
 
+_compiled: dict[tuple[Any, ...], tuple[Code, int]] = {}
+
+
 def count(launch: Launch, architecture: int) -> Count:
     """One launch, compiled and counted.
 
     Raises:
         ValueError: the machine code has other loops than the source.
     """
-    code, shared = compiled(launch, architecture)
+    key = (launch.key, architecture)
+    if key not in _compiled:
+        _compiled[key] = compiled(launch, architecture)
+    code, shared = _compiled[key]
     name, values = launch.kernel.__name__, launch.arguments
-    trips = TRIPS.get(name, lambda v: [])(values)
-    if not code.instructions.loops:  # unrolled
-        trips = []
+    trips = TRIPS[name](values) if name in TRIPS else []
+    copying = 1.0
+    if trips and not code.instructions.loops:
+        # Unrolled. The last steps' copies are those of steps that there are not, and copy nothing.
+        ahead = int(dict(launch.options)["num_stages"]) - 1
+        copying, trips = trips[0] / (trips[0] + ahead), []
     try:
         done = code.instructions.executed(trips)
     except ValueError as error:
         raise ValueError(f"{name}, {launch.tile}, sm_{architecture}: {error}") from None
     warps = int(dict(launch.options)["num_warps"])
     programs = values["programs"]
-    flop, executed = FLOP.get(name, lambda v: (0.0, 0.0))(values)
+    flop, executed = FLOP[name](values) if name in FLOP else (0.0, 0.0)
     memory = sum(_bytes(value) for value in values.values() if isinstance(value, Tensor))
     if name == "mend_edges_kernel":  # ends at once
         memory = 0
-    moved = (done.copied + done.stored) * warps * programs
+    moved = (copying * done.copied + done.stored) * warps * programs
     return Count(
         kernel=name,
         variant=launch.tile,
@@ -204,6 +214,17 @@ def _bytes(tensor: Tensor) -> int:
     """That lie in memory: an expanded dimension counts once."""
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
     return math.prod(size for size, stride in sizes if stride) * tensor.element_size()
+
+
+def budget(row: Count) -> dict[str, Any]:
+    """What a launch may cost, for the record."""
+    return {
+        "kernel": row.kernel,
+        "variant": row.variant,
+        "instructions": round(row.all_instructions),
+        "l2": round(row.l2),
+        "microseconds": round(1e6 * row.bound, 2),
+    }
 
 
 def table(found: Iterable[Count]) -> str:
@@ -240,7 +261,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workload", nargs="+", default=NAMES, choices=WORKLOADS)
     parser.add_argument("--arch", nargs="+", type=int, default=[90], choices=ARCHITECTURES)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--record", type=Path, help="JSON file to write, as in benchmarks/results/")
     given = parser.parse_args(arguments)
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for architecture in given.arch:
@@ -248,9 +269,11 @@ def main(arguments: list[str] | None = None) -> None:
             found = list(counts(WORKLOADS[name], find_dtype(given.dtype), architecture))
             sys.stdout.write(f"{name} on sm_{architecture}, {given.dtype}\n{table(found)}\n\n")
             sys.stdout.flush()
-            rows.setdefault(f"sm_{architecture}", {})[name] = [asdict(row) for row in found]
-    if given.json:
-        given.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            rows.setdefault(f"sm_{architecture}", {})[name] = [budget(row) for row in found]
+    if given.record:
+        words = sys.argv[1:] if arguments is None else arguments
+        command = shlex.join(["python", "-m", "fsdino.bench.counted", *words])
+        write_record(given.record, command, dtype=given.dtype, counts=rows)
 
 
 if __name__ == "__main__":

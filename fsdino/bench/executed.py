@@ -37,8 +37,9 @@ class Executed:
         instructions: that it issues.
         flop: of its share of the products on tensor cores; 0 where the code does not tell, which
             is sm_100.
-        copied: bytes that its copies to shared memory ask for, masked ones as well. What is
-            loaded into registers is not counted, since many lanes may ask for the same.
+        copied: bytes that its copies to shared memory ask for, masked ones as well. Those before a
+            loop that copies are not counted, since as many of the loop's last ones copy nothing.
+            Nor is what is loaded into registers, since many lanes may ask for the same.
         stored: bytes that it stores, masked ones as well.
     """
 
@@ -106,15 +107,16 @@ class Instructions:
         """
         if len(trips) != len(self.loops):
             raise ValueError(f"{len(self.loops)} loops in the machine code, {len(trips)} expected")
+        copying = any(_COPY.match(word) for loop in self.loops for word in self._body(loop))
         instructions = flop = copied = stored = 0.0
         for index, word in enumerate(self.words):
-            times = 1.0
+            times, looped = 1.0, False
             for loop, trip in zip(self.loops, trips, strict=True):
                 if loop.holds(index):
-                    times *= trip
+                    times, looped = times * trip, True
             instructions += times
             flop += times * _flop(word)
-            copied += times * _bytes(_COPY.match(word))
+            copied += times * _bytes(_COPY.match(word)) if looped or not copying else 0.0
             stored += times * _bytes(_STORE.match(word))
         return Executed(instructions, flop, copied, stored)
 

@@ -96,12 +96,10 @@ class _OfPyTorch(TorchDispatchMode):
     """Notes the names of operations that compute something."""
 
     def __init__(self, names: list[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names = names
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if not (func.is_view or "empty" in name or name in _FREE):
@@ -118,9 +116,9 @@ def recorded(call: Callable[[], None], architecture: int) -> Recorded:
 
     token = layout.planned.set(architecture)
     try:
-        with mock.patch.object(triton.runtime.jit.JITFunction, "run", record):
-            with _OfPyTorch(found.others):
-                call()
+        patched = mock.patch.object(triton.runtime.jit.JITFunction, "run", record)
+        with patched, _OfPyTorch(found.others):
+            call()
     finally:
         layout.planned.reset(token)
     return found
@@ -200,9 +198,7 @@ def _problems(
     return tuple(found)
 
 
-def _launch(
-    kernel: Any, args: tuple[Any, ...], settings: dict[str, Any], programs: int
-) -> Launch:
+def _launch(kernel: Any, args: tuple[Any, ...], settings: dict[str, Any], programs: int) -> Launch:
     """How Triton specialises a call: None, 1 and constexprs are compiled in, 16 is noted."""
     settings = dict(settings)
     names = layout.options(tiles.Tile(0, 0, 0, 0, 0))
@@ -234,23 +230,19 @@ def _launch(
 def chain(workload: Workload, dtype: torch.dtype) -> None:
     """The backend's functions over a workload, on tensors without memory: correlation and blocks,
     and where it says backward the gradients of the blocks."""
-    features = _features(workload, dtype)
-    x = correlation.correlation4d(*features, 1e-5)
-    inputs, outputs = [], []
+    x = correlation.correlation4d(*_features(workload, dtype), 1e-5)
+    done: list[tuple[Any, ...]] = []
     for weights, last in _blocks(workload, dtype):
         settings: Any = (GROUPS, NORM_EPS, STRIDE, last, workload.backward)
-        inputs.append(x)
-        x, *saved = center_pivot.center_pivot_block4d(x, *weights, *settings)
-        outputs.append((x, saved))
+        y, *saved = center_pivot.center_pivot_block4d(x, *weights, *settings)
+        done.append((y, x, weights, saved, last))
+        x = y
     if not workload.backward:
         return
-    for index, (weights, last) in reversed([*enumerate(_blocks(workload, dtype))]):
-        y, saved = outputs[index]
-        needs = [index > 0, *(True,) * 5]
-        vectors = weights[3:]
-        center_pivot.center_pivot_block4d_backward(
-            torch.empty_like(y), inputs[index], *weights[:2], *vectors, *saved, STRIDE, last, needs
-        )
+    for index, (y, x, weights, saved, last) in reversed([*enumerate(done)]):
+        vectors: Any = (*weights[3:], *saved, STRIDE, last, [index > 0, *(True,) * 5])
+        grad = torch.empty_like(y)
+        center_pivot.center_pivot_block4d_backward(grad, x, *weights[:2], *vectors)
 
 
 def _everything(workload: Workload, dtype: torch.dtype) -> None:
@@ -276,7 +268,7 @@ def _features(workload: Workload, dtype: torch.dtype) -> tuple[Tensor, Tensor, T
     return query, torch.empty_like(query), torch.empty(workload.batch, *grid, **options)
 
 
-def _blocks(workload: Workload, dtype: torch.dtype) -> Iterator[tuple[tuple[Tensor, ...], bool]]:
+def _blocks(workload: Workload, dtype: torch.dtype) -> Iterator[tuple[Any, bool]]:
     """Weights of each block, and whether it is the last."""
     inner = workload.layers
     for outer in workload.block_channels:

@@ -1,0 +1,75 @@
+"""What the Triton kernels execute: by hand, and within the budgets on record."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+
+RECORD = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "gpu-counts.json"
+SLACK = 1.01  # compilers differ in a few instructions
+
+
+def test_the_bound_of_one_launch() -> None:
+    """The longest of its four parts."""
+    from fsdino.bench.counted import Count
+
+    def bound(**sizes: float) -> float:
+        given = {"instructions": 0.0, "executed": 0.0, "memory": 0.0, "l2": 0.0, **sizes}
+        return Count("k", "", programs=10, warps=4, flop=0.0, resident=1, code=0, **given).bound  # type: ignore[arg-type]
+
+    assert bound(executed=790e12, l2=1.0) == 1
+    assert bound(memory=4.3e12, l2=4.3e12) == 1
+    assert bound(l2=7e12, executed=1e12) == 1
+    assert bound(instructions=132 * 4 * 1.75e9 / 40) == 1
+
+
+def test_programs_on_a_multiprocessor() -> None:
+    """By registers, shared memory, warps."""
+    from fsdino.bench.counted import resident
+
+    assert resident(registers=255, shared=0, warps=8, architecture=90) == 1
+    assert resident(registers=32, shared=0, warps=4, architecture=90) == 16
+    assert resident(registers=32, shared=100 * 1024, warps=4, architecture=90) == 2
+    assert resident(registers=32, shared=100 * 1024, warps=4, architecture=80) == 1
+
+
+@pytest.mark.parametrize("kind", ["forward", "backward"])
+def test_steps_of_the_walk(kind: str) -> None:
+    """18 taps, or 18 of the four classes together, times parts of the channels."""
+    from fsdino.bench.counted import TRIPS
+
+    values = {
+        "KERNEL_QUERY": 3, "KERNEL_SUPPORT": 3, "STRIDE": 2, "CI": 64, "BLOCK_CI": 32,
+        "out_rows": 19, "out_columns": 19, "DIRECTION": 1 if kind == "forward" else -1,
+    }  # fmt: skip
+    assert TRIPS["walk_kernel"](values) == [36 if kind == "forward" else 9]
+
+
+def test_an_expanded_tensor_is_read_once() -> None:
+    """Shots of one query lie in memory once."""
+    from fsdino.bench.counted import _bytes
+
+    assert _bytes(torch.empty(1, 6, dtype=torch.float16).expand(5, 6)) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+def test_budgets(architecture: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No launch of a standard workload executes or moves more than what is on record."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    from fsdino.bench import counted
+
+    record = json.loads(RECORD.read_text(encoding="utf-8"))["counts"][f"sm_{architecture}"]
+    assert set(record) == set(counted.NAMES)
+    for name, rows in record.items():
+        found = counted.counts(counted.WORKLOADS[name], torch.bfloat16, architecture)
+        for row, budget in zip(map(counted.budget, found), rows, strict=True):
+            assert row["kernel"] == budget["kernel"], (name, row, budget)
+            for what in ("instructions", "l2", "microseconds"):
+                assert row[what] <= SLACK * budget[what], (name, row, budget)
