@@ -1,27 +1,33 @@
 """Right and fast on a GPU: `PYTHONPATH=. python benchmarks/gpu_suite.py --out DIR`.
 
-Runs from a bare checkout; nothing needs to be installed but PyTorch and Triton. Parts:
+Runs from a bare checkout; nothing needs to be installed but PyTorch and Triton. Parts, what tells
+most first:
 
+preflight    what the machine has to have, and one launch; what is missing, with its remedy
 ceilings     what large products and copies reach on this GPU
+headline     W12x8 and T12x8 in bfloat16: backends and eager; also as CUDA graphs; beside the floor
+             that `benchmarks/roofline.py` computes from the ceilings
 correctness  every op on the whole table of cases in every dtype, and how they behave in PyTorch
-sanitizer    compute-sanitizer over every op, where it is there
-timing       the standard workloads: backends, eager, torch.compile of the eager code; also as
-             CUDA graphs; beside the floor that `benchmarks/roofline.py` computes from the ceilings
+sanitizer    compute-sanitizer over every op, where it is installed
+timing       the standard workloads, also with torch.compile of the eager code
 stages       seconds by op and by kernel
 memory       peak bytes beyond inputs and results
-scaling      grids from 19 to 148
+scaling      grids 19 and 37
+large        what takes eager code long: HR's time and memory, grids 74 and 148
 
 `--backend cuda,triton` checks the first backend and times both, taking turns. What a backend lacks
 of a chain runs on what `auto` takes.
 
 The work is done in other processes, so that a part that fails, hangs or loses the GPU is recorded
-and the others continue. DIR/gpu.json is written after every step. The exit status is 1 if a result
-was wrong.
+and the others continue. What ran out of time, or lacks something that the preflight names, is
+recorded as not run. DIR/gpu.json is written after every step. The exit status is 1 if a result was
+wrong, or if a check ended in an error instead of one.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import signal
@@ -36,36 +42,47 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import gpu_behaviours
 import gpu_checks
+import gpu_preflight
 import gpu_timing
 import roofline
 import torch
+from gpu_preflight import last_line
+from gpu_table import summary, table
 from record import command
-from workers import NOT_BEGUN, Job, Outcome, Worker, run_all
+from workers import OUT_OF_TIME, Job, Outcome, Worker, run_all
 
+from fsdino import contract
 from fsdino import processes as sharing
 from fsdino.bench import cases
 from fsdino.bench.record import write_record
 from fsdino.bench.workloads import WORKLOADS, Workload
 
 HERE = Path(__file__).resolve().parent
-# Seconds of the default budget by which each part has ended; what one leaves, the next may use.
+# Seconds of the default budget that each part may take; what one leaves, the next may use.
 SECONDS = {
+    "preflight": 20,
     "ceilings": 15,
-    "correctness": 140,
+    "headline": 75,
+    "correctness": 130,
     "sanitizer": 25,
-    "timing": 200,
-    "stages": 30,
-    "memory": 40,
-    "scaling": 50,
+    "timing": 110,
+    "stages": 25,
+    "memory": 20,
+    "scaling": 20,
+    "large": 60,
 }
 BUDGET = sum(SECONDS.values())
+# They tell most, and on a machine whose caches are cold they wait for imports and compilers: these
+# may use all of the budget, and the others share what is left.
+FIRST = ("preflight", "ceilings", "headline")
+HEADLINE = (("W12x8", "bfloat16"), ("T12x8", "bfloat16"))
 # Most telling first. With torch.compile where it says so, whose first run takes long.
 ROWS = (
     ("W12x8", "bfloat16", True),
     ("T12x8", "bfloat16", True),
     ("W6", "bfloat16", True),
-    ("HR", "bfloat16", False),
     ("W12x8", "float16", True),
     ("T12x8", "float16", True),
     ("W12", "bfloat16", False),
@@ -75,18 +92,18 @@ ROWS = (
     ("W6", "float16", False),
     ("W12", "float16", False),
 )
+OPS = (*contract.OPS, *contract.COMPOSED)
 PROFILED = (("W12x8", "bfloat16"), ("T12x8", "bfloat16"), ("W6", "bfloat16"))
-MEMORY = (
-    ("HR", "fused-block"),
-    ("HR", "fused-gradients"),
-    ("HR", "fused-chain"),
-    ("HR", "chain"),
-    ("W12x8", "chain"),
-    ("T12x8", "chain"),
-)
-GRIDS = (19, 37, 74, 148)
+MEMORY = (("W12x8", "chain"), ("T12x8", "chain"))
+GRIDS = (19, 37)
+LARGE_ROW = ("HR", "bfloat16")
+LARGE_MEMORY = ("fused-block", "fused-gradients", "fused-chain", "chain")
+LARGE_GRIDS = (74, 148)
 TOOLS = ("memcheck", "racecheck")
-BESIDE = ("eager", "compiled", "triton")  # what the table sets other times beside
+PROBES = {  # what is launched first, and the backend that does not run without
+    "Triton": (gpu_preflight.launch, "triton"),
+    "CUDA extension": (gpu_preflight.extension, "cuda"),
+}
 COMPILE_SECONDS = 30  # for one layout, in the timing; the caches are full by then
 ROW_SECONDS = 120  # after which a step is given up
 GRACE_SECONDS = 20  # for the last step, beyond the budget
@@ -106,6 +123,9 @@ class Suite:
         budget: seconds for all of them.
         processes: that check and compile side by side.
         names: of the cases to check.
+        missing: why backends cannot be measured here, found by the preflight.
+        began: by time.monotonic().
+        since: when the parts that share what is left of the budget began.
     """
 
     out: Path
@@ -117,7 +137,9 @@ class Suite:
     names: Sequence[str]
     machine: dict[str, Any] = field(default_factory=dict)
     found: dict[str, Any] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
+    since: float = 0.0
     saved: float = 0.0
 
     @property
@@ -134,12 +156,25 @@ class Suite:
         """Seconds of the measuring in one row."""
         return TURNS_SECONDS if self.on_gpu else 0.01
 
+    @property
+    def usable(self) -> list[str]:
+        """The backends that can be measured here."""
+        return [name for name in self.backends if name not in self.missing]
+
+    @property
+    def end(self) -> float:
+        """By time.monotonic(), when all has to have ended."""
+        return self.began + self.budget
+
     def deadline(self, part: str) -> float:
         """By time.monotonic(), when a part has to have ended."""
-        chosen = [name for name in SECONDS if name in self.parts]
+        if part in FIRST:
+            return self.end
+        chosen = [name for name in SECONDS if name in self.parts and name not in FIRST]
         before = sum(SECONDS[name] for name in chosen[: chosen.index(part) + 1])
         whole = sum(SECONDS[name] for name in chosen)
-        return self.began + self.budget * before / whole
+        since = max(self.since, self.began)
+        return since + (self.end - since) * before / whole
 
     def left(self, part: str) -> float:
         return self.deadline(part) - time.monotonic()
@@ -178,21 +213,17 @@ class Suite:
         """All parts; whether every result was right."""
         self.save()
         worker = Worker(threads=min(4, self.processes))
-        outcome = worker.call(describe, self.device, timeout=ROW_SECONDS)
-        self.machine = outcome.value or {"failed": outcome.error}
+        self.preflight(worker)
         if "ceilings" in self.parts:
             self.step(worker, "ceilings", gpu_timing.ceilings, self.device, self.turns)
+        if "headline" in self.parts:
+            self.headline(worker)
         worker.close()  # the checks below want the memory
+        self.since = time.monotonic()
         self.side_by_side()
-        for part, work in (
-            ("timing", self.timing),
-            ("stages", self.stages),
-            ("memory", self.memory),
-            ("scaling", self.scaling),
-        ):
+        for part in ("timing", "stages", "memory", "scaling", "large"):
             if part in self.parts:
-                self.found[part] = {"rows": []}
-                work(worker)
+                getattr(self, part)(worker)
         worker.close()
         self.save()
         return self.right()
@@ -200,56 +231,110 @@ class Suite:
     def right(self) -> bool:
         """Whether nothing that ran was wrong."""
         correctness = self.found.get("correctness", {})
-        sanitizer = self.found.get("sanitizer", {})
-        return not correctness.get("failed") and not any(
-            result.get("passed") is False for result in sanitizer.values()
+        checks = [
+            *self.found.get("preflight", {}).values(), *self.found.get("sanitizer", {}).values(),
+        ]  # fmt: skip
+        rows = [row for part in self.found.values() for row in part.get("rows", [])]
+        return (
+            not correctness.get("failed")
+            and not any(check.get("passed") is False or check.get("wrong") for check in checks)
+            and not any(self.is_wrong(row) for row in rows)
         )
 
-    def step(self, worker: Worker, part: str, function: Callable[..., Any], *args: Any) -> Any:
-        """One call whose result becomes the part, or one of its rows; None where it failed."""
+    def is_wrong(self, row: dict[str, Any]) -> bool:
+        """Whether a result of ours in a row of times or bytes was off by more than is allowed."""
+        results = row.get("implementations", {}) | row.get("peaks", {})
+        return any(
+            result.get("error", 0.0) > 1 or math.isnan(result.get("error", 0.0))
+            for name, result in results.items()
+            if name.partition(",")[0] in self.backends
+        )
+
+    def step(
+        self, worker: Worker, part: str, function: Callable[..., Any], *args: Any, into: str = ""
+    ) -> Any:
+        """One call whose result becomes the part, or one of the rows of `into`, which is the part
+        unless it says otherwise; None where it failed or was not run."""
         label = f"{part}: {' '.join(str(getattr(arg, 'name', arg)) for arg in args[:3])}"
-        if self.left(part) <= 0:
-            outcome = Outcome(None, NOT_BEGUN, 0.0)
-        else:
-            left = self.began + self.budget + GRACE_SECONDS - time.monotonic()
-            timeout = min(ROW_SECONDS, left)
-            outcome = worker.call(function, *args, timeout=timeout)
+        outcome = OUT_OF_TIME
+        if part != "ceilings" and not self.usable:
+            outcome = replace(OUT_OF_TIME, error="; ".join(self.missing.values()))
+        elif self.left(part) > 0:
+            left = self.end + GRACE_SECONDS - time.monotonic()
+            outcome = worker.call(function, *args, timeout=min(ROW_SECONDS, left))
         say(f"{label}: {last_line(outcome.error or 'done')} ({outcome.seconds:.1f} s)")
-        row = outcome.value or {"asked": label, "failed": outcome.error}
+        why = "not_run" if outcome.late else "failed"
+        row = outcome.value or {"asked": label, why: outcome.error}
         row["took"] = round(outcome.seconds, 1)
         if part == "ceilings":
             self.found[part] = row
         else:
-            self.found[part]["rows"].append(row)
+            self.found.setdefault(into or part, {"rows": []})["rows"].append(row)
         self.save()
         return outcome.value
+
+    def preflight(self, worker: Worker) -> None:
+        """What the machine is, what is missing on it, and which backends cannot run without."""
+        asked = worker.call(gpu_preflight.machine, self.device, timeout=ROW_SECONDS)
+        self.machine = asked.value or {"device": self.device, "failed": asked.error}
+        if "preflight" not in self.parts:
+            return
+        self.found["preflight"] = found = {}
+
+        def note(name: str, finding: dict[str, Any]) -> None:
+            found[name] = finding
+            say(f"preflight: {name}: {gpu_preflight.line(finding)}")
+            self.save()
+
+        for name, finding in gpu_preflight.host().items():
+            note(name, finding)
+        note("GPU", gpu_preflight.gpu(self.machine))
+        note("compute mode", gpu_preflight.compute_mode(self.machine))
+        if found["compute mode"].get("alone"):
+            self.processes = 1
+        for name, (probe, backend) in PROBES.items():
+            outcome = worker.call(probe, self.device, timeout=ROW_SECONDS)
+            failed = gpu_preflight.finding(False, last_line(outcome.error or ""))
+            note(name, outcome.value or failed)
+            if not found[name]["ok"] and not found[name].get("wrong") and backend in self.backends:
+                self.missing[backend] = f"{name}: {gpu_preflight.line(found[name])}"
+
+    def headline(self, worker: Worker) -> None:
+        """The rows that matter most, without torch.compile."""
+        for name, dtype in HEADLINE:
+            self.chain_row(worker, "headline", name, dtype, 0)
 
     # Side by side: compiling takes most of the time.
 
     def side_by_side(self) -> None:
         """The checks, and whatever else has to be compiled, in many processes."""
         jobs = []
-        if "timing" in self.parts and self.on_gpu:
-            jobs += self._warming()
         if "sanitizer" in self.parts:
             self.found["sanitizer"] = {}
             where = (self.device, self.backend, self.deadline("sanitizer"))
             jobs += [Job(("sanitizer", tool), sanitize, (tool, *where)) for tool in TOOLS]
         if "correctness" in self.parts:
             self.found["correctness"] = {
-                "passed": 0, "failed": [], "not_run": [], "largest": {}, "behaviour": {},
+                "passed": 0, "failed": [], "not_run": {}, "largest": {}, "behaviour": {},
+                "lacking": [op for op in OPS if not self.has(op)],
             }  # fmt: skip
             jobs += self._checks()
-        if not jobs:
-            return
+        if self.backend in self.missing:
+            why = replace(OUT_OF_TIME, error=self.missing[self.backend])
+            for job in jobs:
+                self._done(job, why)
+            jobs = []
+        if "timing" in self.parts and self.on_gpu:
+            jobs += self._warming()
         checked = [part for part in ("correctness", "sanitizer") if part in self.parts]
-        deadline = (self.began + self.deadline("timing")) / 2 if not checked else 0.0
-        deadline = max([deadline, *map(self.deadline, checked)])
+        deadline = max(map(self.deadline, checked)) if checked else self._half_of("timing")
         run_all(jobs, self.processes, deadline, self._done)
         self.save()
-        for name in ("correctness", "sanitizer"):
-            if name in self.found:
-                say(f"{name}: {summary(name, self.found[name])}")
+        for name in checked:
+            say(f"{name}: {summary(name, self.found[name])}")
+
+    def _half_of(self, part: str) -> float:
+        return (self.since + self.deadline(part)) / 2 if part in self.parts else self.end
 
     def _warming(self) -> list[Job]:
         compiled = [
@@ -257,13 +342,13 @@ class Suite:
                 (self.workload(name), dtype, self.device, layout))
             for name, dtype, compiles in ROWS
             for layout in gpu_timing.LAYOUTS
-            if compiles
+            if compiles and "triton" not in self.missing
         ]  # fmt: skip
         ours = [
             Job(("warm", name, dtype, backend), gpu_timing.warm,
                 (self.workload(name), dtype, self.device, backend))
-            for name, dtype, _ in ROWS
-            for backend in self.backends
+            for name, dtype, _ in (*ROWS, (*LARGE_ROW, False))
+            for backend in self.usable
         ]  # fmt: skip
         return compiled + ours
 
@@ -273,19 +358,21 @@ class Suite:
         if not self.on_gpu and self.backend == "triton":
             dtypes = ("float32", "float16")  # the interpreter's
         behaviours = [
-            Job(("behaviour", name), gpu_checks.check_behaviour, (name, *where))
-            for name in gpu_checks.BEHAVIOURS
+            Job(("behaviour", name), gpu_behaviours.check_behaviour, (name, *where))
+            for name in gpu_behaviours.BEHAVIOURS
         ]
         table = [
             Job((op, name, dtype), gpu_checks.check_case, (op, name, dtype, *where))
             for name in (case.name for case in cases.CASES if case.name in self.names)
             for dtype in dtypes
-            for op in gpu_checks.OPS if self.has(op)
-        ]  # fmt: skip
+            for op in gpu_checks.OPS
+            if self.has(op)
+        ]
         chains = [
             Job(("squeeze4d", chain.name, dtype), gpu_checks.check_chain,
                 (chain.name, dtype, *where))
-            for chain in cases.CHAINS if chain.name in self.names and self.has("squeeze4d")
+            for chain in cases.CHAINS
+            if chain.name in self.names and self.has("squeeze4d")
             for dtype in dtypes
         ]  # fmt: skip
         return behaviours + table + chains
@@ -297,11 +384,11 @@ class Suite:
         if kind == "warm":
             took = outcome.error or round(outcome.seconds, 1)
             self.found.setdefault("warming", {})[label] = took
-        elif outcome.error == NOT_BEGUN and kind != "sanitizer":
-            self.found["correctness"]["not_run"].append(label)
         elif kind == "sanitizer":
-            unknown = {"passed": None, "said": outcome.error}
+            unknown = {"passed": None, "said": f"not run: {last_line(outcome.error or '')}"}
             self.found["sanitizer"][rest[0]] = outcome.value or unknown
+        elif outcome.late:
+            self.found["correctness"]["not_run"][label] = outcome.error
         else:
             result = outcome.value or {"passed": False, "failed": outcome.error}
             self._count(label, kind, rest, result)
@@ -322,84 +409,76 @@ class Suite:
     # One after the other: nothing else runs on the GPU.
 
     def timing(self, worker: Worker) -> None:
-        """Rows of the chain, with the floor of each beside its times."""
-        for name, asked, compiles in ROWS:
-            workload, dtype = self.workload(name), self.kind(asked)
-            seconds = COMPILE_SECONDS if compiles and self.on_gpu else 0
-            where = (self.device, self.backends, self.turns, seconds)
-            row = self.step(worker, "timing", gpu_timing.chain_row, workload, dtype, *where)
-            ceilings = self.found.get("ceilings", {})
-            if row is not None and "flop_per_second" in ceilings:
-                gpu = roofline.measured_gpu(ceilings)
-                kind = getattr(torch, dtype)
-                row["floor"] = roofline.floor_seconds(workload, kind, gpu)
-                architecture = gpu.architecture
-                launches = roofline.launches(workload, kind, architecture)
-                row["launches_floor"] = sum(cost.seconds(gpu, kind) for cost in launches)
-                self.save()
+        """Rows of the chain, some with torch.compile."""
+        for name, dtype, compiles in ROWS:
+            self.chain_row(worker, "timing", name, dtype, COMPILE_SECONDS if compiles else 0)
+
+    def chain_row(
+        self, worker: Worker, part: str, name: str, asked: str, compile_seconds: float
+    ) -> None:
+        """A row of the chain among those of the timing, with its floor beside its times."""
+        workload, dtype = self.workload(name), self.kind(asked)
+        without = self.missing.get("triton")
+        seconds = compile_seconds if self.on_gpu and not without else 0
+        where = (self.device, self.usable, self.turns, seconds)
+        row = self.step(worker, part, gpu_timing.chain_row, workload, dtype, *where, into="timing")
+        if row is None:
+            return
+        if compile_seconds and without:
+            row["implementations"]["compiled"] = {"not_run": without}
+        ceilings = self.found.get("ceilings", {})
+        if "flop_per_second" in ceilings:
+            gpu, kind = roofline.measured_gpu(ceilings), getattr(torch, dtype)
+            row["floor"] = roofline.floor_seconds(workload, kind, gpu)
+            launches = roofline.launches(workload, kind, gpu.architecture)
+            row["launches_floor"] = sum(cost.seconds(gpu, kind) for cost in launches)
+        self.save()
 
     def stages(self, worker: Worker) -> None:
         """By op, then by kernel."""
         first, dtype = PROFILED[0][0], self.kind(PROFILED[0][1])
         self.step(
             worker, "stages", gpu_timing.stages_row,
-            self.workload(first), dtype, self.device, self.backends, self.turns,
+            self.workload(first), dtype, self.device, self.usable, self.turns,
         )  # fmt: skip
         for name, dtype in PROFILED:
             self.step(
                 worker, "stages", gpu_timing.kernels_row,
-                self.workload(name), self.kind(dtype), self.device, self.backend, "tokens",
+                self.workload(name), self.kind(dtype), self.device, *self.usable[:1], "tokens",
             )  # fmt: skip
 
     def memory(self, worker: Worker) -> None:
-        """Peaks, the fused op's first."""
-        for name, part in MEMORY:
-            self.step(
-                worker, "memory", gpu_timing.memory_row,
-                self.workload(name), self.kind("bfloat16"), part, self.device, self.backends,
-            )  # fmt: skip
+        """Peaks of the chain."""
+        for name, what in MEMORY:
+            self._peaks(worker, "memory", name, what)
 
     def scaling(self, worker: Worker) -> None:
-        """The chain on larger and larger grids."""
+        """The chain on small grids."""
         for grid in GRIDS:
-            workload = Workload(f"grid {grid}", batch=1, layers=12, grid=grid)
-            self.step(
-                worker, "scaling", gpu_timing.scaling_row,
-                self.sized(workload), self.kind("bfloat16"), self.device, self.backends, self.turns,
-            )  # fmt: skip
+            self._grid(worker, "scaling", grid)
 
+    def large(self, worker: Worker) -> None:
+        """Rows of the timing, the memory and the scaling whose eager part takes long."""
+        self.chain_row(worker, "large", *LARGE_ROW, 0)
+        for what in LARGE_MEMORY:
+            self._peaks(worker, "large", LARGE_ROW[0], what)
+        for grid in LARGE_GRIDS:
+            self._grid(worker, "large", grid)
 
-def describe(device: str) -> dict[str, Any]:
-    """The GPU, its driver and what runs on it."""
-    facts: dict[str, Any] = {"device": device, "cores": sharing.cores()}
-    try:
-        import triton
+    def _peaks(self, worker: Worker, part: str, name: str, what: str) -> None:
+        self.step(
+            worker, part, gpu_timing.memory_row,
+            self.workload(name), self.kind("bfloat16"), what, self.device, self.usable,
+            into="memory",
+        )  # fmt: skip
 
-        facts["triton"] = triton.__version__
-    except ImportError:
-        facts["triton"] = None
-    if device == "cpu":
-        return facts
-    properties = torch.cuda.get_device_properties(device)
-    return facts | {
-        "device": properties.name,
-        "capability": f"{properties.major}.{properties.minor}",
-        "multiprocessors": properties.multi_processor_count,
-        "memory_bytes": properties.total_memory,
-        "cache_bytes": properties.L2_cache_size,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "driver": _driver(),
-    }
-
-
-def _driver() -> str | None:
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        run = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return run.stdout.strip()
+    def _grid(self, worker: Worker, part: str, grid: int) -> None:
+        workload = self.sized(Workload(f"grid {grid}", batch=1, layers=12, grid=grid))
+        self.step(
+            worker, part, gpu_timing.scaling_row,
+            workload, self.kind("bfloat16"), self.device, self.usable, self.turns,
+            into="scaling",
+        )  # fmt: skip
 
 
 SANITIZED = (
@@ -420,7 +499,7 @@ def sanitize(tool: str, device: str, backend: str, deadline: float) -> dict[str,
     program = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
     if program is None or device == "cpu":
         missing = "compute-sanitizer is not there" if program is None else "needs a GPU"
-        return {"passed": None, "said": f"skipped: {missing}"}
+        return {"passed": None, "said": f"not run: {missing}"}
     code = SANITIZED.format(
         paths=[str(HERE.parent), str(HERE)],
         device=device, backend=backend,
@@ -437,7 +516,7 @@ def sanitize(tool: str, device: str, backend: str, deadline: float) -> dict[str,
     except subprocess.TimeoutExpired:
         os.killpg(run.pid, signal.SIGKILL)  # the program under it, too
         run.communicate()
-        return {"passed": None, "said": "skipped: it took too long"}
+        return {"passed": None, "said": "not run: it took too long"}
     return read_sanitizer(output)
 
 
@@ -446,109 +525,13 @@ def read_sanitizer(output: str) -> dict[str, Any]:
     summaries = [line.strip("= ") for line in output.splitlines() if "SUMMARY:" in line]
     said = {"said": "; ".join(summaries), "output": output[-3000:]}
     if not summaries or "calls:" not in output:
-        return {"passed": None, **said, "said": "skipped: it did not get to the end"}
+        return {"passed": None, **said, "said": "not run: it did not get to the end"}
     clean = all(": 0 errors" in line or ": 0 hazards" in line for line in summaries)
     return {"passed": clean, **said}
 
 
 def say(line: str) -> None:
     print(line, flush=True)
-
-
-def last_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[-1]
-
-
-def summary(part: str, found: dict[str, Any]) -> str:
-    """One line about the checks."""
-    if part == "sanitizer":
-        return ", ".join(f"{tool}: {last_line(result['said'])}" for tool, result in found.items())
-    failed = [entry["check"] for entry in found["failed"]]
-    line = f"{found['passed']} cases right, {len(failed)} checks failed"
-    line += f", {len(found['not_run'])} not run" if found["not_run"] else ""
-    return line + "".join(f"\n  {check}" for check in failed[:20])
-
-
-def table(record: dict[str, Any]) -> str:
-    """What was measured, for people."""
-    parts = record["parts"]
-    lines = [" ".join(f"{k}={v}" for k, v in record["machine"].items())]
-    ceilings = parts.get("ceilings", {})
-    if "flop_per_second" in ceilings:
-        rates = ", ".join(f"{k} {v / 1e12:.0f}" for k, v in ceilings["flop_per_second"].items())
-        lines.append(f"TFLOP/s: {rates}; TB/s: {ceilings['bytes_per_second'] / 1e12:.2f}")
-    for name in ("correctness", "sanitizer"):
-        if name in parts:
-            lines.append(f"{name}: {summary(name, parts[name])}")
-    for name, behaviour in parts.get("correctness", {}).get("behaviour", {}).items():
-        lines.append(f"  {name}: {behaviour}")
-    for name, rows_of in (
-        ("timing", _timing_lines),
-        ("stages", _stage_lines),
-        ("memory", _memory_lines),
-        ("scaling", _scaling_lines),
-    ):
-        for row in parts.get(name, {}).get("rows", []):
-            if row.get("failed"):
-                lines.append(f"{row['asked']}: {last_line(row['failed'])}")
-            else:
-                lines += rows_of(row)
-    return "\n".join(lines)
-
-
-def _timing_lines(row: dict[str, Any]) -> list[str]:
-    """Each implementation's ms, times the same layout's eager and compiled calls, and the floor."""
-    floor, everything = row.get("floor"), row["implementations"]
-    head = f"{row['workload']} {row['dtype']}"
-    if floor is not None:
-        head += f", floor {1e3 * floor:.3f} ms, as launched {1e3 * row['launches_floor']:.3f} ms"
-    lines = [head]
-    for name, result in everything.items():
-        if "seconds" not in result:
-            said = result.get("failed") or f"wrong, error {result['error']:.3g} of the allowed"
-            lines.append(f"  {name:32} {said}")
-            continue
-        seconds = result["seconds"]
-        line = f"  {name:32}{1e3 * seconds:10.4f} ms  error {result['error']:.2f}"
-        own, _, layout = name.partition(", ")
-        for other in BESIDE:
-            beside = everything.get(f"{other}, {layout}", {}).get("seconds")
-            if beside and other != own:
-                line += f"  {beside / seconds:6.2f}x {other}"
-        lines.append(line + (f"  {floor / seconds:5.2f} of floor" if floor else ""))
-    return lines
-
-
-def _stage_lines(row: dict[str, Any]) -> list[str]:
-    lines = [f"{row['workload']} {row['dtype']} by {'op' if 'stages' in row else 'kernel'}"]
-    for name, result in row.get("stages", {}).items():
-        lines.append(f"  {name:32}{1e3 * result['seconds']:10.4f} ms")
-    totals: dict[str, tuple[float, int]] = {}
-    for launch in row.get("kernels", []):
-        used, count = totals.get(launch["kernel"], (0.0, 0))
-        totals[launch["kernel"]] = (used + launch["seconds"], count + 1)
-    for name, (used, count) in sorted(totals.items(), key=lambda item: -item[1][0])[:12]:
-        lines.append(f"  {name[:60]:60}{count:4} x{1e3 * used:10.4f} ms")
-    return lines
-
-
-def _memory_lines(row: dict[str, Any]) -> list[str]:
-    cells = []
-    for name, result in row["peaks"].items():
-        peak = result.get("bytes")
-        cells.append(f"{name} {result.get('failed') or (f'{peak / 1e6:.0f} MB' if peak else '–')}")
-    return [f"{row['workload']} {row['part']}, peak: {', '.join(cells)}"]
-
-
-def _scaling_lines(row: dict[str, Any]) -> list[str]:
-    cells = []
-    for name, result in row["implementations"].items():
-        seconds = result.get("seconds")
-        said = result.get("failed") or f"wrong, error {result.get('error')}"
-        if seconds:
-            said = f"{1e3 * seconds:.3f} ms, {row['flop'] / seconds / 1e12:.1f} TFLOP/s"
-        cells.append(f"{name} {said}")
-    return [f"grid {row['grid']}: {'; '.join(cells)}"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -579,7 +562,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the suite, print its table; 1 where a result was wrong."""
+    """Run the suite, print its table; 1 where a result was wrong or a check had none."""
     given = parse(arguments)
     # Read by the processes that do the work. cuBLAS asks for its own in deterministic mode.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

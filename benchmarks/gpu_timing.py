@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import gpu_behaviours
 import gpu_checks
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from fsdino import ops
 from fsdino.bench import baseline, exactness, workloads
 from fsdino.bench.baseline import COMPILED, EAGER
 from fsdino.bench.workloads import STRIDE, Block, Inputs, Workload
+from fsdino.errors import BackendError
 from fsdino.ops import eager
 
 LAYOUTS = ("contiguous", "tokens")
@@ -34,6 +36,7 @@ CACHE_TIMES = 2  # as much memory as the L2 cache holds is read before inputs co
 MOST_SETS = 6
 TURN_SECONDS = 0.005  # at least, of the calls in one turn
 MOST_CALLS, FEWEST_ROUNDS, MOST_ROUNDS = 20, 5, 200
+CEILING, TINY_CEILING = (8192, 2**30), (256, 2**22)  # side of the products, bytes of the copy
 LARGE = 2**31  # elements of a volume, beyond which its slices are checked
 
 Chain = Callable[[Inputs], Tensor]
@@ -43,7 +46,7 @@ Step = Callable[[int], object]
 def ceilings(device: str, seconds: float) -> dict[str, Any]:
     """FLOP/s of a large product in each data type, and bytes a second of a large copy."""
     on_gpu = device != "cpu"
-    side, count = (8192, 2**30) if on_gpu else (256, 2**22)
+    side, count = CEILING if on_gpu else TINY_CEILING
     steps: dict[str, Step] = {}
     for name in ("bfloat16", "float16", "float32"):
         factors = torch.randn(2, side, side, device=device).to(getattr(torch, name))
@@ -368,12 +371,14 @@ def limit(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _noted(found: dict[str, dict[str, Any]], name: str) -> Iterator[None]:
-    """An entry for an implementation; what it cannot do is written there."""
+    """An entry for an implementation; what it cannot do, or not in time, is written there."""
     found[name] = {}
     try:
         yield
     except torch.OutOfMemoryError:
         found[name] = {"failed": "out of memory"}
+    except (TimeoutError, BackendError) as reason:
+        found[name] = {"not_run": str(reason)}
     except Exception as problem:
         lines = str(problem).strip().splitlines() or [type(problem).__name__]
         found[name] = {"failed": f"{type(problem).__name__}: {lines[0]}"}
@@ -417,10 +422,10 @@ def _replay(
     call: Callable[[Inputs], list[Tensor]], sets: Sequence[Inputs]
 ) -> tuple[Step, list[Tensor]]:
     """A step that replays CUDA graphs of the sets in turn, and what the first one's gives."""
-    first, results = gpu_checks.capture(lambda: call(sets[0]))
+    first, results = gpu_behaviours.capture(lambda: call(sets[0]))
     graphs = [first]
     for inputs in sets[1:]:
-        graph, _ = gpu_checks.capture(lambda inputs=inputs: call(inputs), pool=first.pool())
+        graph, _ = gpu_behaviours.capture(lambda inputs=inputs: call(inputs), pool=first.pool())
         graphs.append(graph)
     first.replay()
     return (lambda i: graphs[i % len(graphs)].replay()), [t.clone() for t in results]

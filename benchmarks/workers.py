@@ -28,11 +28,16 @@ class Outcome:
         value: what the function returned; None where it failed.
         error: its traceback, or what happened to its process; None where it returned.
         seconds: until then.
+        late: whether it had no time, or not enough: it says nothing about the function.
     """
 
     value: Any
     error: str | None
     seconds: float
+    late: bool = False
+
+
+OUT_OF_TIME = Outcome(None, NOT_BEGUN, 0.0, late=True)
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ class Worker:
             self._connection.send((function, arguments))
             if not self._connection.poll(max(timeout, 0.0)):
                 self._kill()
-                return Outcome(None, f"killed after {timeout:.0f} s", time.monotonic() - began)
+                late = f"no result after {timeout:.0f} s"
+                return Outcome(None, late, time.monotonic() - began, late=True)
             value, error, sound = self._connection.recv()
         except (EOFError, OSError) as gone:
             self._kill()
@@ -120,7 +126,7 @@ def run_all(
             except queue.Empty:
                 break
             left = deadline - time.monotonic()
-            outcome = Outcome(None, NOT_BEGUN, 0.0)
+            outcome = OUT_OF_TIME
             if left > 0:
                 outcome = worker.call(job.function, *job.arguments, timeout=left)
             with lock:

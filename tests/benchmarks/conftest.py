@@ -7,11 +7,14 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
+import gpu_behaviours
+import gpu_suite
 import pytest
 import torch
 
 from fake_gpu import CACHE_BYTES, FAKE_GPU, Event, Graph, Stream
 from fsdino.ops import backends
+from inline_workers import Inline, run_inline
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> str:
 
     facts = SimpleNamespace(
         name="Fake", major=9, minor=0, multi_processor_count=132, total_memory=1,
-        L2_cache_size=CACHE_BYTES,
+        L2_cache_size=CACHE_BYTES, uuid="fake",
     )  # fmt: skip
     fakes = {
         "Event": Event, "Stream": Stream, "CUDAGraph": Graph, "graph": graph,
@@ -42,6 +45,15 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setattr(torch.cuda, name, fake)
     Graph.replays = 0
     return FAKE_GPU
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    Inline.calls = []
+    monkeypatch.setattr(gpu_suite, "Worker", Inline)
+    monkeypatch.setattr(gpu_suite, "run_all", run_inline)
+    for name in ("torch.compile", "opcheck"):  # they take seconds, and have tests of their own
+        monkeypatch.delitem(gpu_behaviours.BEHAVIOURS, name)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import gpu_behaviours
 import gpu_checks
 import gpu_timing
 import pytest
@@ -75,7 +76,7 @@ def test_rows_of_a_backend_with_one_op(correlates_only: str) -> None:
     ]
     assert "reference, block 2" in stages
     peaks = gpu_timing.memory_row(MINI, F32, "fused-block", *where)["peaks"]
-    assert "it has no correlation_center_pivot4d" in peaks[correlates_only]["failed"]
+    assert "it has no correlation_center_pivot4d" in peaks[correlates_only]["not_run"]
     gpu_timing.warm(replace(MINI, grid=38, layers=1, channels=8), F32, "cpu", correlates_only)
     kernels = gpu_timing.kernels_row(MINI, F32, "cpu", correlates_only, "tokens")
     assert kernels["kernels"]
@@ -89,7 +90,7 @@ def test_a_graph_that_replays_something_else_is_not_timed(
     def capture(step: Callable[[], list[Tensor]], pool: Any = None) -> Any:
         return Graph(), [torch.zeros_like(t) for t in step()]
 
-    monkeypatch.setattr(gpu_checks, "capture", capture)
+    monkeypatch.setattr(gpu_behaviours, "capture", capture)
     found = gpu_timing.chain_row(MINI, F32, fake_gpu, ["reference"], 0.01, 0)["implementations"]
     assert found["reference, tokens, graph"].keys() == {"error"}
     assert "seconds" in found["reference, tokens"]
@@ -114,7 +115,7 @@ def test_torch_compile_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     swallowed: list[int] = []
     monkeypatch.setattr(gpu_timing, "_compiled", compiled)
     found = gpu_timing.chain_row(MINI, F32, "cpu", ["reference"], 0.01, 0.1)["implementations"]
-    assert found["compiled, tokens"] == {"failed": "TimeoutError: no result after 0 s"}
+    assert found["compiled, tokens"] == {"not_run": "no result after 0 s"}
     assert swallowed and "seconds" in found["reference, tokens"]
 
 

@@ -26,16 +26,18 @@ def test_values_and_errors(worker: Worker) -> None:
     process = worker.call(os.getpid, timeout=60).value
     assert worker.call(operator.add, 2, 3, timeout=60).value == 5
     failed = worker.call(operator.truediv, 1, 0, timeout=60)
-    assert failed.value is None and "ZeroDivisionError" in str(failed.error)
+    assert failed.value is None and "ZeroDivisionError" in str(failed.error) and not failed.late
     assert worker.call(os.getpid, timeout=60).value == process
 
 
 def test_what_hangs_is_killed_and_what_dies_is_replaced(worker: Worker) -> None:
     """The next call has a new process."""
     process = worker.call(os.getpid, timeout=60).value
-    assert "killed after" in str(worker.call(time.sleep, 1000, timeout=0.2).error)
+    late = worker.call(time.sleep, 1000, timeout=0.2)
+    assert late.error == "no result after 0 s" and late.late
     second = worker.call(os.getpid, timeout=60).value
-    assert "died" in str(worker.call(os._exit, 3, timeout=60).error)
+    dead = worker.call(os._exit, 3, timeout=60)
+    assert "died" in str(dead.error) and not dead.late
     third = worker.call(os.getpid, timeout=60).value
     assert len({process, second, third}) == 3
 
@@ -55,6 +57,7 @@ def test_jobs_end_in_any_process_and_late_ones_do_not_begin() -> None:
     found.clear()
     run_all(jobs, 2, time.monotonic(), done)
     assert [outcome.error for outcome in found.values()] == [NOT_BEGUN] * 5
+    assert all(outcome.late for outcome in found.values())
 
 
 def test_a_lost_gpu_ends_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
