@@ -21,9 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "numbers.md"
 PICTURE = "cpu-kernels.svg"
 RESULTS = ROOT / "benchmarks" / "results"
-# By data type; AMX is another processor's.
+# By data type; AMX is another processor's, on which HR was measured as well.
 RECORDS = {
     "float32": "cpu.json",
+    "float32, HR": "cpu-hr.json",
     "bfloat16": "cpu-bfloat16.json",
     "bfloat16, AMX": "cpu-bfloat16-amx.json",
     "float16": "cpu-float16.json",
@@ -65,13 +66,14 @@ def read(name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def rows(record: dict[str, Any]) -> dict[Key, Row]:
-    """Every comparison of a record."""
+def rows(name: str, record: dict[str, Any]) -> dict[Key, Row]:
+    """Every comparison of a record; HR's of its own record only."""
     return {
         (r["workload"], r["part"], r["foreground"], r["threads"]): {
             timing["name"]: timing for timing in r["timings"]
         }
         for r in record["results"]
+        if (r["workload"] == "HR") == name.endswith("HR")
     }
 
 
@@ -81,7 +83,7 @@ def block() -> str:
     for name in RECORDS:
         record = read(name)
         if record is not None:
-            parts += [caption(name, record), *tables(name, record), remarks(record)]
+            parts += [caption(name, record), *tables(name, record), remarks(name, record)]
     parts.append(table([*goals()]))
     auto = RESULTS / "auto.json"
     if auto.is_file():
@@ -103,23 +105,24 @@ def caption(name: str, record: dict[str, Any]) -> str:
     instructions = machine.get("instruction_set") or machine["capability"]
     rounds = max(
         timing["rounds"]
-        for key, row in rows(record).items()
+        for key, row in rows(name, record).items()
         for timing in row.values()
-        if key[0] == "W12"
+        if key[0] in {"W12", "HR"}
     )
+    times = "one round" if rounds == 1 else f"medians of {rounds} rounds"
     return (
-        f"**{name}**: {processor} ({instructions}), {machine['cores']} cores, medians of {rounds} "
-        f"rounds\n(`{record['command']}`,\n"
+        f"**{name}**: {processor} ({instructions}), {machine['cores']} cores, {times}\n"
+        f"(`{record['command']}`,\n"
         f"[recorded](../benchmarks/results/{RECORDS[name]})):"
     )
 
 
 def tables(name: str, record: dict[str, Any]) -> Iterator[str]:
     """Seconds, and the peak of memory."""
-    found = rows(record)
+    found = rows(name, record)
     columns = [column for column in COLUMNS if any(column in row for row in found.values())]
     others = [column for column in columns if column != "cpp"]
-    peak = name == "float32"  # the large product is in float32
+    peak = name.startswith("float32")  # the large product is in float32
     headers = ["", "threads", *(TITLES[column] for column in columns)]
     headers += [f"times {column}" for column in others] + ["share of the peak"] * peak
     lines = [headers]
@@ -145,9 +148,9 @@ def tables(name: str, record: dict[str, Any]) -> Iterator[str]:
         yield table(memory)
 
 
-def remarks(record: dict[str, Any]) -> str:
+def remarks(name: str, record: dict[str, Any]) -> str:
     """Where `cpp` is not the fastest, and what a call costs."""
-    found = rows(record)
+    found = rows(name, record)
     slower = [
         f"{', '.join(words(key))} ({row['cpp']['median'] / best:.2f} times)"
         for key, row in found.items()
@@ -170,7 +173,7 @@ def remarks(record: dict[str, Any]) -> str:
 def goals() -> Iterator[list[str]]:
     """Which are met, with the number of threads that gains less."""
     records = {name: record for name in RECORDS if (record := read(name)) is not None}
-    found = {name: rows(record) for name, record in records.items()}
+    found = {name: rows(name, record) for name, record in records.items()}
     yield ["goal, and what was reached", *found]
     for title, *part, least in FASTER:
         cells = [title + ": times as fast as eager"]

@@ -430,8 +430,8 @@ class Suite:
         if "flop_per_second" in ceilings:
             gpu, kind = roofline.measured_gpu(ceilings), getattr(torch, dtype)
             row["floor"] = roofline.floor_seconds(workload, kind, gpu)
-            launches = roofline.launches(workload, kind, gpu.architecture)
-            row["launches_floor"] = sum(cost.seconds(gpu, kind) for cost in launches)
+            if kind == torch.bfloat16 and (bound := roofline.bound_seconds(workload.name)):
+                row["bound"] = bound
         self.save()
 
     def stages(self, worker: Worker) -> None:

@@ -68,7 +68,9 @@ def _timing_lines(row: dict[str, Any]) -> list[str]:
     floor, everything = row.get("floor"), row["implementations"]
     head = f"{row['workload']} {row['dtype']}"
     if floor is not None:
-        head += f", floor {1e3 * floor:.3f} ms, as launched {1e3 * row['launches_floor']:.3f} ms"
+        head += f", floor {1e3 * floor:.3f} ms"
+    if "bound" in row:
+        head += f", bound {1e3 * row['bound']:.3f} ms"
     lines = [head]
     for name, result in everything.items():
         if "seconds" not in result:

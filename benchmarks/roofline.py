@@ -1,12 +1,11 @@
 """What the standard workloads must cost on a GPU: `python benchmarks/roofline.py`.
 
-Two models. The floor counts what no implementation can avoid: every multiply-add of the definition
-once, and every tensor that has to pass through memory once (features, what the blocks hand on
-before their normalisation, the result; not the correlation, which can be consumed where it is
-made). It is the larger of operations over peak and bytes over bandwidth. The launches count what
-the Triton kernels do, one after the other: each reads and writes its own tensors once, the
-correlation and the light passes included; they overlap nothing, so their sum is an upper estimate
-of a perfect run of them. Light passes count no operations.
+The floor counts what no implementation can avoid: every multiply-add of the definition once, and
+every tensor that has to pass through memory once (features, what the blocks hand on before their
+normalisation, the result; not the correlation, which can be consumed where it is made). It is the
+larger of operations over peak and bytes over bandwidth. The bound, in bfloat16, is that of the
+Triton kernels as they are: what their launches execute and move, one after the other, on an H200 by
+the assumptions of fsdino/bench/counted.py, from its record. Neither is a time.
 
 Peaks are those of dense products as the vendor publishes them: NVIDIA A100 Tensor Core GPU
 datasheet (80 GB, SXM); NVIDIA H100 Tensor Core GPU datasheet (SXM); NVIDIA H200 Tensor Core GPU
@@ -18,20 +17,19 @@ it, and `--measured` the file of `benchmarks/gpu_suite.py`, which holds both cei
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fsdino.bench.workloads import GROUPS, KERNEL, STRIDE, WORKLOADS, Workload
+from fsdino.bench.workloads import KERNEL, STRIDE, WORKLOADS, Workload
 from fsdino.files import read_json
 from fsdino.kernels import tiles
 
 TAPS = 2 * KERNEL**2
+COUNTS = Path(__file__).resolve().parent / "results" / "gpu-counts.json"
 
 
 @dataclass(frozen=True)
@@ -73,31 +71,21 @@ GPUS = (
 
 @dataclass(frozen=True)
 class Cost:
-    """One launch, or what a stage needs at least.
+    """What a stage needs at least.
 
     Attributes:
-        kernel: its name.
         stage: "correlation", "block 1" and so on, or "... backward".
         flop: operations of the definition, 2 for each multiply-add of a product.
         bytes: read and written, each tensor once.
-        executed: operations with the padding of tiles.
-        programs: how many run.
     """
 
-    kernel: str
     stage: str
     flop: float
     bytes: float
-    executed: float = 0.0
-    programs: int = 0
 
     def seconds(self, gpu: Gpu, dtype: torch.dtype) -> float:
         """The larger of operations over peak and bytes over bandwidth."""
         return max(self.flop / gpu.peak(dtype), self.bytes / gpu.bandwidth)
-
-    def waves(self, gpu: Gpu) -> float:
-        """Rounds of programs, one on each multiprocessor; several fit side by side."""
-        return self.programs / gpu.multiprocessors
 
 
 @dataclass(frozen=True)
@@ -145,12 +133,12 @@ def floor(workload: Workload, dtype: torch.dtype) -> list[Cost]:
     last = chain[-1]
     features = 2 * workload.batch * workload.layers * workload.channels * workload.grid**2
     counts = workload.flop()
-    costs = [Cost("", "correlation", counts["correlation"], size * features)]
+    costs = [Cost("correlation", counts["correlation"], size * features)]
     for block in chain:
         read = 0 if block.index == 1 else block.source
-        costs.append(Cost("", f"block {block.index}", block.flop, size * (read + block.raw)))
+        costs.append(Cost(f"block {block.index}", block.flop, size * (read + block.raw)))
     reduced = last.batch * last.outer * last.tokens
-    costs.append(Cost("", "mean", 0.0, size * (last.raw + reduced)))
+    costs.append(Cost("mean", 0.0, size * (last.raw + reduced)))
     if workload.backward:
         # The correlation is read; of what was handed on and its gradient, each once.
         backward = workload.backward_flop()
@@ -159,150 +147,21 @@ def floor(workload: Workload, dtype: torch.dtype) -> list[Cost]:
             given = reduced if block is last else block.raw
             moved = size * (block.source + block.raw + gradient + given)
             stage = f"block {block.index}"
-            costs.append(Cost("", f"{stage} backward", backward[stage], moved))
+            costs.append(Cost(f"{stage} backward", backward[stage], moved))
     return costs
 
 
 def floor_seconds(workload: Workload, dtype: torch.dtype, gpu: Gpu) -> float:
     """Seconds below which no implementation gets."""
     costs = floor(workload, dtype)
-    whole = Cost("", "", sum(c.flop for c in costs), sum(c.bytes for c in costs))
+    whole = Cost("", sum(c.flop for c in costs), sum(c.bytes for c in costs))
     return whole.seconds(gpu, dtype)
 
 
-def launches(workload: Workload, dtype: torch.dtype, architecture: int) -> list[Cost]:
-    """What the Triton kernels do, launch by launch."""
-    costs = list(_correlation(workload, dtype, architecture))
-    chain = blocks(workload)
-    for block in chain:
-        costs += _forward(block, dtype, architecture, last=block is chain[-1])
-    if workload.backward:
-        for block in reversed(chain):
-            costs += _backward(block, dtype, architecture, last=block is chain[-1])
-    return costs
-
-
-def _correlation(workload: Workload, dtype: torch.dtype, architecture: int) -> Iterator[Cost]:
-    planes, tokens = workload.batch * workload.layers, workload.grid**2
-    features, size = planes * workload.channels * tokens, dtype.itemsize
-    stage, pass_tile = "correlation", tiles.tokens(workload.channels)
-    programs = planes * math.ceil(tokens / pass_tile.rows)
-    for _ in ("query", "support"):
-        moved = features * size + 4 * planes * tokens
-        yield Cost("lengths_kernel", stage, 0.0, moved, programs=programs)
-    tile = tiles.correlation(dtype, architecture)
-    layers = tiles.correlation_layers(workload.layers, dtype, architecture)
-    cells = math.ceil(tokens / tile.rows) * math.ceil(tokens / tile.columns)
-    depth = tile.depth * math.ceil(workload.channels / tile.depth)
-    yield Cost(
-        "correlation_kernel",
-        stage,
-        workload.flop()[stage],
-        size * (2 * features + planes * tokens**2) + 8 * planes * tokens,
-        executed=2.0 * planes * cells * tile.rows * tile.columns * depth,
-        programs=workload.batch * cells * math.ceil(workload.layers / layers),
-    )
-
-
-def _walk(
-    stage: str, inner: int, outer: int, rows: int, batch: int, taps: int, moved: float,
-    dtype: torch.dtype, architecture: int,
-) -> Cost:  # fmt: skip
-    """A launch of the walk: `rows` positions of each sample, `taps` taps."""
-    tile = tiles.walk(inner, outer, dtype, architecture)
-    programs = batch * math.ceil(rows / tile.rows) * math.ceil(outer / tile.columns)
-    depth = taps * tile.depth * math.ceil(inner / tile.depth)
-    return Cost(
-        "walk_kernel",
-        stage,
-        2.0 * batch * rows * outer * inner * taps,
-        moved,
-        executed=2.0 * programs * tile.rows * tile.columns * depth,
-        programs=programs,
-    )
-
-
-def _forward(block: Block, dtype: torch.dtype, architecture: int, *, last: bool) -> Iterator[Cost]:
-    stage, size = f"block {block.index}", dtype.itemsize
-    rows = block.tokens * block.kept**2
-    tile = tiles.walk(block.inner, block.outer, dtype, architecture)
-    partial = 4 * 3 * GROUPS * block.batch * math.ceil(rows / tile.rows)
-    weights = size * TAPS * block.inner * block.outer
-    moved = size * (block.source + block.raw) + weights + partial
-    pair = (block.inner, block.outer)
-    yield _walk(stage, *pair, rows, block.batch, TAPS, moved, dtype, architecture)
-    yield Cost("statistics_kernel", stage, 0.0, 2 * partial, programs=GROUPS * block.batch)
-    if last:
-        reduced = block.raw // block.kept**2
-        columns = math.ceil(block.outer / tiles.elementwise(block.outer).columns)
-        programs = block.batch * block.tokens * columns
-        yield Cost(
-            "normalise_mean_kernel", stage, 0.0, size * (block.raw + reduced), programs=programs
-        )
-    else:
-        yield Cost("normalise_kernel", stage, 0.0, 2 * size * block.raw, programs=_programs(block))
-
-
-def _backward(block: Block, dtype: torch.dtype, architecture: int, *, last: bool) -> Iterator[Cost]:
-    stage, size = f"block {block.index} backward", dtype.itemsize
-    given = block.raw // block.kept**2 if last else block.raw
-    programs = _programs(block)
-    sums = 4 * 2 * block.outer * programs
-    distances = size * block.raw + sums  # written and read: half as many as the other sums
-    yield Cost("distance_sums_kernel", stage, 0.0, distances, programs=programs)
-    both = size * (given + block.raw)
-    yield Cost("gradient_sums_kernel", stage, 0.0, both + 2 * sums, programs=programs)
-    yield Cost("gradient_kernel", stage, 0.0, both + size * block.raw, programs=programs)
-    if block.index > 1:
-        yield from _transposed(block, dtype, architecture)
-    tile = tiles.weight_gradient(block.inner, block.outer, dtype, architecture)
-    cells = TAPS * math.ceil(block.inner / tile.rows) * math.ceil(block.outer / tile.columns)
-    steps = block.batch * math.ceil(block.tokens * block.kept**2 / tile.depth)
-    splits = tiles.weight_splits(tile, cells, steps)
-    partial = 4 * splits * TAPS * block.inner * block.outer
-    yield Cost(
-        "weight_gradient_kernel",
-        stage,
-        block.flop,
-        size * (block.source + block.raw) + 2 * partial,
-        executed=2.0 * cells * tile.rows * tile.columns * steps * tile.depth,
-        programs=cells * splits,
-    )
-
-
-def _transposed(block: Block, dtype: torch.dtype, architecture: int) -> Iterator[Cost]:
-    """The gradient to the input: all classes of support positions in one launch.
-
-    Every class has the programs of the first one, which has most positions; those beyond its own
-    end at once.
-    """
-    stage, size = f"block {block.index} backward", dtype.itemsize
-    classes = []
-    for place in itertools.product(range(min(STRIDE, block.side)), repeat=2):
-        walked = math.prod(math.ceil((block.side - first) / STRIDE) for first in place)
-        taps = math.prod(
-            len(range((first + KERNEL // 2) % STRIDE, KERNEL, STRIDE)) for first in place
-        )
-        taps += KERNEL**2 if place == (0, 0) else 0
-        rows, pair = block.tokens * walked, (block.outer, block.inner)
-        classes.append(_walk(stage, *pair, rows, block.batch, taps, 0.0, dtype, architecture))
-    yield Cost(
-        "walk_kernel",
-        stage,
-        sum(cost.flop for cost in classes),
-        size * (block.raw + block.source),
-        executed=sum(cost.executed for cost in classes),
-        programs=len(classes) * classes[0].programs,
-    )
-    mending = tiles.mending()
-    of_class = min(math.ceil(block.source / (len(classes) * mending.rows)), mending.columns)
-    yield Cost("mend_edges_kernel", stage, 0.0, 0.0, programs=len(classes) * of_class)
-
-
-def _programs(block: Block) -> int:
-    tile = tiles.elementwise(block.outer)
-    row_tiles = block.batch * math.ceil(block.tokens * block.kept**2 / tile.rows)
-    return row_tiles * math.ceil(block.outer / tile.columns)
+def bound_seconds(workload: str) -> float | None:
+    """Of the Triton kernels on an H200, in bfloat16; None for a workload that is not on record."""
+    launches = read_json(COUNTS)["counts"]["sm_90"].get(workload)
+    return None if launches is None else 1e-6 * sum(row["microseconds"] for row in launches)
 
 
 def measured_gpu(ceilings: dict[str, Any]) -> Gpu:
@@ -331,34 +190,18 @@ def floors_table(
 ) -> str:
     """Milliseconds of every standard workload; with times, what share of the last GPU's floor."""
     times = times or {}
-    heads = [gpu.name for gpu in gpus] + (["ms", "of floor"] if times else [])
+    heads = [gpu.name for gpu in gpus] + ["bound"] + (["ms", "of floor"] if times else [])
     lines = [f"{'workload':9}{'GFLOP':>9}{'GB':>7}" + "".join(f"{h:>10}" for h in heads)]
     for name, workload in WORKLOADS.items():
         costs = floor(workload, dtype)
         flop, moved = sum(c.flop for c in costs) / 1e9, sum(c.bytes for c in costs) / 1e9
         seconds = [floor_seconds(workload, dtype, gpu) for gpu in gpus]
         line = f"{name:9}{flop:9.1f}{moved:7.2f}" + "".join(f"{1e3 * s:10.3f}" for s in seconds)
+        bound = bound_seconds(name) if dtype == torch.bfloat16 else None
+        line += f"{'-':>10}" if bound is None else f"{1e3 * bound:10.3f}"
         if name in times:
             line += f"{1e3 * times[name]:10.3f}{seconds[-1] / times[name]:10.2f}"
         lines.append(line)
-    return "\n".join(lines)
-
-
-def launches_table(workload: Workload, dtype: torch.dtype, gpu: Gpu) -> str:
-    """Each launch of a workload on one GPU."""
-    line = "{:24}{:18}{:>9}{:>9}{:>8}{:>10}{:>8}{:>9}"
-    heads = ("kernel", "stage", "GFLOP", "executed", "MB", "programs", "waves", "ms")
-    lines, total = [line.format(*heads)], 0.0
-    for cost in launches(workload, dtype, gpu.architecture):
-        seconds = cost.seconds(gpu, dtype)
-        total += seconds
-        cells = (
-            cost.kernel, cost.stage, f"{cost.flop / 1e9:.1f}", f"{cost.executed / 1e9:.1f}",
-            f"{cost.bytes / 1e6:.0f}", cost.programs, f"{cost.waves(gpu):.1f}",
-            f"{1e3 * seconds:.3f}",
-        )  # fmt: skip
-        lines.append(line.format(*cells))
-    lines.append(f"{'sum':86}{1e3 * total:9.3f}")
     return "\n".join(lines)
 
 
@@ -376,7 +219,7 @@ def times_of(record: dict[str, Any], dtype: str) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print the floors, and where asked for the launches of one workload."""
+    """Print the floors, the bounds, and where they are given measured times."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -386,8 +229,6 @@ def main(arguments: list[str] | None = None) -> None:
         "--ceilings", type=float, nargs=2, metavar=("TFLOPS", "TBPS"), help="measured rates"
     )
     source.add_argument("--measured", type=Path, help="JSON file of benchmarks/gpu_suite.py")
-    parser.add_argument("--launches", choices=WORKLOADS, help="also each launch of this workload")
-    parser.add_argument("--on", default="", help="GPU of --launches; default: the last column's")
     given = parser.parse_args(arguments)
     dtype, gpus, times = getattr(torch, given.dtype), GPUS, {}
     if given.ceilings:
@@ -398,10 +239,6 @@ def main(arguments: list[str] | None = None) -> None:
         times = times_of(record, given.dtype)
     print(f"Floors in ms, {given.dtype}")
     print(floors_table(gpus, dtype, times))
-    if given.launches:
-        [gpu] = [gpu for gpu in gpus if gpu.name == (given.on or gpus[-1].name)]
-        print(f"\n{given.launches} on {gpu.name}")
-        print(launches_table(WORKLOADS[given.launches], dtype, gpu))
 
 
 if __name__ == "__main__":

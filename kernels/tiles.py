@@ -119,7 +119,7 @@ def weight_splits(tile: Tile, programs: int, steps: int) -> int:
         programs: of one share.
         steps: of the loop over all positions.
     """
-    resident = 16 if tile.rows * tile.columns < SMALL else 4  # on one multiprocessor
+    resident = 8 if tile.rows * tile.columns < SMALL else 4  # on one multiprocessor
     return max(1, min(steps, resident * MULTIPROCESSORS // programs))
 
 

@@ -25,9 +25,7 @@ from fsdino.bench.workloads import GROUPS, NORM_EPS, STRIDE, Inputs
 from fsdino.kernels import backend, layout
 
 EPS = 1e-5
-SHARED_BYTES = (
-    227 * 1024
-)  # that a program may have; what a kernel needs is bench/inspect.py's affair
+SHARED_BYTES = 227 * 1024  # of a program; what a kernel needs is bench/inspect.py's affair
 _COMPILED = 1000  # added to a device's number where kernels are compiled: Triton caches by it
 
 

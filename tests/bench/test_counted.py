@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fsdino.bench.workloads import WORKLOADS
+
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 
 RECORD = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "gpu-counts.json"
@@ -56,6 +58,26 @@ def test_an_expanded_tensor_is_read_once() -> None:
     from fsdino.bench.counted import _bytes
 
     assert _bytes(torch.empty(1, 6, dtype=torch.float16).expand(5, 6)) == 12
+
+
+@pytest.mark.parametrize("name", ["W6", "W12", "T12x8", "HR"])
+def test_products_add_up(name: str) -> None:
+    """To those of the definition, whatever the tiles; padding only adds to what is executed."""
+    from fsdino.bench.counted import FLOP
+    from fsdino.bench.inspect_triton import chain, recorded
+
+    workload = WORKLOADS[name]
+    flop = sum(workload.flop().values())
+    if workload.backward:
+        flop += sum(workload.backward_flop().values())
+    launched = recorded(lambda: chain(workload, torch.bfloat16), 90).kernels
+    counted = [
+        FLOP[launch.kernel.__name__](launch.arguments)
+        for launch in launched
+        if launch.kernel.__name__ in FLOP
+    ]
+    assert sum(useful for useful, _ in counted) == pytest.approx(flop)
+    assert all(executed >= useful for useful, executed in counted)
 
 
 @pytest.mark.slow

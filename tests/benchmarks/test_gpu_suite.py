@@ -61,7 +61,7 @@ def test_parts_end_in_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [row["workload"] for row in rows] == ["W12x8", "T12x8", "W12x8", "T12x8", "HR"]
     lengths = [len(found["parts"][part]["rows"]) for part in ("memory", "scaling")]
     assert lengths == [2 + 4, 2 + 2]
-    assert all(row["floor"] > 0 and row["launches_floor"] > 0 for row in rows)
+    assert all(row["floor"] > 0 for row in rows)
     text = gpu_table.table(found)
     assert "33 cases right, 0 checks failed" in text and "of floor" in text
     assert "C compiler: " in text and "compute mode: needs a GPU" in text
@@ -326,7 +326,7 @@ def test_what_the_sanitizer_is_given_runs() -> None:
 def test_rows_for_people() -> None:
     """Ratios by hand, in the same layout; wrong, failed and missing results in words."""
     row = {
-        "workload": "W6", "dtype": "float16", "floor": 1e-4, "launches_floor": 2e-4,
+        "workload": "W6", "dtype": "float16", "floor": 1e-4, "bound": 2e-4,
         "implementations": {
             "eager, tokens": {"error": 0.1, "seconds": 4e-3},
             "compiled, tokens": {"not_run": "no result after 30 s"},
@@ -336,7 +336,7 @@ def test_rows_for_people() -> None:
         },
     }  # fmt: skip
     lines = gpu_table._timing_lines(row)
-    assert lines[0] == "W6 float16, floor 0.100 ms, as launched 0.200 ms"
+    assert lines[0] == "W6 float16, floor 0.100 ms, bound 0.200 ms"
     assert "20.00x eager" in lines[3] and "0.50 of floor" in lines[3]
     assert "x triton" not in lines[3] and "0.50x triton" in lines[5]
     assert (
