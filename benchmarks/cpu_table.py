@@ -21,10 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "numbers.md"
 PICTURE = "cpu-kernels.svg"
 RESULTS = ROOT / "benchmarks" / "results"
-# By data type; AMX is another processor's, on which HR was measured as well.
+# By data type; AMX is another processor's.
 RECORDS = {
     "float32": "cpu.json",
-    "float32, HR": "cpu-hr.json",
     "bfloat16": "cpu-bfloat16.json",
     "bfloat16, AMX": "cpu-bfloat16-amx.json",
     "float16": "cpu-float16.json",
@@ -56,34 +55,37 @@ FASTER: tuple[tuple[str, str, str, float | None, dict[str, float]], ...] = (
     ("T12, all, signed weights", "T12", "chain", None, {"float32": 2}),
 )
 SMALLER = (("HR, first block", "fused-block", 8), ("HR, all in one call", "chain", 5))
+MEMORY_RECORD = "cpu-hr.json"  # HR in float32; peaks do not depend on the processor's speed
 COLUMNS = ("eager", "compiled", "cpp")
 TITLES = {"eager": "eager", "compiled": "compiled", "cpp": "`cpp`"}
 
 
-def read(name: str) -> dict[str, Any] | None:
-    """One of `RECORDS`; None where it was not made."""
-    path = RESULTS / RECORDS[name]
+def read(file: str) -> dict[str, Any] | None:
+    """A record; None where it was not made."""
+    path = RESULTS / file
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def rows(name: str, record: dict[str, Any]) -> dict[Key, Row]:
-    """Every comparison of a record; HR's of its own record only."""
+def rows(record: dict[str, Any]) -> dict[Key, Row]:
+    """Every comparison of a record."""
     return {
         (r["workload"], r["part"], r["foreground"], r["threads"]): {
             timing["name"]: timing for timing in r["timings"]
         }
         for r in record["results"]
-        if (r["workload"] == "HR") == name.endswith("HR")
     }
 
 
 def block() -> str:
     """All tables, as they stand in the document."""
     parts = []
-    for name in RECORDS:
-        record = read(name)
+    for name, file in RECORDS.items():
+        record = read(file)
         if record is not None:
-            parts += [caption(name, record), *tables(name, record), remarks(name, record)]
+            parts += [caption(name, record), seconds_table(name, record), remarks(record)]
+    peaks = read(MEMORY_RECORD)
+    if peaks is not None:
+        parts += memory_tables(peaks)
     parts.append(table([*goals()]))
     auto = RESULTS / "auto.json"
     if auto.is_file():
@@ -105,24 +107,24 @@ def caption(name: str, record: dict[str, Any]) -> str:
     instructions = machine.get("instruction_set") or machine["capability"]
     rounds = max(
         timing["rounds"]
-        for key, row in rows(name, record).items()
+        for key, row in rows(record).items()
         for timing in row.values()
-        if key[0] in {"W12", "HR"}
+        if key[0] == "W12"
     )
-    times = "one round" if rounds == 1 else f"medians of {rounds} rounds"
     return (
-        f"**{name}**: {processor} ({instructions}), {machine['cores']} cores, {times}\n"
+        f"**{name}**: {processor} ({instructions}), {machine['cores']} cores, medians of {rounds} "
+        f"rounds\n"
         f"(`{record['command']}`,\n"
         f"[recorded](../benchmarks/results/{RECORDS[name]})):"
     )
 
 
-def tables(name: str, record: dict[str, Any]) -> Iterator[str]:
-    """Seconds, and the peak of memory."""
-    found = rows(name, record)
+def seconds_table(name: str, record: dict[str, Any]) -> str:
+    """Medians, and how many times as fast `cpp` is."""
+    found = rows(record)
     columns = [column for column in COLUMNS if any(column in row for row in found.values())]
     others = [column for column in columns if column != "cpp"]
-    peak = name.startswith("float32")  # the large product is in float32
+    peak = name == "float32"  # the large product is in float32
     headers = ["", "threads", *(TITLES[column] for column in columns)]
     headers += [f"times {column}" for column in others] + ["share of the peak"] * peak
     lines = [headers]
@@ -138,19 +140,23 @@ def tables(name: str, record: dict[str, Any]) -> Iterator[str]:
             if peak:  # where weights are 0, products are left out
                 cells.append(share(row["cpp"]) if foreground is None else "")
             lines.append(cells)
-    yield table(lines)
-    memory = [["peak memory beyond inputs and result", *(TITLES[column] for column in columns)]]
+    return table(lines)
+
+
+def memory_tables(record: dict[str, Any]) -> Iterator[str]:
+    """The peak of memory, and where it was recorded."""
+    memory = [["peak memory beyond inputs and result", *(TITLES[column] for column in COLUMNS)]]
     for title, part in MEMORY:
-        for key, row in found.items():
+        for key, row in rows(record).items():
             if key[:2] == ("HR", part):
-                memory.append([title, *(mebibytes(row.get(column)) for column in columns)])
-    if len(memory) > 1:
-        yield table(memory)
+                memory.append([title, *(mebibytes(row.get(column)) for column in COLUMNS)])
+    yield (f"Memory (`{record['command']}`,\n[recorded](../benchmarks/results/{MEMORY_RECORD})):")
+    yield table(memory)
 
 
-def remarks(name: str, record: dict[str, Any]) -> str:
+def remarks(record: dict[str, Any]) -> str:
     """Where `cpp` is not the fastest, and what a call costs."""
-    found = rows(name, record)
+    found = rows(record)
     slower = [
         f"{', '.join(words(key))} ({row['cpp']['median'] / best:.2f} times)"
         for key, row in found.items()
@@ -172,8 +178,10 @@ def remarks(name: str, record: dict[str, Any]) -> str:
 
 def goals() -> Iterator[list[str]]:
     """Which are met, with the number of threads that gains less."""
-    records = {name: record for name in RECORDS if (record := read(name)) is not None}
-    found = {name: rows(name, record) for name, record in records.items()}
+    records = {name: read(file) for name, file in RECORDS.items()}
+    found = {name: rows(record) for name, record in records.items() if record is not None}
+    peaks = read(MEMORY_RECORD)
+    large = {} if peaks is None else rows(peaks)
     yield ["goal, and what was reached", *found]
     for title, *part, least in FASTER:
         cells = [title + ": times as fast as eager"]
@@ -184,10 +192,9 @@ def goals() -> Iterator[list[str]]:
         yield cells
     for title, part, factor in SMALLER:
         cells = [title + ": eager memory over ours"]
-        for of in found.values():
-            fitting = [row for key, row in of.items() if key[:2] == ("HR", part)]
-            factors = [row["eager"]["memory"] / row["cpp"]["memory"] for row in fitting]
-            cells.append(met(factor, factors))
+        fitting = [row for key, row in large.items() if key[:2] == ("HR", part)]
+        factors = [row["eager"]["memory"] / row["cpp"]["memory"] for row in fitting]
+        cells += [met(factor, factors) if name == "float32" else "–" for name in found]
         yield cells
 
 

@@ -12,7 +12,11 @@ from typing import Any
 
 import cpu_table
 import pytest
+import roofline
+import torch
 import yaml
+
+from fsdino.bench.workloads import WORKLOADS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "numbers.md"
@@ -23,6 +27,7 @@ RECIPES = ROOT / "fsdino" / "recipes"
 SETTINGS = (
     *("PASCAL-5i", "COCO-20i", "FSS-1000", "1-shot", "5-shot", "1 shot", "5 shots", "95 %"),
     *("1 / 5 shots", "640 × 480", "AVX-512", "float32", "bfloat16", "K + 1", "1 %", "SA-1B"),
+    *("float16", "sm_80", "sm_90", "sm_100", "an H200"),
     *("(fold 3, 1000 episodes, 112 pixels)", "seeds of 1000 episodes each", "960 episodes"),
     *("37 × 37", "768 channels, 4 or 12 layers (W4, W12)", "blocks of 16, 64 and 128"),
     *("74 × 74", "T12 is W12", "2 cores", "two Conv2d", "the rest 0"),
@@ -282,6 +287,28 @@ def cpu_kernels() -> Iterator[str]:
     yield from cpu_table.block().split("\n\n")
 
 
+def gpu_counts() -> Iterator[str]:
+    found = record("gpu-counts.json")
+    yield f"`{found['command']}`"
+    assumed = found["assumed"]
+    yield (
+        f"multiplying ({assumed['flop_a_second'] / 1e12:.0f} TFLOP/s), moving bytes "
+        f"({assumed['memory_bytes_a_second'] / 1e12:.1f} TB/s from memory, "
+        f"{assumed['l2_bytes_a_second'] / 1e12:.0f} TB/s through the L2 cache) and issuing "
+        f"instructions ({assumed['schedulers']} schedulers at {assumed['clock'] / 1e9:.2f} GHz)"
+    )
+    yield "W6 has 6 layers, x8 a batch of 8"
+    gpu = roofline.given_gpu(assumed["flop_a_second"] / 1e12, 4.3)
+    for name in found["counts"]["sm_90"]:
+        millions = [
+            f"{sum(row['instructions'] for row in of[name]) / 1e6:.0f}"
+            for of in found["counts"].values()
+        ]
+        bound = sum(row["microseconds"] for row in found["counts"]["sm_90"][name]) / 1e3
+        floor = roofline.floor_seconds(WORKLOADS[name], torch.bfloat16, gpu) * 1e3
+        yield f"| {name} | {' | '.join(millions)} | {bound:.2f} ms | {floor:.2f} ms |"
+
+
 def call_overhead() -> Iterator[str]:
     found = record("call_overhead.json")
     yield f"`{found['command']}`"
@@ -348,18 +375,10 @@ def published() -> Iterator[str]:
 
 
 SOURCES = (
-    *(photographs, photographs_ablation, photographs_latency, photographs_trained, drawings),
-    *(
-        baselines,
-        ablation,
-        distillation,
-        cpu_kernels,
-        call_overhead,
-        training,
-        distillation_speed,
-        published,
-    ),
-)
+    photographs, photographs_ablation, photographs_latency, photographs_trained, drawings,
+    baselines, ablation, distillation, cpu_kernels, gpu_counts, call_overhead, training,
+    distillation_speed, published,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("facts", SOURCES, ids=lambda facts: facts.__name__)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from fsdino.bench.compiled import Code
@@ -29,10 +30,13 @@ NAMES = ("W6", "W12", "W12x8", "T12x8", "HR")
 
 # An H200: products in half precision and bytes from its memory as other kernels reach them; bytes
 # from its L2 cache and the clock are assumed.
-FLOP_A_SECOND = 790e12
-MEMORY_BYTES_A_SECOND = 4.3e12
-L2_BYTES_A_SECOND = 7e12
-INSTRUCTIONS_A_SECOND = 132 * 4 * 1.75e9  # multiprocessors, schedulers, clock
+ASSUMED = {
+    "flop_a_second": 790e12,
+    "memory_bytes_a_second": 4.3e12,
+    "l2_bytes_a_second": 7e12,
+    "schedulers": 132 * 4,
+    "clock": 1.75e9,
+}
 
 Values = Mapping[str, Any]
 
@@ -77,10 +81,10 @@ class Count:
     def bound(self) -> float:
         """Seconds: the longest of multiplying, moving bytes and issuing instructions."""
         return max(
-            self.executed / FLOP_A_SECOND,
-            self.memory / MEMORY_BYTES_A_SECOND,
-            self.l2 / L2_BYTES_A_SECOND,
-            self.all_instructions / INSTRUCTIONS_A_SECOND,
+            self.executed / ASSUMED["flop_a_second"],
+            self.memory / ASSUMED["memory_bytes_a_second"],
+            self.l2 / ASSUMED["l2_bytes_a_second"],
+            self.all_instructions / (ASSUMED["schedulers"] * ASSUMED["clock"]),
         )
 
 
@@ -273,7 +277,10 @@ def main(arguments: list[str] | None = None) -> None:
     if given.record:
         words = sys.argv[1:] if arguments is None else arguments
         command = shlex.join(["python", "-m", "fsdino.bench.counted", *words])
-        write_record(given.record, command, dtype=given.dtype, counts=rows)
+        write_record(
+            given.record, command, dtype=given.dtype, triton=triton.__version__, assumed=ASSUMED,
+            counts=rows,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_the_tables(results: Path) -> None:
     """By hand: times 3.0 / 1.0 and so on; what was not measured has no line."""
     (results / "cpu.json").write_text(json.dumps(FOUND))
-    _, caption, speed, memory, remark, goals, _ = cpu_table.block().split("\n\n")
+    (results / "cpu-hr.json").write_text(json.dumps(FOUND))
+    _, caption, speed, remark, where, memory, goals, _ = cpu_table.block().split("\n\n")
     assert caption.startswith("**float32**: A (AMX), 2 cores, medians of 9 rounds")
     head, *lines = speed.splitlines()
     assert head.endswith("| compiled | `cpp` | times eager | times compiled | share of the peak |")
@@ -63,6 +64,7 @@ def test_the_tables(results: Path) -> None:
         "| W12, all, signed weights | 1 | 3.000 s | 1.500 s | 1.000 s | 3.00 | 1.50 | 50 % |",
         "| | 2 | 1.000 s | 0.500 s | 0.750 s | 1.33 | 0.67 | 50 % |",
     ]
+    assert where.startswith("Memory (`pytest benchmarks`")
     assert memory.splitlines()[-1] == (
         "| HR, first block, the correlation never held | 9 MiB | 8 MiB | 7 MiB |"
     )
