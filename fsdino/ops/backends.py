@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
+from torch.torch_version import TorchVersion
 
 from fsdino import contract
 from fsdino.contract import while_tracing
@@ -105,6 +106,16 @@ def _has(name: str, function: str) -> bool:
     return hasattr(_registry[name].load(), function)
 
 
+def _choice() -> str:
+    """What `use_backend` or else FSDINO_BACKEND names."""
+    return _forced.get()
+
+
+# Before that, torch.compile may not be able to follow a context variable.
+if TorchVersion(torch.__version__) < "2.14":
+    _choice = while_tracing(_choice)
+
+
 def select(op: str, tensor: torch.Tensor, requested: str = "auto") -> str:
     """Name of the backend that runs `op` on tensors like `tensor`.
 
@@ -118,7 +129,7 @@ def select(op: str, tensor: torch.Tensor, requested: str = "auto") -> str:
     if not isinstance(requested, str):
         raise TypeError(f"{op}: backend must be a string, got {type(requested).__name__}")
     if requested == "auto":
-        requested = _forced.get()
+        requested = _choice()
     if requested != "auto":
         backend, device = _find(requested), tensor.device
         if device.type == "meta":  # only shapes are needed: nothing will run
@@ -139,7 +150,8 @@ def select(op: str, tensor: torch.Tensor, requested: str = "auto") -> str:
 def use_backend(name: str) -> Iterator[None]:
     """Run every op inside the `with` block on backend `name` ("auto" lifts an outer choice).
 
-    Applies to the current thread or task; enter it outside of a compiled function.
+    Applies to the current thread or task; enter it outside of a compiled function. Before PyTorch
+    2.14, a compiled function keeps the backend that it was traced with.
 
     Raises:
         TypeError: it is not a string.

@@ -146,9 +146,9 @@ def center_pivot_block4d(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As the reference's."""
     raw = center_pivot_conv4d(x, weight_query, weight_support, bias, support_stride)
-    y, mean, rstd = torch.native_group_norm(
-        raw, norm_weight, norm_bias, *_sizes(raw), num_groups, norm_eps
-    )
+    # PyTorch 2.11 reads these vectors as if they were contiguous.
+    vectors = (norm_weight.contiguous(), norm_bias.contiguous())
+    y, mean, rstd = torch.native_group_norm(raw, *vectors, *_sizes(raw), num_groups, norm_eps)
     y = y.relu_()
     if reduce_support:
         y = y.mean((4, 5))
@@ -180,8 +180,9 @@ def center_pivot_block4d_backward(
     grad = grad.masked_fill(y <= 0, 0)
     of_conv = any(needs[:4])
     grad_raw, grad_norm_weight, grad_norm_bias = torch.ops.aten.native_group_norm_backward(
-        grad, raw, mean, rstd, norm_weight, *_sizes(raw), groups, (of_conv, needs[4], needs[5])
-    )
+        grad, raw, mean, rstd, norm_weight.contiguous(), *_sizes(raw), groups,
+        (of_conv, needs[4], needs[5]),
+    )  # fmt: skip
     grads = (_nothing(grad), _nothing(grad), _nothing(grad), _nothing(grad))
     if of_conv:
         weights = (weight_query, weight_support)
