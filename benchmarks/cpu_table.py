@@ -92,10 +92,14 @@ def block() -> str:
         entries = json.loads((ROOT / "fsdino" / "ops" / "measured.json").read_text("utf-8"))
         parts.append(
             f"Classes of sizes in which `auto` takes another backend than `cpp`, since that was "
-            f"measured to be faster: {len(entries)} ([recorded](../benchmarks/results/auto.json))."
+            f"measured\nto be faster: {len(entries)} (`python benchmarks/measure_auto.py`,\n"
+            f"[recorded](../benchmarks/results/auto.json))."
         )
     if (DOCUMENT.parent / PICTURE).is_file():
-        parts.append(f"![Seconds of the chain of W12 by grid side and floating type]({PICTURE})")
+        parts.append(
+            f"![Seconds of the chain of W12 by grid side and floating type]({PICTURE})\n"
+            f"([recorded](../benchmarks/results/cpu-plot.json))"
+        )
     return "\n\n".join([BEGIN, *parts, END])
 
 

@@ -119,14 +119,14 @@ def _factors(  # type: ignore[no-untyped-def]
     C: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Of each channel its group's mean, a factor and a shift: normalised, scaled and shifted, a raw
-    value is (raw - mean) * factor + shift."""
+    """Of each channel its group's mean in two parts, a factor and a shift: normalised, scaled and
+    shifted, a raw value is (raw - mean - low) * factor + shift."""
     o_group = batch * (C // GROUP) + o_c // GROUP
     mean = tl.load(p_mean + o_group, mask=m_c, other=0.0)
     factor = tl.load(p_rstd + o_group, mask=m_c, other=0.0)
     factor *= tl.load(p_weight + o_c, mask=m_c, other=0.0).to(tl.float32)
-    bias = tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)
-    return mean, factor, bias - tl.load(p_low + o_group, mask=m_c, other=0.0) * factor
+    shift = tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)
+    return mean, tl.load(p_low + o_group, mask=m_c, other=0.0), factor, shift
 
 
 @triton.jit
@@ -154,11 +154,11 @@ def normalise_kernel(
     m_c = o_c < C
     mask = (o_row < rows)[:, None] & m_c[None, :]
     offset = ((batch * rows + o_row) * C)[:, None] + o_c[None, :]
-    mean, factor, shift = _factors(
+    mean, low, factor, shift = _factors(
         p_mean, p_low, p_rstd, p_weight, p_bias, batch, o_c, m_c, C, GROUP
     )
     raw = tl.load(p_raw + offset, mask=mask, other=0.0).to(tl.float32)
-    y = (raw - mean[None, :]) * factor[None, :] + shift[None, :]
+    y = (raw - mean[None, :] - low[None, :]) * factor[None, :] + shift[None, :]
     y = tl.where(y <= 0, 0.0, y)
     tl.store(p_out + offset, y.to(p_out.dtype.element_ty), mask=mask)
 
@@ -184,7 +184,7 @@ def normalise_mean_kernel(
     batch = (token // tokens).to(tl.int64)
     o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = o_c < C
-    mean, factor, shift = _factors(
+    mean, low, factor, shift = _factors(
         p_mean, p_low, p_rstd, p_weight, p_bias, batch, o_c, m_c, C, GROUP
     )
     p_token = p_raw + token.to(tl.int64) * kept * C
@@ -195,7 +195,7 @@ def normalise_mean_kernel(
         mask = m_row[:, None] & m_c[None, :]
         offset = (o_row * C)[:, None] + o_c[None, :]
         raw = tl.load(p_token + offset, mask=mask, other=0.0).to(tl.float32)
-        y = (raw - mean[None, :]) * factor[None, :] + shift[None, :]
+        y = (raw - mean[None, :] - low[None, :]) * factor[None, :] + shift[None, :]
         total += tl.sum(tl.where((y <= 0) | (~m_row)[:, None], 0.0, y), 0)
     mean = (total / kept).to(p_out.dtype.element_ty)
     tl.store(p_out + (batch * C + o_c) * tokens + token % tokens, mean, mask=m_c)

@@ -9,6 +9,7 @@ by their remainders; each is walked by itself, over the taps that reach it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from fsdino.kernels import tiles
 from fsdino.kernels.layout import architecture, blocks, index_type, options, precision
+
+NEAR = 2**20  # see `_quotient`
 
 
 @triton.jit
@@ -32,8 +35,11 @@ def position(row: tl.tensor, width: tl.tensor, rows: tl.tensor, columns: tl.tens
 
 @triton.jit
 def _quotient(value: tl.tensor, divisor: tl.tensor):  # type: ignore[no-untyped-def]
-    """value // divisor, both below `NEAR`: a product with the reciprocal is exact enough, and a
-    division of integers costs five times the instructions."""
+    """value // divisor, both below `NEAR`, at a fifth of the instructions of a division.
+
+    (value + 1/2) / divisor is at least 1 / (2 divisor) away from any integer. A product with the
+    reciprocal, which the hardware rounds to 2 units, is off by less than value / divisor / 2^21.
+    """
     return ((value.to(tl.float32) + 0.5) * (1.0 / divisor.to(tl.float32))).to(tl.int32)
 
 
@@ -534,11 +540,18 @@ def _walk(
     walk_kernel[(classes * len(source) * row_tiles * blocks(outer, tile.columns),)](
         source, weights, bias, out, partial, *batches, row_tiles, *sizes, **constants,
         DIRECTION=direction, HAS_BIAS=bias is not None, MERGED=merged,
-        PRECISION=precision(source), INDEX=index_type(rows), OFFSET=index_type(offsets),
+        PRECISION=precision(source), INDEX=row_index(rows, out.shape[2:], tile.rows),
+        OFFSET=index_type(offsets),
         FIELD=field_bits(max(grid.kernel_query, grid.kernel_support)),
         BLOCK_ROWS=tile.rows, BLOCK_CO=tile.columns, BLOCK_CI=tile.depth,
         **options(tile),
     )  # fmt: skip
+
+
+def row_index(rows: int, grid: Sequence[int], block: int) -> tl.dtype:
+    """Of the product's rows, in blocks, each a position of a grid: 32 bits where `positions` may
+    divide by its sides as `_quotient` does."""
+    return index_type(rows) if max(grid) + block < NEAR else tl.int64
 
 
 def field_bits(kernel: int) -> int:

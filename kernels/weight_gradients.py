@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fsdino.kernels import tiles
 from fsdino.kernels.layout import architecture, blocks, index_type, options, precision
-from fsdino.kernels.walk import Grid, field_bits, inside_of, position, reached, tap_of
+from fsdino.kernels.walk import Grid, field_bits, inside_of, positions, reached, row_index, tap_of
 
 
 @triton.jit(do_not_specialize=["first_query_row"])
@@ -76,14 +76,12 @@ def weight_gradient_kernel(
         first = (tile % row_tiles).to(INDEX) * BLOCK_ROWS
         o_row = first + tl.arange(0, BLOCK_ROWS)
         m_row = o_row < rows
-        query_row, query_column, kept_row, kept_column = position(
-            o_row, query_columns, grad_rows, grad_columns
-        )
+        (
+            first_row, first_column, first_kept_row, first_kept_column,
+            query_row, query_column, kept_row, kept_column,
+        ) = positions(first, query_columns, grad_rows, grad_columns, BLOCK_ROWS)  # fmt: skip
         source_query_row = query_row.to(tl.int32) + first_query_row
         source_row, source_column = kept_row * STRIDE, kept_column * STRIDE
-        first_row, first_column, first_kept_row, first_kept_column = position(
-            first, query_columns, grad_rows, grad_columns
-        )
         further = (query_row - first_row) * query_columns + (query_column - first_column)
         o_source = further.to(OFFSET) * (source_rows * source_columns)
         down, right = kept_row - first_kept_row, kept_column - first_kept_column
@@ -174,7 +172,7 @@ def weight_gradients(
             source_query_rows, query_columns, source_rows, source_columns, grid.first_query_row,
             CI=inner, CO=outer, STRIDE=grid.stride,
             KERNEL_QUERY=grid.kernel_query, KERNEL_SUPPORT=grid.kernel_support,
-            PRECISION=precision(source), INDEX=index_type(rows),
+            PRECISION=precision(source), INDEX=row_index(rows, grad.shape[2:], tile.depth),
             OFFSET=index_type(offsets), TAPS=shared,
             FIELD=field_bits(max(grid.kernel_query, grid.kernel_support)),
             BLOCK_CI=tile.rows, BLOCK_CO=tile.columns, BLOCK_ROWS=tile.depth,

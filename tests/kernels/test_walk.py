@@ -1,11 +1,18 @@
-"""The walk's words of bits: kernels whose rows and columns fill fields of every width, and none."""
+"""The walk's words of bits, for kernels that fill fields of every width, and where its rows lie."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 
 from formulated import assert_formulated
 from fsdino.bench.cases import Case
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 
 CASES = (
     Case(
@@ -22,3 +29,46 @@ CASES = (
 def test_taps_at_the_edges(case: Case, backend: str) -> None:
     """Values and all gradients are those of the formulation."""
     assert_formulated("center_pivot_conv4d", case, backend, 1e-6)
+
+
+PLACES = """
+import torch, triton
+import triton.language as tl
+from fsdino.kernels.walk import position, positions
+
+@triton.jit
+def places_kernel(p_out, first, width, rows, columns, COUNT: tl.constexpr):
+    _, _, _, _, a, b, c, d = positions(first, width, rows, columns, COUNT)
+    o = tl.arange(0, COUNT)
+    tl.store(p_out + o, a)
+    tl.store(p_out + COUNT + o, b)
+    tl.store(p_out + 2 * COUNT + o, c)
+    tl.store(p_out + 3 * COUNT + o, d)
+
+width, rows, columns = {sides}
+every = width * rows * columns
+for first in (0, 1, 255, 256, every - 1, every, 2 * every - 3, 5 * every + 7, 10_000_019):
+    found = torch.empty(4, 256, dtype=torch.int32)
+    places_kernel[(1,)](found, first, width, rows, columns, COUNT=256)
+    row = first + torch.arange(256)
+    expected = [
+        row // every, row // (rows * columns) % width, row // columns % rows, row % columns,
+    ]
+    assert torch.equal(found, torch.stack(expected).int()), (first, found)
+print("right")
+"""
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    "sides", [(37, 19, 19), (1, 1, 1), (3, 2, 700), (5, 1_000_003, 1), (41, 47, 55)]
+)
+def test_where_rows_lie(sides: tuple[int, int, int]) -> None:
+    """Only the first row of a block is divided; the others are found by small quotients."""
+    run = subprocess.run(
+        [sys.executable, "-c", PLACES.format(sides=sides)],
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "right\n"
