@@ -461,17 +461,17 @@ class Cosines:
         self.weight = None if weight is None else weight.resolve_neg().flatten(1).contiguous()
         self.batch, self.layers, self.channels, self.query_tokens = query.values.shape
         self.support_tokens = support.values.shape[3]
-        self.tile = tiles.correlation(query.values.dtype, architecture(query.values))
 
     def forward(self, out: Tensor) -> None:
         """The weighted correlation, into a dense volume [B, L, Hq, Wq, Hs, Ws]."""
+        tile = tiles.correlation(out.dtype, architecture(out))
         layers = tiles.correlation_layers(self.layers, out.dtype, architecture(out))
         if self.batch:
-            correlation_kernel[self._grid(blocks(self.layers, layers))](
+            correlation_kernel[self._grid(tile, blocks(self.layers, layers))](
                 *self._tensors(), out, *self._strides(), *self._sizes(),
                 L=self.layers, HAS_WEIGHT=self.weight is not None, LAYERS=layers,
-                INDEX=index_type(self.tile.rows * self.support_tokens * self.layers),
-                **self._settings(),
+                INDEX=index_type(tile.rows * self.support_tokens * self.layers),
+                **self._settings(tile),
             )  # fmt: skip
 
     def backward(self, grad: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
@@ -484,18 +484,19 @@ class Cosines:
         """
         features, weight = needs[0] or needs[1], needs[2] and self.weight is not None
         planes = (self.batch, self.layers)
-        query_blocks = blocks(self.query_tokens, self.tile.rows)
+        tile = tiles.correlation_gradient(grad.dtype, architecture(grad))
+        query_blocks = blocks(self.query_tokens, tile.rows)
         cosine_grad = partial = None
         if features:
             cosine_grad = grad.new_empty(*planes, self.query_tokens, self.support_tokens)
         if weight:
             partial = self.query.inverse.new_empty(*planes, query_blocks, self.support_tokens)
         if self.batch and (features or weight):
-            correlation_gradient_kernel[self._grid(self.layers)](
+            correlation_gradient_kernel[self._grid(tile, self.layers)](
                 *self._tensors(), grad, cosine_grad, partial,
                 *self._strides(), grad.stride(0), *self._sizes(),
                 L=self.layers, HAS_WEIGHT=self.weight is not None,
-                FEATURES=features, WEIGHT=weight, **self._settings(),
+                FEATURES=features, WEIGHT=weight, **self._settings(tile),
             )  # fmt: skip
         return (
             self._to_query(cosine_grad) if needs[0] and cosine_grad is not None else None,
@@ -513,9 +514,9 @@ class Cosines:
         grad = torch.matmul(cosine_grad.transpose(2, 3), unit)  # [B, L, M, C]
         return _unit_gradient(grad, self.support.values, self.weight, self.eps)
 
-    def _grid(self, layer_blocks: int) -> tuple[int]:
-        query_blocks = blocks(self.query_tokens, self.tile.rows)
-        support_blocks = blocks(self.support_tokens, self.tile.columns)
+    def _grid(self, tile: tiles.Tile, layer_blocks: int) -> tuple[int]:
+        query_blocks = blocks(self.query_tokens, tile.rows)
+        support_blocks = blocks(self.support_tokens, tile.columns)
         return (self.batch * query_blocks * support_blocks * layer_blocks,)
 
     def _tensors(self) -> tuple[Tensor | None, ...]:
@@ -535,19 +536,19 @@ class Cosines:
     def _sizes(self) -> tuple[int, ...]:
         return (self.channels, self.query_tokens, self.support_tokens)
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self, tile: tiles.Tile) -> dict[str, Any]:
         most = max(
-            self.tile.rows * self.query.values.stride(3),
-            self.tile.columns * self.support.values.stride(3),
+            tile.rows * self.query.values.stride(3),
+            tile.columns * self.support.values.stride(3),
         )
         return {
             "PRECISION": precision(self.query.values),
-            "WHOLE": self.channels % self.tile.depth == 0,
+            "WHOLE": self.channels % tile.depth == 0,
             "OFFSET": index_type(most),
-            "BLOCK_QUERY": self.tile.rows,
-            "BLOCK_SUPPORT": self.tile.columns,
-            "BLOCK_C": self.tile.depth,
-            **options(self.tile),
+            "BLOCK_QUERY": tile.rows,
+            "BLOCK_SUPPORT": tile.columns,
+            "BLOCK_C": tile.depth,
+            **options(tile),
         }
 
 

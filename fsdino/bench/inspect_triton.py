@@ -270,9 +270,9 @@ def _features(workload: Workload, dtype: torch.dtype) -> tuple[Tensor, Tensor, T
 
 def _blocks(workload: Workload, dtype: torch.dtype) -> Iterator[tuple[Any, bool]]:
     """Weights of each block, and whether it is the last."""
-    inner = workload.layers
-    for outer in workload.block_channels:
+    inner, count = workload.layers, len(workload.block_channels)
+    for number, outer in enumerate(workload.block_channels, start=1):
         taps = torch.empty(outer, inner, KERNEL, KERNEL, device="meta", dtype=dtype)
         vector = torch.empty(outer, device="meta", dtype=dtype)
-        yield (taps, torch.empty_like(taps), *(vector,) * 3), outer == workload.block_channels[-1]
+        yield (taps, torch.empty_like(taps), *(vector,) * 3), number == count
         inner = outer

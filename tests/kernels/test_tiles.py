@@ -12,8 +12,8 @@ from fsdino.kernels import tiles
 ARCHITECTURES = (tiles.INTERPRETER, 80, 86, 90, 100, 120)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CHANNELS = (1, 3, 12, 16, 40, 64, 128, 200)
-# 8.6, 8.9 and 12.0 have the least: 99 KB.
-SHARED_BYTES = 99 * 1024
+# 8.6, 8.9 and 12.0 have the least, and share their tiles with 8.0 and 10.0; 9.0 is by itself.
+SHARED_BYTES = dict.fromkeys(ARCHITECTURES, 99 * 1024) | {90: 227 * 1024}
 
 
 def chosen(architecture: int, dtype: torch.dtype) -> list[tiles.Tile]:
@@ -33,7 +33,7 @@ def test_every_tile_can_be_multiplied_and_held(architecture: int, dtype: torch.d
         for size in (tile.rows, tile.columns, tile.depth):
             assert size >= 16 and size & (size - 1) == 0
         held = tile.stages * tile.depth * (tile.rows + tile.columns) * dtype.itemsize
-        assert architecture == tiles.INTERPRETER or held <= SHARED_BYTES
+        assert architecture == tiles.INTERPRETER or held <= SHARED_BYTES[architecture]
 
 
 @pytest.mark.parametrize("size, expected", [(1, 16), (16, 16), (17, 32), (33, 64), (500, 64)])
