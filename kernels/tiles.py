@@ -54,9 +54,9 @@ def correlation(dtype: torch.dtype, architecture: int) -> Tile:
         return Tile(64, 64, 64, 1, 1)
     if dtype not in HALF:
         return Tile(64, 64, 16, 4, 2)
-    if architecture < 90:  # there, 128 columns spill
-        return Tile(128, 64, 32, 8, 3)
-    return Tile(128, 128, 64, 8, 3)
+    depth = 64 if architecture >= 90 else 32
+    wide = 90 <= architecture < 100 and dtype == torch.bfloat16  # elsewhere 128 columns spill
+    return Tile(128, 128 if wide else 64, depth, 8, 3)
 
 
 def correlation_gradient(dtype: torch.dtype, architecture: int) -> Tile:
