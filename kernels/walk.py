@@ -40,7 +40,7 @@ def _quotient(value: tl.tensor, divisor: tl.tensor):  # type: ignore[no-untyped-
     (value + 1/2) / divisor is at least 1 / (2 divisor) away from any integer. A product with the
     reciprocal, which the hardware rounds to 2 units, is off by less than value / divisor / 2^21.
     """
-    # A divisor of 1 is compiled in, and no tensor.
+    # A divisor of 1 is compiled in as a plain number.
     return ((value + 0.5) * (1.0 / (divisor + 0.0))).to(tl.int32)
 
 

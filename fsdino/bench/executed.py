@@ -80,8 +80,8 @@ class Instructions:
     def loops(self) -> list[Loop]:
         """In the order in which they begin, an outer one before those inside of it.
 
-        A wait for a barrier or for memory of the tensor cores is none: it asks once, if all goes
-        well.
+        A wait for a barrier or for memory of the tensor cores does not count as a loop, since it
+        usually asks once.
         """
         ends: dict[int, int] = {}
         for index, target in enumerate(self.targets):

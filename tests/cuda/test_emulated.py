@@ -202,7 +202,7 @@ def test_index_arithmetic(tmp_path: Path) -> None:
 
 UNFENCED = "a product reads what ordinary stores wrote, without fence.proxy.async"
 MAP = "the driver takes no map of "
-# Cases of test_emulator.cpp, and what the emulator says of them; "" where all is well.
+# Cases of test_emulator.cpp, and the message that the emulator must print; "" for none.
 NOTICED = {
     "sums": "",
     "product": "",
