@@ -13,6 +13,7 @@ from torch import Tensor
 from fsdino.contract import CHANNELS_INNERMOST, as_volume
 from fsdino.kernels import norm, walk
 from fsdino.kernels.layout import blocks, empty_volume, volume
+from fsdino.kernels.matrices import matrices
 from fsdino.kernels.weight_gradients import weight_gradients
 
 
@@ -26,8 +27,8 @@ def center_pivot_conv4d(
     """[B, Ci, Hq, Wq, Hs, Ws] -> [B, Co, Hq, Wq, hs, ws]."""
     y = _output(x, weight_query.shape[0], support_stride)
     grid = walk.Grid.of(weight_query, weight_support, support_stride)
-    weights = walk.matrices(weight_query, weight_support)
-    walk.forward(volume(x), weights, _dense(bias), y, grid)
+    [weights] = matrices([(weight_query, weight_support)])
+    walk.forward(volume(x), weights.values, _dense(bias), y, grid)
     return y
 
 
@@ -45,7 +46,7 @@ def center_pivot_conv4d_backward(
     grads = [grad.new_empty(0) for _ in range(4)]
     if needs[0]:
         grads[0] = empty_volume(grad, x.shape)
-        weights = walk.matrices(weight_query, weight_support, transposed=True)
+        [weights] = matrices([(weight_query, weight_support)], transposed=True)
         walk.transposed(grad, weights, grads[0], grid)
     of_weights = weight_gradients(volume(x), grad, grid, (needs[1], needs[2]))
     for index, of_weight in enumerate(of_weights, start=1):
@@ -72,22 +73,18 @@ def center_pivot_block4d(
     """relu(group_norm(conv)), and for the backward pass the raw volume, mean and rstd [B, G]."""
     raw = _output(x, weight_query.shape[0], support_stride)
     grid = walk.Grid.of(weight_query, weight_support, support_stride)
-    weights = walk.matrices(weight_query, weight_support)
-    partial = walk.forward(volume(x), weights, _dense(bias), raw, grid, groups=num_groups)
-    assert partial is not None
-    tile_rows = walk.tile_rows(x.shape[1], raw.shape[1], x)
-    positions = raw[:1, 0].numel()
-    sizes = (raw.shape[1], positions, tile_rows, num_groups)
-    statistics = norm.statistics(partial, *sizes, norm_eps)
+    [weights] = matrices([(weight_query, weight_support)])
+    statistics = walk.empty_statistics(raw, x.shape[1], num_groups, norm_eps)
+    walk.forward(volume(x), weights.values, _dense(bias), raw, grid, statistics=statistics)
     if reduce_support:
         y = raw.new_empty(raw.shape[:4])
     else:
         y = empty_volume(raw, raw.shape) if save else raw
     norm.normalise(raw, statistics, _given(norm_weight), _given(norm_bias), y)
-    mean, _, rstd = statistics
     if save:
-        return y, raw, mean, rstd
-    return y, raw.new_empty(0), mean.new_empty(0), mean.new_empty(0)
+        return y, raw, statistics.mean, statistics.rstd
+    nothing = (statistics.mean.new_empty(0), statistics.mean.new_empty(0))
+    return y, raw.new_empty(0), *nothing
 
 
 def center_pivot_block4d_backward(

@@ -18,6 +18,7 @@ from fsdino.kernels import tiles, walk
 from fsdino.kernels.center_pivot import bias_gradient
 from fsdino.kernels.correlation import Cosines, Tokens
 from fsdino.kernels.layout import blocks, empty_volume, volume
+from fsdino.kernels.matrices import Matrices, matrices
 from fsdino.kernels.weight_gradients import weight_gradients
 
 
@@ -95,11 +96,13 @@ def correlation_center_pivot4d(
     shape = (query.shape[0], weight_query.shape[0], *query.shape[3:], *kept)
     y = empty_volume(query, shape)
     features = Features(query, support, support_weight, eps)
-    weights = walk.matrices(weight_query, weight_support)
+    [weights] = matrices([(weight_query, weight_support)])
     bias = None if bias is None else bias.resolve_neg().contiguous()
     for chunk in features.chunks(weight_query.shape[-1]):
         grid = walk.Grid.of(weight_query, weight_support, support_stride, chunk.first - chunk.low)
-        walk.forward(features.correlation(chunk.read), weights, bias, y[:, :, chunk.rows], grid)
+        walk.forward(
+            features.correlation(chunk.read), weights.values, bias, y[:, :, chunk.rows], grid
+        )
     return y
 
 
@@ -120,7 +123,7 @@ def correlation_center_pivot4d_backward(
     totals: list[Tensor | None] = [None] * 6
     if needs[0]:
         totals[0] = query.new_empty(query.shape)
-    transposed = walk.matrices(weight_query, weight_support, transposed=True)
+    [transposed] = matrices([(weight_query, weight_support)], transposed=True)
     for chunk in features.chunks(weight_query.shape[-1]):
         grid = walk.Grid.of(weight_query, weight_support, support_stride, chunk.first - chunk.low)
         if any(needs[:3]):
@@ -148,7 +151,7 @@ def correlation_center_pivot4d_backward(
 def _to_features(
     grad: Tensor,
     features: Features,
-    transposed: Tensor,
+    transposed: Matrices,
     grid: walk.Grid,
     chunk: Chunk,
     needs: Sequence[bool],

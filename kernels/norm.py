@@ -1,10 +1,4 @@
-"""Group normalisation, ReLU and the mean over the support: light passes over a raw volume.
-
-The statistics come from the convolution, as mean and sum of squared deviations of each of its
-tiles and channels; they are merged here in a fixed order (Chan, Golub and LeVeque 1979). A mean is
-a sum of two floats: where all values lie close to it, what the first loses is not small beside the
-deviations.
-"""
+"""Group normalisation, ReLU and the mean over the support: light passes over a raw volume."""
 
 from __future__ import annotations
 
@@ -17,60 +11,7 @@ from torch import Tensor
 
 from fsdino.kernels import tiles
 from fsdino.kernels.layout import blocks, index_type, options
-
-
-@triton.jit
-def statistics_kernel(
-    p_partial: tl.tensor,  # [B, tiles, 3, PARTS]
-    p_mean: tl.tensor,  # [B, G]
-    p_low: tl.tensor,  # [B, G]
-    p_rstd: tl.tensor,  # [B, G]
-    rows: tl.tensor,
-    row_tiles: tl.tensor,
-    size: tl.tensor,  # values in a group
-    eps: tl.tensor,
-    PARTS: tl.constexpr,
-    GROUP: tl.constexpr,  # parts of a group
-    TILE_ROWS: tl.constexpr,
-    MERGED: tl.constexpr,  # channels of a part
-    BLOCK: tl.constexpr,
-) -> None:
-    """Mean, in two parts, and reciprocal standard deviation of one sample's group, from its
-    tiles'."""
-    batch, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    p_batch = p_partial + batch * row_tiles * (3 * PARTS) + group * GROUP
-    first = tl.load(p_batch)  # Means are summed as distances from the first.
-    entries = row_tiles * GROUP
-    total = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, entries, BLOCK):
-        entry = start + tl.arange(0, BLOCK)
-        m_entry = entry < entries
-        tile = (entry // GROUP).to(tl.int64)
-        count = (tl.minimum(rows - tile * TILE_ROWS, TILE_ROWS) * MERGED).to(tl.float32)
-        p_entry = p_batch + tile * (3 * PARTS) + entry % GROUP
-        b_mean = tl.load(p_entry, mask=m_entry, other=0.0)
-        b_low = tl.load(p_entry + PARTS, mask=m_entry, other=0.0)
-        total += tl.where(m_entry, (b_mean - first + b_low) * count, 0.0)
-    offset = tl.sum(total, 0) / size
-    deviations = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, entries, BLOCK):
-        entry = start + tl.arange(0, BLOCK)
-        m_entry = entry < entries
-        tile = (entry // GROUP).to(tl.int64)
-        count = (tl.minimum(rows - tile * TILE_ROWS, TILE_ROWS) * MERGED).to(tl.float32)
-        p_entry = p_batch + tile * (3 * PARTS) + entry % GROUP
-        b_mean = tl.load(p_entry, mask=m_entry, other=0.0)
-        b_low = tl.load(p_entry + PARTS, mask=m_entry, other=0.0)
-        b_squares = tl.load(p_entry + 2 * PARTS, mask=m_entry, other=0.0)
-        distance = (b_mean - first - offset) + b_low
-        deviations += tl.where(m_entry, b_squares + count * distance * distance, 0.0)
-    variance = tl.sum(deviations, 0) / size
-    o_group = batch * (PARTS // GROUP) + group
-    mean = first + offset
-    of_offset = mean - first
-    tl.store(p_mean + o_group, mean)
-    tl.store(p_low + o_group, (first - (mean - of_offset)) + (offset - of_offset))
-    tl.store(p_rstd + o_group, 1.0 / tl.sqrt_rn(variance + eps))
+from fsdino.kernels.statistics import Statistics, factors
 
 
 @triton.jit
@@ -107,29 +48,6 @@ def _affine(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _factors(  # type: ignore[no-untyped-def]
-    p_mean: tl.tensor,
-    p_low: tl.tensor,
-    p_rstd: tl.tensor,
-    p_weight: tl.tensor,
-    p_bias: tl.tensor,
-    batch: tl.tensor,
-    o_c: tl.tensor,
-    m_c: tl.tensor,
-    C: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    """Of each channel its group's mean in two parts, a factor and a shift: normalised, scaled and
-    shifted, a raw value is (raw - mean - low) * factor + shift."""
-    o_group = batch * (C // GROUP) + o_c // GROUP
-    mean = tl.load(p_mean + o_group, mask=m_c, other=0.0)
-    factor = tl.load(p_rstd + o_group, mask=m_c, other=0.0)
-    factor *= tl.load(p_weight + o_c, mask=m_c, other=0.0).to(tl.float32)
-    shift = tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)
-    return mean, tl.load(p_low + o_group, mask=m_c, other=0.0), factor, shift
-
-
-@triton.jit
 def normalise_kernel(
     p_raw: tl.tensor,  # [B, rows, C]
     p_mean: tl.tensor,
@@ -154,7 +72,7 @@ def normalise_kernel(
     m_c = o_c < C
     mask = (o_row < rows)[:, None] & m_c[None, :]
     offset = ((batch * rows + o_row) * C)[:, None] + o_c[None, :]
-    mean, low, factor, shift = _factors(
+    mean, low, factor, shift = factors(
         p_mean, p_low, p_rstd, p_weight, p_bias, batch, o_c, m_c, C, GROUP
     )
     raw = tl.load(p_raw + offset, mask=mask, other=0.0).to(tl.float32)
@@ -184,7 +102,7 @@ def normalise_mean_kernel(
     batch = (token // tokens).to(tl.int64)
     o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = o_c < C
-    mean, low, factor, shift = _factors(
+    mean, low, factor, shift = factors(
         p_mean, p_low, p_rstd, p_weight, p_bias, batch, o_c, m_c, C, GROUP
     )
     p_token = p_raw + token.to(tl.int64) * kept * C
@@ -336,43 +254,26 @@ def gradient_kernel(
     tl.store(p_out + offset, out, mask=mask)
 
 
-def statistics(
-    partial: Tensor, channels: int, rows: int, tile_rows: int, groups: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, what it lost when it was rounded, and reciprocal standard deviation, [B, G] each, from
-    what `walk.forward` returns of a convolution with so many channels."""
-    batch, row_tiles, _, parts = partial.shape
-    mean, low, rstd = (partial.new_empty(batch, groups) for _ in range(3))
-    if batch:
-        tile = tiles.statistics()
-        size = float(rows * (channels // groups))
-        statistics_kernel[(batch, groups)](
-            partial, mean, low, rstd, rows, row_tiles, size, eps,
-            PARTS=parts, GROUP=parts // groups, TILE_ROWS=tile_rows, MERGED=channels // parts,
-            BLOCK=tile.rows, **options(tile),
-        )  # fmt: skip
-    return mean, low, rstd
-
-
 def normalise(
     raw: Tensor,
-    statistics: tuple[Tensor, Tensor, Tensor],
+    statistics: Statistics,
     weight: Tensor,
     bias: Tensor,
     out: Tensor,
 ) -> None:
     """relu(group norm) of a dense volume into another, which may be the same; or its mean over the
-    support into [B, C, Hq, Wq]. The statistics are `statistics`' own."""
+    support into [B, C, Hq, Wq]."""
     batch, channels, query_rows, query_columns, *kept = raw.shape
     tile = tiles.elementwise(channels)
-    group = channels // statistics[0].shape[1]
+    of_groups = (statistics.mean, statistics.low, statistics.rstd)
+    group = channels // statistics.mean.shape[1]
     tokens, positions = query_rows * query_columns, kept[0] * kept[1]
     if batch == 0:
         return
     if out.ndim == 4:
         block = tiles.power_of_2(positions, 16, tile.rows)
         normalise_mean_kernel[(batch * tokens, blocks(channels, tile.columns))](
-            raw, *statistics, weight, bias, out, tokens, positions,
+            raw, *of_groups, weight, bias, out, tokens, positions,
             C=channels, GROUP=group, BLOCK_ROWS=block, BLOCK_C=tile.columns,
             **options(replace(tile, warps=2)),
         )  # fmt: skip
@@ -380,7 +281,7 @@ def normalise(
     rows = tokens * positions
     row_tiles = blocks(rows, tile.rows)
     normalise_kernel[(batch * row_tiles, blocks(channels, tile.columns))](
-        raw, *statistics, weight, bias, out, rows, row_tiles,
+        raw, *of_groups, weight, bias, out, rows, row_tiles,
         C=channels, GROUP=group, INDEX=index_type(rows),
         BLOCK_ROWS=tile.rows, BLOCK_C=tile.columns, **options(tile),
     )  # fmt: skip

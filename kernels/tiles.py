@@ -158,6 +158,6 @@ def mending() -> Tile:
     return Tile(256, 256, 0, 4, 1)
 
 
-def statistics() -> Tile:
-    """Entries that one program merges in a step; few programs do, so that each has many threads."""
-    return Tile(4096, 1, 0, 16, 1)
+def matrices() -> Tile:
+    """Elements of the weights that a program puts in order."""
+    return Tile(1024, 1, 0, 4, 1)

@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fsdino.kernels import tiles
 from fsdino.kernels.layout import architecture, blocks, index_type, options, precision
+from fsdino.kernels.matrices import Matrices
+from fsdino.kernels.statistics import Statistics, factors, gather
 
 NEAR = 2**20  # see `_quotient`
 
@@ -158,6 +159,23 @@ def _total(values: tl.tensor):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _normalised(  # type: ignore[no-untyped-def]
+    raw: tl.tensor,  # [rows, channels]
+    mean: tl.tensor,  # [channels], and as `factors` returns them
+    low: tl.tensor,
+    factor: tl.tensor,
+    shift: tl.tensor,
+    mask: tl.tensor,
+):
+    """relu(group norm) of raw values, 0 outside of the mask, in their type."""
+    y = raw.to(tl.float32) - mean[None, :]
+    if raw.dtype == tl.float32:  # else far below what the values lost when they were rounded
+        y -= low[None, :]
+    y = tl.maximum(y * factor[None, :] + shift[None, :], 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.where(mask, y, 0.0).to(raw.dtype)
+
+
+@triton.jit
 def _class(  # type: ignore[no-untyped-def]
     number: tl.tensor,
     support_rows: tl.tensor,
@@ -184,13 +202,26 @@ def _class(  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["query_rows", "first_query_row"])
+@triton.jit(do_not_specialize=["query_rows", "first_query_row", "tiles_of_sample", "first_tile"])
 def walk_kernel(
     p_source: tl.tensor,  # [B, Q, Wq, Hs, Ws, CI], the batch strided
     p_weight: tl.tensor,  # [kq*kq + ks*ks, CI, CO]
     p_bias: tl.tensor,  # [CO], unless not HAS_BIAS
+    p_mean: tl.tensor,  # what normalises the source, [B, SOURCE_GROUPS] unless that is 0
+    p_low: tl.tensor,
+    p_rstd: tl.tensor,
+    p_scale: tl.tensor,  # [CI]
+    p_shift: tl.tensor,
     p_out: tl.tensor,  # [B, query_rows, ..., out_columns, CO], the batch strided
-    p_partial: tl.tensor,  # [B, tiles, 3, CO // MERGED], unless MERGED is 0
+    p_out_mean: tl.tensor,  # what `gather` takes, unless GROUPS is 0
+    p_out_low: tl.tensor,
+    p_out_rstd: tl.tensor,
+    p_partial: tl.tensor,
+    p_bunches: tl.tensor,
+    p_arrived: tl.tensor,
+    norm_eps: tl.tensor,
+    tiles_of_sample: tl.tensor,
+    first_tile: tl.tensor,  # of the sample's, where its rows come in several launches
     batches: tl.tensor,
     source_batch: tl.tensor,  # positions from one sample to the next
     out_batch: tl.tensor,
@@ -210,7 +241,9 @@ def walk_kernel(
     KERNEL_SUPPORT: tl.constexpr,
     DIRECTION: tl.constexpr,  # 1: the convolution, -1: its transpose
     HAS_BIAS: tl.constexpr,
-    MERGED: tl.constexpr,  # channels whose statistics are one; 0: there are none
+    SOURCE_GROUPS: tl.constexpr,  # of the source's channels, which it normalises and rectifies
+    GROUPS: tl.constexpr,  # of the output's channels, whose statistics it finds; or 0
+    MERGED: tl.constexpr,  # channels that have one entry of the statistics
     PRECISION: tl.constexpr,
     INDEX: tl.constexpr,  # of the product's rows
     OFFSET: tl.constexpr,  # of elements, from those of a tile's first row
@@ -287,6 +320,10 @@ def walk_kernel(
     word |= field << 3 * FIELD
     word = tl.where(m_row, word, 0)
 
+    if SOURCE_GROUPS > 0 and CI_BLOCKS == 1:
+        mean, low, factor, shift = factors(
+            p_mean, p_low, p_rstd, p_scale, p_shift, batch, o_ci, o_ci < CI, CI, CI // SOURCE_GROUPS
+        )
     acc = tl.zeros((BLOCK_ROWS, BLOCK_CO), tl.float32)
     for step in range(0, taps * CI_BLOCKS):
         ci = (step % CI_BLOCKS) * BLOCK_CI + o_ci
@@ -314,6 +351,14 @@ def walk_kernel(
             mask=inside[:, None] & m_ci[None, :],
             other=0.0,
         )  # [BLOCK_ROWS, BLOCK_CI]
+        if SOURCE_GROUPS > 0:
+            if CI_BLOCKS > 1:
+                mean, low, factor, shift = factors(
+                    p_mean, p_low, p_rstd, p_scale, p_shift, batch, ci, m_ci, CI,
+                    CI // SOURCE_GROUPS,
+                )  # fmt: skip
+            mask = inside[:, None] & m_ci[None, :]
+            b_source = _normalised(b_source, mean, low, factor, shift, mask)
         b_weight = tl.load(
             p_weight + matrix * (CI * CO) + (ci[:, None] * CO + o_co[None, :]),
             mask=m_ci[:, None] & m_co[None, :],
@@ -337,23 +382,22 @@ def walk_kernel(
         out,
         mask=m_row[:, None] & m_co[None, :],
     )
-    if MERGED > 0:
+    if GROUPS > 0:
         # Of what is stored. The mean has two parts: rounded, it would not be small beside the
         # deviations of values that all lie close to it.
-        PARTS: tl.constexpr = CO // MERGED
         BLOCK_PARTS: tl.constexpr = BLOCK_CO // MERGED
         values = tl.where(m_row[:, None], out.to(tl.float32), 0.0)
         values = tl.reshape(values, (BLOCK_ROWS, BLOCK_PARTS, MERGED))
         count = (tl.minimum(rows - first, BLOCK_ROWS) * MERGED).to(tl.float32)
-        mean = _total(values) / count
-        centred = tl.where(m_row[:, None, None], values - mean[None, :, None], 0.0)
-        low = _total(centred) / count
-        squares = _total(centred * centred) - count * low * low
-        o_part = co_block * BLOCK_PARTS + tl.arange(0, BLOCK_PARTS)
-        p_part = p_partial + tile.to(tl.int64) * (3 * PARTS) + o_part
-        tl.store(p_part, mean, mask=o_part < PARTS)
-        tl.store(p_part + PARTS, low, mask=o_part < PARTS)
-        tl.store(p_part + 2 * PARTS, squares, mask=o_part < PARTS)
+        of_tile = _total(values) / count
+        centred = tl.where(m_row[:, None, None], values - of_tile[None, :, None], 0.0)
+        lost = _total(centred) / count
+        squares = _total(centred * centred) - count * lost * lost
+        gather(
+            p_partial, p_bunches, p_arrived, p_out_mean, p_out_low, p_out_rstd, norm_eps,
+            batch, first_tile + tile % row_tiles, tiles_of_sample, co_block * BLOCK_PARTS,
+            count, of_tile, lost, squares, GROUPS, CO // MERGED, CO_BLOCKS,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["query_rows", "first_query_row"])
@@ -361,7 +405,8 @@ def mend_edges_kernel(
     p_source: tl.tensor,  # as above
     p_weight: tl.tensor,
     p_out: tl.tensor,
-    p_finite: tl.tensor,  # whether all weights are
+    p_finite: tl.tensor,  # [flags], whether all weights are
+    flags: tl.tensor,
     batches: tl.tensor,
     source_batch: tl.tensor,
     out_batch: tl.tensor,
@@ -386,7 +431,11 @@ def mend_edges_kernel(
     either, unless it meets a weight that is not finite: then this writes what came out not finite.
     By itself, since the walk has no registers to spare.
     """
-    if tl.load(p_finite) != 0:
+    finite = tl.zeros((BLOCK,), tl.uint8) + 1
+    for start in range(0, flags, BLOCK):
+        o_flag = start + tl.arange(0, BLOCK)
+        finite &= tl.load(p_finite + o_flag, mask=o_flag < flags, other=1)
+    if tl.min(finite, 0) != 0:
         return
     (
         row_offset, column_offset, walked_rows, walked_columns, taps, query_taps, _,
@@ -452,11 +501,13 @@ class Grid:
         return cls(weight_query.shape[-1], weight_support.shape[-1], stride, first_query_row)
 
 
-def matrices(weight_query: Tensor, weight_support: Tensor, *, transposed: bool = False) -> Tensor:
-    """One matrix for each tap: [kq*kq + ks*ks, Ci, Co], or [..., Co, Ci] for going back."""
-    order = (2, 0, 1) if transposed else (2, 1, 0)
-    both = [weight.flatten(2).permute(order) for weight in (weight_query, weight_support)]
-    return torch.cat(both).contiguous()
+@dataclass(frozen=True)
+class Normalisation:
+    """relu(group norm) of what a convolution reads: statistics, and scale and shift [C]."""
+
+    statistics: Statistics
+    scale: Tensor
+    shift: Tensor
 
 
 def forward(
@@ -466,44 +517,75 @@ def forward(
     out: Tensor,
     grid: Grid,
     *,
-    groups: int = 0,
-) -> Tensor | None:
+    normalisation: Normalisation | None = None,
+    statistics: Statistics | None = None,
+    first_tile: int = 0,
+) -> None:
     """The convolution of `source` into `out`, both as `layout.volume` leaves them.
 
-    With `groups` of channels to be normalised, returns each tile's mean, what this lost when it was
-    rounded, and sum of squared deviations: [B, tiles, 3, groups], or [..., Co] where a group's
-    channels are no power of 2 or too many for a tile. Tiles are `tile_rows` positions long.
+    Args:
+        source: [B, Ci, Q, Wq, Hs, Ws].
+        weights: the taps' matrices, [kq*kq + ks*ks, Ci, Co].
+        bias: [Co] or None.
+        out: [B, Co, Hq, Wq, hs, ws].
+        grid: of the convolution.
+        normalisation: what is applied to the source where it is read.
+        statistics: of the output, as `empty_statistics` returns them; complete when all tiles of
+            a sample are.
+        first_tile: of a sample's, where `out` is some of its query rows.
     """
-    partial, merged = None, 0
-    if groups:
-        inner, outer = weights.shape[1:]
-        tile = tiles.walk(inner, outer, out.dtype, architecture(out))
-        group = outer // groups
-        merged = group if group <= tile.columns and group & (group - 1) == 0 else 1
-        shape = (len(out), blocks(out.shape[2:].numel(), tile.rows), 3, outer // merged)
-        partial = out.new_empty(shape, dtype=torch.float32)
-    _walk(source, weights, bias, out, partial, grid, merged, direction=1)
-    return partial
+    _walk(
+        source, weights, bias, out, grid, normalisation, statistics, first_tile, direction=1
+    )  # fmt: skip
 
 
-def transposed(source: Tensor, weights: Tensor, out: Tensor, grid: Grid) -> None:
+def empty_statistics(
+    out: Tensor, inner: int, groups: int, eps: float, *, tiles: int = 0,
+    arrived: Tensor | None = None,
+) -> Statistics:  # fmt: skip
+    """For the convolution into `out`, [B, Co, Hq, Wq, hs, ws], of `inner` channels.
+
+    Args:
+        out: the volume, whole.
+        inner: channels of the source.
+        groups: of Co.
+        eps: added to each variance.
+        tiles: of a sample, if it is computed in several launches; else 0.
+        arrived: as `Statistics.empty` takes it.
+    """
+    outer = out.shape[1]
+    tiles = tiles or row_tiles(out, inner)
+    parts = outer // _merged(inner, outer, groups, out)
+    return Statistics.empty(out, groups, parts, tiles, eps, arrived)
+
+
+def row_tiles(out: Tensor, inner: int) -> int:
+    """Tiles of a sample of the convolution of `inner` channels into `out`."""
+    tile = tiles.walk(inner, out.shape[1], out.dtype, architecture(out))
+    return blocks(out.shape[2:].numel(), tile.rows)
+
+
+def _merged(inner: int, outer: int, groups: int, like: Tensor) -> int:
+    """Channels that have one entry of the statistics: a group, or one where a group's channels are
+    no power of 2 or too many for a tile."""
+    tile = tiles.walk(inner, outer, like.dtype, architecture(like))
+    group = outer // groups
+    return group if group <= tile.columns and group & (group - 1) == 0 else 1
+
+
+def transposed(source: Tensor, weights: Matrices, out: Tensor, grid: Grid) -> None:
     """The convolution's transpose: the gradient `source` of its output into that of its input."""
-    finite = weights.isfinite().all().view(torch.uint8)
-    _walk(source, weights, None, out, None, grid, 0, direction=-1)
+    assert weights.finite is not None
+    _walk(source, weights.values, None, out, grid, None, None, 0, direction=-1)
     if out.numel() == 0:
         return
     tile, classes = tiles.mending(), _classes(out, grid)
     batches, sizes, constants = _sizes(source, out, grid)
     programs = min(blocks(out.numel(), classes * tile.rows), tile.columns)
     mend_edges_kernel[(classes, programs)](
-        source, weights, out, finite, *batches, *sizes, **constants,
-        BLOCK=tile.rows, **options(tile),
+        source, weights.values, out, weights.finite, len(weights.finite), *batches, *sizes,
+        **constants, BLOCK=tile.rows, **options(tile),
     )  # fmt: skip
-
-
-def tile_rows(inner: int, outer: int, like: Tensor) -> int:
-    """Positions of one tile of `forward`'s statistics."""
-    return tiles.walk(inner, outer, like.dtype, architecture(like)).rows
 
 
 def _classes(out: Tensor, grid: Grid) -> int:
@@ -516,9 +598,10 @@ def _walk(
     weights: Tensor,
     bias: Tensor | None,
     out: Tensor,
-    partial: Tensor | None,
     grid: Grid,
-    merged: int,
+    normalisation: Normalisation | None,
+    statistics: Statistics | None,
+    first_tile: int,
     *,
     direction: int,
 ) -> None:
@@ -532,15 +615,31 @@ def _walk(
     most = blocks(out.shape[4], step) * blocks(out.shape[5], step)
     fewest = max(1, out.shape[4] // step) * max(1, out.shape[5] // step)
     rows = out.shape[2:4].numel() * most
-    row_tiles = blocks(rows, tile.rows)
+    count = blocks(rows, tile.rows)
     # Query positions of a tile, and elements from its first one's to its last one's.
     span = blocks(tile.rows, fewest) + 1
     offsets = span * max(source.shape[4:].numel() * inner, out.shape[4:].numel() * outer)
     classes = 1 if direction == 1 else _classes(out, grid)
     batches, sizes, constants = _sizes(source, out, grid)
-    walk_kernel[(classes * len(source) * row_tiles * blocks(outer, tile.columns),)](
-        source, weights, bias, out, partial, *batches, row_tiles, *sizes, **constants,
-        DIRECTION=direction, HAS_BIAS=bias is not None, MERGED=merged,
+    source_groups = groups = 0
+    of_source: tuple[Tensor | None, ...] = (None,) * 5
+    of_out: tuple[Tensor | float | None, ...] = (None,) * 8
+    merged = 1
+    if normalisation is not None:
+        before = normalisation.statistics
+        source_groups = before.mean.shape[1]
+        of_source = (before.mean, before.low, before.rstd, normalisation.scale, normalisation.shift)
+    if statistics is not None:
+        groups = statistics.mean.shape[1]
+        merged = outer // statistics.partial.shape[3]
+        of_out = (
+            statistics.mean, statistics.low, statistics.rstd, statistics.partial,
+            statistics.bunches, statistics.arrived, statistics.eps, statistics.partial.shape[1],
+        )  # fmt: skip
+    walk_kernel[(classes * len(source) * count * blocks(outer, tile.columns),)](
+        source, weights, bias, *of_source, out, *of_out, first_tile, *batches, count, *sizes,
+        **constants, DIRECTION=direction, HAS_BIAS=bias is not None,
+        SOURCE_GROUPS=source_groups, GROUPS=groups, MERGED=merged,
         PRECISION=precision(source), INDEX=row_index(rows, out.shape[2:], tile.rows),
         OFFSET=index_type(offsets),
         FIELD=field_bits(max(grid.kernel_query, grid.kernel_support)),

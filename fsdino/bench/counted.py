@@ -25,6 +25,7 @@ from fsdino.bench.inspect_triton import ARCHITECTURES, Launch, chain, compiled, 
 from fsdino.bench.record import write_record
 from fsdino.bench.workloads import WORKLOADS, Workload
 from fsdino.devices import find_dtype
+from fsdino.kernels.statistics import BUNCH as _BUNCH
 
 NAMES = ("W6", "W12", "W12x8", "T12x8", "HR")
 
@@ -37,6 +38,8 @@ ASSUMED = {
     "schedulers": 132 * 4,
     "clock": 1.75e9,
 }
+
+BUNCH: int = _BUNCH.value
 
 Values = Mapping[str, Any]
 
@@ -107,16 +110,33 @@ def _walk_steps(v: Values) -> float:
     return taps * _blocks(v["CI"], v["BLOCK_CI"])
 
 
+def _walk_trips(v: Values) -> list[float]:
+    """Those of the taps, and with statistics of two passes over the bunches of a sample."""
+    passes = [_blocks(_blocks(v["tiles_of_sample"], BUNCH), BUNCH)] * 2 if v["GROUPS"] else []
+    return [_walk_steps(v), *passes]
+
+
+def _walk_arrivals(v: Values) -> list[float]:
+    """Share of the programs that merge a bunch of tiles, and that merge the bunches of a sample."""
+    if not v["GROUPS"]:
+        return []
+    tiles = v["tiles_of_sample"]
+    arriving = tiles * _blocks(v["CO"], v["BLOCK_CO"])
+    return [_blocks(tiles, BUNCH) / arriving, 1 / arriving]
+
+
 # Trips of each loop of a kernel in the order of the source, by what it was called with.
 TRIPS: dict[str, Callable[[Values], list[float]]] = {
     "lengths_kernel": lambda v: [_blocks(v["C"], v["BLOCK_C"])],
     "correlation_kernel": _correlation_trips,
-    "walk_kernel": lambda v: [_walk_steps(v)],
-    "mend_edges_kernel": lambda v: [0, 0],  # weights are finite
+    "walk_kernel": _walk_trips,
+    "mend_edges_kernel": lambda v: [_blocks(v["flags"], v["BLOCK"]), 0, 0],  # weights are finite
     "weight_gradient_kernel": lambda v: [v["tiles_in_all"] / _splits(v)],
-    "statistics_kernel": lambda v: [_blocks(v["row_tiles"] * v["GROUP"], v["BLOCK"])] * 2,
     "normalise_mean_kernel": lambda v: [_blocks(v["kept"], v["BLOCK_ROWS"])],
 }
+
+# And what share of its programs goes on behind each atomic instruction.
+ARRIVALS: dict[str, Callable[[Values], list[float]]] = {"walk_kernel": _walk_arrivals}
 
 
 def _splits(v: Values) -> int:
@@ -176,13 +196,15 @@ def count(launch: Launch, architecture: int) -> Count:
     code, shared = _compiled[key]
     name, values = launch.kernel.__name__, launch.arguments
     trips = TRIPS[name](values) if name in TRIPS else []
+    arrivals = ARRIVALS[name](values) if name in ARRIVALS else []
     copying = 1.0
-    if trips and not code.instructions.loops:
-        # Unrolled. The last steps' copies are those of steps that there are not, and copy nothing.
+    if len(code.instructions.loops) == len(trips) - 1:
+        # The first is unrolled. Its last copies are those of steps that there are not, and copy
+        # nothing.
         ahead = int(dict(launch.options)["num_stages"]) - 1
-        copying, trips = trips[0] / (trips[0] + ahead), []
+        copying, trips = trips[0] / (trips[0] + ahead), trips[1:]
     try:
-        done = code.instructions.executed(trips)
+        done = code.instructions.executed(trips, arrivals)
     except ValueError as error:
         raise ValueError(f"{name}, {launch.tile}, sm_{architecture}: {error}") from None
     warps = int(dict(launch.options)["num_warps"])

@@ -13,6 +13,7 @@ _WARP_PRODUCT = re.compile(r"^HMMA\.(16816|1688)\.")
 _GROUP_PRODUCT = re.compile(r"^HGMMA\.(\d+)x(\d+)x(\d+)\.")
 _COPY = re.compile(r"^LDGSTS\.E(\S*)")
 _STORE = re.compile(r"^STG\.E(\S*)")
+_ATOMIC = "ATOMG"
 _LANES = 32
 _FLOP = {"16816": 2.0 * 16 * 8 * 16, "1688": 2.0 * 16 * 8 * 8}
 
@@ -96,21 +97,28 @@ class Instructions:
         asks = ("SYNCS", "UTCATOMSWS")
         return len(body) <= 8 and any(word.startswith(asks) for word in body)
 
-    def executed(self, trips: Sequence[float]) -> Executed:
+    def executed(self, trips: Sequence[float], arrivals: Sequence[float] = ()) -> Executed:
         """Counts of one warp.
 
         Args:
             trips: of each of the loops, those of an inner one each time that it is entered.
+            arrivals: what share of the programs goes on behind each atomic instruction, by which
+                programs find out who is last; all others end there.
 
         Raises:
-            ValueError: there are more or fewer loops.
+            ValueError: there are more or fewer loops, or atomic instructions.
         """
         if len(trips) != len(self.loops):
             raise ValueError(f"{len(self.loops)} loops in the machine code, {len(trips)} expected")
+        atomics = sum(word.startswith(_ATOMIC) for word in self.words)
+        if atomics != len(arrivals):
+            raise ValueError(f"{atomics} atomic instructions, {len(arrivals)} expected")
+        shares = iter(arrivals)
+        share = 1.0
         copying = any(_COPY.match(word) for loop in self.loops for word in self._body(loop))
         instructions = flop = copied = stored = 0.0
         for index, word in enumerate(self.words):
-            times, looped = 1.0, False
+            times, looped = share, False
             for loop, trip in zip(self.loops, trips, strict=True):
                 if loop.holds(index):
                     times, looped = times * trip, True
@@ -118,6 +126,8 @@ class Instructions:
             flop += times * _flop(word)
             copied += times * _bytes(_COPY.match(word)) if looped or not copying else 0.0
             stored += times * _bytes(_STORE.match(word))
+            if word.startswith(_ATOMIC):
+                share = next(shares)
         return Executed(instructions, flop, copied, stored)
 
     def beside_products(self) -> Iterator[str]:

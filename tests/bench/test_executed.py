@@ -48,6 +48,15 @@ def test_loops_must_be_known() -> None:
         CODE.executed([10])
 
 
+def test_what_few_programs_reach() -> None:
+    """Behind an atomic instruction only the share that goes on."""
+    code = Instructions.read(LISTING.replace("IADD3 R1, R1, 0x1, RZ", "ATOMG.E.ADD.STRONG.GPU R1"))
+    before, outer, inner = 4, 10 * (2 + 2 * 0.25), 30 * (1 + 0.25)
+    assert code.executed([10, 3], [0.25]).instructions == before + outer + inner + 2 * 0.25
+    with pytest.raises(ValueError, match="1 atomic instructions, 0 expected"):
+        code.executed([10, 3])
+
+
 def test_what_runs_beside_products() -> None:
     """An innermost loop with products, or all of the code where it is unrolled."""
     assert [*CODE.beside_products()] == [*CODE.words]

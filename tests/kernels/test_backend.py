@@ -208,6 +208,7 @@ def test_flat_groups_and_nan_in_the_interpreter() -> None:
         f"tests/ops/test_numerics.py::{stored}[triton-{F32}-1000+-0.001-reduced]",
         f"tests/ops/test_numerics.py::{constant}_become_the_shift[triton-{F32}]",
         f"tests/ops/test_nonfinite.py::test_a_query_token_spoils_its_row[triton-nan-{F16}]",
+        "tests/kernels/test_statistics.py::test_many_bunches[triton-channels are parts]",
     ]
     assert run_interpreted(*ids) == len(ids)
 
@@ -220,7 +221,8 @@ def test_the_whole_table_in_the_interpreter() -> None:
     Of the pairs of a dtype and a value that is not finite, one goes through all inputs.
     """
     names = ("correlation", "center_pivot", "fused", "numerics", "nonfinite")
-    files = [*(f"ops/test_{name}.py" for name in names), "kernels/test_walk.py"]
+    files = [f"ops/test_{name}.py" for name in names]
+    files += ["kernels/test_walk.py", "kernels/test_statistics.py"]
     float64_alone = "gradcheck or (test_fused and gradients)"
     elsewhere = "not_copied"  # in test_memory.py, without the arithmetic
     some_pairs = "test_every_input and not float32-inf"
