@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fsdino.kernels import tiles, walk
 from fsdino.kernels.center_pivot import bias_gradient
-from fsdino.kernels.correlation import Cosines, Tokens
-from fsdino.kernels.layout import blocks, empty_volume, volume
+from fsdino.kernels.correlation import Cosines, Tokens, both, one
+from fsdino.kernels.layout import blocks, empty_volume, side_by_side, volume
 from fsdino.kernels.weight_gradients import weight_gradients
 
 
@@ -42,20 +42,29 @@ class Chunk:
 
 
 class Features:
-    """What the correlation is computed from; the support's tokens are prepared once.
+    """What the correlation is computed from; tokens that need no copy are measured
+    once, and else the support's.
 
     Args:
         query, support, weight, eps: as `correlation4d` takes them.
     """
 
     def __init__(self, query: Tensor, support: Tensor, weight: Tensor | None, eps: float) -> None:
-        self.query, self.support = query, Tokens.of(support, eps)
-        self.support_grid = support.shape[3:]
+        self.query, self.support_grid = query, support.shape[3:]
         self.weight, self.eps = weight, eps
+        self.tokens: Tokens | None = None  # of all query rows, where they are no copy
+        if side_by_side(query):
+            self.tokens, self.support = both(query, support, eps)
+        else:
+            self.support = one(support, eps)
 
     def cosines(self, rows: slice) -> Cosines:
         """Those of some query rows."""
-        query = Tokens.of(self.query[:, :, :, rows], self.eps)
+        if self.tokens is None:
+            query = one(self.query[:, :, :, rows], self.eps)
+        else:
+            columns = self.query.shape[4]
+            query = self.tokens.part(rows.start * columns, rows.stop * columns)
         return Cosines(query, self.support, self.weight, self.eps)
 
     def empty(self, rows: slice) -> Tensor:

@@ -39,6 +39,12 @@ def volume(x: Tensor) -> Tensor:
     return as_volume(memory.contiguous(), CHANNELS_INNERMOST)
 
 
+def side_by_side(features: Tensor) -> bool:
+    """Whether `tokens` is certain to be a view."""
+    flattens = features.stride(3) == features.stride(4) * features.shape[4]
+    return features.stride(2) == 1 and flattens and not features.is_neg()
+
+
 def tokens(features: Tensor) -> Tensor:
     """[B, L, C, h, w] -> [B, L, C, h*w] with the channels side by side, as an encoder leaves them.
 

@@ -68,8 +68,10 @@ def correlation_gradient(dtype: torch.dtype, architecture: int) -> Tile:
 def correlation_layers(layers: int, dtype: torch.dtype, architecture: int) -> int:
     """Layers that one program computes, and writes side by side: channels are innermost.
 
-    As many as the registers hold.
+    As many as the registers hold. In float32 multiplying takes so long that stores do not matter.
     """
+    if architecture != INTERPRETER and dtype not in HALF:
+        return 1
     return power_of_2(layers, 1, 2)
 
 
