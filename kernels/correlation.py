@@ -35,16 +35,20 @@ ZEROS = 1024  # counters that one program sets to 0
 
 @triton.jit
 def tokens_kernel(
-    p_query: tl.tensor,  # [B, L, C, N], strided, the channels side by side
-    p_support: tl.tensor,  # [B, L, C, M], as well; its B may be another
+    p_query: tl.tensor,  # [B, L, C, N], strided
+    p_support: tl.tensor,  # [B, L, C, M], strided; its B may be another
+    p_query_copy: tl.tensor,  # [B, L, N, C] unless None: the channels lie side by side already
+    p_support_copy: tl.tensor,  # [B, L, M, C], as well
     p_query_inverse: tl.tensor,  # [B, L, N]
     p_support_inverse: tl.tensor,  # [B, L, M]
     p_arrivals: tl.tensor,  # [arrivals] unless None
     query_batch: tl.tensor,
     query_layer: tl.tensor,
+    query_channel: tl.tensor,
     query_token: tl.tensor,
     support_batch: tl.tensor,
     support_layer: tl.tensor,
+    support_channel: tl.tensor,
     support_token: tl.tensor,
     query_planes: tl.tensor,  # B * L
     support_planes: tl.tensor,
@@ -58,7 +62,7 @@ def tokens_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_ARRIVALS: tl.constexpr,
 ) -> None:
-    """1 / (length + eps) of every token of both sides; and counters become 0."""
+    """1 / (length + eps) of every token of both sides, and copies of them; counters become 0."""
     program = tl.program_id(0)
     query_programs = query_planes * tl.cdiv(N, BLOCK_N)
     support_programs = support_planes * tl.cdiv(M, BLOCK_N)
@@ -80,11 +84,19 @@ def tokens_kernel(
         p_query + batch * query_batch + layer * query_layer,
         p_support + batch * support_batch + layer * support_layer,
     ) + o_n.to(tl.int64) * tl.where(of_query, query_token, support_token)
+    channel = tl.where(of_query, query_channel, support_channel)
+    if p_query_copy is not None:
+        p_copy = tl.where(of_query, p_query_copy, p_support_copy)
+        p_copy_n = p_copy + plane * count * C + o_n.to(tl.int64) * C
     squares = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     for start in range(0, C, BLOCK_C):
         o_c = start + tl.arange(0, BLOCK_C)
         mask = m_n[:, None] & (o_c < C)[None, :]
-        b_tokens = tl.load(p_n[:, None] + o_c[None, :], mask=mask, other=0.0).to(tl.float32)
+        p_c = p_n[:, None] + (o_c.to(tl.int64) * channel)[None, :]
+        b_tokens = tl.load(p_c, mask=mask, other=0.0)
+        if p_query_copy is not None:
+            tl.store(p_copy_n[:, None] + o_c[None, :], b_tokens, mask=mask)
+        b_tokens = b_tokens.to(tl.float32)
         squares += b_tokens * b_tokens
     length = tl.sqrt_rn(tl.sum(squares, 1))
     p_inverse = tl.where(of_query, p_query_inverse, p_support_inverse) + plane * count
@@ -483,7 +495,7 @@ class Tokens:
 def both(
     query: Tensor, support: Tensor, eps: float, arrivals: Tensor | None = None
 ) -> tuple[Tokens, Tokens]:
-    """The tokens of query and support, which one launch measures.
+    """The tokens of query and support, which one launch measures and, where they must be, copies.
 
     Args:
         query: [B, L, C, Hq, Wq].
@@ -491,49 +503,67 @@ def both(
         eps: added to the lengths.
         arrivals: contiguous int32 that the same launch fills with 0.
     """
-    of_query, of_support = _measured((query, support), eps, arrivals)
-    return of_query, of_support
+    sides = _Side.of(query), _Side.of(support)
+    if (sides[0].copy is None) == (sides[1].copy is None):
+        _prepare(*sides, eps, arrivals)
+    else:  # each is compiled for its own way through memory
+        _prepare(sides[0], None, eps, arrivals)
+        _prepare(sides[1], None, eps, None)
+    return sides[0].tokens(query.shape[0]), sides[1].tokens(support.shape[0])
 
 
 def one(features: Tensor, eps: float) -> Tokens:
     """The tokens of one side, [B, L, C, h, w]."""
-    [found] = _measured((features,), eps)
-    return found
+    side = _Side.of(features)
+    _prepare(side, None, eps, None)
+    return side.tokens(features.shape[0])
 
 
-def _measured(
-    features: Sequence[Tensor], eps: float, arrivals: Tensor | None = None
-) -> list[Tokens]:
-    """The tokens of one or two sides, by one launch."""
-    sides = [tokens(side) for side in features]
-    found = []
-    for side in sides:
-        values = side[:1] if side.shape[0] > 1 and side.stride(0) == 0 else side
-        batch, layers, _, count = values.shape
-        found.append(Tokens(values, values.new_empty(batch, layers, count, dtype=torch.float32)))
-    _measure(found, eps, arrivals)
-    return [
-        Tokens(side, once.inverse.expand(side.shape[0], -1, -1))
-        for side, once in zip(sides, found, strict=True)
-    ]
+@dataclass(frozen=True)
+class _Side:
+    """What becomes the tokens of some images; B is 1 for shots of one image.
+
+    Attributes:
+        source: [B, L, C, N], strided.
+        copy: the same with the channels side by side, to be filled, unless they are in `source`.
+        inverse: [B, L, N], to be filled.
+    """
+
+    source: Tensor
+    copy: Tensor | None
+    inverse: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> _Side:
+        """From [B, L, C, h, w]."""
+        source = tokens(features[:1] if features.stride(0) == 0 else features)
+        batch, layers, channels, count = source.shape
+        copy = None
+        if source.stride(2) != 1 and channels > 1:
+            copy = source.new_empty(batch, layers, count, channels).transpose(2, 3)
+        return cls(source, copy, source.new_empty(batch, layers, count, dtype=torch.float32))
+
+    def tokens(self, batch: int) -> Tokens:
+        """Of all shots."""
+        values = self.source if self.copy is None else self.copy
+        return Tokens(values.expand(batch, -1, -1, -1), self.inverse.expand(batch, -1, -1))
 
 
-def _measure(sides: Sequence[Tokens], eps: float, arrivals: Tensor | None) -> None:
-    """Write the inverse lengths of one or two sides; and 0 to `arrivals`."""
-    layers, channels = sides[0].values.shape[1:3]
+def _prepare(query: _Side, support: _Side | None, eps: float, arrivals: Tensor | None) -> None:
+    """Fill the inverse lengths and the copies of one or two sides; and `arrivals` with 0."""
+    sides = (query, support or query)
+    layers, channels = query.source.shape[1:3]
     tile = tiles.tokens(channels)
-    planes = [side.values.shape[0] * layers for side in sides]
-    counts = [side.values.shape[3] for side in sides]
+    counts = [side.source.shape[3] for side in sides]
+    planes = [query.source.shape[0] * layers, support.source.shape[0] * layers if support else 0]
     zeros = 0 if arrivals is None else arrivals.numel()
     programs = sum(p * blocks(n, tile.rows) for p, n in zip(planes, counts, strict=True))
     programs += blocks(zeros, ZEROS)
-    if len(sides) == 1:
-        sides, planes, counts = [sides[0]] * 2, [*planes, 0], counts * 2
     if programs:
         tokens_kernel[(programs,)](
-            *(side.values for side in sides), *(side.inverse for side in sides),
-            arrivals if zeros else None,
-            *(side.values.stride(dim) for side in sides for dim in (0, 1, 3)),
+            *(side.source for side in sides), *(side.copy for side in sides),
+            *(side.inverse for side in sides), arrivals if zeros else None,
+            *(stride for side in sides for stride in side.source.stride()),
             *planes, layers, channels, *counts, zeros, eps,
             BLOCK_N=tile.rows, BLOCK_C=tile.columns, BLOCK_ARRIVALS=ZEROS, **options(tile),
         )  # fmt: skip

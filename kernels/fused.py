@@ -17,7 +17,7 @@ from torch import Tensor
 from fsdino.kernels import tiles, walk
 from fsdino.kernels.center_pivot import bias_gradient
 from fsdino.kernels.correlation import Cosines, Tokens, both, one
-from fsdino.kernels.layout import blocks, empty_volume, side_by_side, volume
+from fsdino.kernels.layout import are_tokens, blocks, empty_volume, volume
 from fsdino.kernels.weight_gradients import weight_gradients
 
 
@@ -53,7 +53,7 @@ class Features:
         self.query, self.support_grid = query, support.shape[3:]
         self.weight, self.eps = weight, eps
         self.tokens: Tokens | None = None  # of all query rows, where they are no copy
-        if side_by_side(query):
+        if are_tokens(query):
             self.tokens, self.support = both(query, support, eps)
         else:
             self.support = one(support, eps)

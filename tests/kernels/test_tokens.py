@@ -44,6 +44,52 @@ def test_one_launch_measures_both(sizes: tuple, arrivals: int | None, backend: s
     assert counters is None or (counters == 0).all()
 
 
+def outermost(x: Tensor) -> Tensor:
+    return x.contiguous()
+
+
+def innermost(x: Tensor) -> Tensor:
+    return x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+
+
+def sliced(x: Tensor) -> Tensor:
+    """Rows that do not follow each other."""
+    return torch.nn.functional.pad(x, (1, 2, 0, 1))[..., :-1, 1:-2]
+
+
+LAYOUTS = {
+    "outermost": outermost,
+    "innermost": innermost,
+    "sliced, outermost": sliced,
+    "sliced, innermost": lambda x: sliced(innermost(x)),
+    "reversed": lambda x: x.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0),
+    "every second channel": lambda x: x.repeat_interleave(2, 2)[:, :, ::2],
+    "negated": lambda x: torch.complex(-x, -x).conj().imag,
+    "one image": lambda x: x[:1].expand_as(x),
+    "one image, innermost": lambda x: innermost(x)[:1].expand_as(x),
+    "one token": lambda x: x[..., :1, :1].expand_as(x),
+    "one channel": lambda x: x[:, :, :1].expand_as(x),
+}
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("of_support", LAYOUTS)
+@pytest.mark.parametrize("of_query", ["outermost", "innermost"])
+def test_any_memory_order(of_query: str, of_support: str, backend: str) -> None:
+    """The channels lie side by side afterwards, whatever the strides before; the values stay."""
+    from fsdino.kernels import correlation
+
+    query, support = LAYOUTS[of_query](side(2, (5, 4))), LAYOUTS[of_support](side(2, (6, 7)))
+    counters = torch.full((3,), 7, dtype=torch.int32)
+    for given, found in zip(
+        (query, support), correlation.both(query, support, EPS, counters), strict=True
+    ):
+        assert torch.equal(found.values, given.flatten(3))
+        assert found.values.stride(2) == 1
+        torch.testing.assert_close(found.inverse.double(), inverse(given), rtol=1e-6, atol=0)
+    assert (counters == 0).all()
+
+
 @in_the_interpreter
 def test_shots_of_one_image_are_measured_once(backend: str) -> None:
     """An expanded batch has the lengths of its only image."""
