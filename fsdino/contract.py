@@ -33,8 +33,10 @@ AS_WRITTEN = (0, 1, 2, 3, 4, 5)
 QUERY_INNERMOST = (0, 1, 4, 5, 2, 3)
 CHANNELS_INNERMOST = (0, 2, 3, 4, 5, 1)
 
-# Size of the chunk of the correlation, or of its gradient, that the fused op holds on a GPU.
+# The chunk of the correlation, or of its gradient, that the fused ops hold on a GPU: so many bytes,
+# or a part of the whole, whichever is more. Larger chunks compute fewer rows twice.
 CHUNK_BYTES = 80 * 2**20
+CHUNK_SHARE = 12
 
 Function = TypeVar("Function", bound=Callable[..., object])
 

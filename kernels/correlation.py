@@ -30,37 +30,77 @@ from fsdino.kernels.layout import (
     volume,
 )
 
+ZEROS = 1024  # counters that one program sets to 0
+
 
 @triton.jit
-def lengths_kernel(
-    p_tokens: tl.tensor,  # [B, L, C, N], strided
-    p_inverse: tl.tensor,  # [B, L, N]
-    batch_stride: tl.tensor,
-    layer_stride: tl.tensor,
-    channel_stride: tl.tensor,
-    token_stride: tl.tensor,
+def tokens_kernel(
+    p_query: tl.tensor,  # [B, L, C, N], strided
+    p_support: tl.tensor,  # [B, L, C, M], strided; its B may be another
+    p_query_copy: tl.tensor,  # [B, L, N, C] unless None: the channels lie side by side already
+    p_support_copy: tl.tensor,  # [B, L, M, C], as well
+    p_query_inverse: tl.tensor,  # [B, L, N]
+    p_support_inverse: tl.tensor,  # [B, L, M]
+    p_arrivals: tl.tensor,  # [arrivals] unless None
+    query_batch: tl.tensor,
+    query_layer: tl.tensor,
+    query_channel: tl.tensor,
+    query_token: tl.tensor,
+    support_batch: tl.tensor,
+    support_layer: tl.tensor,
+    support_channel: tl.tensor,
+    support_token: tl.tensor,
+    query_planes: tl.tensor,  # B * L
+    support_planes: tl.tensor,
     L: tl.tensor,
     C: tl.tensor,
     N: tl.tensor,
+    M: tl.tensor,
+    arrivals: tl.tensor,
     eps: tl.tensor,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK_ARRIVALS: tl.constexpr,
 ) -> None:
-    """1 / (length + eps) of every token."""
-    layer = tl.program_id(0).to(tl.int64)
-    o_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m_n = o_n < N
-    p_layer = p_tokens + (layer // L) * batch_stride + (layer % L) * layer_stride
-    p_n = p_layer + o_n.to(tl.int64) * token_stride
+    """1 / (length + eps) of every token of both sides, and copies of them; counters become 0."""
+    program = tl.program_id(0)
+    query_programs = query_planes * tl.cdiv(N, BLOCK_N)
+    support_programs = support_planes * tl.cdiv(M, BLOCK_N)
+    if p_arrivals is not None:
+        block = program - query_programs - support_programs
+        if block >= 0:
+            o_arrivals = block * BLOCK_ARRIVALS + tl.arange(0, BLOCK_ARRIVALS)
+            tl.store(p_arrivals + o_arrivals, 0, mask=o_arrivals < arrivals)
+            return
+    of_query = program < query_programs
+    program = tl.where(of_query, program, program - query_programs)
+    count = tl.where(of_query, N, M)
+    plane = (program // tl.cdiv(count, BLOCK_N)).to(tl.int64)
+    batch, layer = plane // L, plane % L
+    o_n = program % tl.cdiv(count, BLOCK_N) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = o_n < count
+    p_n = tl.where(
+        of_query,
+        p_query + batch * query_batch + layer * query_layer,
+        p_support + batch * support_batch + layer * support_layer,
+    ) + o_n.to(tl.int64) * tl.where(of_query, query_token, support_token)
+    channel = tl.where(of_query, query_channel, support_channel)
+    if p_query_copy is not None:
+        p_copy = tl.where(of_query, p_query_copy, p_support_copy)
+        p_copy_n = p_copy + plane * count * C + o_n.to(tl.int64) * C
     squares = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     for start in range(0, C, BLOCK_C):
         o_c = start + tl.arange(0, BLOCK_C)
         mask = m_n[:, None] & (o_c < C)[None, :]
-        p_c = p_n[:, None] + (o_c.to(tl.int64) * channel_stride)[None, :]
-        b_tokens = tl.load(p_c, mask=mask, other=0.0).to(tl.float32)
+        p_c = p_n[:, None] + (o_c.to(tl.int64) * channel)[None, :]
+        b_tokens = tl.load(p_c, mask=mask, other=0.0)
+        if p_query_copy is not None:
+            tl.store(p_copy_n[:, None] + o_c[None, :], b_tokens, mask=mask)
+        b_tokens = b_tokens.to(tl.float32)
         squares += b_tokens * b_tokens
     length = tl.sqrt_rn(tl.sum(squares, 1))
-    tl.store(p_inverse + layer * N + o_n, 1.0 / (length + eps), mask=m_n)
+    p_inverse = tl.where(of_query, p_query_inverse, p_support_inverse) + plane * count
+    tl.store(p_inverse + o_n, 1.0 / (length + eps), mask=m_n)
 
 
 @triton.jit
@@ -123,13 +163,13 @@ def _correlation(  # type: ignore[no-untyped-def]
     p_support_inverse: tl.tensor,
     query_layer: tl.tensor,
     support_layer: tl.tensor,
+    query_inverse_layer: tl.tensor,
+    support_inverse_layer: tl.tensor,
     m_query: tl.tensor,
     m_support: tl.tensor,
     weight: tl.tensor,
     layer: tl.tensor,
     C: tl.tensor,
-    N: tl.tensor,
-    M: tl.tensor,
     steps: tl.tensor,
     L: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -142,7 +182,8 @@ def _correlation(  # type: ignore[no-untyped-def]
     layer = tl.minimum(layer, L - 1)
     cosine = _cosine(
         p_query + layer * query_layer, p_support + layer * support_layer, o_query, o_support,
-        p_query_inverse + layer * N, p_support_inverse + layer * M,
+        p_query_inverse + layer * query_inverse_layer,
+        p_support_inverse + layer * support_inverse_layer,
         m_query, m_support, C, steps, PRECISION, WHOLE, BLOCK_C,
     )  # fmt: skip
     return _weighted(_rectified(cosine), weight, DTYPE)
@@ -152,18 +193,20 @@ def _correlation(  # type: ignore[no-untyped-def]
 def correlation_kernel(
     p_query: tl.tensor,  # [B, L, C, N], strided, the channels side by side
     p_support: tl.tensor,  # [B, L, C, M], as well
-    p_query_inverse: tl.tensor,  # [B, L, N], the batch strided
-    p_support_inverse: tl.tensor,  # [B, L, M], the batch strided
+    p_query_inverse: tl.tensor,  # [B, L, N], batch and layer strided
+    p_support_inverse: tl.tensor,  # [B, L, M], as well
     p_weight: tl.tensor,  # [B, M] unless not HAS_WEIGHT
     p_out: tl.tensor,  # [B, N, M, L]
     query_batch: tl.tensor,
     query_layer: tl.tensor,
     query_token: tl.tensor,
     query_inverse_batch: tl.tensor,
+    query_inverse_layer: tl.tensor,
     support_batch: tl.tensor,
     support_layer: tl.tensor,
     support_token: tl.tensor,
     support_inverse_batch: tl.tensor,
+    support_inverse_layer: tl.tensor,
     C: tl.tensor,
     N: tl.tensor,
     M: tl.tensor,
@@ -206,8 +249,8 @@ def correlation_kernel(
     DTYPE: tl.constexpr = p_out.dtype.element_ty
     first = _correlation(
         p_query, p_support, o_query, o_support, p_query_inverse, p_support_inverse,
-        query_layer, support_layer, m_query, m_support, weight, layer,
-        C, N, M, steps, L, PRECISION, WHOLE, BLOCK_C, DTYPE,
+        query_layer, support_layer, query_inverse_layer, support_inverse_layer,
+        m_query, m_support, weight, layer, C, steps, L, PRECISION, WHOLE, BLOCK_C, DTYPE,
     )  # fmt: skip
     # From the tile's first element on, 32 bits mostly reach: 64 cost twice the registers.
     p_out += ((batch * N + first_query) * M + first_support) * L + layer
@@ -218,8 +261,8 @@ def correlation_kernel(
     else:
         second = _correlation(
             p_query, p_support, o_query, o_support, p_query_inverse, p_support_inverse,
-            query_layer, support_layer, m_query, m_support, weight, layer + 1,
-            C, N, M, steps, L, PRECISION, WHOLE, BLOCK_C, DTYPE,
+            query_layer, support_layer, query_inverse_layer, support_inverse_layer,
+            m_query, m_support, weight, layer + 1, C, steps, L, PRECISION, WHOLE, BLOCK_C, DTYPE,
         )  # fmt: skip
         o_layer = tl.arange(0, LAYERS)
         tl.store(
@@ -243,10 +286,12 @@ def correlation_gradient_kernel(
     query_layer: tl.tensor,
     query_token: tl.tensor,
     query_inverse_batch: tl.tensor,
+    query_inverse_layer: tl.tensor,
     support_batch: tl.tensor,
     support_layer: tl.tensor,
     support_token: tl.tensor,
     support_inverse_batch: tl.tensor,
+    support_inverse_layer: tl.tensor,
     grad_batch: tl.tensor,
     C: tl.tensor,
     N: tl.tensor,
@@ -287,8 +332,8 @@ def correlation_gradient_kernel(
             steps = tl.where(tl.max((weight != 0).to(tl.int32), 0) > 0, steps, 0)
     p_query += batch * query_batch + layer * query_layer
     p_support += batch * support_batch + layer * support_layer
-    p_query_inverse += batch * query_inverse_batch + layer * N
-    p_support_inverse += batch * support_inverse_batch + layer * M
+    p_query_inverse += batch * query_inverse_batch + layer * query_inverse_layer
+    p_support_inverse += batch * support_inverse_batch + layer * support_inverse_layer
     cosine = _cosine(
         p_query + first_query.to(tl.int64) * query_token,
         p_support + first_support.to(tl.int64) * support_token,
@@ -313,7 +358,7 @@ def correlation_gradient_kernel(
 @triton.jit
 def unit_kernel(
     p_tokens: tl.tensor,  # [B, L, C, N], strided
-    p_inverse: tl.tensor,  # [B, L, N], the batch strided
+    p_inverse: tl.tensor,  # [B, L, N], batch and layer strided
     p_weight: tl.tensor,  # [B, N] unless not HAS_WEIGHT
     p_out: tl.tensor,  # [B, L, N, C]
     batch_stride: tl.tensor,
@@ -321,6 +366,7 @@ def unit_kernel(
     channel_stride: tl.tensor,
     token_stride: tl.tensor,
     inverse_batch: tl.tensor,
+    inverse_layer: tl.tensor,
     L: tl.tensor,
     C: tl.tensor,
     N: tl.tensor,
@@ -339,7 +385,8 @@ def unit_kernel(
     p_n += o_n.to(tl.int64) * token_stride
     p_c = p_n[:, None] + (o_c.to(tl.int64) * channel_stride)[None, :]
     b_tokens = tl.load(p_c, mask=mask, other=0.0).to(tl.float32)
-    inverse = tl.load(p_inverse + batch * inverse_batch + layer * N + o_n, mask=m_n, other=0.0)
+    p_inverse += batch * inverse_batch + layer * inverse_layer
+    inverse = tl.load(p_inverse + o_n, mask=m_n, other=0.0)
     out = b_tokens * inverse[:, None]
     if HAS_WEIGHT:
         weight = tl.load(p_weight + batch * N + o_n, mask=m_n, other=0.0).to(tl.float32)
@@ -406,7 +453,7 @@ def correlation4d(
 ) -> Tensor:
     """[B, L, C, Hq, Wq] and [B, L, C, Hs, Ws] -> [B, L, Hq, Wq, Hs, Ws], layers innermost."""
     out = empty_volume(query, (*query.shape[:2], *query.shape[3:], *support.shape[3:]))
-    Cosines(Tokens.of(query, eps), Tokens.of(support, eps), support_weight, eps).forward(out)
+    Cosines(*both(query, support, eps), support_weight, eps).forward(out)
     return out
 
 
@@ -419,7 +466,7 @@ def correlation4d_backward(
     needs: Sequence[bool],
 ) -> tuple[Tensor, ...]:
     """Gradients to query, support and support_weight; empty where `needs` says nobody asks."""
-    cosines = Cosines(Tokens.of(query, eps), Tokens.of(support, eps), support_weight, eps)
+    cosines = Cosines(*both(query, support, eps), support_weight, eps)
     inputs = (query, support, support_weight)
     return tuple(
         grad.new_empty(0) if one is None or given is None else one.to(given.dtype).view(given.shape)
@@ -433,17 +480,97 @@ class Tokens:
 
     Attributes:
         values: [B, L, C, N], strided, the channels side by side.
-        inverse: 1 / (length + eps), [B, L, N] in float32; one for all shots of an image.
+        inverse: 1 / (length + eps), [B, L, N] in float32, batch and layer strided; one for all
+            shots of an image.
     """
 
     values: Tensor
     inverse: Tensor
 
+    def of(self, samples: slice) -> Tokens:
+        """Those of some samples, as views."""
+        return Tokens(self.values[samples], self.inverse[samples])
+
+    def part(self, first: int, last: int) -> Tokens:
+        """Tokens first..last - 1, as views."""
+        return Tokens(self.values[..., first:last], self.inverse[..., first:last])
+
+
+def both(
+    query: Tensor, support: Tensor, eps: float, arrivals: Tensor | None = None
+) -> tuple[Tokens, Tokens]:
+    """The tokens of query and support, which one launch measures and, where they must be, copies.
+
+    Args:
+        query: [B, L, C, Hq, Wq].
+        support: [B, L, C, Hs, Ws]; its B may be another.
+        eps: added to the lengths.
+        arrivals: contiguous int32 that the same launch fills with 0.
+    """
+    sides = _Side.of(query), _Side.of(support)
+    if (sides[0].copy is None) == (sides[1].copy is None):
+        _prepare(*sides, eps, arrivals)
+    else:  # each is compiled for its own way through memory
+        _prepare(sides[0], None, eps, arrivals)
+        _prepare(sides[1], None, eps, None)
+    return sides[0].tokens(query.shape[0]), sides[1].tokens(support.shape[0])
+
+
+def one(features: Tensor, eps: float) -> Tokens:
+    """The tokens of one side, [B, L, C, h, w]."""
+    side = _Side.of(features)
+    _prepare(side, None, eps, None)
+    return side.tokens(features.shape[0])
+
+
+@dataclass(frozen=True)
+class _Side:
+    """What becomes the tokens of some images; B is 1 for shots of one image.
+
+    Attributes:
+        source: [B, L, C, N], strided.
+        copy: the same with the channels side by side, to be filled, unless they are in `source`.
+        inverse: [B, L, N], to be filled.
+    """
+
+    source: Tensor
+    copy: Tensor | None
+    inverse: Tensor
+
     @classmethod
-    def of(cls, features: Tensor, eps: float) -> Tokens:
+    def of(cls, features: Tensor) -> _Side:
         """From [B, L, C, h, w]."""
-        values = tokens(features)
-        return cls(values, _inverse_lengths(values, eps))
+        source = tokens(features[:1] if features.stride(0) == 0 else features)
+        batch, layers, channels, count = source.shape
+        copy = None
+        if source.stride(2) != 1 and channels > 1:
+            copy = source.new_empty(batch, layers, count, channels).transpose(2, 3)
+        return cls(source, copy, source.new_empty(batch, layers, count, dtype=torch.float32))
+
+    def tokens(self, batch: int) -> Tokens:
+        """Of all shots."""
+        values = self.source if self.copy is None else self.copy
+        return Tokens(values.expand(batch, -1, -1, -1), self.inverse.expand(batch, -1, -1))
+
+
+def _prepare(query: _Side, support: _Side | None, eps: float, arrivals: Tensor | None) -> None:
+    """Fill the inverse lengths and the copies of one or two sides; and `arrivals` with 0."""
+    sides = (query, support or query)
+    layers, channels = query.source.shape[1:3]
+    tile = tiles.tokens(channels)
+    counts = [side.source.shape[3] for side in sides]
+    planes = [query.source.shape[0] * layers, support.source.shape[0] * layers if support else 0]
+    zeros = 0 if arrivals is None else arrivals.numel()
+    programs = sum(p * blocks(n, tile.rows) for p, n in zip(planes, counts, strict=True))
+    programs += blocks(zeros, ZEROS)
+    if programs:
+        tokens_kernel[(programs,)](
+            *(side.source for side in sides), *(side.copy for side in sides),
+            *(side.inverse for side in sides), arrivals if zeros else None,
+            *(stride for side in sides for stride in side.source.stride()),
+            *planes, layers, channels, *counts, zeros, eps,
+            BLOCK_N=tile.rows, BLOCK_C=tile.columns, BLOCK_ARRIVALS=ZEROS, **options(tile),
+        )  # fmt: skip
 
 
 class Cosines:
@@ -524,12 +651,12 @@ class Cosines:
         return (query.values, support.values, query.inverse, support.inverse, self.weight)
 
     def _strides(self) -> tuple[int, ...]:
-        """Of batch, layer and token, and of the inverse lengths' batch."""
+        """Of batch, layer and token, and of the inverse lengths' batch and layer."""
         return tuple(
             stride
             for side in (self.query, self.support)
             for stride in (
-                *side.values.stride()[:2], side.values.stride(3), side.inverse.stride(0),
+                *side.values.stride()[:2], side.values.stride(3), *side.inverse.stride()[:2],
             )
         )  # fmt: skip
 
@@ -552,21 +679,6 @@ class Cosines:
         }
 
 
-def _inverse_lengths(values: Tensor, eps: float) -> Tensor:
-    """1 / (length + eps), [B, L, N] in float32; once for shots of one image."""
-    if values.shape[0] > 1 and values.stride(0) == 0:
-        return _inverse_lengths(values[:1], eps).expand(values.shape[0], -1, -1)
-    batch, layers, channels, count = values.shape
-    inverse = values.new_empty(batch, layers, count, dtype=torch.float32)
-    if batch:
-        tile = tiles.tokens(channels)
-        lengths_kernel[(batch * layers, blocks(count, tile.rows))](
-            values, inverse, *values.stride(), layers, channels, count, eps,
-            BLOCK_N=tile.rows, BLOCK_C=tile.columns, **options(tile),
-        )  # fmt: skip
-    return inverse
-
-
 def _unit(side: Tokens, weight: Tensor | None) -> Tensor:
     """Tokens over their lengths, [B, L, N, C]; 0 where the weight is."""
     values, inverse = side.values, side.inverse
@@ -576,7 +688,7 @@ def _unit(side: Tokens, weight: Tensor | None) -> Tensor:
         tile = tiles.tokens(channels)
         grid = (batch * layers, blocks(count, tile.rows), blocks(channels, tile.columns))
         unit_kernel[grid](
-            values, inverse, weight, unit, *values.stride(), inverse.stride(0),
+            values, inverse, weight, unit, *values.stride(), *inverse.stride()[:2],
             layers, channels, count, HAS_WEIGHT=weight is not None,
             BLOCK_N=tile.rows, BLOCK_C=tile.columns, **options(tile),
         )  # fmt: skip

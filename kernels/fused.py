@@ -1,8 +1,9 @@
-"""correlation_center_pivot4d: a chunk of the correlation's query rows at a time.
+"""correlation_center_pivot4d: a chunk of the correlation at a time.
 
-A chunk is the query rows whose output is computed, and on either side the rows that the convolution
-over the query dims reads besides. Its correlation is computed, convolved and forgotten; going back
-it is computed again. So the extra memory stays within `CHUNK_BYTES`, or a few rows.
+A chunk is some samples, or where one is too large some of its query rows: those whose output is
+computed, and on either side those that the convolution over the query dims reads besides. Its
+correlation is computed, convolved and forgotten; going back it is computed again. So the extra
+memory is bounded as `tiles.chunk` says.
 
 Signatures and results are those of `fsdino/ops/reference.py`.
 """
@@ -12,73 +13,88 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fsdino.kernels import tiles, walk
 from fsdino.kernels.center_pivot import bias_gradient
-from fsdino.kernels.correlation import Cosines, Tokens
-from fsdino.kernels.layout import blocks, empty_volume, volume
+from fsdino.kernels.correlation import Cosines, Tokens, both, one
+from fsdino.kernels.layout import are_tokens, blocks, empty_volume, volume
 from fsdino.kernels.matrices import Matrices, matrices
 from fsdino.kernels.weight_gradients import weight_gradients
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Query rows first..last - 1, and with those that the convolution reads, low..high - 1."""
+    """Query rows first..last - 1 of some samples, and with those that the convolution reads,
+    low..high - 1."""
 
+    samples: slice
     first: int
     last: int
     low: int
     high: int
 
-    @property
-    def rows(self) -> slice:
-        """Of the output, and of the correlation's gradient."""
-        return slice(self.first, self.last)
+    def written(self, volume: Tensor) -> Tensor:
+        """The output's part, or that of the correlation's gradient."""
+        return volume[self.samples, :, self.first : self.last]
 
-    @property
-    def read(self) -> slice:
-        """Of the correlation, and of the output's gradient."""
-        return slice(self.low, self.high)
+    def read(self, volume: Tensor) -> Tensor:
+        """The part of the output's gradient that is read for the correlation's."""
+        return volume[self.samples, :, self.low : self.high]
 
 
 class Features:
-    """What the correlation is computed from; the support's tokens are prepared once.
+    """What the correlation is computed from; tokens that need no copy are measured
+    once, and else the support's.
 
     Args:
         query, support, weight, eps: as `correlation4d` takes them.
     """
 
     def __init__(self, query: Tensor, support: Tensor, weight: Tensor | None, eps: float) -> None:
-        self.query, self.support = query, Tokens.of(support, eps)
-        self.support_grid = support.shape[3:]
+        self.query, self.support_grid = query, support.shape[3:]
         self.weight, self.eps = weight, eps
+        self.tokens: Tokens | None = None  # of all query rows, where they are no copy
+        if are_tokens(query):
+            self.tokens, self.support = both(query, support, eps)
+        else:
+            self.support = one(support, eps)
 
-    def cosines(self, rows: slice) -> Cosines:
-        """Those of some query rows."""
-        query = Tokens.of(self.query[:, :, :, rows], self.eps)
-        return Cosines(query, self.support, self.weight, self.eps)
+    def cosines(self, samples: slice, first: int, last: int) -> Cosines:
+        """Those of query rows first..last - 1 of some samples."""
+        if self.tokens is None:
+            query = one(self.query[samples, :, :, first:last], self.eps)
+        else:
+            columns = self.query.shape[4]
+            query = self.tokens.of(samples).part(first * columns, last * columns)
+        weight = None if self.weight is None else self.weight[samples]
+        return Cosines(query, self.support.of(samples), weight, self.eps)
 
-    def empty(self, rows: slice) -> Tensor:
-        """An uninitialised correlation of some query rows."""
-        part = self.query[:, :, :, rows]
+    def empty(self, samples: slice, first: int, last: int) -> Tensor:
+        """An uninitialised correlation."""
+        part = self.query[samples, :, :, first:last]
         return empty_volume(part, (*part.shape[:2], *part.shape[3:], *self.support_grid))
 
-    def correlation(self, rows: slice) -> Tensor:
-        """The correlation of some query rows."""
-        out = self.empty(rows)
-        self.cosines(rows).forward(out)
+    def correlation(self, samples: slice, first: int, last: int) -> Tensor:
+        """The correlation of query rows first..last - 1 of some samples."""
+        out = self.empty(samples, first, last)
+        self.cosines(samples, first, last).forward(out)
         return out
 
     def chunks(self, kernel_query: int) -> Iterator[Chunk]:
-        """All query rows, in order."""
+        """All samples and query rows, in order."""
         batch, layers, _, rows, columns = self.query.shape
         halo = kernel_query // 2
-        values = max(1, batch) * layers * columns * self.support_grid.numel()
-        step = tiles.fused_rows(rows, halo, values * self.query.element_size())
-        for first in range(0, rows, step):
-            last = min(first + step, rows)
-            yield Chunk(first, last, max(0, first - halo), min(rows, last + halo))
+        row_bytes = layers * columns * self.support_grid.numel() * self.query.element_size()
+        samples, step = tiles.chunk(batch, rows, halo, row_bytes)
+        for sample in range(0, batch, samples):
+            for first in range(0, rows, step):
+                last = min(first + step, rows)
+                yield Chunk(
+                    slice(sample, sample + samples), first, last,
+                    max(0, first - halo), min(rows, last + halo),
+                )  # fmt: skip
 
 
 def correlation_center_pivot4d(
@@ -100,9 +116,9 @@ def correlation_center_pivot4d(
     bias = None if bias is None else bias.resolve_neg().contiguous()
     for chunk in features.chunks(weight_query.shape[-1]):
         grid = walk.Grid.of(weight_query, weight_support, support_stride, chunk.first - chunk.low)
-        walk.forward(
-            features.correlation(chunk.read), weights.values, bias, y[:, :, chunk.rows], grid
-        )
+        corr = features.correlation(chunk.samples, chunk.low, chunk.high)
+        walk.forward(corr, weights.values, bias, chunk.written(y), grid)
+        del corr
     return y
 
 
@@ -123,25 +139,30 @@ def correlation_center_pivot4d_backward(
     totals: list[Tensor | None] = [None] * 6
     if needs[0]:
         totals[0] = query.new_empty(query.shape)
+    if needs[1]:
+        totals[1] = support.new_zeros(support.shape, dtype=torch.float32)
+    if needs[2] and support_weight is not None:
+        totals[2] = support_weight.new_zeros(support_weight.shape, dtype=torch.float32)
     [transposed] = matrices([(weight_query, weight_support)], transposed=True)
     for chunk in features.chunks(weight_query.shape[-1]):
         grid = walk.Grid.of(weight_query, weight_support, support_stride, chunk.first - chunk.low)
         if any(needs[:3]):
-            of_query, *others = _to_features(grad, features, transposed, grid, chunk, needs)
-            if totals[0] is not None and of_query is not None:
-                rows = totals[0][:, :, :, chunk.rows]
-                rows.copy_(of_query.view(rows.shape))
-            _add(totals, others, 1)
+            parts = _to_features(grad, features, transposed, grid, chunk, needs)
+            for total, part in zip(totals, parts, strict=False):
+                if total is not None and part is not None:
+                    own = total[chunk.samples]
+                    if total is totals[0]:
+                        own = own[:, :, :, chunk.first : chunk.last]
+                        own.copy_(part.view(own.shape))
+                    else:
+                        own.add_(part.view(own.shape))
         if needs[3] or needs[4]:
-            corr, part = features.correlation(chunk.read), grad[:, :, chunk.rows]
-            _add(totals, weight_gradients(corr, part, grid, (needs[3], needs[4])), 3)
+            corr = features.correlation(chunk.samples, chunk.low, chunk.high)
+            of_weights = (needs[3], needs[4])
+            _add(totals, weight_gradients(corr, chunk.written(grad), grid, of_weights), 3)
             del corr
     if needs[5]:
         totals[5] = bias_gradient(grad)
-    if totals[1] is not None:
-        totals[1] = totals[1].view(support.shape)
-    if totals[2] is not None and support_weight is not None:
-        totals[2] = totals[2].view(support_weight.shape)
     return tuple(
         grad.new_empty(0) if total is None else total.to(grad.dtype).contiguous()
         for total in totals
@@ -157,9 +178,10 @@ def _to_features(
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """Gradients to the chunk's query rows, and its share of those to support and weight."""
-    corr_grad = features.empty(chunk.rows)
-    walk.transposed(grad[:, :, chunk.read], transposed, corr_grad, grid)
-    return features.cosines(chunk.rows).backward(corr_grad, needs[:3])
+    written = (chunk.samples, chunk.first, chunk.last)
+    corr_grad = features.empty(*written)
+    walk.transposed(chunk.read(grad), transposed, corr_grad, grid)
+    return features.cosines(*written).backward(corr_grad, needs[:3])
 
 
 def _add(totals: list[Tensor | None], parts: Sequence[Tensor | None], first: int) -> None:

@@ -40,19 +40,18 @@ def volume(x: Tensor) -> Tensor:
 
 
 def tokens(features: Tensor) -> Tensor:
-    """[B, L, C, h, w] -> [B, L, C, h*w] with the channels side by side, as an encoder leaves them.
+    """[B, L, C, h, w] -> [B, L, C, h*w], strided.
 
-    A view where they are; else a copy, since loads of single values would cost more. Shots of one
-    image are read or copied once.
+    A view where rows of the grid follow each other; else a copy, with the channels side by side.
     """
-    features = features.resolve_neg()
-    if features.stride(0) == 0 and features.shape[0] > 1:
-        flat = tokens(features[:1])
-        return flat.expand(features.shape[0], *flat.shape[1:])
-    flat = features.flatten(3)
-    if flat.stride(2) == 1 or flat.shape[2] == 1:
-        return flat
-    return flat.transpose(2, 3).contiguous().transpose(2, 3)
+    return features.resolve_neg().movedim(2, 4).flatten(2, 3).transpose(2, 3)
+
+
+def are_tokens(features: Tensor) -> bool:
+    """Whether [B, L, C, h, w] are read where they are: a grid that flattens, of vectors."""
+    rows, columns = features.stride()[3:]
+    flattens = features.shape[3] == 1 or rows == features.shape[4] * columns
+    return features.stride(2) == 1 and flattens and not features.is_neg()
 
 
 def architecture(tensor: Tensor) -> int:

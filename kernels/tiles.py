@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fsdino.contract import CHUNK_BYTES
+from fsdino.contract import CHUNK_BYTES, CHUNK_SHARE
 
 HALF = (torch.float16, torch.bfloat16)
 MULTIPROCESSORS = 132  # what work is split for where it must be split: H100 and H200
@@ -68,8 +68,10 @@ def correlation_gradient(dtype: torch.dtype, architecture: int) -> Tile:
 def correlation_layers(layers: int, dtype: torch.dtype, architecture: int) -> int:
     """Layers that one program computes, and writes side by side: channels are innermost.
 
-    As many as the registers hold.
+    As many as the registers hold. In float32 multiplying takes so long that stores do not matter.
     """
+    if architecture != INTERPRETER and dtype not in HALF:
+        return 1
     return power_of_2(layers, 1, 2)
 
 
@@ -137,15 +139,22 @@ def elementwise(channels: int) -> Tile:
     return Tile(4096 // columns, columns, 0, 4, 1)
 
 
-def fused_rows(rows: int, halo: int, row_bytes: int) -> int:
-    """Query rows of the output that the fused op computes at a time.
+def chunk(batch: int, rows: int, halo: int, row_bytes: int) -> tuple[int, int]:
+    """Samples and query rows of the output that the fused ops compute at a time.
+
+    The correlation that these need takes `CHUNK_BYTES` or a part in `CHUNK_SHARE` of the whole,
+    whichever is more, or one row and its halo.
 
     Args:
-        rows: all of them.
+        batch: samples in all.
+        rows: of a sample.
         halo: rows of the correlation that the convolution reads on either side.
-        row_bytes: of the correlation of one query row.
+        row_bytes: of the correlation of one query row of a sample.
     """
-    return max(1, min(rows, CHUNK_BYTES // row_bytes - 2 * halo))
+    most = max(CHUNK_BYTES, batch * rows * row_bytes // CHUNK_SHARE)
+    if rows * row_bytes <= most:
+        return max(1, min(batch, most // max(1, rows * row_bytes))), rows
+    return 1, max(1, min(rows, most // row_bytes - 2 * halo))
 
 
 def tokens(channels: int) -> Tile:

@@ -127,7 +127,7 @@ def _walk_arrivals(v: Values) -> list[float]:
 
 # Trips of each loop of a kernel in the order of the source, by what it was called with.
 TRIPS: dict[str, Callable[[Values], list[float]]] = {
-    "lengths_kernel": lambda v: [_blocks(v["C"], v["BLOCK_C"])],
+    "tokens_kernel": lambda v: [_blocks(v["C"], v["BLOCK_C"])],
     "correlation_kernel": _correlation_trips,
     "walk_kernel": _walk_trips,
     "mend_edges_kernel": lambda v: [_blocks(v["flags"], v["BLOCK"]), 0, 0],  # weights are finite

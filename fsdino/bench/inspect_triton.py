@@ -247,9 +247,11 @@ def chain(workload: Workload, dtype: torch.dtype) -> None:
 
 
 def _everything(workload: Workload, dtype: torch.dtype) -> None:
-    """The chain, the fused first block, and where it says backward gradients to the features."""
+    """The chain, the fused first block, features that are copied, and where it says backward
+    gradients to the features."""
     chain(workload, dtype)
     features = _features(workload, dtype)
+    correlation.one(features[0].contiguous(), 1e-5)
     weights, _ = next(_blocks(workload, dtype))
     settings: Any = (*features, *weights[:3], STRIDE, 1e-5)
     y = fused.correlation_center_pivot4d(*settings)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from fsdino.bench.workloads import WORKLOADS
 
@@ -48,7 +51,7 @@ def test_steps_of_the_walk(kind: str) -> None:
 
     values = {
         "KERNEL_QUERY": 3, "KERNEL_SUPPORT": 3, "STRIDE": 2, "CI": 64, "BLOCK_CI": 32,
-        "out_rows": 19, "out_columns": 19, "DIRECTION": 1 if kind == "forward" else -1,
+        "out_rows": 19, "out_columns": 19, "GROUPS": 0, "DIRECTION": 1 if kind == "forward" else -1,
     }  # fmt: skip
     assert TRIPS["walk_kernel"](values) == [36 if kind == "forward" else 9]
 
@@ -78,6 +81,55 @@ def test_products_add_up(name: str) -> None:
     ]
     assert sum(useful for useful, _ in counted) == pytest.approx(flop)
     assert all(executed >= useful for useful, executed in counted)
+
+
+def outermost(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta", dtype=torch.bfloat16)
+
+
+def innermost(*shape: int) -> Tensor:
+    batch, layers, channels, *grid = shape
+    return outermost(batch, layers, *grid, channels).permute(0, 1, 4, 2, 3)
+
+
+def preparation(features: Tensor) -> Any:
+    """The one launch that prepares query and support alike; PyTorch copies nothing beside it."""
+    from fsdino.bench.inspect_triton import recorded
+    from fsdino.kernels import correlation
+
+    found = recorded(lambda: correlation.both(features, torch.empty_like(features), 1e-5), 90)
+    assert found.others == []
+    [launch] = found.kernels
+    return launch
+
+
+@pytest.mark.parametrize("memory, passes", [(innermost, 1), (outermost, 2)])
+def test_bytes_of_a_preparation(memory: Callable[..., Tensor], passes: int) -> None:
+    """Features of W12x8 are read once, and written once where their channels are outermost."""
+    from fsdino.bench.counted import _bytes
+
+    sizes = WORKLOADS["W12x8"]
+    features = memory(sizes.batch, sizes.layers, sizes.channels, sizes.grid, sizes.grid)
+    given = preparation(features).arguments.values()
+    inverse = 4 * features.numel() // sizes.channels
+    touched = sum(_bytes(value) for value in given if isinstance(value, Tensor))
+    assert touched == 2 * (passes * features.nbytes + inverse)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", [innermost, outermost])
+def test_wide_loads_and_stores(memory: Callable[..., Tensor], monkeypatch: Any) -> None:
+    """16 bytes at a time, where a plane has a multiple of 16 tokens; else every channel's tokens
+    begin anywhere, and a warp reads 32 of them side by side."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    from fsdino.bench.inspect_triton import compiled
+
+    for side, load in ((16, "LDG.E.128"), (37, "LDG.E.U16")):
+        code, _ = compiled(preparation(memory(2, 3, 768, side, side)), 90)
+        [loop] = code.instructions.loops
+        body = code.instructions.words[loop.first : loop.last + 1]
+        used = {word.split()[0] for word in body if word.startswith(("LDG", "STG"))}
+        assert used == ({"LDG.E.128"} if memory is innermost else {load, "STG.E.128"})
 
 
 @pytest.mark.slow

@@ -171,7 +171,7 @@ def test_correlation_in_the_interpreter() -> None:
         ),
         *memory_order("correlation4d"),
     ]  # fmt: skip
-    assert run_interpreted(*ids) == len(ids)
+    assert run_interpreted(*ids, "tests/kernels/test_tokens.py") > len(ids)
 
 
 @needs_triton

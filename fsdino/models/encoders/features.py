@@ -34,7 +34,8 @@ class Features:
     Attributes:
         shallow: [B, C, h, w] raw output of the adapter's block.
         last: [B, C, h, w] last block after the final norm.
-        correlation: [B, L, C, h, w] the correlation layers after the final norm.
+        correlation: [B, L, C, h, w] the correlation layers after the final norm; from a ViT as
+            `stack_layers` leaves them.
         guide: [B, 3, 4h, 4w] the images themselves in [0, 1], by area means; masks of token scores
             follow its edges.
     """
@@ -50,9 +51,9 @@ class Features:
 
     @classmethod
     def cat(cls, parts: Iterable[Features]) -> Features:
-        """The images of all parts, in their order."""
+        """The images of all parts, in their order; in memory as those of the first part."""
         columns = zip(*(part.tensors() for part in parts), strict=True)
-        return cls(*(torch.cat(column) for column in columns))
+        return cls(*(_cat(column) for column in columns))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -84,6 +85,26 @@ class Features:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Features:
         return Features(*map(change, self.tensors()))
+
+
+def stack_layers(layers: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
+    """Tokens [B, h*w, C] of L layers -> [B, L, C, h, w], as the kernels read them without a copy.
+
+    On the CPU those read maps, on GPUs vectors.
+    """
+    if layers[0].device.type == "cpu":
+        maps = torch.stack([tokens.transpose(1, 2) for tokens in layers], dim=1)
+    else:
+        maps = torch.stack(list(layers), dim=1).transpose(2, 3)
+    return maps.unflatten(3, grid)  # type: ignore[no-any-return]
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    """Parts [B, ...] as one, in the memory order of the first."""
+    strides = parts[0].stride()
+    order = sorted(range(1, parts[0].ndim), key=lambda dim: -strides[dim])
+    joined = torch.cat([part.permute(0, *order) for part in parts])
+    return joined.permute(0, *(1 + order.index(dim) for dim in range(1, parts[0].ndim)))
 
 
 class Encoder(Identified):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fsdino.errors import UsageError
 from fsdino.models import attention
 from fsdino.models.config import ModelConfig
-from fsdino.models.encoders.features import Encoder, Features, create_timm
+from fsdino.models.encoders.features import Encoder, Features, create_timm, stack_layers
 
 
 class ViTEncoder(Encoder):
@@ -181,12 +181,11 @@ class ViTEncoder(Encoder):
         """Raw patch tokens [B, h*w, C] of the blocks that are read -> Features of the images."""
         grid = self._grid(images)
         normed = {
-            layer: _to_map(self.vit.norm(kept[layer]), grid)
-            for layer in {*self.correlation_layers, self.depth}
+            layer: self.vit.norm(kept[layer]) for layer in {*self.correlation_layers, self.depth}
         }
-        correlation = torch.stack([normed[layer] for layer in self.correlation_layers], dim=1)
-        shallow = _to_map(kept[self.shallow_layer], grid)
-        return Features(shallow, normed[self.depth], correlation, self._guide(images, grid))
+        correlation = stack_layers([normed[layer] for layer in self.correlation_layers], grid)
+        shallow, last = _to_map(kept[self.shallow_layer], grid), _to_map(normed[self.depth], grid)
+        return Features(shallow, last, correlation, self._guide(images, grid))
 
 
 def _to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:

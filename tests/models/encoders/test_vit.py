@@ -17,7 +17,7 @@ import plain_dinov2 as plain
 from fsdino.bench.exactness import norm_error
 from fsdino.errors import UsageError
 from fsdino.models.config import ModelConfig
-from fsdino.models.encoders import Encoder, create
+from fsdino.models.encoders import Encoder, Features, create
 from fsdino.models.zoo import load_dinov2
 from tiny_models import PATCH, SMALL, randomise, tiny_config
 
@@ -427,3 +427,19 @@ def test_size_off_the_patch_grid_is_a_usage_error() -> None:
     """Not silently cropped or padded."""
     with pytest.raises(UsageError, match="multiples of the patch size 14, got 70 x 71"):
         tiny_encoder()(torch.zeros(1, 3, 70, 71))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_memory_order_of_what_is_correlated(device: str) -> None:
+    """Kernels read features where they are: on the CPU maps, elsewhere vectors of channels.
+
+    Of images encoded together, one by one, chosen, and in another type.
+    """
+    encoder = tiny_encoder().to(device)
+    two = encoder(torch.zeros(2, 3, 28, 42, device=device))
+    index = torch.tensor([1, 0, 1], device=device)
+    for features in (two, two[index], Features.cat([two[:1], two[1:]]), two.to(torch.bfloat16)):
+        corr = features.correlation
+        assert corr.shape[2:] == (24, 2, 3)
+        dense = corr if device == "cpu" else corr.movedim(2, 4)
+        assert dense.is_contiguous()
