@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fsdino.contract import CHANNELS_INNERMOST, as_volume
 from fsdino.kernels import norm, walk
-from fsdino.kernels.layout import blocks, empty_volume, volume
+from fsdino.kernels.layout import blocks, dense, empty_volume, volume
 from fsdino.kernels.matrices import matrices
+from fsdino.kernels.statistics import Normalisation
 from fsdino.kernels.weight_gradients import weight_gradients
 
 
@@ -28,7 +29,7 @@ def center_pivot_conv4d(
     y = _output(x, weight_query.shape[0], support_stride)
     grid = walk.Grid.of(weight_query, weight_support, support_stride)
     [weights] = matrices([(weight_query, weight_support)])
-    walk.forward(volume(x), weights.values, _dense(bias), y, grid)
+    walk.forward(volume(x), weights.values, dense(bias), y, grid)
     return y
 
 
@@ -75,12 +76,13 @@ def center_pivot_block4d(
     grid = walk.Grid.of(weight_query, weight_support, support_stride)
     [weights] = matrices([(weight_query, weight_support)])
     statistics = walk.empty_statistics(raw, x.shape[1], num_groups, norm_eps)
-    walk.forward(volume(x), weights.values, _dense(bias), raw, grid, statistics=statistics)
+    walk.forward(volume(x), weights.values, dense(bias), raw, grid, statistics=statistics)
     if reduce_support:
         y = raw.new_empty(raw.shape[:4])
     else:
         y = empty_volume(raw, raw.shape) if save else raw
-    norm.normalise(raw, statistics, _given(norm_weight), _given(norm_bias), y)
+    normalisation = Normalisation(statistics, dense(norm_weight), dense(norm_bias))
+    norm.normalise(raw, normalisation, y)
     if save:
         return y, raw, statistics.mean, statistics.rstd
     nothing = (statistics.mean.new_empty(0), statistics.mean.new_empty(0))
@@ -105,7 +107,7 @@ def center_pivot_block4d_backward(
     grad = grad.resolve_neg().contiguous() if reduce_support else _shared_by_none(grad)
     raw = _shared_by_none(raw)
     statistics = (mean.contiguous(), rstd.contiguous())
-    passes = norm.Backward(grad, raw, *statistics, _given(norm_weight), _given(norm_bias))
+    passes = norm.Backward(grad, raw, *statistics, dense(norm_weight), dense(norm_bias))
     grads = [grad.new_empty(0) for _ in range(6)]
     if any(needs[:3]):
         grad_raw = empty_volume(raw, raw.shape)
@@ -131,14 +133,6 @@ def _output(x: Tensor, channels: int, stride: int) -> Tensor:
     batch, _, query_rows, query_columns, *support = x.shape
     kept = [blocks(size, stride) for size in support]
     return empty_volume(x, (batch, channels, query_rows, query_columns, *kept))
-
-
-def _given(vector: Tensor) -> Tensor:
-    return vector.resolve_neg().contiguous()
-
-
-def _dense(vector: Tensor | None) -> Tensor | None:
-    return None if vector is None else _given(vector)
 
 
 def _shared_by_none(x: Tensor) -> Tensor:

@@ -516,10 +516,10 @@ def both(
     return sides[0].tokens(query.shape[0]), sides[1].tokens(support.shape[0])
 
 
-def one(features: Tensor, eps: float) -> Tokens:
-    """The tokens of one side, [B, L, C, h, w]."""
+def one(features: Tensor, eps: float, arrivals: Tensor | None = None) -> Tokens:
+    """The tokens of one side, [B, L, C, h, w]; `arrivals` as `both` takes it."""
     side = _Side.of(features)
-    _prepare(side, None, eps, None)
+    _prepare(side, None, eps, arrivals)
     return side.tokens(features.shape[0])
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from fsdino.kernels import tiles, walk
 from fsdino.kernels.center_pivot import bias_gradient
 from fsdino.kernels.correlation import Cosines, Tokens, both, one
-from fsdino.kernels.layout import are_tokens, blocks, empty_volume, volume
+from fsdino.kernels.layout import are_tokens, blocks, dense, empty_volume, volume
 from fsdino.kernels.matrices import Matrices, matrices
 from fsdino.kernels.weight_gradients import weight_gradients
 
@@ -45,36 +45,51 @@ class Chunk:
 
 
 class Features:
-    """What the correlation is computed from; tokens that need no copy are measured
-    once, and else the support's.
+    """What the correlation is computed from, and in which chunks.
+
+    Tokens are measured once, but for those of a query that must be copied in several chunks.
 
     Args:
         query, support, weight, eps: as `correlation4d` takes them.
+        kernel_query: of the convolution that follows.
     """
 
-    def __init__(self, query: Tensor, support: Tensor, weight: Tensor | None, eps: float) -> None:
-        self.query, self.support_grid = query, support.shape[3:]
+    def __init__(
+        self, query: Tensor, support: Tensor, weight: Tensor | None, eps: float, kernel_query: int
+    ) -> None:
+        self.query, self.support = query, support
         self.weight, self.eps = weight, eps
-        self.tokens: Tokens | None = None  # of all query rows, where they are no copy
-        if are_tokens(query):
-            self.tokens, self.support = both(query, support, eps)
+        self.chunks = [*_chunks(query, support.shape[3:].numel(), kernel_query)]
+        self.of_query: Tokens | None = None
+        self.of_support: Tokens
+
+    @property
+    def of_a_sample(self) -> list[Chunk]:
+        """The chunks of one sample's rows."""
+        return [chunk for chunk in self.chunks if chunk.samples == self.chunks[0].samples]
+
+    def prepare(self, arrived: Tensor | None = None) -> Features:
+        """Measure the tokens; the same launch fills `arrived`, contiguous int32, with 0."""
+        if are_tokens(self.query) or len(self.chunks) == 1:
+            self.of_query, self.of_support = both(self.query, self.support, self.eps, arrived)
         else:
-            self.support = one(support, eps)
+            self.of_support = one(self.support, self.eps, arrived)
+        return self
 
     def cosines(self, samples: slice, first: int, last: int) -> Cosines:
         """Those of query rows first..last - 1 of some samples."""
-        if self.tokens is None:
+        if self.of_query is None:
             query = one(self.query[samples, :, :, first:last], self.eps)
         else:
             columns = self.query.shape[4]
-            query = self.tokens.of(samples).part(first * columns, last * columns)
+            query = self.of_query.of(samples).part(first * columns, last * columns)
         weight = None if self.weight is None else self.weight[samples]
-        return Cosines(query, self.support.of(samples), weight, self.eps)
+        return Cosines(query, self.of_support.of(samples), weight, self.eps)
 
     def empty(self, samples: slice, first: int, last: int) -> Tensor:
         """An uninitialised correlation."""
         part = self.query[samples, :, :, first:last]
-        return empty_volume(part, (*part.shape[:2], *part.shape[3:], *self.support_grid))
+        return empty_volume(part, (*part.shape[:2], *part.shape[3:], *self.support.shape[3:]))
 
     def correlation(self, samples: slice, first: int, last: int) -> Tensor:
         """The correlation of query rows first..last - 1 of some samples."""
@@ -82,19 +97,20 @@ class Features:
         self.cosines(samples, first, last).forward(out)
         return out
 
-    def chunks(self, kernel_query: int) -> Iterator[Chunk]:
-        """All samples and query rows, in order."""
-        batch, layers, _, rows, columns = self.query.shape
-        halo = kernel_query // 2
-        row_bytes = layers * columns * self.support_grid.numel() * self.query.element_size()
-        samples, step = tiles.chunk(batch, rows, halo, row_bytes)
-        for sample in range(0, batch, samples):
-            for first in range(0, rows, step):
-                last = min(first + step, rows)
-                yield Chunk(
-                    slice(sample, sample + samples), first, last,
-                    max(0, first - halo), min(rows, last + halo),
-                )  # fmt: skip
+
+def _chunks(query: Tensor, support_tokens: int, kernel_query: int) -> Iterator[Chunk]:
+    """All samples and query rows, in order."""
+    batch, layers, _, rows, columns = query.shape
+    halo = kernel_query // 2
+    row_bytes = layers * columns * support_tokens * query.element_size()
+    samples, step = tiles.chunk(batch, rows, halo, row_bytes)
+    for sample in range(0, batch, samples):
+        for first in range(0, rows, step):
+            last = min(first + step, rows)
+            yield Chunk(
+                slice(sample, sample + samples), first, last,
+                max(0, first - halo), min(rows, last + halo),
+            )  # fmt: skip
 
 
 def correlation_center_pivot4d(
@@ -111,10 +127,11 @@ def correlation_center_pivot4d(
     kept = [blocks(size, support_stride) for size in support.shape[3:]]
     shape = (query.shape[0], weight_query.shape[0], *query.shape[3:], *kept)
     y = empty_volume(query, shape)
-    features = Features(query, support, support_weight, eps)
+    kernel = weight_query.shape[-1]
+    features = Features(query, support, support_weight, eps, kernel).prepare()
     [weights] = matrices([(weight_query, weight_support)])
-    bias = None if bias is None else bias.resolve_neg().contiguous()
-    for chunk in features.chunks(weight_query.shape[-1]):
+    bias = dense(bias)
+    for chunk in features.chunks:
         grid = walk.Grid.of(weight_query, weight_support, support_stride, chunk.first - chunk.low)
         corr = features.correlation(chunk.samples, chunk.low, chunk.high)
         walk.forward(corr, weights.values, bias, chunk.written(y), grid)
@@ -135,7 +152,8 @@ def correlation_center_pivot4d_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients to query, support, support_weight, weight_query, weight_support and bias."""
     grad = volume(grad)
-    features = Features(query, support, support_weight, eps)
+    kernel = weight_query.shape[-1]
+    features = Features(query, support, support_weight, eps, kernel).prepare()
     totals: list[Tensor | None] = [None] * 6
     if needs[0]:
         totals[0] = query.new_empty(query.shape)
@@ -144,7 +162,7 @@ def correlation_center_pivot4d_backward(
     if needs[2] and support_weight is not None:
         totals[2] = support_weight.new_zeros(support_weight.shape, dtype=torch.float32)
     [transposed] = matrices([(weight_query, weight_support)], transposed=True)
-    for chunk in features.chunks(weight_query.shape[-1]):
+    for chunk in features.chunks:
         grid = walk.Grid.of(weight_query, weight_support, support_stride, chunk.first - chunk.low)
         if any(needs[:3]):
             parts = _to_features(grad, features, transposed, grid, chunk, needs)

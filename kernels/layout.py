@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from functools import partial
+from typing import overload
 
 import torch
 import triton.language as tl
@@ -52,6 +53,15 @@ def are_tokens(features: Tensor) -> bool:
     rows, columns = features.stride()[3:]
     flattens = features.shape[3] == 1 or rows == features.shape[4] * columns
     return features.stride(2) == 1 and flattens and not features.is_neg()
+
+
+@overload
+def dense(vector: Tensor) -> Tensor: ...
+@overload
+def dense(vector: Tensor | None) -> Tensor | None: ...
+def dense(vector: Tensor | None) -> Tensor | None:
+    """A vector whose elements lie side by side, or None."""
+    return None if vector is None else vector.resolve_neg().contiguous()
 
 
 def architecture(tensor: Tensor) -> int:

@@ -19,29 +19,32 @@ ALIGNED = 16  # elements: what the walk loads at a time
 
 @triton.jit
 def _copy(  # type: ignore[no-untyped-def]
-    p_weight: tl.tensor,  # [OUTER, INNER, TAPS]
-    p_out: tl.tensor,  # [TAPS, INNER, OUTER], or [TAPS, OUTER, INNER] if TRANSPOSED
+    p_weight: tl.tensor,
+    p_out: tl.tensor,
     p_finite: tl.tensor,
-    block: tl.tensor,
-    OUTER: tl.constexpr,
-    INNER: tl.constexpr,
-    TAPS: tl.constexpr,
+    program: tl.tensor,
+    SIZE: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     CHECKED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A block of elements of one convolution's matrices, and whether all of them are finite."""
-    COLUMNS: tl.constexpr = INNER if TRANSPOSED else OUTER
+    """A block of elements of one convolution's matrices, if it is this program's turn."""
+    OUTER: tl.constexpr = SIZE[0]
+    INNER: tl.constexpr = SIZE[1]
+    ELEMENTS: tl.constexpr = OUTER * INNER * SIZE[2]
+    FIRST: tl.constexpr = SIZE[3]
     ROWS: tl.constexpr = OUTER if TRANSPOSED else INNER
-    o_out = block * BLOCK + tl.arange(0, BLOCK)
-    mask = o_out < OUTER * INNER * TAPS
-    column, row, tap = o_out % COLUMNS, o_out // COLUMNS % ROWS, o_out // (ROWS * COLUMNS)
-    outer, inner = (row, column) if TRANSPOSED else (column, row)
-    values = tl.load(p_weight + (outer * INNER + inner) * TAPS + tap, mask=mask, other=0.0)
-    tl.store(p_out + o_out, values, mask=mask)
-    if CHECKED:
-        distance = values.to(tl.float32) - values.to(tl.float32)
-        tl.store(p_finite, tl.min((distance == 0).to(tl.int32), 0).to(tl.uint8))
+    COLUMNS: tl.constexpr = INNER if TRANSPOSED else OUTER
+    o_out = (program - FIRST) * BLOCK + tl.arange(0, BLOCK)
+    if (program >= FIRST) & (program < FIRST + (ELEMENTS + BLOCK - 1) // BLOCK):
+        mask = o_out < ELEMENTS
+        column, row, tap = o_out % COLUMNS, o_out // COLUMNS % ROWS, o_out // (ROWS * COLUMNS)
+        o_weight = row * INNER + column if TRANSPOSED else column * INNER + row
+        values = tl.load(p_weight + o_weight * SIZE[2] + tap, mask=mask, other=0.0)
+        tl.store(p_out + SIZE[4] + o_out, values, mask=mask)
+        if CHECKED:
+            distance = values.to(tl.float32) - values.to(tl.float32)
+            tl.store(p_finite + program, tl.min((distance == 0).to(tl.int32), 0).to(tl.uint8))
 
 
 @triton.jit
@@ -61,21 +64,12 @@ def matrices_kernel(
     CHECKED: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """The weights of several convolutions, each element once."""
+    """The weights of several convolutions, each element once; [TAPS, INNER, OUTER], or
+    [TAPS, OUTER, INNER] if TRANSPOSED. And of each block whether all its elements are finite."""
     program = tl.program_id(0)
     weights = (p_0, p_1, p_2, p_3, p_4, p_5, p_6, p_7)
     for index in tl.static_range(len(SIZES)):
-        OUTER: tl.constexpr = SIZES[index][0]
-        INNER: tl.constexpr = SIZES[index][1]
-        TAPS: tl.constexpr = SIZES[index][2]
-        FIRST: tl.constexpr = SIZES[index][3]
-        BEFORE: tl.constexpr = SIZES[index][4]
-        LAST: tl.constexpr = FIRST + (OUTER * INNER * TAPS + BLOCK - 1) // BLOCK
-        if (program >= FIRST) & (program < LAST):
-            _copy(
-                weights[index], p_out + BEFORE, p_finite + program if CHECKED else p_finite,
-                program - FIRST, OUTER, INNER, TAPS, TRANSPOSED, CHECKED, BLOCK,
-            )  # fmt: skip
+        _copy(weights[index], p_out, p_finite, program, SIZES[index], TRANSPOSED, CHECKED, BLOCK)
 
 
 @dataclass(frozen=True)

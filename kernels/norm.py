@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fsdino.kernels import tiles
 from fsdino.kernels.layout import blocks, index_type, options
-from fsdino.kernels.statistics import Statistics, factors
+from fsdino.kernels.statistics import Normalisation, factors
 
 
 @triton.jit
@@ -254,26 +254,20 @@ def gradient_kernel(
     tl.store(p_out + offset, out, mask=mask)
 
 
-def normalise(
-    raw: Tensor,
-    statistics: Statistics,
-    weight: Tensor,
-    bias: Tensor,
-    out: Tensor,
-) -> None:
+def normalise(raw: Tensor, normalisation: Normalisation, out: Tensor) -> None:
     """relu(group norm) of a dense volume into another, which may be the same; or its mean over the
     support into [B, C, Hq, Wq]."""
     batch, channels, query_rows, query_columns, *kept = raw.shape
     tile = tiles.elementwise(channels)
-    of_groups = (statistics.mean, statistics.low, statistics.rstd)
-    group = channels // statistics.mean.shape[1]
+    given = normalisation.tensors
+    group = channels // given[0].shape[1]
     tokens, positions = query_rows * query_columns, kept[0] * kept[1]
     if batch == 0:
         return
     if out.ndim == 4:
         block = tiles.power_of_2(positions, 16, tile.rows)
         normalise_mean_kernel[(batch * tokens, blocks(channels, tile.columns))](
-            raw, *of_groups, weight, bias, out, tokens, positions,
+            raw, *given, out, tokens, positions,
             C=channels, GROUP=group, BLOCK_ROWS=block, BLOCK_C=tile.columns,
             **options(replace(tile, warps=2)),
         )  # fmt: skip
@@ -281,7 +275,7 @@ def normalise(
     rows = tokens * positions
     row_tiles = blocks(rows, tile.rows)
     normalise_kernel[(batch * row_tiles, blocks(channels, tile.columns))](
-        raw, *of_groups, weight, bias, out, rows, row_tiles,
+        raw, *given, out, rows, row_tiles,
         C=channels, GROUP=group, INDEX=index_type(rows),
         BLOCK_ROWS=tile.rows, BLOCK_C=tile.columns, **options(tile),
     )  # fmt: skip

@@ -267,6 +267,21 @@ class Statistics:
         )
 
 
+@dataclass(frozen=True)
+class Normalisation:
+    """relu(group norm) of a raw volume: statistics, and scale and shift [C]."""
+
+    statistics: Statistics
+    scale: Tensor
+    shift: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """As kernels take them: mean, what it lost, rstd, scale, shift."""
+        of_groups = self.statistics
+        return (of_groups.mean, of_groups.low, of_groups.rstd, self.scale, self.shift)
+
+
 def counters(tiles: int) -> int:
     """Of arrivals in one sample with so many tiles."""
     return blocks(tiles, BUNCH.value) + 1

@@ -75,7 +75,9 @@ def correlation_layers(layers: int, dtype: torch.dtype, architecture: int) -> in
     return power_of_2(layers, 1, 2)
 
 
-def walk(inner: int, outer: int, dtype: torch.dtype, architecture: int) -> Tile:
+def walk(
+    inner: int, outer: int, dtype: torch.dtype, architecture: int, *, normalises: bool = False
+) -> Tile:
     """Positions, channels out and channels in of one step of the convolution.
 
     Args:
@@ -83,6 +85,7 @@ def walk(inner: int, outer: int, dtype: torch.dtype, architecture: int) -> Tile:
         outer: channels of the volume that is written.
         dtype: of both.
         architecture: compute capability, 80 for 8.0, or INTERPRETER.
+        normalises: whether what is read is normalised, which takes registers.
     """
     if architecture == INTERPRETER:
         return Tile(512, power_of_2(outer, 16, 64), power_of_2(inner, 16, 64), 1, 1)
@@ -92,13 +95,12 @@ def walk(inner: int, outer: int, dtype: torch.dtype, architecture: int) -> Tile:
         return Tile(64, columns, power_of_2(inner, 16, 32), warps, 2)
     columns, depth = power_of_2(outer, 16, 128), power_of_2(inner, 16, 64)
     warps = 8 if columns > 64 else 4
-    if architecture >= 100:
-        return Tile(128, columns, depth, warps, 3)
-    if architecture >= 90:  # longer tiles: the weights are read half as often
+    if 90 <= architecture < 100 and not (normalises and columns > 64):
+        # Longer tiles: the weights are read half as often.
         return Tile(256, columns, depth, 2 * warps, 3)
-    if columns == 16:
+    if columns == 16 and architecture < 90:
         return Tile(256, columns, min(depth, 32), 2 * warps, 2)
-    return Tile(128, columns, depth, warps, 2)
+    return Tile(128, columns, depth, warps, 3 if architecture >= 90 else 2)
 
 
 def weight_gradient(inner: int, outer: int, dtype: torch.dtype, architecture: int) -> Tile:

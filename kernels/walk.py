@@ -9,6 +9,7 @@ by their remainders; each is walked by itself, over the taps that reach it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from fsdino.kernels import tiles
 from fsdino.kernels.layout import architecture, blocks, index_type, options, precision
 from fsdino.kernels.matrices import Matrices
-from fsdino.kernels.statistics import Statistics, factors, gather
+from fsdino.kernels.statistics import Normalisation, Statistics, factors, gather
 
 NEAR = 2**20  # see `_quotient`
 
@@ -161,18 +162,22 @@ def _total(values: tl.tensor):  # type: ignore[no-untyped-def]
 @triton.jit
 def _normalised(  # type: ignore[no-untyped-def]
     raw: tl.tensor,  # [rows, channels]
-    mean: tl.tensor,  # [channels], and as `factors` returns them
+    inside: tl.tensor,  # [rows]
+    mean: tl.tensor,  # [channels], and as `factors` returns them: 0 where there is no channel
     low: tl.tensor,
     factor: tl.tensor,
     shift: tl.tensor,
-    mask: tl.tensor,
 ):
-    """relu(group norm) of raw values, 0 outside of the mask, in their type."""
+    """relu(group norm) of raw values in their type, 0 in rows that are not inside."""
     y = raw.to(tl.float32) - mean[None, :]
     if raw.dtype == tl.float32:  # else far below what the values lost when they were rounded
         y -= low[None, :]
-    y = tl.maximum(y * factor[None, :] + shift[None, :], 0.0, propagate_nan=tl.PropagateNan.ALL)
-    return tl.where(mask, y, 0.0).to(raw.dtype)
+    y = y * factor[None, :] + shift[None, :]
+    # A minimum takes one instruction, where a selection of half-precision values takes three. Of
+    # NaN and a number it is the number: of y and NaN it is y, of NaN and 0 it is 0.
+    most = tl.where(inside, float("nan"), 0.0)
+    y = tl.minimum(y, most[:, None])
+    return tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL).to(raw.dtype)
 
 
 @triton.jit
@@ -321,7 +326,7 @@ def walk_kernel(
     word = tl.where(m_row, word, 0)
 
     if SOURCE_GROUPS > 0 and CI_BLOCKS == 1:
-        mean, low, factor, shift = factors(
+        mean, low, scale, added = factors(
             p_mean, p_low, p_rstd, p_scale, p_shift, batch, o_ci, o_ci < CI, CI, CI // SOURCE_GROUPS
         )
     acc = tl.zeros((BLOCK_ROWS, BLOCK_CO), tl.float32)
@@ -353,12 +358,11 @@ def walk_kernel(
         )  # [BLOCK_ROWS, BLOCK_CI]
         if SOURCE_GROUPS > 0:
             if CI_BLOCKS > 1:
-                mean, low, factor, shift = factors(
+                mean, low, scale, added = factors(
                     p_mean, p_low, p_rstd, p_scale, p_shift, batch, ci, m_ci, CI,
                     CI // SOURCE_GROUPS,
                 )  # fmt: skip
-            mask = inside[:, None] & m_ci[None, :]
-            b_source = _normalised(b_source, mean, low, factor, shift, mask)
+            b_source = _normalised(b_source, inside, mean, low, scale, added)
         b_weight = tl.load(
             p_weight + matrix * (CI * CO) + (ci[:, None] * CO + o_co[None, :]),
             mask=m_ci[:, None] & m_co[None, :],
@@ -501,15 +505,6 @@ class Grid:
         return cls(weight_query.shape[-1], weight_support.shape[-1], stride, first_query_row)
 
 
-@dataclass(frozen=True)
-class Normalisation:
-    """relu(group norm) of what a convolution reads: statistics, and scale and shift [C]."""
-
-    statistics: Statistics
-    scale: Tensor
-    shift: Tensor
-
-
 def forward(
     source: Tensor,
     weights: Tensor,
@@ -540,29 +535,36 @@ def forward(
 
 
 def empty_statistics(
-    out: Tensor, inner: int, groups: int, eps: float, *, tiles: int = 0,
+    out: Tensor,
+    inner: int,
+    groups: int,
+    eps: float,
+    tiles: int | None = None,
     arrived: Tensor | None = None,
-) -> Statistics:  # fmt: skip
-    """For the convolution into `out`, [B, Co, Hq, Wq, hs, ws], of `inner` channels.
+) -> Statistics:
+    """For the convolution of `inner` channels into `out`, [B, Co, Hq, Wq, hs, ws].
 
     Args:
         out: the volume, whole.
         inner: channels of the source.
         groups: of Co.
         eps: added to each variance.
-        tiles: of a sample, if it is computed in several launches; else 0.
+        tiles: of a sample, if it is computed in several launches.
         arrived: as `Statistics.empty` takes it.
     """
     outer = out.shape[1]
-    tiles = tiles or row_tiles(out, inner)
+    if tiles is None:
+        tiles = row_tiles(out.shape[2:], inner, outer, out)
     parts = outer // _merged(inner, outer, groups, out)
     return Statistics.empty(out, groups, parts, tiles, eps, arrived)
 
 
-def row_tiles(out: Tensor, inner: int) -> int:
-    """Tiles of a sample of the convolution of `inner` channels into `out`."""
-    tile = tiles.walk(inner, out.shape[1], out.dtype, architecture(out))
-    return blocks(out.shape[2:].numel(), tile.rows)
+def row_tiles(
+    positions: Sequence[int], inner: int, outer: int, like: Tensor, *, normalises: bool = False
+) -> int:
+    """Tiles of a sample, or of some of its query rows: [Hq, Wq, hs, ws] of the output."""
+    tile = tiles.walk(inner, outer, like.dtype, architecture(like), normalises=normalises)
+    return blocks(math.prod(positions), tile.rows)
 
 
 def _merged(inner: int, outer: int, groups: int, like: Tensor) -> int:
@@ -607,7 +609,8 @@ def _walk(
 ) -> None:
     """Launch `walk_kernel`, for all classes of the transpose at once."""
     inner, outer = source.shape[1], out.shape[1]
-    tile = tiles.walk(inner, outer, source.dtype, architecture(source))
+    normalises = normalisation is not None
+    tile = tiles.walk(inner, outer, source.dtype, architecture(source), normalises=normalises)
     if len(source) == 0:
         return
     # Support positions walked over: of the class that has most, and of that with the fewest.
@@ -626,9 +629,8 @@ def _walk(
     of_out: tuple[Tensor | float | None, ...] = (None,) * 8
     merged = 1
     if normalisation is not None:
-        before = normalisation.statistics
-        source_groups = before.mean.shape[1]
-        of_source = (before.mean, before.low, before.rstd, normalisation.scale, normalisation.shift)
+        of_source = normalisation.tensors
+        source_groups = of_source[0].shape[1]
     if statistics is not None:
         groups = statistics.mean.shape[1]
         merged = outer // statistics.partial.shape[3]

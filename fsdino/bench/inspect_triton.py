@@ -23,7 +23,7 @@ from triton.compiler import ASTSource
 
 from fsdino.bench.compiled import Code, Row, read_code
 from fsdino.bench.workloads import GROUPS, KERNEL, NORM_EPS, STRIDE, WORKLOADS, Workload
-from fsdino.kernels import center_pivot, correlation, fused, layout, tiles
+from fsdino.kernels import center_pivot, correlation, fused, layout, squeeze, tiles
 
 ARCHITECTURES = (80, 90, 100)
 CHAINS = ("W4", "W6", "W12", "W12x8", "HR", "T12")  # which together launch every kernel
@@ -229,8 +229,15 @@ def _launch(kernel: Any, args: tuple[Any, ...], settings: dict[str, Any], progra
 
 
 def chain(workload: Workload, dtype: torch.dtype) -> None:
-    """The backend's functions over a workload, on tensors without memory: correlation and blocks,
-    and where it says backward the gradients of the blocks."""
+    """The backend's functions over a workload, on tensors without memory: the chain as one op, or
+    where it says backward the correlation, the blocks and the gradients of the blocks."""
+    if not workload.backward:
+        columns = zip(*(weights for weights, _ in _blocks(workload, dtype)), strict=True)
+        strides = [STRIDE] * len(workload.block_channels)
+        features = _features(workload, dtype)
+        of_blocks: Any = (*map(list, columns), strides, GROUPS, NORM_EPS, 1e-5)
+        squeeze.squeeze4d(*features, *of_blocks)
+        return
     x = correlation.correlation4d(*_features(workload, dtype), 1e-5)
     done: list[tuple[Any, ...]] = []
     for weights, last in _blocks(workload, dtype):
@@ -238,8 +245,6 @@ def chain(workload: Workload, dtype: torch.dtype) -> None:
         y, *saved = center_pivot.center_pivot_block4d(x, *weights, *settings)
         done.append((y, x, weights, saved, last))
         x = y
-    if not workload.backward:
-        return
     for index, (y, x, weights, saved, last) in reversed([*enumerate(done)]):
         vectors: Any = (*weights[3:], *saved, STRIDE, last, [index > 0, *(True,) * 5])
         grad = torch.empty_like(y)

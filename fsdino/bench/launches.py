@@ -147,11 +147,13 @@ def recorded(architecture: int, *, compiles: bool = False) -> Iterator[list[Laun
 
 
 def forward(inputs: Inputs) -> Tensor:
-    """The chain of a workload by the backend's own functions, without gradients."""
-    x = _correlation(inputs)
-    for block, last in _blocks(inputs):
-        x, *_ = backend.center_pivot_block4d(x, *block, GROUPS, NORM_EPS, STRIDE, last, False)
-    return x
+    """The chain of a workload by the backend's own function, without gradients."""
+    columns = zip(*(block for block, _ in _blocks(inputs)), strict=True)
+    features = (inputs.query, inputs.support, inputs.support_weight)
+    strides = [STRIDE] * len(inputs.blocks)
+    return backend.squeeze4d(  # type: ignore[no-any-return]
+        *features, *map(list, columns), strides, GROUPS, NORM_EPS, EPS
+    )
 
 
 def train(inputs: Inputs) -> None:

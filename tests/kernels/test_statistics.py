@@ -29,7 +29,7 @@ def test_many_bunches(
     from fsdino.kernels import center_pivot
 
     samples, rows, outer, groups = shape
-    monkeypatch.setattr(tiles, "walk", lambda *_: Tile(16, 16, 16, 1, 1))
+    monkeypatch.setattr(tiles, "walk", lambda *_, **__: Tile(16, 16, 16, 1, 1))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(samples, 1, rows, 10, 16, 7, generator=generator) * 0.1
     x[..., 4:, :] += 0.3  # means of tiles differ

@@ -21,6 +21,7 @@ def chosen(architecture: int, dtype: torch.dtype) -> list[tiles.Tile]:
     return [
         tiles.correlation(dtype, architecture),
         *(tiles.walk(*pair, dtype, architecture) for pair in pairs),
+        *(tiles.walk(*pair, dtype, architecture, normalises=True) for pair in pairs),
         *(tiles.weight_gradient(*pair, dtype, architecture) for pair in pairs),
     ]
 

@@ -1,0 +1,130 @@
+"""squeeze4d: correlation and blocks, and no volume is written twice.
+
+Each convolution writes its raw result and finds the statistics of its groups; what reads it next
+normalises it. The correlation is computed and convolved a chunk at a time, as in `fused.py`.
+
+Signature and result are those of `fsdino/ops/reference.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fsdino.kernels import layout, norm, walk
+from fsdino.kernels.fused import Features
+from fsdino.kernels.layout import dense, empty_volume
+from fsdino.kernels.matrices import matrices
+from fsdino.kernels.statistics import Normalisation, Statistics, counters
+
+
+def squeeze4d(
+    query: Tensor,
+    support: Tensor,
+    support_weight: Tensor | None,
+    weights_query: Sequence[Tensor],
+    weights_support: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    norm_weights: Sequence[Tensor],
+    norm_biases: Sequence[Tensor],
+    support_strides: Sequence[int],
+    num_groups: int,
+    norm_eps: float,
+    eps: float,
+) -> Tensor:
+    """[B, L, C, Hq, Wq] and [B, L, C, Hs, Ws] -> [B, Co, Hq, Wq] with the last block's Co."""
+    out = query.new_empty(len(query), weights_query[-1].shape[0], *query.shape[3:])
+    if len(query) == 0:
+        return out
+    taps = matrices([*zip(weights_query, weights_support, strict=True)])
+    blocks = [
+        _Block(one.values, dense(bias), dense(scale), dense(shift), walk.Grid.of(*sizes))
+        for one, bias, scale, shift, *sizes in zip(
+            taps, biases, norm_weights, norm_biases, weights_query, weights_support,
+            support_strides, strict=True,
+        )
+    ]  # fmt: skip
+    features = Features(query, support, support_weight, eps, weights_query[0].shape[-1])
+    volumes = _shapes(features, blocks)
+    tiles = _tiles(features, blocks, volumes)
+    arrived = query.new_empty(len(query) * sum(map(counters, tiles)), dtype=torch.int32)
+    features.prepare(arrived)
+
+    raw = query.new_empty(0)
+    normalisation = None
+    for block, shape, count in zip(blocks, volumes, tiles, strict=True):
+        source, raw = raw, empty_volume(query, shape)
+        own, arrived = arrived.tensor_split([len(query) * counters(count)])
+        inner = block.values.shape[1]
+        statistics = walk.empty_statistics(raw, inner, num_groups, norm_eps, count, own)
+        if normalisation is None:
+            _correlate(features, block, raw, statistics)
+        else:
+            walk.forward(
+                source, block.values, block.bias, raw, block.grid,
+                normalisation=normalisation, statistics=statistics,
+            )  # fmt: skip
+        normalisation = Normalisation(statistics, block.scale, block.shift)
+    assert normalisation is not None
+    norm.normalise(raw, normalisation, out)
+    return out
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block's matrices [taps, Ci, Co], vectors [Co] and sizes."""
+
+    values: Tensor
+    bias: Tensor | None
+    scale: Tensor
+    shift: Tensor
+    grid: walk.Grid
+
+
+def _shapes(features: Features, blocks: Sequence[_Block]) -> list[tuple[int, ...]]:
+    """[B, Co, Hq, Wq, hs, ws] of each block."""
+    batch, _, _, *query = features.query.shape
+    support: list[int] = [*features.support.shape[3:]]
+    shapes = []
+    for block in blocks:
+        support = [layout.blocks(size, block.grid.stride) for size in support]
+        shapes.append((batch, block.values.shape[2], *query, *support))
+    return shapes
+
+
+def _tiles(
+    features: Features, blocks: Sequence[_Block], volumes: Sequence[tuple[int, ...]]
+) -> list[int]:
+    """Tiles of a sample, of each block; the first block's come in chunks of rows."""
+    found: list[int] = []
+    for block, (_, outer, rows, *others) in zip(blocks, volumes, strict=True):
+        later = bool(found)
+        parts = [rows] if later else [chunk.last - chunk.first for chunk in features.of_a_sample]
+        counts = [
+            walk.row_tiles(
+                (part, *others), block.values.shape[1], outer, features.query, normalises=later
+            )
+            for part in parts
+        ]
+        found.append(sum(counts))
+    return found
+
+
+def _correlate(features: Features, block: _Block, out: Tensor, statistics: Statistics) -> None:
+    """The first block's raw volume, chunk by chunk."""
+    first_tile = 0
+    for chunk in features.chunks:
+        if chunk.first == 0:
+            first_tile = 0
+        corr = features.correlation(chunk.samples, chunk.low, chunk.high)
+        part = chunk.written(out)
+        walk.forward(
+            corr, block.values, block.bias, part,
+            replace(block.grid, first_query_row=chunk.first - chunk.low),
+            statistics=statistics.samples(chunk.samples), first_tile=first_tile,
+        )  # fmt: skip
+        first_tile += walk.row_tiles(part.shape[2:], corr.shape[1], part.shape[1], part)
+        del corr
