@@ -1,4 +1,4 @@
-"""What the Triton kernels executed before: products by hand, and a record comparable with today's."""
+"""What the Triton kernels executed before: products by hand, and a record to compare with."""
 
 from __future__ import annotations
 
