@@ -52,14 +52,21 @@ class Features:
     Args:
         query, support, weight, eps: as `correlation4d` takes them.
         kernel_query: of the convolution that follows.
+        room: bytes that a chunk may take in any case.
     """
 
     def __init__(
-        self, query: Tensor, support: Tensor, weight: Tensor | None, eps: float, kernel_query: int
+        self,
+        query: Tensor,
+        support: Tensor,
+        weight: Tensor | None,
+        eps: float,
+        kernel_query: int,
+        room: int = 0,
     ) -> None:
         self.query, self.support = query, support
         self.weight, self.eps = weight, eps
-        self.chunks = [*_chunks(query, support.shape[3:].numel(), kernel_query)]
+        self.chunks = [*_chunks(query, support.shape[3:].numel(), kernel_query, room)]
         self.of_query: Tokens | None = None
         self.of_support: Tokens
 
@@ -98,12 +105,12 @@ class Features:
         return out
 
 
-def _chunks(query: Tensor, support_tokens: int, kernel_query: int) -> Iterator[Chunk]:
+def _chunks(query: Tensor, support_tokens: int, kernel_query: int, room: int) -> Iterator[Chunk]:
     """All samples and query rows, in order."""
     batch, layers, _, rows, columns = query.shape
     halo = kernel_query // 2
     row_bytes = layers * columns * support_tokens * query.element_size()
-    samples, step = tiles.chunk(batch, rows, halo, row_bytes)
+    samples, step = tiles.chunk(batch, rows, halo, row_bytes, room)
     for sample in range(0, batch, samples):
         for first in range(0, rows, step):
             last = min(first + step, rows)

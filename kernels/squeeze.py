@@ -8,6 +8,7 @@ Signature and result are those of `fsdino/ops/reference.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -47,8 +48,10 @@ def squeeze4d(
             support_strides, strict=True,
         )
     ]  # fmt: skip
-    features = Features(query, support, support_weight, eps, weights_query[0].shape[-1])
-    volumes = _shapes(features, blocks)
+    volumes = _shapes(query, support, blocks)
+    # A chunk of the correlation may be as large as what lies beside the first volume later.
+    room = max((math.prod(volume) for volume in volumes[1:2]), default=0) * query.element_size()
+    features = Features(query, support, support_weight, eps, weights_query[0].shape[-1], room)
     tiles = _tiles(features, blocks, volumes)
     arrived = query.new_empty(len(query) * sum(map(counters, tiles)), dtype=torch.int32)
     features.prepare(arrived)
@@ -84,14 +87,13 @@ class _Block:
     grid: walk.Grid
 
 
-def _shapes(features: Features, blocks: Sequence[_Block]) -> list[tuple[int, ...]]:
+def _shapes(query: Tensor, support: Tensor, blocks: Sequence[_Block]) -> list[tuple[int, ...]]:
     """[B, Co, Hq, Wq, hs, ws] of each block."""
-    batch, _, _, *query = features.query.shape
-    support: list[int] = [*features.support.shape[3:]]
+    rows, columns = support.shape[3:]
     shapes = []
     for block in blocks:
-        support = [layout.blocks(size, block.grid.stride) for size in support]
-        shapes.append((batch, block.values.shape[2], *query, *support))
+        rows, columns = (layout.blocks(size, block.grid.stride) for size in (rows, columns))
+        shapes.append((len(query), block.values.shape[2], *query.shape[3:], rows, columns))
     return shapes
 
 

@@ -141,22 +141,25 @@ def elementwise(channels: int) -> Tile:
     return Tile(4096 // columns, columns, 0, 4, 1)
 
 
-def chunk(batch: int, rows: int, halo: int, row_bytes: int) -> tuple[int, int]:
+def chunk(batch: int, rows: int, halo: int, row_bytes: int, room: int = 0) -> tuple[int, int]:
     """Samples and query rows of the output that the fused ops compute at a time.
 
-    The correlation that these need takes `CHUNK_BYTES` or a part in `CHUNK_SHARE` of the whole,
-    whichever is more, or one row and its halo.
+    The correlation that these need takes `CHUNK_BYTES`, a part in `CHUNK_SHARE` of the whole or
+    `room`, whichever is most, or one row and its halo.
 
     Args:
         batch: samples in all.
         rows: of a sample.
         halo: rows of the correlation that the convolution reads on either side.
         row_bytes: of the correlation of one query row of a sample.
+        room: bytes that the call needs later, when the correlation is gone.
     """
-    most = max(CHUNK_BYTES, batch * rows * row_bytes // CHUNK_SHARE)
+    most = max(CHUNK_BYTES, batch * rows * row_bytes // CHUNK_SHARE, room)
     if rows * row_bytes <= most:
         return max(1, min(batch, most // max(1, rows * row_bytes))), rows
-    return 1, max(1, min(rows, most // row_bytes - 2 * halo))
+    fitting = max(1, most // row_bytes - 2 * halo)
+    chunks = -(-rows // fitting)
+    return 1, -(-rows // chunks)
 
 
 def tokens(channels: int) -> Tile:

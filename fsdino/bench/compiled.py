@@ -58,6 +58,8 @@ class Row:
             compiled.
         mma: tensor-core instructions by name, or "".
         async_copies: instructions that copy to shared memory in the background.
+        divisions: of integers, in a loop that multiplies on tensor cores.
+        narrow_loads: of 2 bytes a lane from memory, in such a loop.
         problems: why it must not be shipped.
     """
 
@@ -70,6 +72,8 @@ class Row:
     shared: int
     mma: str
     async_copies: int
+    divisions: int
+    narrow_loads: int
     problems: Sequence[str] = ()
 
 

@@ -21,6 +21,7 @@ import triton
 from torch import Tensor
 
 from fsdino.bench.compiled import Code
+from fsdino.bench.executed import store_sectors
 from fsdino.bench.inspect_triton import ARCHITECTURES, Launch, chain, compiled, recorded
 from fsdino.bench.record import write_record
 from fsdino.bench.workloads import WORKLOADS, Workload
@@ -61,6 +62,8 @@ class Count:
             memory, but for the padding of tiles, and stores; at least `memory`.
         resident: programs that fit on a multiprocessor at a time.
         code: bytes of its machine code.
+        sectors: bytes of the 32-byte sectors that a store of a warp touches, over the bytes that it
+            stores; 0 for kernels that store little.
     """
 
     kernel: str
@@ -74,6 +77,7 @@ class Count:
     l2: float
     resident: int
     code: int
+    sectors: float = 0.0
 
     @property
     def all_instructions(self) -> float:
@@ -175,6 +179,27 @@ FLOP: dict[str, Callable[[Values], tuple[float, float]]] = {
 }
 
 
+def _item(v: Values) -> int:
+    return int(v["p_out"].element_size())
+
+
+def _walk_stores(v: Values) -> tuple[int, int]:
+    apart = v["STRIDE"] if v["DIRECTION"] == -1 else 1  # positions of a class
+    return min(v["BLOCK_CO"], v["CO"]) * _item(v), apart * v["CO"] * _item(v)
+
+
+# Bytes that a kernel stores side by side, and from where they begin to where the next ones do.
+# Triton lets the lanes of a warp store in the order of memory.
+STORES: dict[str, Callable[[Values], tuple[int, int]]] = {
+    "correlation_kernel": lambda v: (v.get("LAYERS", 1) * _item(v), v["L"] * _item(v)),
+    "walk_kernel": _walk_stores,
+    "weight_gradient_kernel": lambda v: (4 * min(v["BLOCK_CO"], v["CO"]), 4 * v["CO"]),
+    "normalise_kernel": lambda v: (v["C"] * _item(v), v["C"] * _item(v)),
+    "normalise_mean_kernel": lambda v: (_item(v), v["tokens"] * _item(v)),
+    "gradient_kernel": lambda v: (v["C"] * _item(v), v["C"] * _item(v)),
+}
+
+
 def counts(workload: Workload, dtype: torch.dtype, architecture: int) -> Iterator[Count]:
     """Every launch of a workload's chain, in order; going back, without the features' gradients."""
     for launch in recorded(lambda: chain(workload, dtype), architecture).kernels:
@@ -213,6 +238,7 @@ def count(launch: Launch, architecture: int) -> Count:
     memory = sum(_bytes(value) for value in values.values() if isinstance(value, Tensor))
     if name == "mend_edges_kernel":  # ends at once
         memory = 0
+    width = code.instructions.widest_store()
     moved = (copying * done.copied + done.stored) * warps * programs
     return Count(
         kernel=name,
@@ -226,6 +252,7 @@ def count(launch: Launch, architecture: int) -> Count:
         l2=max(memory, moved * flop / executed) if executed else memory,
         resident=resident(code.registers, shared, warps, architecture),
         code=code.size,
+        sectors=store_sectors(width, *STORES[name](values)) if name in STORES else 0.0,
     )
 
 
@@ -255,10 +282,10 @@ def budget(row: Count) -> dict[str, Any]:
 
 def table(found: Iterable[Count]) -> str:
     """A line for each launch, and their sums."""
-    line = "{:24}{:>9}{:>6}{:>8}{:>9}{:>8}{:>7}{:>8}{:>8}{:>9}{:>6}{:>7}{:>8}  {}"
+    line = "{:24}{:>9}{:>6}{:>8}{:>9}{:>8}{:>7}{:>8}{:>8}{:>9}{:>8}{:>6}{:>7}{:>8}  {}"
     heads = (
         "kernel", "programs", "warps", "instr.", "M instr.", "/kFLOP", "useful", "MB", "L2 MB",
-        "FLOP/L2", "fit", "code", "bound", "variant",
+        "FLOP/L2", "sectors", "fit", "code", "bound", "variant",
     )  # fmt: skip
     lines, bound, instructions = [line.format(*heads)], 0.0, 0.0
     for row in found:
@@ -270,7 +297,8 @@ def table(found: Iterable[Count]) -> str:
             f"{1e3 * row.all_instructions / row.flop:.2f}" if row.flop else "",
             f"{row.flop / row.executed:.2f}" if row.executed else "",
             f"{row.memory / 1e6:.0f}", f"{row.l2 / 1e6:.0f}",
-            f"{row.executed / row.l2:.0f}" if row.executed else "", row.resident, row.code,
+            f"{row.executed / row.l2:.0f}" if row.executed else "",
+            f"{row.sectors:.2f}" if row.sectors else "", row.resident, row.code,
             f"{1e3 * row.bound:.3f}", row.variant,
         )  # fmt: skip
         lines.append(line.format(*cells))

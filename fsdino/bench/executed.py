@@ -9,12 +9,17 @@ from functools import cached_property
 
 _LINE = re.compile(r"^\s*/\*([0-9a-f]{4,6})\*/\s+(?:@!?U?P[T0-9]+\s+)?([^;]*);", re.MULTILINE)
 _BRANCH = re.compile(r"^BRA(?:\.\S+)?\s.*?0x([0-9a-f]+)|^BRA(?:\.\S+)?\s+0x([0-9a-f]+)")
+_PRODUCT = re.compile(r"^\w*MMA\b")  # and not HFMA2.MMA, which is an ordinary multiply-add
 _WARP_PRODUCT = re.compile(r"^HMMA\.(16816|1688)\.")
 _GROUP_PRODUCT = re.compile(r"^HGMMA\.(\d+)x(\d+)x(\d+)\.")
 _COPY = re.compile(r"^LDGSTS\.E(\S*)")
 _STORE = re.compile(r"^STG\.E(\S*)")
 _ATOMIC = "ATOMG"
+# Of integers: 32 bits estimate the reciprocal of a rounded-up divisor, 64 bits call a routine.
+_DIVISION = re.compile(r"^I2F\.(?:\w+\.)*RP\b|^CALL\b")
+_NARROW_LOAD = re.compile(r"^LDG\.E\.(?:\w+\.)*[US]16\b")
 _LANES = 32
+_SECTOR = 32
 _FLOP = {"16816": 2.0 * 16 * 8 * 16, "1688": 2.0 * 16 * 8 * 8}
 
 
@@ -132,18 +137,51 @@ class Instructions:
 
     def beside_products(self) -> Iterator[str]:
         """What runs in an innermost loop that multiplies on tensor cores; where the loop is
-        unrolled, in the whole kernel."""
+        unrolled, from the first product to the last."""
+        products = [i for i, word in enumerate(self.words) if _PRODUCT.match(word)]
+        loops = [loop for loop in self.loops if any(map(loop.holds, products))]
         found = [
-            loop
-            for loop in self.loops
-            if not any(o != loop and loop.holds(o.first) for o in self.loops)
-            and any("MMA" in word.split(None, 1)[0] for word in self._body(loop))
+            loop for loop in loops if not any(o != loop and loop.holds(o.first) for o in loops)
         ]
-        for loop in found or [Loop(0, len(self.words) - 1)]:
+        if products and not found:
+            found = [Loop(products[0], products[-1])]
+        for loop in found:
             yield from self._body(loop)
+
+    def divisions(self) -> int:
+        """Integer divisions beside products; several by one number may count once."""
+        return sum(bool(_DIVISION.match(word)) for word in self.beside_products())
+
+    def narrow_loads(self) -> int:
+        """Loads of 2 bytes a lane beside products: they cost as much as loads of 16 bytes."""
+        return sum(bool(_NARROW_LOAD.match(word)) for word in self.beside_products())
+
+    def widest_store(self) -> int:
+        """Bytes that a lane stores at a time; 0 without stores."""
+        return round(max((_bytes(_STORE.match(word)) for word in self.words), default=0) / _LANES)
 
     def _body(self, loop: Loop) -> Sequence[str]:
         return self.words[loop.first : loop.last + 1]
+
+
+def store_sectors(width: int, piece: int, stride: int) -> float:
+    """Bytes of the sectors of memory that a warp's stores touch, over the bytes that they store.
+
+    The mean over where in a sector a warp begins. Its lanes write one after the other in the order
+    of memory.
+
+    Args:
+        width: bytes that a lane stores at a time.
+        piece: bytes that lie side by side.
+        stride: bytes from the beginning of a piece to that of the next.
+    """
+    width = min(width, piece)
+    touched = 0
+    for first in range(_SECTOR):  # pieces before the warp's
+        stored = range(first * piece, first * piece + _LANES * width, width)
+        places = (byte // piece * stride + byte % piece for byte in stored)
+        touched += len({(p + end) // _SECTOR for p in places for end in (0, width - 1)})
+    return touched / _SECTOR * _SECTOR / (_LANES * width)
 
 
 def _flop(word: str) -> float:

@@ -1,8 +1,9 @@
 """What the kernels of a backend compile to, without a GPU: `python -m fsdino.bench.inspect`.
 
 `triton` or `cuda` chooses the backend; the report is the same for both. Registers, shared memory,
-tensor-core instructions and background copies are read from the machine code. The exit status is 1
-where a kernel must not be shipped; the last column says why.
+tensor-core instructions, background copies, and in loops that multiply integer divisions ("div")
+and loads of 2 bytes ("ld16") are read from the machine code. The exit status is 1 where a kernel
+must not be shipped; the last column says why.
 """
 
 from __future__ import annotations
@@ -79,15 +80,19 @@ def _json(found: Iterable[Row]) -> list[Row]:
 
 def _table(found: Iterable[Row]) -> list[Row]:
     """Print each row as soon as it is known."""
-    line = "{:28} {:6} {:>5} {:>5} {:>7} {:>7} {:8} {:>5}  {}"
-    heads = ("kernel", "arch", "regs", "stack", "spilled", "shared", "mma", "async", "variant")
+    line = "{:28} {:6} {:>5} {:>5} {:>7} {:>7} {:8} {:>5} {:>4} {:>4}  {}"
+    heads = (
+        "kernel", "arch", "regs", "stack", "spilled", "shared", "mma", "async", "div", "ld16",
+        "variant",
+    )  # fmt: skip
     sys.stdout.write(line.format(*heads) + "\n")
     collected = []
     for row in found:
         collected.append(row)
         cells = (
             row.kernel, row.arch, row.registers, row.stack, row.spilled, row.shared, row.mma or "-",
-            row.async_copies, "; ".join([row.variant, *row.problems]),
+            row.async_copies, row.divisions, row.narrow_loads,
+            "; ".join([row.variant, *row.problems]),
         )  # fmt: skip
         sys.stdout.write(line.format(*cells).rstrip() + "\n")
         sys.stdout.flush()

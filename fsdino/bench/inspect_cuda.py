@@ -98,6 +98,8 @@ def _row(name: str, arch: str, code: Code, spilled: int) -> Row:
         shared=code.shared,
         mma=code.mma,
         async_copies=code.async_copies,
+        divisions=code.instructions.divisions(),
+        narrow_loads=code.instructions.narrow_loads(),
         problems=problems(kernel, variant, code.mma, spilled),
     )
 

@@ -156,6 +156,8 @@ def compile_launch(launch: Launch, architecture: int) -> Row:
         shared=shared,
         mma=code.mma,
         async_copies=code.async_copies,
+        divisions=code.instructions.divisions(),
+        narrow_loads=code.instructions.narrow_loads(),
         problems=_problems(launch, architecture, code.stack, shared, code.mma),
     )
 

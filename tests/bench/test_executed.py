@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fsdino.bench.executed import Instructions, Loop
+from fsdino.bench.executed import Instructions, Loop, store_sectors
 
 # An outer loop of six instructions with one of two inside, and a wait.
 LISTING = """
@@ -58,9 +58,36 @@ def test_what_few_programs_reach() -> None:
 
 
 def test_what_runs_beside_products() -> None:
-    """An innermost loop with products, or all of the code where it is unrolled."""
-    assert [*CODE.beside_products()] == [*CODE.words]
-    simple = Instructions.read(LISTING.replace("@P1 BRA 0x60", "@P1 MOV R3, R4"))
-    assert [word.split()[0] for word in simple.beside_products()] == [
-        "LDGSTS.E.64", "HMMA.16816.F32.BF16", "IADD3", "MOV", "HGMMA.64x128x16.F32.BF16", "BRA",
-    ]  # fmt: skip
+    """The innermost loop with products; unrolled, what lies between them."""
+    looped = ["LDGSTS.E.64", "HMMA.16816.F32.BF16", "IADD3", "BRA", "HGMMA.64x128x16.F32.BF16"]
+    assert [word.split()[0] for word in CODE.beside_products()] == [*looped, "BRA"]
+    unrolled = Instructions.read(LISTING.replace("@P2 BRA 0x40", "@P2 MOV R3, R4"))
+    assert [word.split()[0] for word in unrolled.beside_products()] == looped[1:]
+    assert not [
+        *Instructions.read(
+            LISTING.replace("GMMA", "FMA2.MMA").replace("HMMA", "MMAX")
+        ).beside_products()
+    ]
+
+
+def test_what_is_slow_beside_products() -> None:
+    """Divisions of 32 and of 64 bits, and loads of 2 bytes, but not outside of the loop."""
+    slow = (
+        "I2F.U32.RP R3, R2", "I2F.RP R3, R2", "CALL.REL.NOINC 0x90",
+        "LDG.E.U16 R3, [R2.64]", "LDG.E.U16.CONSTANT R3, [R2.64]",
+        "I2FP.F32.S32 R3, R2", "LDG.E.128 R4, [R2.64]",
+    )  # fmt: skip
+    counted = [Instructions.read(LISTING.replace("IADD3 R1, R1, 0x1, RZ", word)) for word in slow]
+    assert [code.divisions() for code in counted] == [1, 1, 1, 0, 0, 0, 0]
+    assert [code.narrow_loads() for code in counted] == [0, 0, 0, 1, 1, 0, 0]
+    outside = Instructions.read(LISTING.replace("MOV R1, c[0x0][0x28]", slow[0]))
+    assert outside.divisions() == 0
+
+
+def test_sectors_that_a_store_touches() -> None:
+    """By hand: dense rows; 4 of 24 bytes, from 0, 24, 16 or 8 in a sector on; single values."""
+    assert CODE.widest_store() == 2
+    assert store_sectors(16, 128, 128) == store_sectors(16, 32, 64) == 1
+    assert store_sectors(4, 4, 24) == (24 + 25 + 24 + 24) / 4 * 32 / 128
+    assert store_sectors(2, 2, 1000) == 16
+    assert store_sectors(16, 4, 24) == store_sectors(4, 4, 24)
