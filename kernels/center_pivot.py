@@ -28,7 +28,7 @@ def center_pivot_conv4d(
     """[B, Ci, Hq, Wq, Hs, Ws] -> [B, Co, Hq, Wq, hs, ws]."""
     y = _output(x, weight_query.shape[0], support_stride)
     grid = walk.Grid.of(weight_query, weight_support, support_stride)
-    [weights] = matrices([(weight_query, weight_support)])
+    weights = matrices(weight_query, weight_support)
     walk.forward(volume(x), weights.values, dense(bias), y, grid)
     return y
 
@@ -47,7 +47,7 @@ def center_pivot_conv4d_backward(
     grads = [grad.new_empty(0) for _ in range(4)]
     if needs[0]:
         grads[0] = empty_volume(grad, x.shape)
-        [weights] = matrices([(weight_query, weight_support)], transposed=True)
+        weights = matrices(weight_query, weight_support, transposed=True)
         walk.transposed(grad, weights, grads[0], grid)
     of_weights = weight_gradients(volume(x), grad, grid, (needs[1], needs[2]))
     for index, of_weight in enumerate(of_weights, start=1):
@@ -74,7 +74,7 @@ def center_pivot_block4d(
     """relu(group_norm(conv)), and for the backward pass the raw volume, mean and rstd [B, G]."""
     raw = _output(x, weight_query.shape[0], support_stride)
     grid = walk.Grid.of(weight_query, weight_support, support_stride)
-    [weights] = matrices([(weight_query, weight_support)])
+    weights = matrices(weight_query, weight_support)
     statistics = walk.empty_statistics(raw, x.shape[1], num_groups, norm_eps)
     walk.forward(volume(x), weights.values, dense(bias), raw, grid, statistics=statistics)
     if reduce_support:

@@ -29,6 +29,7 @@ from fsdino.kernels.layout import (
     tokens,
     volume,
 )
+from fsdino.kernels.matrices import MOST, Copies, copy_matrix
 
 ZEROS = 1024  # counters that one program sets to 0
 
@@ -42,6 +43,15 @@ def tokens_kernel(
     p_query_inverse: tl.tensor,  # [B, L, N]
     p_support_inverse: tl.tensor,  # [B, L, M]
     p_arrivals: tl.tensor,  # [arrivals] unless None
+    p_0: tl.tensor,  # as `matrices_kernel` takes them
+    p_1: tl.tensor,
+    p_2: tl.tensor,
+    p_3: tl.tensor,
+    p_4: tl.tensor,
+    p_5: tl.tensor,
+    p_6: tl.tensor,
+    p_7: tl.tensor,
+    p_matrices: tl.tensor,
     query_batch: tl.tensor,
     query_layer: tl.tensor,
     query_channel: tl.tensor,
@@ -58,11 +68,17 @@ def tokens_kernel(
     M: tl.tensor,
     arrivals: tl.tensor,
     eps: tl.tensor,
+    SIZES: tl.constexpr,  # as `matrices_kernel` takes them
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_ARRIVALS: tl.constexpr,
+    BLOCK_MATRICES: tl.constexpr,
 ) -> None:
-    """1 / (length + eps) of every token of both sides, and copies of them; counters become 0."""
+    """1 / (length + eps) of every token of both sides, and copies of them.
+
+    What else a chain of ops needs first is done by further programs: counters become 0, and the
+    weights of its convolutions are put in order.
+    """
     program = tl.program_id(0)
     query_programs = query_planes * tl.cdiv(N, BLOCK_N)
     support_programs = support_planes * tl.cdiv(M, BLOCK_N)
@@ -71,6 +87,13 @@ def tokens_kernel(
         if block >= 0:
             o_arrivals = block * BLOCK_ARRIVALS + tl.arange(0, BLOCK_ARRIVALS)
             tl.store(p_arrivals + o_arrivals, 0, mask=o_arrivals < arrivals)
+            weights = (p_0, p_1, p_2, p_3, p_4, p_5, p_6, p_7)
+            block -= tl.cdiv(arrivals, BLOCK_ARRIVALS)
+            for index in tl.static_range(len(SIZES)):
+                copy_matrix(
+                    weights[index], p_matrices, p_matrices, block, SIZES[index], False, False,
+                    BLOCK_MATRICES,
+                )  # fmt: skip
             return
     of_query = program < query_programs
     program = tl.where(of_query, program, program - query_programs)
@@ -496,8 +519,21 @@ class Tokens:
         return Tokens(self.values[..., first:last], self.inverse[..., first:last])
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """What a chain of ops needs first: counters that are 0, and its weights in order.
+
+    Attributes:
+        arrivals: contiguous int32, to be filled with 0.
+        copies: of the weights.
+    """
+
+    arrivals: Tensor
+    copies: Copies
+
+
 def both(
-    query: Tensor, support: Tensor, eps: float, arrivals: Tensor | None = None
+    query: Tensor, support: Tensor, eps: float, preparation: Preparation | None = None
 ) -> tuple[Tokens, Tokens]:
     """The tokens of query and support, which one launch measures and, where they must be, copies.
 
@@ -505,21 +541,21 @@ def both(
         query: [B, L, C, Hq, Wq].
         support: [B, L, C, Hs, Ws]; its B may be another.
         eps: added to the lengths.
-        arrivals: contiguous int32 that the same launch fills with 0.
+        preparation: what the same launch does besides.
     """
     sides = _Side.of(query), _Side.of(support)
     if (sides[0].copy is None) == (sides[1].copy is None):
-        _prepare(*sides, eps, arrivals)
+        _prepare(*sides, eps, preparation)
     else:  # each is compiled for its own way through memory
-        _prepare(sides[0], None, eps, arrivals)
+        _prepare(sides[0], None, eps, preparation)
         _prepare(sides[1], None, eps, None)
     return sides[0].tokens(query.shape[0]), sides[1].tokens(support.shape[0])
 
 
-def one(features: Tensor, eps: float, arrivals: Tensor | None = None) -> Tokens:
-    """The tokens of one side, [B, L, C, h, w]; `arrivals` as `both` takes it."""
+def one(features: Tensor, eps: float, preparation: Preparation | None = None) -> Tokens:
+    """The tokens of one side, [B, L, C, h, w]; `preparation` as `both` takes it."""
     side = _Side.of(features)
-    _prepare(side, None, eps, arrivals)
+    _prepare(side, None, eps, preparation)
     return side.tokens(features.shape[0])
 
 
@@ -553,23 +589,32 @@ class _Side:
         return Tokens(values.expand(batch, -1, -1, -1), self.inverse.expand(batch, -1, -1))
 
 
-def _prepare(query: _Side, support: _Side | None, eps: float, arrivals: Tensor | None) -> None:
-    """Fill the inverse lengths and the copies of one or two sides; and `arrivals` with 0."""
+def _prepare(
+    query: _Side, support: _Side | None, eps: float, preparation: Preparation | None
+) -> None:
+    """Fill the inverse lengths and the copies of one or two sides, and what else is to be done."""
     sides = (query, support or query)
     layers, channels = query.source.shape[1:3]
     tile = tiles.tokens(channels)
     counts = [side.source.shape[3] for side in sides]
     planes = [query.source.shape[0] * layers, support.source.shape[0] * layers if support else 0]
-    zeros = 0 if arrivals is None else arrivals.numel()
     programs = sum(p * blocks(n, tile.rows) for p, n in zip(planes, counts, strict=True))
-    programs += blocks(zeros, ZEROS)
+    arrivals, zeros = None, 0
+    sizes: tuple[tuple[int, ...], ...] = ()
+    weights: list[Tensor | None] = [None] * (MOST + 1)
+    if preparation is not None:
+        arrivals, copies = preparation.arrivals, preparation.copies
+        zeros, sizes = arrivals.numel(), copies.sizes
+        weights = [*copies.weights, copies.values]
+        programs += blocks(zeros, ZEROS) + copies.programs
     if programs:
         tokens_kernel[(programs,)](
             *(side.source for side in sides), *(side.copy for side in sides),
-            *(side.inverse for side in sides), arrivals if zeros else None,
+            *(side.inverse for side in sides), arrivals, *weights,
             *(stride for side in sides for stride in side.source.stride()),
             *planes, layers, channels, *counts, zeros, eps,
-            BLOCK_N=tile.rows, BLOCK_C=tile.columns, BLOCK_ARRIVALS=ZEROS, **options(tile),
+            SIZES=sizes, BLOCK_N=tile.rows, BLOCK_C=tile.columns, BLOCK_ARRIVALS=ZEROS,
+            BLOCK_MATRICES=tiles.matrices().rows, **options(tile),
         )  # fmt: skip
 
 

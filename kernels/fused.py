@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fsdino.kernels import tiles, walk
 from fsdino.kernels.center_pivot import bias_gradient
-from fsdino.kernels.correlation import Cosines, Tokens, both, one
+from fsdino.kernels.correlation import Cosines, Preparation, Tokens, both, one
 from fsdino.kernels.layout import are_tokens, blocks, dense, empty_volume, volume
 from fsdino.kernels.matrices import Matrices, matrices
 from fsdino.kernels.weight_gradients import weight_gradients
@@ -75,12 +75,12 @@ class Features:
         """The chunks of one sample's rows."""
         return [chunk for chunk in self.chunks if chunk.samples == self.chunks[0].samples]
 
-    def prepare(self, arrived: Tensor | None = None) -> Features:
-        """Measure the tokens; the same launch fills `arrived`, contiguous int32, with 0."""
+    def prepare(self, more: Preparation | None = None) -> Features:
+        """Measure the tokens; the same launch does what else is to be done."""
         if are_tokens(self.query) or len(self.chunks) == 1:
-            self.of_query, self.of_support = both(self.query, self.support, self.eps, arrived)
+            self.of_query, self.of_support = both(self.query, self.support, self.eps, more)
         else:
-            self.of_support = one(self.support, self.eps, arrived)
+            self.of_support = one(self.support, self.eps, more)
         return self
 
     def cosines(self, samples: slice, first: int, last: int) -> Cosines:
@@ -136,7 +136,7 @@ def correlation_center_pivot4d(
     y = empty_volume(query, shape)
     kernel = weight_query.shape[-1]
     features = Features(query, support, support_weight, eps, kernel).prepare()
-    [weights] = matrices([(weight_query, weight_support)])
+    weights = matrices(weight_query, weight_support)
     bias = dense(bias)
     for chunk in features.chunks:
         grid = walk.Grid.of(weight_query, weight_support, support_stride, chunk.first - chunk.low)
@@ -168,7 +168,7 @@ def correlation_center_pivot4d_backward(
         totals[1] = support.new_zeros(support.shape, dtype=torch.float32)
     if needs[2] and support_weight is not None:
         totals[2] = support_weight.new_zeros(support_weight.shape, dtype=torch.float32)
-    [transposed] = matrices([(weight_query, weight_support)], transposed=True)
+    transposed = matrices(weight_query, weight_support, transposed=True)
     for chunk in features.chunks:
         grid = walk.Grid.of(weight_query, weight_support, support_stride, chunk.first - chunk.low)
         if any(needs[:3]):

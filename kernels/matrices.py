@@ -11,14 +11,14 @@ import triton.language as tl
 from torch import Tensor
 
 from fsdino.kernels import tiles
-from fsdino.kernels.layout import blocks, options
+from fsdino.kernels.layout import blocks, dense, options
 
 MOST = 8  # weights that one launch takes
 ALIGNED = 16  # elements: what the walk loads at a time
 
 
 @triton.jit
-def _copy(  # type: ignore[no-untyped-def]
+def copy_matrix(  # type: ignore[no-untyped-def]
     p_weight: tl.tensor,
     p_out: tl.tensor,
     p_finite: tl.tensor,
@@ -69,7 +69,9 @@ def matrices_kernel(
     program = tl.program_id(0)
     weights = (p_0, p_1, p_2, p_3, p_4, p_5, p_6, p_7)
     for index in tl.static_range(len(SIZES)):
-        _copy(weights[index], p_out, p_finite, program, SIZES[index], TRANSPOSED, CHECKED, BLOCK)
+        copy_matrix(
+            weights[index], p_out, p_finite, program, SIZES[index], TRANSPOSED, CHECKED, BLOCK
+        )
 
 
 @dataclass(frozen=True)
@@ -85,45 +87,69 @@ class Matrices:
     finite: Tensor | None
 
 
-def matrices(
-    convolutions: Sequence[tuple[Tensor, Tensor]], *, transposed: bool = False
-) -> list[Matrices]:
-    """Those of several convolutions, by one launch for each four.
+class Copies:
+    """The work of one launch that puts the weights of up to four convolutions in order.
+
+    Attributes:
+        weights: MOST tensors [Co, Ci, k, k], the last ones None.
+        values: all matrices, to be filled.
+        finite: [programs], to be filled; None unless they are transposed.
+        sizes: as `matrices_kernel` takes them.
+        programs: that the launch needs.
+    """
+
+    def __init__(
+        self, convolutions: Sequence[tuple[Tensor, Tensor]], *, transposed: bool = False
+    ) -> None:
+        self.transposed = transposed
+        rows = tiles.matrices().rows
+        given, sizes = [], []
+        self._parts: list[tuple[slice, slice, tuple[int, ...]]] = []
+        programs = elements = 0
+        for convolution in convolutions:
+            first_program, first = programs, elements
+            for weight in convolution:
+                outer, inner, height, width = weight.shape
+                given.append(dense(weight))
+                sizes.append((outer, inner, height * width, programs, elements))
+                programs += blocks(weight.numel(), rows)
+                elements += weight.numel()
+            shape = (-1, outer, inner) if transposed else (-1, inner, outer)
+            own = (slice(first_program, programs), slice(first, elements), shape)
+            self._parts.append(own)
+            elements = blocks(elements, ALIGNED) * ALIGNED
+        self.values = given[0].new_empty(elements)
+        self.finite = given[0].new_empty(programs, dtype=torch.uint8) if transposed else None
+        self.weights = [*given, *[None] * (MOST - len(given))]
+        self.sizes, self.programs = tuple(sizes), programs
+
+    def launch(self) -> Copies:
+        """Copy, by a launch for this alone."""
+        tile = tiles.matrices()
+        matrices_kernel[(self.programs,)](
+            *self.weights, self.values, self.finite, SIZES=self.sizes, TRANSPOSED=self.transposed,
+            CHECKED=self.transposed, BLOCK=tile.rows, **options(tile),
+        )  # fmt: skip
+        return self
+
+    def matrices(self) -> list[Matrices]:
+        """Of each convolution, complete once the copies are."""
+        return [
+            Matrices(
+                self.values[elements].view(shape),
+                None if self.finite is None else self.finite[programs],
+            )
+            for programs, elements, shape in self._parts
+        ]
+
+
+def matrices(weight_query: Tensor, weight_support: Tensor, *, transposed: bool = False) -> Matrices:
+    """Those of one convolution.
 
     Args:
-        convolutions: weight_query [Co, Ci, kq, kq] and weight_support [Co, Ci, ks, ks] of each.
+        weight_query: [Co, Ci, kq, kq].
+        weight_support: [Co, Ci, ks, ks].
         transposed: for going back; whether the weights are finite is only told then.
     """
-    most = MOST // 2
-    if len(convolutions) > most:
-        rest = matrices(convolutions[most:], transposed=transposed)
-        return matrices(convolutions[:most], transposed=transposed) + rest
-    tile = tiles.matrices()
-    weights, sizes, ends = [], [], []
-    programs = elements = 0
-    for convolution in convolutions:
-        for weight in convolution:
-            outer, inner, *kernel = weight.shape
-            taps = kernel[0] * kernel[1]
-            weights.append(weight.resolve_neg().contiguous())
-            sizes.append((outer, inner, taps, programs, elements))
-            programs += blocks(weight.numel(), tile.rows)
-            elements += weight.numel()
-        ends.append((programs, elements))
-        elements = blocks(elements, ALIGNED) * ALIGNED
-    like = weights[0]
-    values = like.new_empty(elements)
-    finite = like.new_empty(programs, dtype=torch.uint8) if transposed else None
-    given = [*weights, *[None] * (MOST - len(weights))]
-    matrices_kernel[(programs,)](
-        *given, values, finite, SIZES=tuple(sizes), TRANSPOSED=transposed, CHECKED=transposed,
-        BLOCK=tile.rows, **options(tile),
-    )  # fmt: skip
-    found, first_program, first = [], 0, 0
-    for (query, _), (programs, elements) in zip(convolutions, ends, strict=True):
-        outer, inner = query.shape[:2]
-        shape = (outer, inner) if transposed else (inner, outer)
-        flags = None if finite is None else finite[first_program:programs]
-        found.append(Matrices(values[first:elements].view(-1, *shape), flags))
-        first_program, first = programs, blocks(elements, ALIGNED) * ALIGNED
-    return found
+    copies = Copies([(weight_query, weight_support)], transposed=transposed)
+    return copies.launch().matrices()[0]

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from fsdino.kernels import layout, norm, walk
+from fsdino.kernels.correlation import Preparation
 from fsdino.kernels.fused import Features
 from fsdino.kernels.layout import dense, empty_volume
-from fsdino.kernels.matrices import matrices
+from fsdino.kernels.matrices import MOST, Copies
 from fsdino.kernels.statistics import Normalisation, Statistics, counters
 
 
@@ -40,7 +41,14 @@ def squeeze4d(
     out = query.new_empty(len(query), weights_query[-1].shape[0], *query.shape[3:])
     if len(query) == 0:
         return out
-    taps = matrices([*zip(weights_query, weights_support, strict=True)])
+    convolutions = [*zip(weights_query, weights_support, strict=True)]
+    copies, *others = (
+        Copies(convolutions[first : first + MOST // 2])
+        for first in range(0, len(convolutions), MOST // 2)
+    )
+    taps = copies.matrices()
+    for further in others:
+        taps += further.launch().matrices()
     blocks = [
         _Block(one.values, dense(bias), dense(scale), dense(shift), walk.Grid.of(*sizes))
         for one, bias, scale, shift, *sizes in zip(
@@ -54,7 +62,7 @@ def squeeze4d(
     features = Features(query, support, support_weight, eps, weights_query[0].shape[-1], room)
     tiles = _tiles(features, blocks, volumes)
     arrived = query.new_empty(len(query) * sum(map(counters, tiles)), dtype=torch.int32)
-    features.prepare(arrived)
+    features.prepare(Preparation(arrived, copies))
 
     raw = query.new_empty(0)
     normalisation = None

@@ -28,20 +28,44 @@ def inverse(features: Tensor) -> Tensor:
 
 
 @in_the_interpreter
-@pytest.mark.parametrize("arrivals", [None, 0, 1, 1024, 2500])
+@pytest.mark.parametrize("arrivals", [None, 1, 1024, 2500])
 @pytest.mark.parametrize("sizes", SIDES.values(), ids=list(SIDES))
 def test_one_launch_measures_both(sizes: tuple, arrivals: int | None, backend: str) -> None:
-    """Lengths of each side with its own batch and grid; counters around them become 0."""
+    """Lengths of each side with its own batch and grid; counters become 0, and weights matrices."""
     from fsdino.kernels import correlation
+    from fsdino.kernels.matrices import Copies
 
     query, support = (side(*size) for size in sizes)
-    counters = None if arrivals is None else torch.full((arrivals,), 7, dtype=torch.int32)
+    counters = torch.full((arrivals or 0,), 7, dtype=torch.int32)
+    weights = [torch.randn(5, 2, 3, 3), torch.randn(5, 2, 1, 1), torch.randn(40, 5, 5, 5)]
+    copies = Copies([(weights[0], weights[1]), (weights[2], weights[2])])
+    more = None if arrivals is None else correlation.Preparation(counters, copies)
     for given, found in zip(
-        (query, support), correlation.both(query, support, EPS, counters), strict=True
+        (query, support), correlation.both(query, support, EPS, more), strict=True
     ):
         assert torch.equal(found.values, given.flatten(3))
         torch.testing.assert_close(found.inverse.double(), inverse(given), rtol=1e-6, atol=0)
-    assert counters is None or (counters == 0).all()
+    if arrivals is not None:
+        assert (counters == 0).all()
+        for matrices, pair in zip(copies.matrices(), (weights[:2], weights[2:] * 2), strict=True):
+            taps = [weight.flatten(2).permute(2, 1, 0) for weight in pair]
+            assert torch.equal(matrices.values, torch.cat(taps))
+
+
+@in_the_interpreter
+def test_matrices_of_one_convolution(backend: str) -> None:
+    """Going back they are transposed, and it is told where an element is not finite."""
+    from fsdino.kernels.matrices import matrices
+
+    weights = (torch.randn(20, 30, 3, 3), torch.randn(20, 30, 1, 1))
+    back = matrices(*weights, transposed=True)
+    taps = [weight.flatten(2).permute(2, 0, 1) for weight in weights]
+    assert torch.equal(back.values, torch.cat(taps))
+    assert back.finite is not None and back.finite.all()
+    for bad in (float("inf"), float("-inf"), float("nan")):
+        weights[0][-1, -1, 0, 0] = bad
+        back = matrices(*weights, transposed=True)
+        assert back.finite is not None and (back.finite == 0).sum() == 1
 
 
 def outermost(x: Tensor) -> Tensor:
