@@ -38,6 +38,8 @@ ASSUMED = {
     "clock": 1.75e9,
 }
 
+SECTOR = 32  # bytes that the L2 cache moves at a time
+
 Values = Mapping[str, Any]
 
 
@@ -55,7 +57,8 @@ class Count:
         executed: with the padding of tiles and what is masked.
         memory: bytes, each tensor once.
         l2: bytes that pass through the L2 cache, as if there were none before it: copies to shared
-            memory, but for the padding of tiles, and stores; at least `memory`.
+            memory, but for the padding of tiles, and stores, those of the correlation by whole
+            sectors; at least `memory`.
         resident: programs that fit on a multiprocessor at a time.
         code: bytes of its machine code.
     """
@@ -93,9 +96,9 @@ def _blocks(size: int, block: int) -> int:
 
 
 def _correlation_trips(v: Values) -> list[float]:
-    layers = v.get("LAYERS", 1)
-    useful = v["L"] / (layers * _blocks(v["L"], layers))
-    return [useful * _blocks(v["C"], v["BLOCK_C"])] * layers
+    layers = v["LAYERS"]
+    steps = v["L"] / (layers * _blocks(v["L"], layers)) * _blocks(v["C"], v["BLOCK_C"])
+    return [steps] if layers == 1 else [layers, steps]
 
 
 def _walk_steps(v: Values) -> float:
@@ -155,6 +158,14 @@ FLOP: dict[str, Callable[[Values], tuple[float, float]]] = {
 }
 
 
+def _sectors(v: Values) -> float:
+    """Bytes of the cache's sectors that a warp stores to, of each byte that it stores: neighbouring
+    lanes write some layers of neighbouring positions, which have all of them side by side."""
+    size = v["p_out"].element_size()
+    written, apart = v["LAYERS"] * size, v["L"] * size
+    return float(max(1.0, min(SECTOR, apart) / written))
+
+
 def counts(workload: Workload, dtype: torch.dtype, architecture: int) -> Iterator[Count]:
     """Every launch of a workload's chain, in order; going back, without the features' gradients."""
     for launch in recorded(lambda: chain(workload, dtype), architecture).kernels:
@@ -191,7 +202,8 @@ def count(launch: Launch, architecture: int) -> Count:
     memory = sum(_bytes(value) for value in values.values() if isinstance(value, Tensor))
     if name == "mend_edges_kernel":  # ends at once
         memory = 0
-    moved = (copying * done.copied + done.stored) * warps * programs
+    sectors = _sectors(values) if name == "correlation_kernel" else 1.0
+    moved = (copying * done.copied + sectors * done.stored) * warps * programs
     return Count(
         kernel=name,
         variant=launch.tile,

@@ -56,6 +56,24 @@ def test_steps_of_the_walk(kind: str) -> None:
     assert TRIPS["walk_kernel"](values) == [36 if kind == "forward" else 9]
 
 
+@pytest.mark.parametrize(
+    "layers, written, dtype, expected",
+    [
+        (12, 2, torch.bfloat16, 24 / 4),  # all sectors, for 4 bytes of each 24
+        (12, 4, torch.bfloat16, 24 / 8),
+        (24, 4, torch.bfloat16, 32 / 8),  # a sector, for 8 bytes of each 48
+        (2, 2, torch.float16, 1),
+        (12, 1, torch.float32, 32 / 4),
+    ],
+)
+def test_sectors_of_a_store(layers: int, written: int, dtype: torch.dtype, expected: float) -> None:
+    """By hand."""
+    from fsdino.bench.counted import _sectors
+
+    values = {"p_out": torch.empty(0, dtype=dtype), "LAYERS": written, "L": layers}
+    assert _sectors(values) == expected
+
+
 def test_an_expanded_tensor_is_read_once() -> None:
     """Shots of one query lie in memory once."""
     from fsdino.bench.counted import _bytes
