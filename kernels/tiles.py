@@ -62,7 +62,8 @@ def correlation(dtype: torch.dtype, architecture: int) -> Tile:
 def correlation_gradient(dtype: torch.dtype, architecture: int) -> Tile:
     """The same for the gradient, whose epilogue needs more registers."""
     tile = correlation(dtype, architecture)
-    return replace(tile, columns=min(tile.columns, 64))
+    warps = 8 if dtype not in HALF and 80 <= architecture < 90 else tile.warps
+    return replace(tile, columns=min(tile.columns, 64), warps=warps)
 
 
 def correlation_layers(
