@@ -165,9 +165,10 @@ def _cosine(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _weighted(values: tl.tensor, weight: tl.tensor, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
+def _weighted(values: tl.tensor, weight: tl.tensor):  # type: ignore[no-untyped-def]
     """Values times the support's weights; exactly 0 where the weight is."""
-    return tl.where((weight == 0)[None, :], 0.0, values * weight[None, :]).to(dtype)
+    weighted = values.to(tl.float32) * weight.to(tl.float32)
+    return tl.where(weight == 0, 0.0, weighted).to(values.dtype)
 
 
 @triton.jit
@@ -190,7 +191,6 @@ def _correlation(  # type: ignore[no-untyped-def]
     support_inverse_layer: tl.tensor,
     m_query: tl.tensor,
     m_support: tl.tensor,
-    weight: tl.tensor,
     layer: tl.tensor,
     C: tl.tensor,
     steps: tl.tensor,
@@ -200,7 +200,7 @@ def _correlation(  # type: ignore[no-untyped-def]
     BLOCK_C: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """The op's result for one layer, given pointers into the first one's tokens."""
+    """The op's result for one layer, without weight, given pointers into the first one's tokens."""
     steps = tl.where(layer < L, steps, 0)  # a layer too many: nothing is multiplied or written
     layer = tl.minimum(layer, L - 1)
     cosine = _cosine(
@@ -209,7 +209,25 @@ def _correlation(  # type: ignore[no-untyped-def]
         p_support_inverse + layer * support_inverse_layer,
         m_query, m_support, C, steps, PRECISION, WHOLE, BLOCK_C,
     )  # fmt: skip
-    return _weighted(_rectified(cosine), weight, DTYPE)
+    return _rectified(cosine).to(DTYPE)
+
+
+@triton.jit
+def _packed(values: tl.tensor):  # type: ignore[no-untyped-def]
+    """Pairs of neighbouring columns in half precision, [R, C] -> [R, C // 2] in 32 bits.
+
+    A value of 16 bits by itself would take a register.
+    """
+    bits = values.to(tl.uint16, bitcast=True)
+    low, high = tl.split(tl.reshape(bits, (values.shape[0], values.shape[1] // 2, 2)))
+    return low.to(tl.uint32) | (high.to(tl.uint32) << 16)
+
+
+@triton.jit
+def _unpacked(words: tl.tensor, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What `_packed` was given."""
+    bits = tl.join((words & 0xFFFF).to(tl.uint16), (words >> 16).to(tl.uint16))
+    return tl.reshape(bits, (words.shape[0], 2 * words.shape[1])).to(dtype, bitcast=True)
 
 
 @triton.jit
@@ -239,58 +257,85 @@ def correlation_kernel(
     WHOLE: tl.constexpr,  # whether BLOCK_C divides C
     INDEX: tl.constexpr,  # of the output's elements, from a tile's first one on
     OFFSET: tl.constexpr,  # of the features' elements, from a tile's first one on
-    LAYERS: tl.constexpr,  # of one program: 1 or 2
+    LAYERS: tl.constexpr,  # of one program: 1; in half precision also 2 or 4
     BLOCK_QUERY: tl.constexpr,
     BLOCK_SUPPORT: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
-    """The op, for a block of query tokens, a block of support tokens and one or two layers."""
+    """The op, for a block of query tokens, a block of support tokens and some layers."""
     LAYER_BLOCKS: tl.constexpr = (L + LAYERS - 1) // LAYERS
     support_blocks = tl.cdiv(M, BLOCK_SUPPORT)
     query_blocks = tl.cdiv(N, BLOCK_QUERY)
     program = tl.program_id(0)
-    layer = (program % LAYER_BLOCKS * LAYERS).to(tl.int64)
+    # Made 64 bits wide without a sign, which would take a register for each.
+    layer = (program % LAYER_BLOCKS * LAYERS).to(tl.uint32).to(tl.int64)
     program = program // LAYER_BLOCKS
-    first_support = program % support_blocks * BLOCK_SUPPORT
+    first_support = (program % support_blocks * BLOCK_SUPPORT).to(tl.uint32).to(tl.int64)
     program = program // support_blocks
-    first_query = program % query_blocks * BLOCK_QUERY
-    batch = (program // query_blocks).to(tl.int64)
+    first_query = (program % query_blocks * BLOCK_QUERY).to(tl.uint32).to(tl.int64)
+    batch = (program // query_blocks).to(tl.uint32).to(tl.int64)
     query, support = tl.arange(0, BLOCK_QUERY), tl.arange(0, BLOCK_SUPPORT)
-    m_query, m_support = query < N - first_query, support < M - first_support
+    m_query = query < N - first_query.to(tl.int32)
+    m_support = support < M - first_support.to(tl.int32)
 
     steps = tl.cdiv(C, BLOCK_C)
-    weight = tl.full((BLOCK_SUPPORT,), 1.0, tl.float32)
     if HAS_WEIGHT:
         p_weight += batch * M + first_support
-        weight = tl.load(p_weight + support, mask=m_support, other=0.0).to(tl.float32)
+        weight = tl.load(p_weight + support, mask=m_support, other=0.0)
         steps = tl.where(tl.max((weight != 0).to(tl.int32), 0) > 0, steps, 0)
-    p_query += batch * query_batch + first_query.to(tl.int64) * query_token
-    p_support += batch * support_batch + first_support.to(tl.int64) * support_token
+    p_query += batch * query_batch + first_query * query_token
+    p_support += batch * support_batch + first_support * support_token
     o_query, o_support = query.to(OFFSET) * query_token, support.to(OFFSET) * support_token
     p_query_inverse += batch * query_inverse_batch + first_query + query
     p_support_inverse += batch * support_inverse_batch + first_support + support
-    DTYPE: tl.constexpr = p_out.dtype.element_ty
-    first = _correlation(
-        p_query, p_support, o_query, o_support, p_query_inverse, p_support_inverse,
-        query_layer, support_layer, query_inverse_layer, support_inverse_layer,
-        m_query, m_support, weight, layer, C, steps, L, PRECISION, WHOLE, BLOCK_C, DTYPE,
-    )  # fmt: skip
-    # From the tile's first element on, 32 bits mostly reach: 64 cost twice the registers.
     p_out += ((batch * N + first_query) * M + first_support) * L + layer
-    o_out = (query.to(INDEX)[:, None] * M + support[None, :]) * L
-    mask = m_query[:, None] & m_support[None, :]
+    DTYPE: tl.constexpr = p_out.dtype.element_ty
     if LAYERS == 1:
-        tl.store(p_out + o_out, first, mask=mask)
-    else:
-        second = _correlation(
+        out = _correlation(
             p_query, p_support, o_query, o_support, p_query_inverse, p_support_inverse,
             query_layer, support_layer, query_inverse_layer, support_inverse_layer,
-            m_query, m_support, weight, layer + 1, C, steps, L, PRECISION, WHOLE, BLOCK_C, DTYPE,
+            m_query, m_support, layer, C, steps,
+            L, PRECISION, WHOLE, BLOCK_C, DTYPE,
         )  # fmt: skip
+    else:
+        # A loop, since the compiler would put unrolled layers' scaling off to the end, and keep
+        # their sums in 32 bits until then. Each begins as a value of its own: Triton would take
+        # equal ones for constant.
+        first = tl.zeros((BLOCK_QUERY, BLOCK_SUPPORT // 2), tl.uint32)
+        second = tl.zeros((BLOCK_QUERY, BLOCK_SUPPORT // 2), tl.uint32)
+        third = tl.zeros((BLOCK_QUERY, BLOCK_SUPPORT // 2), tl.uint32)
+        fourth = tl.zeros((BLOCK_QUERY, BLOCK_SUPPORT // 2), tl.uint32)
+        for index in range(LAYERS):
+            found = _correlation(
+                p_query, p_support, o_query, o_support, p_query_inverse, p_support_inverse,
+                query_layer, support_layer, query_inverse_layer, support_inverse_layer,
+                m_query, m_support, layer + index, C, steps,
+                L, PRECISION, WHOLE, BLOCK_C, DTYPE,
+            )  # fmt: skip
+            first, second, third, fourth = second, third, fourth, _packed(found)
+        out = tl.join(_unpacked(third, DTYPE), _unpacked(fourth, DTYPE))
+        if LAYERS == 4:
+            earlier = tl.join(_unpacked(first, DTYPE), _unpacked(second, DTYPE))
+            out = tl.permute(tl.join(earlier, out), (0, 1, 3, 2))
+            out = tl.reshape(out, (BLOCK_QUERY, BLOCK_SUPPORT, 4))
+    # From the tile's first element on, 32 bits mostly reach: 64 cost twice the registers.
+    o_out = (query.to(INDEX)[:, None] * M + support[None, :]) * L
+    mask = m_query[:, None] & m_support[None, :]
+    if HAS_WEIGHT:
+        # Applied to rounded cosines, which changes nothing where it is 0, 1 or -1. Read again:
+        # kept, it would take a register for every column.
+        weight = tl.load(p_weight + support, mask=m_support, other=0.0, volatile=True)
+    if LAYERS == 1:
+        if HAS_WEIGHT:
+            out = _weighted(out, weight[None, :])
+        tl.store(p_out + o_out, out, mask=mask)
+    else:
+        if HAS_WEIGHT:
+            out = _weighted(out, weight[None, :, None])
         o_layer = tl.arange(0, LAYERS)
         tl.store(
             p_out + o_out[:, :, None] + o_layer[None, None, :],
-            tl.join(first, second),
+            out,
             mask=mask[:, :, None] & (layer + o_layer < L)[None, None, :],
         )
 
@@ -373,7 +418,7 @@ def correlation_gradient_kernel(
         tl.store(p_partial + o_partial, along, mask=m_support)
     if FEATURES:
         grad = tl.where(cosine <= 0, 0.0, grad)
-        out = _weighted(grad, weight, p_cosine_grad.dtype.element_ty)
+        out = _weighted(grad, weight[None, :]).to(p_cosine_grad.dtype.element_ty)
         o_out = (plane * N + o_query)[:, None] * M + o_support[None, :]
         tl.store(p_cosine_grad + o_out, out, mask=mask)
 
@@ -637,11 +682,14 @@ class Cosines:
     def forward(self, out: Tensor) -> None:
         """The weighted correlation, into a dense volume [B, L, Hq, Wq, Hs, Ws]."""
         tile = tiles.correlation(out.dtype, architecture(out))
-        layers = tiles.correlation_layers(self.layers, out.dtype, architecture(out))
+        weighted = self.weight is not None
+        layers = tiles.correlation_layers(
+            self.layers, self.channels, weighted, out.dtype, architecture(out)
+        )
         if self.batch:
             correlation_kernel[self._grid(tile, blocks(self.layers, layers))](
                 *self._tensors(), out, *self._strides(), *self._sizes(),
-                L=self.layers, HAS_WEIGHT=self.weight is not None, LAYERS=layers,
+                L=self.layers, HAS_WEIGHT=weighted, LAYERS=layers,
                 INDEX=index_type(tile.rows * self.support_tokens * self.layers),
                 **self._settings(tile),
             )  # fmt: skip

@@ -62,16 +62,31 @@ def correlation(dtype: torch.dtype, architecture: int) -> Tile:
 def correlation_gradient(dtype: torch.dtype, architecture: int) -> Tile:
     """The same for the gradient, whose epilogue needs more registers."""
     tile = correlation(dtype, architecture)
-    return replace(tile, columns=min(tile.columns, 64))
+    warps = 8 if dtype not in HALF and 80 <= architecture < 90 else tile.warps
+    return replace(tile, columns=min(tile.columns, 64), warps=warps)
 
 
-def correlation_layers(layers: int, dtype: torch.dtype, architecture: int) -> int:
+def correlation_layers(
+    layers: int, channels: int, weighted: bool, dtype: torch.dtype, architecture: int
+) -> int:
     """Layers that one program computes, and writes side by side: channels are innermost.
 
-    As many as the registers hold. In float32 multiplying takes so long that stores do not matter.
+    As many as the registers hold; a store of a warp touches as many sectors of the L2 cache for
+    four layers as for one. In float32 multiplying takes so long that stores do not matter.
+
+    Args:
+        layers: all of them.
+        channels: of the features.
+        weighted: whether the support has weights; without them Triton's code takes more registers.
+        dtype: of the features.
+        architecture: compute capability, 80 for 8.0, or INTERPRETER.
     """
-    if architecture != INTERPRETER and dtype not in HALF:
+    if dtype not in HALF:
         return 1
+    tile = correlation(dtype, architecture)
+    fits = tile.columns < 128 or (weighted and channels % tile.depth == 0)
+    if layers > 4 and layers % 4 == 0 and fits:
+        return 4
     return power_of_2(layers, 1, 2)
 
 

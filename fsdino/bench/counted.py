@@ -59,7 +59,8 @@ class Count:
         executed: with the padding of tiles and what is masked.
         memory: bytes, each tensor once.
         l2: bytes that pass through the L2 cache, as if there were none before it: copies to shared
-            memory, but for the padding of tiles, and stores; at least `memory`.
+            memory, but for the padding of tiles, and the sectors that stores touch; at least
+            `memory`.
         resident: programs that fit on a multiprocessor at a time.
         code: bytes of its machine code.
         sectors: bytes of the 32-byte sectors that a store of a warp touches, over the bytes that it
@@ -100,9 +101,9 @@ def _blocks(size: int, block: int) -> int:
 
 
 def _correlation_trips(v: Values) -> list[float]:
-    layers = v.get("LAYERS", 1)
-    useful = v["L"] / (layers * _blocks(v["L"], layers))
-    return [useful * _blocks(v["C"], v["BLOCK_C"])] * layers
+    layers = v["LAYERS"]
+    steps = v["L"] / (layers * _blocks(v["L"], layers)) * _blocks(v["C"], v["BLOCK_C"])
+    return [steps] if layers == 1 else [layers, steps]
 
 
 def _walk_steps(v: Values) -> float:
@@ -239,7 +240,8 @@ def count(launch: Launch, architecture: int) -> Count:
     if name == "mend_edges_kernel":  # ends at once
         memory = 0
     width = code.instructions.widest_store()
-    moved = (copying * done.copied + done.stored) * warps * programs
+    sectors = store_sectors(width, *STORES[name](values)) if name in STORES else 0.0
+    moved = (copying * done.copied + max(1.0, sectors) * done.stored) * warps * programs
     return Count(
         kernel=name,
         variant=launch.tile,
@@ -252,7 +254,7 @@ def count(launch: Launch, architecture: int) -> Count:
         l2=max(memory, moved * flop / executed) if executed else memory,
         resident=resident(code.registers, shared, warps, architecture),
         code=code.size,
-        sectors=store_sectors(width, *STORES[name](values)) if name in STORES else 0.0,
+        sectors=sectors,
     )
 
 

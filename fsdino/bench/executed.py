@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -120,20 +121,29 @@ class Instructions:
             raise ValueError(f"{atomics} atomic instructions, {len(arrivals)} expected")
         shares = iter(arrivals)
         share = 1.0
-        copying = any(_COPY.match(word) for loop in self.loops for word in self._body(loop))
         instructions = flop = copied = stored = 0.0
         for index, word in enumerate(self.words):
-            times, looped = share, False
-            for loop, trip in zip(self.loops, trips, strict=True):
-                if loop.holds(index):
-                    times, looped = times * trip, True
+            times = share * math.prod(
+                trip for loop, trip in zip(self.loops, trips, strict=True) if loop.holds(index)
+            )
             instructions += times
             flop += times * _flop(word)
-            copied += times * _bytes(_COPY.match(word)) if looped or not copying else 0.0
+            if (copy := _COPY.match(word)) and not self._is_ahead(index):
+                copied += times * _bytes(copy)
             stored += times * _bytes(_STORE.match(word))
             if word.startswith(_ATOMIC):
                 share = next(shares)
         return Executed(instructions, flop, copied, stored)
+
+    def _is_ahead(self, index: int) -> bool:
+        """Whether a copy is made ahead of a loop that copies, beside it in the kernel or in a loop
+        around both."""
+        around = [loop for loop in self.loops if loop.holds(index)]
+        return any(
+            loop not in around and (not around or around[-1].holds(loop.first))
+            for loop in self.loops
+            if any(_COPY.match(word) for word in self._body(loop))
+        )
 
     def beside_products(self) -> Iterator[str]:
         """What runs in an innermost loop that multiplies on tensor cores; where the loop is

@@ -42,6 +42,13 @@ def test_counts_by_hand() -> None:
     assert done.stored == 32 * 2
 
 
+def test_copies_ahead_of_an_inner_loop() -> None:
+    """They stand in for its last ones, each time that it is entered."""
+    copy = "LDGSTS.E.64 [R5], desc[UR4][R2.64]"
+    nested = Instructions.read(LISTING.replace("IADD3 R1, R1, 0x1, RZ", copy))
+    assert nested.executed([10, 3]).copied == 30 * 32 * 8
+
+
 def test_loops_must_be_known() -> None:
     """Code with another loop than the source is not counted."""
     with pytest.raises(ValueError, match="2 loops in the machine code, 1 expected"):

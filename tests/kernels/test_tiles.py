@@ -51,3 +51,12 @@ def test_weight_splits_fill_the_gpu_and_no_more() -> None:
     assert tiles.weight_splits(large, 18, 3) == 3
     assert tiles.weight_splits(large, 10**6, 100) == 1
     assert tiles.weight_splits(large, 18, 0) == 1
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("layers, expected", [(1, 1), (2, 2), (4, 2), (6, 2), (7, 2), (12, 4)])
+def test_layers_of_a_program(layers: int, expected: int, architecture: int) -> None:
+    """Four where they divide all layers, two otherwise; one in float32, which is not packed."""
+    for dtype in DTYPES:
+        found = tiles.correlation_layers(layers, 768, True, dtype, architecture)
+        assert found == (1 if dtype == torch.float32 else expected)
