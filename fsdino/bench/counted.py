@@ -59,8 +59,7 @@ class Count:
         executed: with the padding of tiles and what is masked.
         memory: bytes, each tensor once.
         l2: bytes that pass through the L2 cache, as if there were none before it: copies to shared
-            memory, but for the padding of tiles, and the sectors that stores touch; at least
-            `memory`.
+            memory, but for the padding of tiles, and stores; at least `memory`.
         resident: programs that fit on a multiprocessor at a time.
         code: bytes of its machine code.
         sectors: bytes of the 32-byte sectors that a store of a warp touches, over the bytes that it
@@ -241,7 +240,7 @@ def count(launch: Launch, architecture: int) -> Count:
         memory = 0
     width = code.instructions.widest_store()
     sectors = store_sectors(width, *STORES[name](values)) if name in STORES else 0.0
-    moved = (copying * done.copied + max(1.0, sectors) * done.stored) * warps * programs
+    moved = (copying * done.copied + done.stored) * warps * programs
     return Count(
         kernel=name,
         variant=launch.tile,
