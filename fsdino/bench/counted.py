@@ -115,6 +115,12 @@ TRIPS: dict[str, Callable[[Values], list[float]]] = {
     "mend_edges_kernel": lambda v: [0, 0],  # weights are finite
     "weight_gradient_kernel": lambda v: [v["tiles_in_all"] / _splits(v)],
     "statistics_kernel": lambda v: [_blocks(v["row_tiles"] * v["GROUP"], v["BLOCK"])] * 2,
+    "gradient_sums_kernel": lambda v: [v["share"]],
+    "gradient_kernel": lambda v: [v["share"]],
+    "merge_kernel": lambda v: [
+        _blocks(v["shares"], v["BLOCK_SHARES"]),
+        _blocks(v["batches"], v["BLOCK_SHARES"]) / v["batches"],  # a group's last program
+    ],
     "normalise_mean_kernel": lambda v: [_blocks(v["kept"], v["BLOCK_ROWS"])],
 }
 
