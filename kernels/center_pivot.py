@@ -71,7 +71,8 @@ def center_pivot_block4d(
     reduce_support: bool,
     save: bool,
 ) -> tuple[Tensor, ...]:
-    """relu(group_norm(conv)), and for the backward pass the raw volume, mean and rstd [B, G]."""
+    """relu(group_norm(conv)), and for the backward pass the raw volume, mean [2, B, G] (the sum of
+    two floats) and rstd [B, G]."""
     raw = _output(x, weight_query.shape[0], support_stride)
     grid = walk.Grid.of(weight_query, weight_support, support_stride)
     weights = matrices(weight_query, weight_support)
@@ -83,10 +84,10 @@ def center_pivot_block4d(
         y = empty_volume(raw, raw.shape) if save else raw
     normalisation = Normalisation(statistics, dense(norm_weight), dense(norm_bias))
     norm.normalise(raw, normalisation, y)
+    saved = (statistics.mean, statistics.rstd)
     if save:
-        return y, raw, statistics.mean, statistics.rstd
-    nothing = (statistics.mean.new_empty(0), statistics.mean.new_empty(0))
-    return y, raw.new_empty(0), *nothing
+        return y, raw, *saved
+    return y, raw.new_empty(0), *(one.new_empty(0) for one in saved)
 
 
 def center_pivot_block4d_backward(
@@ -115,12 +116,10 @@ def center_pivot_block4d_backward(
         weights = (weight_query, weight_support)
         of_conv = (*needs[:3], False)
         grads[:4] = center_pivot_conv4d_backward(grad_raw, x, *weights, support_stride, of_conv)
-    if needs[3]:
-        grads[3] = passes.bias().to(norm_weight.dtype)
-    if needs[4]:
-        grads[4] = passes.norm_weight().to(norm_weight.dtype)
-    if needs[5]:
-        grads[5] = passes.norm_bias().to(norm_weight.dtype)
+    vectors = (passes.bias, passes.norm_weight, passes.norm_bias)
+    for index, vector in enumerate(vectors, start=3):
+        if needs[index]:
+            grads[index] = vector
     return tuple(grads)
 
 

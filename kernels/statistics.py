@@ -142,8 +142,7 @@ def _finish(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def gather(  # type: ignore[no-untyped-def]
-    p_partial: tl.tensor,  # [B, tiles, 4, PARTS]
-    p_bunches: tl.tensor,  # [B, bunches + 1, 4, PARTS]
+    p_entries: tl.tensor,  # [B, tiles, then bunches, then one, 4, PARTS]
     p_arrived: tl.tensor,  # [B, bunches + 1], 0 before the first arrives
     p_mean: tl.tensor,  # [B, GROUPS]
     p_low: tl.tensor,
@@ -164,7 +163,7 @@ def gather(  # type: ignore[no-untyped-def]
     """Leave a tile's entry; whoever is last merges what it completes."""
     BLOCK_PARTS: tl.constexpr = triton.next_power_of_2(PARTS)
     bunches = tl.cdiv(tiles, BUNCH)
-    p_sample = p_partial + batch * tiles * (4 * PARTS)
+    p_sample = p_entries + batch * (tiles + bunches + 1) * (4 * PARTS)
     o_part = part + tl.arange(0, mean.shape[0])
     counts = tl.zeros_like(mean) + count
     p_tile = p_sample + tile * (4 * PARTS)
@@ -173,18 +172,18 @@ def gather(  # type: ignore[no-untyped-def]
     p_sample_arrived = p_arrived + batch * (bunches + 1)
     in_bunch = tl.minimum(tiles - bunch * BUNCH, BUNCH)
     for _ in range(0, _arrive(p_sample_arrived + bunch, in_bunch * SHARES)):
-        p_sample_bunches = p_bunches + batch * (bunches + 1) * (4 * PARTS)
+        p_bunches = p_sample + tiles * (4 * PARTS)
         all_parts = tl.arange(0, BLOCK_PARTS)
         m_parts = all_parts < PARTS
         size, of_all, lost, deviations = _merge(
             p_sample + bunch * BUNCH * (4 * PARTS), in_bunch,
             4 * PARTS, 1, PARTS, PARTS, BUNCH, BLOCK_PARTS,
         )  # fmt: skip
-        p_bunch = p_sample_bunches + bunch * (4 * PARTS)
+        p_bunch = p_bunches + bunch * (4 * PARTS)
         _store(p_bunch, all_parts, m_parts, size, of_all, lost, deviations, PARTS)
         for _ in range(0, _arrive(p_sample_arrived + bunches, bunches)):
             all_size, all_mean, all_low, all_squares = _merge(
-                p_sample_bunches, bunches, 4 * PARTS, 1, PARTS, PARTS, BUNCH, BLOCK_PARTS
+                p_bunches, bunches, 4 * PARTS, 1, PARTS, PARTS, BUNCH, BLOCK_PARTS
             )
             GROUP: tl.constexpr = PARTS // GROUPS
             if GROUP == 1:
@@ -193,7 +192,7 @@ def gather(  # type: ignore[no-untyped-def]
                     GROUPS,
                 )  # fmt: skip
             else:
-                p_all = p_sample_bunches + bunches * (4 * PARTS)
+                p_all = p_bunches + bunches * (4 * PARTS)
                 _store(p_all, all_parts, m_parts, all_size, all_mean, all_low, all_squares, PARTS)
                 tl.debug_barrier()
                 group_size, group_mean, group_low, group_squares = _merge(
@@ -211,21 +210,20 @@ class Statistics:
     """Of each sample's groups, and what it takes to find them; rows may come in several launches.
 
     Attributes:
-        mean: [B, G] in float32.
-        low: what the mean lost when it was rounded, [B, G].
+        mean: and what it lost when it was rounded, [2, B, G] in float32.
         rstd: 1 / standard deviation, [B, G].
-        partial: entries of tiles, [B, tiles, 4, parts]; a part is a group, or a channel.
-        bunches: entries of bunches, [B, bunches + 1, 4, parts].
+        entries: of tiles, then of bunches, then of the sample, [B, entries, 4, parts]; a part is a
+            group, or a channel.
         arrived: how many tiles of a bunch, and last how many bunches, [B, bunches + 1].
+        tiles: of a sample.
         eps: added to the variance.
     """
 
     mean: Tensor
-    low: Tensor
     rstd: Tensor
-    partial: Tensor
-    bunches: Tensor
+    entries: Tensor
     arrived: Tensor
+    tiles: int
     eps: float
 
     @classmethod
@@ -246,24 +244,18 @@ class Statistics:
         batch, bunches = len(like), blocks(tiles, BUNCH.value)
         if arrived is None:
             arrived = like.new_zeros(batch * counters(tiles), dtype=torch.int32)
-        mean, low, rstd = (like.new_empty(batch, groups, dtype=torch.float32) for _ in range(3))
-        return cls(
-            mean, low, rstd,
-            like.new_empty(batch, tiles, 4, parts, dtype=torch.float32),
-            like.new_empty(batch, bunches + 1, 4, parts, dtype=torch.float32),
-            arrived, eps,
-        )  # fmt: skip
+        mean = like.new_empty(2, batch, groups, dtype=torch.float32)
+        entries = mean.new_empty(batch, tiles + bunches + 1, 4, parts)
+        return cls(mean, mean.new_empty(batch, groups), entries, arrived, tiles, eps)
 
     def samples(self, chosen: slice) -> Statistics:
         """Those of some samples."""
         return replace(
             self,
-            mean=self.mean[chosen],
-            low=self.low[chosen],
+            mean=self.mean[:, chosen],
             rstd=self.rstd[chosen],
-            partial=self.partial[chosen],
-            bunches=self.bunches[chosen],
-            arrived=self.arrived.view(len(self.mean), -1)[chosen],
+            entries=self.entries[chosen],
+            arrived=self.arrived.view(len(self.rstd), -1)[chosen],
         )
 
 
@@ -278,8 +270,7 @@ class Normalisation:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """As kernels take them: mean, what it lost, rstd, scale, shift."""
-        of_groups = self.statistics
-        return (of_groups.mean, of_groups.low, of_groups.rstd, self.scale, self.shift)
+        return (*self.statistics.mean, self.statistics.rstd, self.scale, self.shift)
 
 
 def counters(tiles: int) -> int:

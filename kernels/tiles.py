@@ -156,6 +156,24 @@ def elementwise(channels: int) -> Tile:
     return Tile(4096 // columns, columns, 0, 4, 1)
 
 
+def gradient(channels: int, positions: int) -> Tile:
+    """Positions of a token, or of the whole volume, and channels of one step of the gradient
+    through the normalisation."""
+    columns = power_of_2(channels, 16, 128)
+    return Tile(power_of_2(positions, 1, 2048 // columns), columns, 0, 4, 1)
+
+
+def gradient_share(steps: int) -> int:
+    """Steps of one program, of all: few of them still fill a GPU."""
+    return max(1, min(8, steps // (4 * MULTIPROCESSORS)))
+
+
+def merged(channels: int) -> Tile:
+    """Shares of the positions, and channels of a group, that one step merges."""
+    columns = power_of_2(channels, 1, 2**20)
+    return Tile(max(1, 1024 // columns), columns, 0, 4, 1)
+
+
 def chunk(batch: int, rows: int, halo: int, row_bytes: int, room: int = 0) -> tuple[int, int]:
     """Samples and query rows of the output that the fused ops compute at a time.
 

@@ -221,8 +221,7 @@ def walk_kernel(
     p_out_mean: tl.tensor,  # what `gather` takes, unless GROUPS is 0
     p_out_low: tl.tensor,
     p_out_rstd: tl.tensor,
-    p_partial: tl.tensor,
-    p_bunches: tl.tensor,
+    p_entries: tl.tensor,
     p_arrived: tl.tensor,
     norm_eps: tl.tensor,
     tiles_of_sample: tl.tensor,
@@ -398,7 +397,7 @@ def walk_kernel(
         lost = _total(centred) / count
         squares = _total(centred * centred) - count * lost * lost
         gather(
-            p_partial, p_bunches, p_arrived, p_out_mean, p_out_low, p_out_rstd, norm_eps,
+            p_entries, p_arrived, p_out_mean, p_out_low, p_out_rstd, norm_eps,
             batch, first_tile + tile % row_tiles, tiles_of_sample, co_block * BLOCK_PARTS,
             count, of_tile, lost, squares, GROUPS, CO // MERGED, CO_BLOCKS,
         )  # fmt: skip
@@ -626,17 +625,17 @@ def _walk(
     batches, sizes, constants = _sizes(source, out, grid)
     source_groups = groups = 0
     of_source: tuple[Tensor | None, ...] = (None,) * 5
-    of_out: tuple[Tensor | float | None, ...] = (None,) * 8
+    of_out: tuple[Tensor | float | None, ...] = (None,) * 7
     merged = 1
     if normalisation is not None:
         of_source = normalisation.tensors
-        source_groups = of_source[0].shape[1]
+        source_groups = normalisation.statistics.rstd.shape[1]
     if statistics is not None:
-        groups = statistics.mean.shape[1]
-        merged = outer // statistics.partial.shape[3]
+        groups = statistics.rstd.shape[1]
+        merged = outer // statistics.entries.shape[3]
         of_out = (
-            statistics.mean, statistics.low, statistics.rstd, statistics.partial,
-            statistics.bunches, statistics.arrived, statistics.eps, statistics.partial.shape[1],
+            *statistics.mean, statistics.rstd, statistics.entries, statistics.arrived,
+            statistics.eps, statistics.tiles,
         )  # fmt: skip
     walk_kernel[(classes * len(source) * count * blocks(outer, tile.columns),)](
         source, weights, bias, *of_source, out, *of_out, first_tile, *batches, count, *sizes,

@@ -136,6 +136,12 @@ TRIPS: dict[str, Callable[[Values], list[float]]] = {
     "walk_kernel": _walk_trips,
     "mend_edges_kernel": lambda v: [_blocks(v["flags"], v["BLOCK"]), 0, 0],  # weights are finite
     "weight_gradient_kernel": lambda v: [v["tiles_in_all"] / _splits(v)],
+    "gradient_sums_kernel": lambda v: [v["share"]],
+    "gradient_kernel": lambda v: [v["share"]],
+    "merge_kernel": lambda v: [
+        _blocks(v["shares"], v["BLOCK_SHARES"]),
+        _blocks(v["batches"], v["BLOCK_SHARES"]) / v["batches"],  # a group's last program
+    ],
     "normalise_mean_kernel": lambda v: [_blocks(v["kept"], v["BLOCK_ROWS"])],
 }
 

@@ -31,7 +31,7 @@ SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # a program's,
 _FREE = {"detach", "_unsafe_view", "_reshape_alias", "resolve_neg"}  # nothing is computed
 _TYPES = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.uint8: "u8",
-    torch.int32: "i32",
+    torch.float64: "fp64", torch.int32: "i32",
 }  # fmt: skip
 
 

@@ -45,6 +45,8 @@ class Backend:
         why_not: (op, device, dtype) -> None where the backend has a function that can run the call,
             else the reason. Called before every op: it must be quick, and must not build.
         memory_order: of the volumes that the backend returns; one of those in `fsdino.contract`.
+        mean_parts: floats whose sum is a group's mean as `center_pivot_block4d` saves it: [B, G] if
+            one, else [parts, B, G].
         prepare: called with the device before `why_not` if the backend is requested by name; it may
             build. If it fails, `why_not` returns the reason.
     """
@@ -54,6 +56,7 @@ class Backend:
     module: str
     why_not: Callable[[str, torch.device, torch.dtype], str | None]
     memory_order: tuple[int, ...] = contract.AS_WRITTEN
+    mean_parts: int = 1
     prepare: Callable[[torch.device], None] = _nothing_to_prepare
 
     def load(self) -> ModuleType:
@@ -183,6 +186,12 @@ def empty_volume(backend: str, like: torch.Tensor, shape: Sequence[int]) -> torc
     return contract.empty_volume(like, shape, _registry[backend].memory_order)
 
 
+def mean_shape(backend: str, batch: int, groups: int) -> tuple[int, ...]:
+    """Of the means that a backend saves for its own backward pass."""
+    parts = _registry[backend].mean_parts
+    return (batch, groups) if parts == 1 else (parts, batch, groups)
+
+
 def _find(name: str) -> Backend:
     if name not in _registry:
         raise UsageError(f"unknown backend {name!r}: choose from auto, {', '.join(names())}")
@@ -195,7 +204,8 @@ def _reference_why_not(op: str, device: torch.device, dtype: torch.dtype) -> str
 
 register(
     Backend(
-        "triton", 20, "fsdino.kernels.backend", triton.why_not, contract.CHANNELS_INNERMOST
+        "triton", 20, "fsdino.kernels.backend", triton.why_not, contract.CHANNELS_INNERMOST,
+        mean_parts=2,
     )
 )  # fmt: skip
 register(

@@ -160,7 +160,8 @@ def center_pivot_block4d(
     """relu(group_norm(conv)), with `reduce_support` its mean over the support dims.
 
     Returns y and, if `save`, what the backward pass needs: the convolution's output and, per
-    sample and group, mean and reciprocal standard deviation [B, G]; else three empty tensors.
+    sample and group, mean and reciprocal standard deviation [B, G]; else three empty tensors. A
+    backend may save a mean as a sum (`mean_parts`): the backward pass is always its own.
     """
     raw = center_pivot_conv4d(x, weight_query, weight_support, bias, support_stride)
     grouped = _by_group(_wide(raw), num_groups)

@@ -21,9 +21,9 @@ from fsdino.csrc import flags
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 
 KERNELS = {
-    "correlation_kernel", "correlation_gradient_kernel", "distance_sums_kernel", "gradient_kernel",
-    "gradient_sums_kernel", "mend_edges_kernel", "normalise_kernel",
-    "normalise_mean_kernel", "statistics_kernel", "tokens_kernel",
+    "correlation_kernel", "correlation_gradient_kernel", "gradient_kernel",
+    "gradient_sums_kernel", "mend_edges_kernel", "merge_kernel", "normalise_kernel",
+    "normalise_mean_kernel", "tokens_kernel", "matrices_kernel",
     "unit_gradient_kernel", "unit_kernel", "walk_kernel", "weight_gradient_kernel",
 }  # fmt: skip
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
