@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fsdino.kernels import tiles, walk
@@ -131,7 +132,8 @@ def correlation_center_pivot4d_backward(
             _add(totals, others, 1)
         if needs[3] or needs[4]:
             corr, part = features.correlation(chunk.read), grad[:, :, chunk.rows]
-            _add(totals, weight_gradients(corr, part, grid, (needs[3], needs[4])), 3)
+            of_weights = weight_gradients(corr, part, grid, (needs[3], needs[4]), torch.float32)
+            _add(totals, of_weights, 3)
             del corr
     if needs[5]:
         totals[5] = bias_gradient(grad)

@@ -114,6 +114,7 @@ TRIPS: dict[str, Callable[[Values], list[float]]] = {
     "walk_kernel": lambda v: [_walk_steps(v)],
     "mend_edges_kernel": lambda v: [0, 0],  # weights are finite
     "weight_gradient_kernel": lambda v: [v["tiles_in_all"] / _splits(v)],
+    "weight_sums_kernel": lambda v: [_blocks(v["splits"], v["BLOCK_SPLITS"])],
     "statistics_kernel": lambda v: [_blocks(v["row_tiles"] * v["GROUP"], v["BLOCK"])] * 2,
     "gradient_sums_kernel": lambda v: [v["share"]],
     "gradient_kernel": lambda v: [v["share"]],

@@ -188,7 +188,7 @@ def test_convolution_in_the_interpreter() -> None:
         *alone(file, "test_compiles_as_one_graph"),
         *memory_order("center_pivot_conv4d", "center_pivot_block4d"),
     ]
-    assert run_interpreted(*ids) == len(ids)
+    assert run_interpreted(*ids, "tests/kernels/test_norm.py") == len(ids) + 1
 
 
 @needs_triton
