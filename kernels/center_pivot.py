@@ -49,10 +49,10 @@ def center_pivot_conv4d_backward(
         grads[0] = empty_volume(grad, x.shape)
         weights = matrices(weight_query, weight_support, transposed=True)
         walk.transposed(grad, weights, grads[0], grid)
-    of_weights = weight_gradients(volume(x), grad, grid, (needs[1], needs[2]))
+    of_weights = weight_gradients(volume(x), grad, grid, (needs[1], needs[2]), grad.dtype)
     for index, of_weight in enumerate(of_weights, start=1):
         if of_weight is not None:
-            grads[index] = of_weight.to(grad.dtype).contiguous()
+            grads[index] = of_weight
     if needs[3]:
         grads[3] = bias_gradient(grad).to(grad.dtype)
     return tuple(grads)

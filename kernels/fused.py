@@ -183,8 +183,10 @@ def correlation_center_pivot4d_backward(
                         own.add_(part.view(own.shape))
         if needs[3] or needs[4]:
             corr = features.correlation(chunk.samples, chunk.low, chunk.high)
-            of_weights = (needs[3], needs[4])
-            _add(totals, weight_gradients(corr, chunk.written(grad), grid, of_weights), 3)
+            of_weights = weight_gradients(
+                corr, chunk.written(grad), grid, (needs[3], needs[4]), torch.float32
+            )
+            _add(totals, of_weights, 3)
             del corr
     if needs[5]:
         totals[5] = bias_gradient(grad)

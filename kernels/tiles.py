@@ -15,7 +15,6 @@ from fsdino.contract import CHUNK_BYTES, CHUNK_SHARE
 
 HALF = (torch.float16, torch.bfloat16)
 MULTIPROCESSORS = 132  # what work is split for where it must be split: H100 and H200
-SMALL = 2048  # elements of a program's output, below which many programs run side by side
 INTERPRETER = 0  # in place of an architecture: an operation there costs the same at any size
 
 
@@ -123,18 +122,21 @@ def weight_gradient(inner: int, outer: int, dtype: torch.dtype, architecture: in
     rows, columns = power_of_2(inner, 16, 64), power_of_2(outer, 16, 64)
     if architecture == INTERPRETER:
         return Tile(rows, columns, 512, 1, 1)
+    long = rows == 16 and columns == 64  # with 8 warps a program has the registers for 18 taps
     if dtype not in HALF:
-        return Tile(rows, columns, 16, 4, 2)
+        return Tile(rows, columns, 16, 8 if long else 4, 2)
     columns = power_of_2(outer, 16, 128)
     size = rows * columns
-    warps = 1 if size <= 512 else 2 if size <= 1024 and columns < 64 else 4 if size <= 4096 else 8
-    return Tile(rows, columns, 128 if rows == 16 and columns >= 64 else 64, warps, 2)
+    if long:
+        return Tile(rows, columns, 128, 8, 2)
+    warps = 1 if size <= 512 else 2 if size <= 1024 else 4 if size <= 4096 else 8
+    return Tile(rows, columns, 32 if warps == 1 else 64, warps, 2)
 
 
 def weight_gradient_taps(tile: Tile, taps: int) -> int:
-    """Taps whose sums a program of `weight_gradient` keeps, in 96 registers of a thread."""
+    """Taps whose sums a program of `weight_gradient` keeps, in 144 registers of a thread."""
     registers = max(1, tile.rows * tile.columns // (32 * tile.warps))
-    programs = -(-taps // max(1, 96 // registers))
+    programs = -(-taps // max(1, 144 // registers))
     return -(-taps // programs)
 
 
@@ -146,8 +148,13 @@ def weight_splits(tile: Tile, programs: int, steps: int) -> int:
         programs: of one share.
         steps: of the loop over all positions.
     """
-    resident = 8 if tile.rows * tile.columns < SMALL else 4  # on one multiprocessor
+    resident = max(1, min(6, 8 // tile.warps))  # on a multiprocessor; registers leave few more
     return max(1, min(steps, resident * MULTIPROCESSORS // programs))
+
+
+def weight_sums() -> Tile:
+    """Shares, and elements of the weights' gradient, that one step adds."""
+    return Tile(64, 32, 0, 4, 1)
 
 
 def elementwise(channels: int) -> Tile:

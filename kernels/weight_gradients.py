@@ -15,7 +15,27 @@ from torch import Tensor
 
 from fsdino.kernels import tiles
 from fsdino.kernels.layout import architecture, blocks, index_type, options, precision
-from fsdino.kernels.walk import Grid, field_bits, inside_of, positions, reached, row_index, tap_of
+from fsdino.kernels.walk import Grid, inside_of, positions, reached, row_index, tap_of
+
+
+@triton.jit
+def _taps_inside(  # type: ignore[no-untyped-def]
+    row: tl.tensor,
+    rows: tl.tensor,
+    column: tl.tensor,
+    columns: tl.tensor,
+    KERNEL: tl.constexpr,
+    WORD: tl.constexpr,
+):
+    """Bit t of a word: whether tap t of a kernel around a place lies inside of a grid."""
+    BACK: tl.constexpr = KERNEL // 2
+    ALL: tl.constexpr = (1 << KERNEL * KERNEL) - 1
+    FIRST_OF_ROWS: tl.constexpr = ALL // ((1 << KERNEL) - 1)
+    first, last = tl.maximum(BACK - row, 0), tl.minimum(rows - row + BACK, KERNEL)
+    one = tl.zeros_like(row).to(WORD) + 1
+    of_rows = (one << (last * KERNEL).to(WORD)) - (one << (first * KERNEL).to(WORD))
+    of_columns = reached(column, columns, -BACK, KERNEL, 1, WORD)
+    return of_rows & (of_columns * FIRST_OF_ROWS)
 
 
 @triton.jit(do_not_specialize=["first_query_row"])
@@ -46,7 +66,7 @@ def weight_gradient_kernel(
     PRECISION: tl.constexpr,
     INDEX: tl.constexpr,  # of positions
     OFFSET: tl.constexpr,  # of elements, from those of a tile's first position
-    FIELD: tl.constexpr,  # as `walk_kernel` takes it
+    WORD: tl.constexpr,  # with a bit for each tap, or None
     TAPS: tl.constexpr,  # of one program
     BLOCK_CI: tl.constexpr,
     BLOCK_CO: tl.constexpr,
@@ -56,9 +76,7 @@ def weight_gradient_kernel(
     CO_BLOCKS: tl.constexpr = (CO + BLOCK_CO - 1) // BLOCK_CO
     CI_BLOCKS: tl.constexpr = (CI + BLOCK_CI - 1) // BLOCK_CI
     query_taps: tl.constexpr = KERNEL_QUERY * KERNEL_QUERY
-    back: tl.constexpr = -(KERNEL_QUERY // 2)
     support_back: tl.constexpr = -(KERNEL_SUPPORT // 2)
-    WORD: tl.constexpr = tl.int32 if FIELD * 4 <= 32 else tl.int64
     program = tl.program_id(0)
     split = tl.program_id(1)
     first_slot = program // (CO_BLOCKS * CI_BLOCKS) * TAPS
@@ -91,27 +109,27 @@ def weight_gradient_kernel(
         base = base * source_columns + first_kept_column * STRIDE
         p_tile = p_source + (batch * source_batch + base) * CI
 
-        word = reached(source_query_row, source_query_rows, back, KERNEL_QUERY, 1, WORD)
-        word |= reached(query_column, query_columns, back, KERNEL_QUERY, 1, WORD) << FIELD
-        field = reached(source_row, source_rows, support_back, KERNEL_SUPPORT, 1, WORD)
-        word |= field << 2 * FIELD
-        field = reached(source_column, source_columns, support_back, KERNEL_SUPPORT, 1, WORD)
-        word |= field << 3 * FIELD
-        word = tl.where(m_row, word, 0)
+        if WORD is not None:
+            over_query = _taps_inside(
+                source_query_row, source_query_rows, query_column, query_columns, KERNEL_QUERY, WORD
+            )
+            over_support = _taps_inside(
+                source_row, source_rows, source_column, source_columns, KERNEL_SUPPORT, WORD
+            )
+            bits = over_query | (over_support << query_taps)
+            bits = tl.where(m_row, bits, 0) >> (first_tap + first_slot)
 
         p_rows = p_grad + (batch * grad_batch + first) * CO
         o_grad = (tl.arange(0, BLOCK_ROWS) * CO)[:, None] + o_co[None, :]
         b_grad = tl.load(p_rows + o_grad, mask=m_row[:, None] & m_co[None, :], other=0.0)
         added = ()
         for index in tl.static_range(TAPS):
-            over_query, row, column, row_shift, column_shift, _ = tap_of(
-                first_tap + tl.minimum(first_slot + index, taps - 1), query_taps, KERNEL_SUPPORT,
+            over_query, _, _, row_shift, column_shift, _ = tap_of(
+                first_tap + first_slot + index, query_taps, KERNEL_SUPPORT,
                 support_back, support_back, 0, 0, 1, KERNEL_QUERY, KERNEL_SUPPORT, 1,
             )  # fmt: skip
-            if FIELD > 0:
-                row += tl.where(over_query, 0, 2 * FIELD)
-                column += tl.where(over_query, FIELD, 3 * FIELD)
-                inside = (word >> row) & (word >> column) & 1 != 0
+            if WORD is not None:
+                inside = (bits >> index) & 1 != 0
             else:
                 inside = m_row & inside_of(
                     source_query_row + tl.where(over_query, row_shift, 0),
@@ -137,10 +155,48 @@ def weight_gradient_kernel(
         tl.store(p_partial + o_slot + o_ci[:, None] * CO + o_co[None, :], sums[index], mask=mask)
 
 
+@triton.jit
+def weight_sums_kernel(
+    p_partial: tl.tensor,  # [splits, taps, CI, CO]
+    p_query: tl.tensor,  # [CO, CI, QUERY_TAPS], or None
+    p_support: tl.tensor,  # [CO, CI, SUPPORT_TAPS], or None
+    splits: tl.tensor,
+    first_tap: tl.tensor,
+    taps: tl.tensor,
+    CI: tl.constexpr,
+    CO: tl.constexpr,
+    QUERY_TAPS: tl.constexpr,
+    SUPPORT_TAPS: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """The shares of some elements of both kernels' gradients, added."""
+    o_element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    elements = taps * (CI * CO)
+    m_element = o_element < elements
+    total = tl.zeros((BLOCK_SPLITS, BLOCK), tl.float32)
+    for start in range(0, splits, BLOCK_SPLITS):
+        o_split = start + tl.arange(0, BLOCK_SPLITS)
+        p_split = p_partial + (o_split.to(tl.int64) * elements)[:, None] + o_element[None, :]
+        mask = (o_split < splits)[:, None] & m_element[None, :]
+        total += tl.load(p_split, mask=mask, other=0.0)
+    of_element = tl.sum(total, 0)
+    slot = first_tap + o_element // (CI * CO)
+    o_kernel = o_element % CO * CI + o_element // CO % CI
+    if p_query is not None:
+        mask = m_element & (slot < QUERY_TAPS)
+        value = of_element.to(p_query.dtype.element_ty)
+        tl.store(p_query + o_kernel * QUERY_TAPS + slot, value, mask=mask)
+    if p_support is not None:
+        slot -= QUERY_TAPS
+        value = of_element.to(p_support.dtype.element_ty)
+        tl.store(p_support + o_kernel * SUPPORT_TAPS + slot, value, mask=m_element & (slot >= 0))
+
+
 def weight_gradients(
-    source: Tensor, grad: Tensor, grid: Grid, needs: tuple[bool, bool]
+    source: Tensor, grad: Tensor, grid: Grid, needs: tuple[bool, bool], dtype: torch.dtype
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients to weight_query and weight_support, [Co, Ci, k, k] in float32, where needed.
+    """Gradients to weight_query and weight_support, [Co, Ci, k, k], where needed.
 
     The positions are split into shares, each summed by one program, and the shares are added in a
     fixed order.
@@ -150,6 +206,10 @@ def weight_gradients(
     taps = (over_query if needs[0] else 0) + (over_support if needs[1] else 0)
     batch, inner, source_query_rows, query_columns, source_rows, source_columns = source.shape
     outer, query_rows, _, *kept = grad.shape[1:]
+    of_query, of_support = (
+        grad.new_empty(outer, inner, size, size, dtype=dtype) if need else None
+        for need, size in zip(needs, (grid.kernel_query, grid.kernel_support), strict=True)
+    )
     if taps == 0:
         return None, None
     tile = tiles.weight_gradient(inner, outer, source.dtype, architecture(source))
@@ -174,21 +234,19 @@ def weight_gradients(
             KERNEL_QUERY=grid.kernel_query, KERNEL_SUPPORT=grid.kernel_support,
             PRECISION=precision(source), INDEX=row_index(rows, grad.shape[2:], tile.depth),
             OFFSET=index_type(offsets), TAPS=shared,
-            FIELD=field_bits(max(grid.kernel_query, grid.kernel_support)),
+            WORD=_word(over_query + over_support),
             BLOCK_CI=tile.rows, BLOCK_CO=tile.columns, BLOCK_ROWS=tile.depth,
             **options(tile),
         )  # fmt: skip
-    total = partial.sum(0)  # [taps, Ci, Co]
-    of_query, of_support = total.split(
-        (over_query if needs[0] else 0, over_support if needs[1] else 0)
-    )
-    return (
-        _as_kernel(of_query, grid.kernel_query) if needs[0] else None,
-        _as_kernel(of_support, grid.kernel_support) if needs[1] else None,
-    )
+    tile = tiles.weight_sums()
+    weight_sums_kernel[(blocks(taps * inner * outer, tile.columns),)](
+        partial, of_query, of_support, splits, first_tap, taps,
+        CI=inner, CO=outer, QUERY_TAPS=over_query, SUPPORT_TAPS=over_support,
+        BLOCK_SPLITS=tile.rows, BLOCK=tile.columns, **options(tile),
+    )  # fmt: skip
+    return of_query, of_support
 
 
-def _as_kernel(matrix: Tensor, size: int) -> Tensor:
-    """[k*k, Ci, Co] -> [Co, Ci, k, k]."""
-    kernel: Tensor = matrix.permute(2, 1, 0).unflatten(2, (size, size))
-    return kernel
+def _word(taps: int) -> tl.dtype | None:
+    """Of so many bits; one is to spare, of the sign."""
+    return tl.int32 if taps < 32 else tl.int64 if taps < 64 else None

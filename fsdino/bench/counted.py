@@ -136,6 +136,7 @@ TRIPS: dict[str, Callable[[Values], list[float]]] = {
     "walk_kernel": _walk_trips,
     "mend_edges_kernel": lambda v: [_blocks(v["flags"], v["BLOCK"]), 0, 0],  # weights are finite
     "weight_gradient_kernel": lambda v: [v["tiles_in_all"] / _splits(v)],
+    "weight_sums_kernel": lambda v: [_blocks(v["splits"], v["BLOCK_SPLITS"])],
     "gradient_sums_kernel": lambda v: [v["share"]],
     "gradient_kernel": lambda v: [v["share"]],
     "merge_kernel": lambda v: [

@@ -257,12 +257,10 @@ def _block_fake(
     raw = _conv_fake(x, weight_query, weight_support, bias, support_stride, backend)
     y = x.new_empty(raw.shape[:4]) if reduce_support else torch.empty_like(raw)
     statistics = torch.float64 if x.dtype == torch.float64 else torch.float32
-    if not save:
-        mean, rstd = (x.new_empty(0, dtype=statistics) for _ in range(2))
-        return y, x.new_empty(0), mean, rstd
     sizes = (x.shape[0], num_groups)
-    mean = x.new_empty(backends.mean_shape(backend, *sizes), dtype=statistics)
-    return y, raw, mean, x.new_empty(sizes, dtype=statistics)
+    shapes = (backends.mean_shape(backend, *sizes), sizes) if save else ((0,), (0,))
+    mean, rstd = (x.new_empty(shape, dtype=statistics) for shape in shapes)
+    return y, raw if save else x.new_empty(0), mean, rstd
 
 
 @torch.library.register_fake("fsdino::center_pivot_block4d_backward")

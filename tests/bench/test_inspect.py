@@ -22,9 +22,9 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Tri
 
 KERNELS = {
     "correlation_kernel", "correlation_gradient_kernel", "gradient_kernel",
-    "gradient_sums_kernel", "mend_edges_kernel", "merge_kernel", "normalise_kernel",
-    "normalise_mean_kernel", "tokens_kernel", "matrices_kernel",
-    "unit_gradient_kernel", "unit_kernel", "walk_kernel", "weight_gradient_kernel",
+    "gradient_sums_kernel", "matrices_kernel", "mend_edges_kernel", "merge_kernel",
+    "normalise_kernel", "normalise_mean_kernel", "tokens_kernel", "unit_gradient_kernel",
+    "unit_kernel", "walk_kernel", "weight_gradient_kernel", "weight_sums_kernel",
 }  # fmt: skip
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
 MMA = {"sm_80": "HMMA", "sm_90": "GMMA", "sm_100": "UTCHMMA"}

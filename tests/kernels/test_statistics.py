@@ -42,6 +42,6 @@ def test_many_bunches(
     )  # fmt: skip
     assert raw[0, 0].numel() == 16 * 70 * rows
     of_groups = raw.double().reshape(samples, groups, -1)
-    torch.testing.assert_close(mean.double().sum(0), of_groups.mean(2), rtol=1e-8, atol=0)
     variance = of_groups.var(2, unbiased=False)
+    assert ((mean.double().sum(0) - of_groups.mean(2)).abs() < 1e-6 * variance.sqrt()).all()
     torch.testing.assert_close(rstd.double(), (variance + 1e-5).rsqrt(), rtol=1e-6, atol=0)

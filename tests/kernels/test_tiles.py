@@ -44,9 +44,9 @@ def test_power_of_2(size: int, expected: int) -> None:
 
 
 def test_weight_splits_fill_the_gpu_and_no_more() -> None:
-    """Never more shares than steps, never none; small tiles leave room for more programs."""
-    small, large = (tiles.Tile(size, size, 64, 4, 3) for size in (16, 64))
-    assert tiles.weight_splits(large, 18, 10_000) == 4 * tiles.MULTIPROCESSORS // 18
+    """Never more shares than steps, never none; small programs leave room for more of them."""
+    small, large = (tiles.Tile(64, 64, 64, warps, 3) for warps in (1, 4))
+    assert tiles.weight_splits(large, 18, 10_000) == 2 * tiles.MULTIPROCESSORS // 18
     assert tiles.weight_splits(small, 18, 10_000) > tiles.weight_splits(large, 18, 10_000)
     assert tiles.weight_splits(large, 18, 3) == 3
     assert tiles.weight_splits(large, 10**6, 100) == 1
