@@ -276,13 +276,15 @@ def test_only_the_asked_backends_run(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "backward", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["forward", "backward"]
+    ("backward", "counts"),
+    [(False, (1, 2)), pytest.param(True, (2,), marks=pytest.mark.slow)],
+    ids=["forward", "backward"],
 )
-def test_the_compiled_baseline(backward):
+def test_the_compiled_baseline(backward, counts):
     """Checked like the eager one, compiled for each thread count, and timed in the same turns."""
     workload = dataclasses.replace(MINI, block_channels=(8,), backward=backward)
     bench = Bench(workload, device=CPU, dtype=torch.bfloat16)
-    for threads in (1, 2):
+    for threads in counts:
         found = bench.compare(threads=threads, rounds=2, only=["reference"], compiled=True)
         names = {timing.name: len(timing.seconds) for timing in found.timings}
         assert names == {"eager": 2, "compiled": 2, "reference": 2} and found.threads == threads

@@ -26,13 +26,6 @@ def test_behaviours(name: str) -> None:
     assert found["passed"] and found["said"].startswith(("passed", "skipped: needs"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["torch.compile", "opcheck"])
-def test_slow_behaviours(name: str) -> None:
-    """One graph; schema and fake kernels."""
-    assert gpu_behaviours.check_behaviour(name, CPU, "reference")["said"] == "passed"
-
-
 def test_behaviours_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """A backend that swallows NaN."""
 

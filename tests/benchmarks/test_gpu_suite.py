@@ -394,5 +394,8 @@ def test_the_documented_command(tmp_path: Path, measured: str, parts: list[str])
     assert not [row for several in rows.values() for row in several if "failed" in row]
     for row in rows.get("timing", []):
         assert all("seconds" in result for result in row["implementations"].values())
+    if measured == "reference":
+        said = found["correctness"]["behaviour"]
+        assert said["torch.compile"] == said["opcheck"] == "passed"
     for row in rows["memory"]:
         assert all(peak["error"] <= 1 for peak in row["peaks"].values())
