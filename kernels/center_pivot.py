@@ -75,8 +75,8 @@ def center_pivot_block4d(
     two floats) and rstd [B, G]."""
     raw = _output(x, weight_query.shape[0], support_stride)
     grid = walk.Grid.of(weight_query, weight_support, support_stride)
-    weights = matrices(weight_query, weight_support)
     statistics = walk.empty_statistics(raw, x.shape[1], num_groups, norm_eps)
+    weights = matrices(weight_query, weight_support, arrivals=statistics.arrived)
     walk.forward(volume(x), weights.values, dense(bias), raw, grid, statistics=statistics)
     if reduce_support:
         y = raw.new_empty(raw.shape[:4])

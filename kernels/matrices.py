@@ -59,6 +59,8 @@ def matrices_kernel(
     p_7: tl.tensor,
     p_out: tl.tensor,  # all matrices, one behind the other
     p_finite: tl.tensor,  # [programs] unless not CHECKED
+    p_arrivals: tl.tensor,  # [arrivals], which become 0, unless None
+    arrivals: tl.tensor,
     SIZES: tl.constexpr,  # of each weight: OUTER, INNER, TAPS, first program, elements before
     TRANSPOSED: tl.constexpr,
     CHECKED: tl.constexpr,
@@ -72,6 +74,10 @@ def matrices_kernel(
         copy_matrix(
             weights[index], p_out, p_finite, program, SIZES[index], TRANSPOSED, CHECKED, BLOCK
         )
+    if p_arrivals is not None:
+        for start in range(program * BLOCK, arrivals, tl.num_programs(0) * BLOCK):
+            o_arrivals = start + tl.arange(0, BLOCK)
+            tl.store(p_arrivals + o_arrivals, 0, mask=o_arrivals < arrivals)
 
 
 @dataclass(frozen=True)
@@ -123,12 +129,14 @@ class Copies:
         self.weights = [*given, *[None] * (MOST - len(given))]
         self.sizes, self.programs = tuple(sizes), programs
 
-    def launch(self) -> Copies:
-        """Copy, by a launch for this alone."""
+    def launch(self, arrivals: Tensor | None = None) -> Copies:
+        """Copy, by a launch for this alone; it also fills contiguous int32 with 0."""
         tile = tiles.matrices()
         matrices_kernel[(self.programs,)](
-            *self.weights, self.values, self.finite, SIZES=self.sizes, TRANSPOSED=self.transposed,
-            CHECKED=self.transposed, BLOCK=tile.rows, **options(tile),
+            *self.weights, self.values, self.finite, arrivals,
+            0 if arrivals is None else arrivals.numel(),
+            SIZES=self.sizes, TRANSPOSED=self.transposed, CHECKED=self.transposed,
+            BLOCK=tile.rows, **options(tile),
         )  # fmt: skip
         return self
 
@@ -143,13 +151,20 @@ class Copies:
         ]
 
 
-def matrices(weight_query: Tensor, weight_support: Tensor, *, transposed: bool = False) -> Matrices:
+def matrices(
+    weight_query: Tensor,
+    weight_support: Tensor,
+    *,
+    transposed: bool = False,
+    arrivals: Tensor | None = None,
+) -> Matrices:
     """Those of one convolution.
 
     Args:
         weight_query: [Co, Ci, kq, kq].
         weight_support: [Co, Ci, ks, ks].
         transposed: for going back; whether the weights are finite is only told then.
+        arrivals: contiguous int32, which become 0.
     """
     copies = Copies([(weight_query, weight_support)], transposed=transposed)
-    return copies.launch().matrices()[0]
+    return copies.launch(arrivals).matrices()[0]

@@ -231,7 +231,7 @@ class Statistics:
         cls, like: Tensor, groups: int, parts: int, tiles: int, eps: float,
         arrived: Tensor | None = None,
     ) -> Statistics:  # fmt: skip
-        """Uninitialised but for `arrived`.
+        """Uninitialised; `arrived` must be 0 before the first tile arrives.
 
         Args:
             like: has the batch and the device.
@@ -239,11 +239,11 @@ class Statistics:
             parts: of which each tile has an entry.
             tiles: of a sample.
             eps: added to the variance.
-            arrived: zeros, `counters` for each sample; they are made if it is None.
+            arrived: contiguous int32, `counters` for each sample; made if it is None.
         """
         batch, bunches = len(like), blocks(tiles, BUNCH.value)
         if arrived is None:
-            arrived = like.new_zeros(batch * counters(tiles), dtype=torch.int32)
+            arrived = like.new_empty(batch * counters(tiles), dtype=torch.int32)
         mean = like.new_empty(2, batch, groups, dtype=torch.float32)
         entries = mean.new_empty(batch, tiles + bunches + 1, 4, parts)
         return cls(mean, mean.new_empty(batch, groups), entries, arrived, tiles, eps)

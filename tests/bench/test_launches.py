@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Trito
 # Of W12 in bfloat16, on every architecture: launches, variants among them, and PyTorch's own small
 # kernels. Whoever changes the kernels changes these.
 FORWARD = (6, 6, 0)
-TRAINING = (32, 32, 3)
+TRAINING = (32, 32, 0)
 
 
 @pytest.mark.parametrize("architecture", [80, 90, 100])
