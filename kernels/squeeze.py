@@ -38,8 +38,9 @@ def squeeze4d(
     eps: float,
 ) -> Tensor:
     """[B, L, C, Hq, Wq] and [B, L, C, Hs, Ws] -> [B, Co, Hq, Wq] with the last block's Co."""
-    out = query.new_empty(len(query), weights_query[-1].shape[0], *query.shape[3:])
-    if len(query) == 0:
+    batch = query.shape[0]
+    out = query.new_empty(batch, weights_query[-1].shape[0], *query.shape[3:])
+    if batch == 0:
         return out
     convolutions = [*zip(weights_query, weights_support, strict=True)]
     copies, *others = (
@@ -61,14 +62,15 @@ def squeeze4d(
     room = max((math.prod(volume) for volume in volumes[1:2]), default=0) * query.element_size()
     features = Features(query, support, support_weight, eps, weights_query[0].shape[-1], room)
     tiles = _tiles(features, blocks, volumes)
-    arrived = query.new_empty(len(query) * sum(map(counters, tiles)), dtype=torch.int32)
+    arrived = query.new_empty(batch * sum(map(counters, tiles)), dtype=torch.int32)
     features.prepare(Preparation(arrived, copies))
 
     raw = query.new_empty(0)
     normalisation = None
     for block, shape, count in zip(blocks, volumes, tiles, strict=True):
-        source, raw = raw, empty_volume(query, shape)
-        own, arrived = arrived.tensor_split([len(query) * counters(count)])
+        source = raw
+        raw = empty_volume(query, shape)
+        own, arrived = arrived.tensor_split([batch * counters(count)])
         inner = block.values.shape[1]
         statistics = walk.empty_statistics(raw, inner, num_groups, norm_eps, count, own)
         if normalisation is None:
@@ -101,7 +103,7 @@ def _shapes(query: Tensor, support: Tensor, blocks: Sequence[_Block]) -> list[tu
     shapes = []
     for block in blocks:
         rows, columns = (layout.blocks(size, block.grid.stride) for size in (rows, columns))
-        shapes.append((len(query), block.values.shape[2], *query.shape[3:], rows, columns))
+        shapes.append((query.shape[0], block.values.shape[2], *query.shape[3:], rows, columns))
     return shapes
 
 

@@ -241,7 +241,7 @@ class Statistics:
             eps: added to the variance.
             arrived: contiguous int32, `counters` for each sample; made if it is None.
         """
-        batch, bunches = len(like), blocks(tiles, BUNCH.value)
+        batch, bunches = like.shape[0], blocks(tiles, BUNCH.value)
         if arrived is None:
             arrived = like.new_empty(batch * counters(tiles), dtype=torch.int32)
         mean = like.new_empty(2, batch, groups, dtype=torch.float32)
@@ -255,7 +255,7 @@ class Statistics:
             mean=self.mean[:, chosen],
             rstd=self.rstd[chosen],
             entries=self.entries[chosen],
-            arrived=self.arrived.view(len(self.rstd), -1)[chosen],
+            arrived=self.arrived.view(self.rstd.shape[0], -1)[chosen],
         )
 
 
@@ -270,7 +270,7 @@ class Normalisation:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """As kernels take them: mean, what it lost, rstd, scale, shift."""
-        return (*self.statistics.mean, self.statistics.rstd, self.scale, self.shift)
+        return (*self.statistics.mean.unbind(), self.statistics.rstd, self.scale, self.shift)
 
 
 def counters(tiles: int) -> int:

@@ -7,6 +7,7 @@ three architectures and listed by `python -m fsdino.bench.inspect triton`;
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,6 +43,7 @@ def power_of_2(size: int, least: int, most: int) -> int:
     return min(most, max(least, 1 << (size - 1).bit_length()))
 
 
+@functools.cache
 def correlation(dtype: torch.dtype, architecture: int) -> Tile:
     """Query rows, support columns and feature channels of one step.
 
@@ -58,6 +60,7 @@ def correlation(dtype: torch.dtype, architecture: int) -> Tile:
     return Tile(128, 128 if wide else 64, depth, 8, 3)
 
 
+@functools.cache
 def correlation_gradient(dtype: torch.dtype, architecture: int) -> Tile:
     """The same for the gradient, whose epilogue needs more registers."""
     tile = correlation(dtype, architecture)
@@ -89,6 +92,7 @@ def correlation_layers(
     return power_of_2(layers, 1, 2)
 
 
+@functools.cache
 def walk(
     inner: int, outer: int, dtype: torch.dtype, architecture: int, *, normalises: bool = False
 ) -> Tile:
@@ -117,6 +121,7 @@ def walk(
     return Tile(128, columns, depth, warps, 3 if architecture >= 90 else 2)
 
 
+@functools.cache
 def weight_gradient(inner: int, outer: int, dtype: torch.dtype, architecture: int) -> Tile:
     """Channels in, channels out and positions of one step of the weights' gradient."""
     rows, columns = power_of_2(inner, 16, 64), power_of_2(outer, 16, 64)
@@ -157,12 +162,14 @@ def weight_sums() -> Tile:
     return Tile(64, 32, 0, 4, 1)
 
 
+@functools.cache
 def elementwise(channels: int) -> Tile:
     """Positions and channels of one program of a pass that multiplies nothing."""
     columns = power_of_2(channels, 16, 128)
     return Tile(4096 // columns, columns, 0, 4, 1)
 
 
+@functools.cache
 def gradient(channels: int, positions: int) -> Tile:
     """Positions of a token, or of the whole volume, and channels of one step of the gradient
     through the normalisation."""
@@ -175,6 +182,7 @@ def gradient_share(steps: int) -> int:
     return max(1, min(8, steps // (4 * MULTIPROCESSORS)))
 
 
+@functools.cache
 def merged(channels: int) -> Tile:
     """Shares of the positions, and channels of a group, that one step merges."""
     columns = power_of_2(channels, 1, 2**20)
@@ -202,16 +210,19 @@ def chunk(batch: int, rows: int, halo: int, row_bytes: int, room: int = 0) -> tu
     return 1, -(-rows // chunks)
 
 
+@functools.cache
 def tokens(channels: int) -> Tile:
     """Tokens and channels of one step of the light passes over features."""
     return Tile(32, power_of_2(channels, 16, 64), 0, 4, 1)
 
 
+@functools.cache
 def mending() -> Tile:
     """Elements that a program mends at a time, and programs at most: mostly they end at once."""
     return Tile(256, 256, 0, 4, 1)
 
 
+@functools.cache
 def matrices() -> Tile:
     """Elements of the weights that a program puts in order."""
     return Tile(1024, 1, 0, 4, 1)

@@ -610,7 +610,7 @@ def _walk(
     inner, outer = source.shape[1], out.shape[1]
     normalises = normalisation is not None
     tile = tiles.walk(inner, outer, source.dtype, architecture(source), normalises=normalises)
-    if len(source) == 0:
+    if source.shape[0] == 0:
         return
     # Support positions walked over: of the class that has most, and of that with the fewest.
     step = 1 if direction == 1 else grid.stride
@@ -634,10 +634,10 @@ def _walk(
         groups = statistics.rstd.shape[1]
         merged = outer // statistics.entries.shape[3]
         of_out = (
-            *statistics.mean, statistics.rstd, statistics.entries, statistics.arrived,
+            *statistics.mean.unbind(), statistics.rstd, statistics.entries, statistics.arrived,
             statistics.eps, statistics.tiles,
         )  # fmt: skip
-    walk_kernel[(classes * len(source) * count * blocks(outer, tile.columns),)](
+    walk_kernel[(classes * source.shape[0] * count * blocks(outer, tile.columns),)](
         source, weights, bias, *of_source, out, *of_out, first_tile, *batches, count, *sizes,
         **constants, DIRECTION=direction, HAS_BIAS=bias is not None,
         SOURCE_GROUPS=source_groups, GROUPS=groups, MERGED=merged,
@@ -665,7 +665,7 @@ def _sizes(
 ) -> tuple[tuple[int, int, int], tuple[int, ...], dict[str, int]]:
     """What both kernels take: the batch and its strides, other sizes, and constants."""
     inner, outer = source.shape[1], out.shape[1]
-    batches = (len(source), source.stride(0) // inner, out.stride(0) // outer)
+    batches = (source.shape[0], source.stride(0) // inner, out.stride(0) // outer)
     sizes = (source.shape[2], *source.shape[4:], *out.shape[2:], grid.first_query_row)
     constants = {
         "CI": inner, "CO": outer, "STRIDE": grid.stride,
