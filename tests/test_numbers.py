@@ -6,7 +6,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -287,10 +287,22 @@ def cpu_kernels() -> Iterator[str]:
     yield from cpu_table.block().split("\n\n")
 
 
+GPU_PARTS = {
+    "lengths, weights in order": ("lengths", "tokens", "matrices"),
+    "correlation": ("correlation",),
+    "convolutions, their transposes": ("walk", "mend_edges"),
+    "normalisation, mean": ("statistics", "normalise", "normalise_mean"),
+    "gradients through it": ("distance_sums", "gradient_sums", "merge", "gradient"),
+    "gradients of the weights": ("weight_gradient", "weight_sums"),
+}
+
+
 def gpu_counts() -> Iterator[str]:
-    found = record("gpu-counts.json")
-    yield f"`{found['command']}`"
+    before, found = record("gpu-counts-before.json"), record("gpu-counts.json")
     assumed = found["assumed"]
+    assert before["assumed"] == assumed
+    yield f"`{found['command']}`"
+    yield f"`{before['command']}`"
     yield (
         f"multiplying ({assumed['flop_a_second'] / 1e12:.0f} TFLOP/s), moving bytes "
         f"({assumed['memory_bytes_a_second'] / 1e12:.1f} TB/s from memory, "
@@ -299,14 +311,31 @@ def gpu_counts() -> Iterator[str]:
     )
     yield "W6 has 6 layers, x8 a batch of 8"
     gpu = roofline.given_gpu(assumed["flop_a_second"] / 1e12, 4.3)
-    for name in found["counts"]["sm_90"]:
-        millions = [
-            f"{sum(row['instructions'] for row in of[name]) / 1e6:.0f}"
-            for of in found["counts"].values()
+    names = list(found["counts"]["sm_90"])
+
+    def millions(counts: dict[str, Any], name: str, kernels: Sequence[str] = ()) -> float:
+        rows = counts[name]
+        chosen = {f"{kernel}_kernel" for kernel in kernels} or {row["kernel"] for row in rows}
+        return sum(row["instructions"] for row in rows if row["kernel"] in chosen) / 1e6
+
+    for name in names:
+        totals = [
+            f"{millions(before['counts'][sm], name):.0f} → {millions(of, name):.0f}"
+            for sm, of in found["counts"].items()
         ]
-        bound = sum(row["microseconds"] for row in found["counts"]["sm_90"][name]) / 1e3
+        bounds = [
+            sum(row["microseconds"] for row in of["counts"]["sm_90"][name]) / 1e3
+            for of in (before, found)
+        ]
         floor = roofline.floor_seconds(WORKLOADS[name], torch.bfloat16, gpu) * 1e3
-        yield f"| {name} | {' | '.join(millions)} | {bound:.2f} ms | {floor:.2f} ms |"
+        cells = (*totals, "{:.2f} → {:.2f} ms".format(*bounds), f"{floor:.2f} ms")
+        yield f"| {name} | {' | '.join(cells)} |"
+    for part, kernels in GPU_PARTS.items():
+        cells = []
+        for name in names:
+            old, new = (millions(of["counts"]["sm_90"], name, kernels) for of in (before, found))
+            cells.append(f"{old:.0f} → {new:.0f}" if old or new else "–")
+        yield f"| {part} | {' | '.join(cells)} |"
 
 
 def call_overhead() -> Iterator[str]:

@@ -105,6 +105,12 @@ def _correlation_trips(v: Values) -> list[float]:
     return [steps] if layers == 1 else [layers, steps]
 
 
+def _matrices_trips(v: Values) -> list[float]:
+    if v["p_arrivals"] is None:
+        return []
+    return [_blocks(v["arrivals"], v["BLOCK"]) / v["programs"]]
+
+
 def _walk_steps(v: Values) -> float:
     """Steps of a program; going back the mean over the classes, which have as many programs."""
     kernel_query, kernel = v["KERNEL_QUERY"], v["KERNEL_SUPPORT"]
@@ -132,6 +138,7 @@ def _walk_arrivals(v: Values) -> list[float]:
 # Trips of each loop of a kernel in the order of the source, by what it was called with.
 TRIPS: dict[str, Callable[[Values], list[float]]] = {
     "tokens_kernel": lambda v: [_blocks(v["C"], v["BLOCK_C"])],
+    "matrices_kernel": _matrices_trips,
     "correlation_kernel": _correlation_trips,
     "walk_kernel": _walk_trips,
     "mend_edges_kernel": lambda v: [_blocks(v["flags"], v["BLOCK"]), 0, 0],  # weights are finite
@@ -141,13 +148,16 @@ TRIPS: dict[str, Callable[[Values], list[float]]] = {
     "gradient_kernel": lambda v: [v["share"]],
     "merge_kernel": lambda v: [
         _blocks(v["shares"], v["BLOCK_SHARES"]),
-        _blocks(v["batches"], v["BLOCK_SHARES"]) / v["batches"],  # a group's last program
+        _blocks(v["batches"], v["BLOCK_SHARES"]),
     ],
     "normalise_mean_kernel": lambda v: [_blocks(v["kept"], v["BLOCK_ROWS"])],
 }
 
 # And what share of its programs goes on behind each atomic instruction.
-ARRIVALS: dict[str, Callable[[Values], list[float]]] = {"walk_kernel": _walk_arrivals}
+ARRIVALS: dict[str, Callable[[Values], list[float]]] = {
+    "walk_kernel": _walk_arrivals,
+    "merge_kernel": lambda v: [1 / v["batches"]],
+}
 
 
 def _splits(v: Values) -> int:
