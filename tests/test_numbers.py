@@ -330,6 +330,7 @@ def gpu_counts() -> Iterator[str]:
         floor = roofline.floor_seconds(WORKLOADS[name], torch.bfloat16, gpu) * 1e3
         cells = (*totals, "{:.2f} → {:.2f} ms".format(*bounds), f"{floor:.2f} ms")
         yield f"| {name} | {' | '.join(cells)} |"
+    yield f"Million warp instructions of each part, sm_90: | | {' | '.join(names)} |"
     for part, kernels in GPU_PARTS.items():
         cells = []
         for name in names:
