@@ -5,7 +5,8 @@
 
 The commit is the last one before the kernels were rewritten to execute fewer instructions.
 Workloads, compiler and assumptions are today's, so that only the kernels differ from
-`python -m fsdino.bench.counted`, whose options it takes.
+`python -m fsdino.bench.counted`, whose options it takes: `--arch`, `--workload`, `--dtype` and
+`--record`.
 """
 
 from __future__ import annotations

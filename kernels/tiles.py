@@ -109,9 +109,12 @@ def walk(
         return Tile(512, power_of_2(outer, 16, 64), power_of_2(inner, 16, 64), 1, 1)
     if dtype not in HALF:
         columns = power_of_2(outer, 16, 64)
-        warps = 8 if architecture >= 100 and columns > 32 else 4
-        deepest = 16 if normalises and architecture < 100 else 32
-        return Tile(64, columns, power_of_2(inner, 16, deepest), warps, 2)
+        depth = power_of_2(inner, 16, 32)
+        if normalises:  # where steps are not shorter, or warps not more, registers do not suffice
+            if architecture >= 100 and columns > 32:
+                return Tile(64, columns, depth, 8, 2)
+            return Tile(64, columns, 16, 4, 2)
+        return Tile(64, columns, depth, 4, 2)
     columns, depth = power_of_2(outer, 16, 128), power_of_2(inner, 16, 64)
     warps = 8 if columns > 64 else 4
     if 90 <= architecture < 100 and not (normalises and columns > 64):
