@@ -228,7 +228,7 @@ def test_convolution_in_the_interpreter() -> None:
 def test_fused_op_in_the_interpreter() -> None:
     """Values in both dtypes and, in chunks of the query rows, every gradient."""
     ids = fused_ids()
-    assert run_interpreted(*ids, "tests/kernels/test_fused.py") == len(ids) + 5
+    assert run_interpreted(*ids, "tests/kernels/test_fused.py") == len(ids) + 6
 
 
 @needs_triton
