@@ -19,7 +19,7 @@ from fsdino.models.encoders import Features
 from fsdino.models.few_shot import FewShotModel
 from fsdino.models.segmentation import Segmentation
 from fsdino.models.shots import PooledShot, positions, token_mask
-from fsdino.models.supports import Support
+from fsdino.models.supports import Support, picture
 from fsdino.models.views import View, closer
 from fsdino.resizing import area_share, to_tensor
 
@@ -75,9 +75,11 @@ class Segmenter(FewShotModel):
         else:
             features = self.encode_list([self._prepare(a) for a in (*arrays, view.image)])
             support = self._support(features[:1], flags, [(features[1], view)] if small else [])
-            flags = [*flags, view.mask]
+        pictures = tuple(map(picture, arrays, flags))
+        support = replace(support, pictures=pictures)
         if not quality:
             return support
+        flags = flags if view is None else [*flags, view.mask]
         found = self._quality(features, flags, [1] if single else range(len(flags)))
         support = replace(support, quality=found)
         words = doubt(support)
