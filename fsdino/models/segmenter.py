@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import overload
+from typing import Literal, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fsdino.errors import DataError, SupportWarning, UsageError
-from fsdino.images import Flags, ImageLike, Pixels, read_image
+from fsdino.errors import DataError, FsdinoError, SupportWarning, UsageError
+from fsdino.images import Flags, ImageLike, Pixels, label_of, read_image
 from fsdino.masks import MaskLike, read_mask
+from fsdino.models import queries as stream
 from fsdino.models import tiling
 from fsdino.models.encoders import Features
 from fsdino.models.few_shot import FewShotModel
@@ -54,7 +55,8 @@ class Segmenter(FewShotModel):
         """Encode one to any number of annotated images of one class.
 
         Args:
-            images: paths, PIL images, uint8 arrays [H, W, 3] or tensors; any sizes.
+            images: paths, PIL images, uint8 arrays [H, W, 3], tensors, bytes or open files; any
+                sizes. A batch as in `segment` is a list of images.
             masks: one per image and of its size: bool, 0/1 or 0/255 arrays, PIL, or paths.
             quality: also measure how well the support finds itself (`Support.quality`), and warn
                 where that is low: each image is segmented by the others, or a mirrored close-up
@@ -181,7 +183,8 @@ class Segmenter(FewShotModel):
         """Segment what the support shows in one image, or in each of a list.
 
         Args:
-            query: image, or list of images; any sizes.
+            query: image, or list of images; any sizes. A batch [B, C, H, W] or [B, H, W, C], an
+                array or a tensor, uint8 or floats in [0, 1], is a list of images.
             support: from `encode_support`, or several by name (N-way), which share one encoder
                 pass per image.
             threshold: probability from which a pixel belongs to the mask, in (0, 1); None takes
@@ -203,6 +206,9 @@ class Segmenter(FewShotModel):
         threshold = self.config.threshold if threshold is None else threshold
         if not 0 < threshold < 1:
             raise UsageError(f"threshold must lie between 0 and 1, got {threshold}")
+        many = isinstance(query, list | tuple)
+        if (images := stream.unstacked(query)) is not None:
+            query, many = images, True
         queries = _as_list(query)
         arrays = [read_image(x, _name("query", k)) for k, x in enumerate(queries)]
         dtype = next(self.parameters()).dtype
@@ -219,7 +225,78 @@ class Segmenter(FewShotModel):
             Segmentation(array, maps.cpu().numpy(), tuple(named), threshold, tuple(scores.tolist()))
             for array, (maps, scores) in zip(arrays, found, strict=True)
         ]
-        return results if isinstance(query, list | tuple) else results[0]
+        return results if many else results[0]
+
+    @overload
+    def segment_iter(
+        self,
+        queries: Iterable[ImageLike],
+        support: Support | Mapping[str, Support],
+        *,
+        threshold: float | None = None,
+        tiles: bool = False,
+        errors: Literal["raise"] = "raise",
+    ) -> Iterator[Segmentation]: ...
+
+    @overload
+    def segment_iter(
+        self,
+        queries: Iterable[ImageLike],
+        support: Support | Mapping[str, Support],
+        *,
+        threshold: float | None = None,
+        tiles: bool = False,
+        errors: Literal["yield"],
+    ) -> Iterator[Segmentation | FsdinoError]: ...
+
+    def segment_iter(
+        self,
+        queries: Iterable[ImageLike],
+        support: Support | Mapping[str, Support],
+        *,
+        threshold: float | None = None,
+        tiles: bool = False,
+        errors: Literal["raise", "yield"] = "raise",
+    ) -> Iterator[Segmentation | FsdinoError]:
+        """Segment any number of images, one after another: files, frames, a generator.
+
+        Results come in the images' order. The next two images are read in a thread while the model
+        is busy, and at most a small batch more is in memory, at most 8 images; large images are
+        batches of their own.
+
+        Args:
+            queries: images as in `segment`, drawn as they are needed.
+            support, threshold, tiles: as in `segment`.
+            errors: what happens to an image that cannot be read or segmented: "raise" ends the
+                iteration with its error, "yield" gives the error in the place of the result.
+
+        Raises:
+            UsageError: as in `segment`, at the call; one image in the place of many.
+            DataError: as in `segment`, when the image's turn comes.
+        """
+        if errors not in ("raise", "yield"):
+            raise UsageError(f"errors must be 'raise' or 'yield', got {errors!r}")
+        stream.check_iterable(queries)
+        self.segment([], support, threshold=threshold, tiles=tiles)  # checks the arguments
+
+        def ask(arrays: list[Pixels]) -> list[Segmentation]:
+            return self.segment(arrays, support, threshold=threshold, tiles=tiles)
+
+        def name(place: int, query: ImageLike) -> str:
+            return label_of(query, _name("query", place))
+
+        def results() -> Iterator[Segmentation | FsdinoError]:
+            read = stream.read_ahead(
+                queries, lambda k, x: label_of(x, _name("query", k)), read_image
+            )
+            size = stream.bytes_per_pixel(len(support) if isinstance(support, Mapping) else 1)
+            for batch in stream.batches(read, size, images=self._batch):
+                for result in stream.answers(batch, ask):
+                    if isinstance(result, FsdinoError) and errors == "raise":
+                        raise result
+                    yield result
+
+        return results()
 
     @property
     def _batch(self) -> int:
@@ -337,6 +414,9 @@ def doubt(support: Support) -> str | None:
 
 def _as_list(value: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     """One image or mask, or several, as a list."""
+    images = stream.unstacked(value)
+    if images is not None:
+        return images
     return list(value) if isinstance(value, list | tuple) else [value]  # type: ignore[list-item]
 
 
