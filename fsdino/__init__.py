@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from fsdino import ops
+    from fsdino.data.labelled import Labelled, read_labelled
     from fsdino.errors import BackendError, CheckpointError, DataError, FsdinoError, UsageError
     from fsdino.models.config import ModelConfig
     from fsdino.models.fsdino import FSDINO
@@ -42,6 +43,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "FsdinoError",
+    "Labelled",
     "ModelConfig",
     "ModelInfo",
     "Sample",
@@ -53,6 +55,7 @@ __all__ = [
     "list_models",
     "load",
     "ops",
+    "read_labelled",
     "samples",
 ]
 
@@ -63,6 +66,7 @@ _HOMES = {
     "DataError": "fsdino.errors",
     "FSDINO": "fsdino.models.fsdino",
     "FsdinoError": "fsdino.errors",
+    "Labelled": "fsdino.data.labelled",
     "ModelConfig": "fsdino.models.config",
     "ModelInfo": "fsdino.models.registry",
     "Sample": "fsdino.sample_photographs",
@@ -72,6 +76,7 @@ _HOMES = {
     "UsageError": "fsdino.errors",
     "list_models": "fsdino.models.registry",
     "load": "fsdino.models.zoo",
+    "read_labelled": "fsdino.data.labelled",
     "samples": "fsdino.sample_photographs",
 }
 

@@ -72,10 +72,10 @@ class Segmenter(FewShotModel):
         small = single and self.fits and flags[0].mean() < _SMALL
         view = closer(arrays[0], flags[0], _VIEW) if single and (small or quality) else None
         if view is None:
-            features = self.encode_list([self._prepare(array) for array in arrays])
+            features = self._encode_arrays(arrays)
             support = self._support(features, flags)
         else:
-            features = self.encode_list([self._prepare(a) for a in (*arrays, view.image)])
+            features = self._encode_arrays([*arrays, view.image])
             support = self._support(features[:1], flags, [(features[1], view)] if small else [])
         pictures = tuple(map(picture, arrays, flags))
         support = replace(support, pictures=pictures)
@@ -104,6 +104,13 @@ class Segmenter(FewShotModel):
         }
         features = self.encode_list([self._prepare(array)])
         return {name: self._support(features, [flag]) for name, flag in flags.items()}
+
+    def _encode_arrays(self, arrays: Sequence[Pixels]) -> list[Features]:
+        """Encode images uint8 [H, W, 3], a few at a time: many shots do not take memory at once."""
+        found: list[Features] = []
+        for start in range(0, len(arrays), _BATCH):
+            found += self.encode_list([self._prepare(a) for a in arrays[start : start + _BATCH]])
+        return found
 
     def _support(
         self,

@@ -62,9 +62,10 @@ class Segment:
 
     support: Annotated[
         tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
-        tyro.conf.arg(metavar="[NAME=]IMAGE MASK ...", help_behavior_hint="(required)"),
+        tyro.conf.arg(metavar="[NAME=]IMAGE MASK ...|FOLDER|JSON", help_behavior_hint="(required)"),
     ] = ()
-    """Marked examples of a class, or a file from --save-support; again for every further class."""
+    """Marked examples of a class, or a file from --save-support; again for every further class. Or
+    labelled images: a folder (images with masks, LabelMe, COCO, YOLO segments) or a JSON file."""
     query: Annotated[
         tuple[Path, ...], tyro.conf.arg(metavar="IMAGE|FOLDER ...", help_behavior_hint="(required)")
     ] = ()
