@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fsdino.errors import DataError, FsdinoError, SupportWarning, UsageError
 from fsdino.images import Flags, ImageLike, Pixels, label_of, read_image
-from fsdino.masks import MaskLike, read_mask
+from fsdino.masks import MaskLike, MaskRule, read_mask
 from fsdino.models import queries as stream
 from fsdino.models import tiling
 from fsdino.models.encoders import Features
@@ -51,6 +51,9 @@ class Segmenter(FewShotModel):
         masks: MaskLike | Sequence[MaskLike],
         *,
         quality: bool = False,
+        mask_threshold: float | None = None,
+        mask_value: int | str | None = None,
+        invert_mask: bool = False,
     ) -> Support:
         """Encode one to any number of annotated images of one class.
 
@@ -61,12 +64,18 @@ class Segmenter(FewShotModel):
             quality: also measure how well the support finds itself (`Support.quality`), and warn
                 where that is low: each image is segmented by the others, or a mirrored close-up
                 of a single image by the whole of it.
+            mask_threshold: share of white, in (0, 1), from which a mask's pixel is foreground;
+                for masks with gray areas, which are refused otherwise.
+            mask_value: the value, or the colour such as "#ff0000", of the foreground; for masks
+                with several.
+            invert_mask: whether the masks show the background.
 
         Raises:
             UsageError: no image, another number of masks, a mask of another size.
             DataError: an unreadable image, a mask without foreground, weights that are not finite.
         """
-        arrays, flags = _read_annotated(_as_list(images), _as_list(masks))
+        rule = MaskRule(mask_threshold, mask_value, invert_mask)
+        arrays, flags = _read_annotated(_as_list(images), _as_list(masks), rule)
         single = len(arrays) == 1
         # A small object has few tokens; in a close-up it has more.
         small = single and self.fits and flags[0].mean() < _SMALL
@@ -390,7 +399,7 @@ class Segmenter(FewShotModel):
 
 
 def _read_annotated(
-    images: Sequence[ImageLike], masks: Sequence[MaskLike]
+    images: Sequence[ImageLike], masks: Sequence[MaskLike], rule: MaskRule
 ) -> tuple[list[Pixels], list[Flags]]:
     """Images uint8 [H, W, 3], and their masks bool [H, W].
 
@@ -405,7 +414,7 @@ def _read_annotated(
         )
     arrays = [read_image(image, _name("image", k)) for k, image in enumerate(images)]
     flags = [
-        read_mask(mask, array.shape[:2], _name("mask", k), image=images[k])
+        read_mask(mask, array.shape[:2], _name("mask", k), image=images[k], rule=rule)
         for k, (mask, array) in enumerate(zip(masks, arrays, strict=True))
     ]
     return arrays, flags

@@ -6,7 +6,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from fsdino.locks import Lock
 if TYPE_CHECKING:
     from fsdino.data.labelled import Labelled
     from fsdino.images import Flags
+    from fsdino.masks import MaskRule
     from fsdino.models.segmenter import Segmenter
     from fsdino.models.supports import Support
 
@@ -34,11 +35,13 @@ class SupportFiles:
         name: of the class.
         files: image and mask of each shot, one after the other; or one saved support.
         labelled: instead of files, images and masks that a folder or an annotation file has.
+        rule: which pixels of mask files are foreground; None where they say so themselves.
     """
 
     name: str
     files: tuple[Path, ...]
     labelled: Labelled | None = None
+    rule: MaskRule | None = None
 
     @property
     def saved(self) -> bool:
@@ -49,6 +52,7 @@ class SupportFiles:
         """Hash of the files' contents: the same support gives the same hash anywhere."""
         digest = hashlib.sha256()
         parts: list[bytes | Path] = [*self.files]
+        parts += [] if self.rule is None else [repr(self.rule).encode()]
         if self.labelled is not None:
             for image, mask in zip(self.labelled.images, self.labelled.masks, strict=True):
                 parts += [image, mask if isinstance(mask, Path) else mask.tobytes()]
@@ -77,10 +81,19 @@ class SupportFiles:
             images, masks = self.labelled.images, self.labelled.masks
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SupportWarning)  # `warning` says it with the name
-            return model.encode_support([*images], [*masks], quality=True)
+            if self.rule is None or not all(isinstance(mask, Path) for mask in masks):
+                return model.encode_support([*images], [*masks], quality=True)
+            return model.encode_support(
+                [*images],
+                [*masks],
+                quality=True,
+                mask_threshold=self.rule.threshold,
+                mask_value=self.rule.value,
+                invert_mask=self.rule.invert,
+            )
 
 
-def parse(groups: Sequence[Sequence[str]]) -> list[SupportFiles]:
+def parse(groups: Sequence[Sequence[str]], rule: MaskRule | None = None) -> list[SupportFiles]:
     """Read the values of a repeatable `--support`, one class each.
 
     Each is `IMAGE MASK [IMAGE MASK ...]` or `FILE.safetensors`; `NAME=` before the first file
@@ -105,7 +118,7 @@ def parse(groups: Sequence[Sequence[str]]) -> list[SupportFiles]:
             )
     if len(names) > MAX_CLASSES:
         raise UsageError(f"{len(names)} supports: at most {MAX_CLASSES} fit one label image")
-    return found
+    return [replace(support, rule=rule) for support in found]
 
 
 def quality(name: str, support: Support) -> str:

@@ -6,12 +6,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from fsdino.commands.segment import supports
 from fsdino.commands.segment.supports import SupportFiles
-from fsdino.errors import UsageError
+from fsdino.errors import DataError, UsageError
+from fsdino.masks import MaskRule
 from fsdino.models.segmenter import LEAST_QUALITY, LEAST_QUALITY_OF_SEVERAL
 from fsdino.models.supports import Support
 from tiny_models import box_mask, picture, tiny_model
@@ -166,3 +168,20 @@ def test_an_annotation_file():
     text = Path("labelled/cat/0.json").read_text(encoding="utf-8")
     Path("labelled/cat/0.json").write_text(text.replace("50", "60"), encoding="utf-8")
     assert supports.parse([["labelled/cat/0.json"]])[0].digest() != cow.digest()
+
+
+def test_a_rule_for_masks():
+    """Reaches the model, and makes another support of the same files."""
+    Image.fromarray(picture(60, 80)).save("x.png")
+    Image.fromarray(box_mask(60, 80).astype(np.uint8) * 3 + 4).save("m.png")
+    plain, by_value = (
+        supports.parse([["x.png", "m.png"]], r)[0] for r in (None, MaskRule(None, "7"))
+    )
+    assert plain.digest() != by_value.digest()
+    model = tiny_model()
+    expected = model.encode_support(picture(60, 80), box_mask(60, 80))
+    assert by_value.encode(model).same_as(expected)
+    with pytest.raises(DataError, match="--mask-value 7"):
+        plain.encode(model)
+    inverse = model.encode_support("x.png", "m.png", mask_value=4, invert_mask=True)
+    assert inverse.same_as(expected)
