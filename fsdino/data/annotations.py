@@ -10,6 +10,7 @@ import base64
 import binascii
 import contextlib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -68,7 +69,7 @@ def read_shapes(file: Path, pictures: Sequence[Path], root: Path) -> tuple[str, 
             return "LabelMe", _labelme(file, data, pictures, root)
         if isinstance(data.get("images"), list) and isinstance(data.get("annotations"), list):
             return "COCO", _coco(file, data, pictures, root)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, FsdinoError):
             raise
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
@@ -207,6 +208,15 @@ def read_yolo(file: Path, image: Path, names: Mapping[int, str]) -> list[Shape]:
     except (ValueError, OSError) as error:
         raise DataError(f"{shown_path(file)} is damaged ({error}): {_REMEDY}") from error
     return shapes
+
+
+def is_yolo(file: Path) -> bool:
+    """Whether a text file begins with numbers: captions and notes lie beside images, too."""
+    try:
+        with files.open_regular(file) as opened:
+            return re.match(rb"\s*\d+[ \t]+-?[\d.]", opened.read(256)) is not None
+    except OSError:
+        return False
 
 
 def _scaled(points: Any) -> Callable[[tuple[int, int]], Flags]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fsdino.data.annotations import Shape, read_shapes, read_yolo, yolo_names
+from fsdino.data.annotations import Shape, is_yolo, read_shapes, read_yolo, yolo_names
 from fsdino.data.layouts import IMAGE_FOLDERS, MASK_ENDS, MASK_FOLDERS, side_by_side
 from fsdino.errors import DataError, UsageError, listed, printable, shown_path
 from fsdino.image_files import scan_folder
@@ -166,6 +166,8 @@ def _yolo(root: Path, pictures: Sequence[Path]) -> list[Shape]:
         for k in in_labels:
             inside[k] = "images"
         found = by_stem.get(stem, []) or by_stem.get(root.joinpath(*inside), [])
+        if not in_labels and not is_yolo(file):
+            continue
         if len(found) > 1:
             raise DataError(
                 f"{shown_path(file)} belongs to several images, {listed(map(str, found))}: keep one"
@@ -259,7 +261,12 @@ def _with_images(folder: Path, kind: str) -> list[Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    try:
+        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as error:
+        raise UsageError(
+            f"{shown_path(folder)}: cannot be read ({error.strerror}); check its permissions"
+        ) from error
 
 
 def _pictures(root: Path) -> list[Path]:

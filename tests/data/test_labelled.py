@@ -138,6 +138,17 @@ def test_yolo_segments(folders: tuple[str, str], tmp_path: Path) -> None:
         fsdino.read_labelled(tmp_path)
 
 
+def test_captions_are_not_segments(tmp_path: Path) -> None:
+    """Text beside an image is read only if it begins as segments do."""
+    photo(tmp_path / "a.jpg")
+    mask(tmp_path / "masks" / "a.png")
+    (tmp_path / "a.txt").write_text("1 cat on a table", encoding="utf-8")
+    check(tmp_path, foreground=["a.jpg"])
+    (tmp_path / "a.txt").write_text("1 0.2 0.1 0.6 0.1 0.6 0.6", encoding="utf-8")
+    with pytest.raises(DataError, match=r"several kinds \(YOLO, masks\)"):
+        fsdino.read_labelled(tmp_path)
+
+
 def two_masks(root: Path) -> None:
     photo(root / "a.jpg")
     mask(root / "a.png")
