@@ -1,17 +1,30 @@
 """Few-shot segmentation with a frozen DINOv2 encoder.
 
-The public names are imported on first use, so that `import fsdino` costs nothing.
+    model = fsdino.load()  # fsdino-photo; list_models() names the others
+    support = model.encode_support(images, masks)  # K annotated images of one class: a Support
+    result = model.segment(query, support)  # a Segmentation, or a list of them
+    result.mask, result.score, result.overlay()
+
+`samples()` has photographs to try it with. `FSDINO`, `ModelConfig` and `Segmenter` are the models,
+`ops` the 4D correlation operations, `CenterPivotConv4d` a layer of them; every error is an
+`FsdinoError`. The public names are imported on first use, so that `import fsdino` costs nothing.
 """
 
 from __future__ import annotations
 
 import os.path
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING
 
 from fsdino.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
+
     from fsdino import ops
+    from fsdino.data.labelled import Labelled, read_labelled
     from fsdino.errors import BackendError, CheckpointError, DataError, FsdinoError, UsageError
     from fsdino.models.config import ModelConfig
     from fsdino.models.fsdino import FSDINO
@@ -30,6 +43,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "FsdinoError",
+    "Labelled",
     "ModelConfig",
     "ModelInfo",
     "Sample",
@@ -41,6 +55,7 @@ __all__ = [
     "list_models",
     "load",
     "ops",
+    "read_labelled",
     "samples",
 ]
 
@@ -51,6 +66,7 @@ _HOMES = {
     "DataError": "fsdino.errors",
     "FSDINO": "fsdino.models.fsdino",
     "FsdinoError": "fsdino.errors",
+    "Labelled": "fsdino.data.labelled",
     "ModelConfig": "fsdino.models.config",
     "ModelInfo": "fsdino.models.registry",
     "Sample": "fsdino.sample_photographs",
@@ -60,13 +76,31 @@ _HOMES = {
     "UsageError": "fsdino.errors",
     "list_models": "fsdino.models.registry",
     "load": "fsdino.models.zoo",
+    "read_labelled": "fsdino.data.labelled",
     "samples": "fsdino.sample_photographs",
 }
 
-# In a checkout `kernels` and `csrc` lie one folder up; installed, they lie in here.
 _HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+class _Checkout:
+    """Finds `fsdino.kernels` and `fsdino.csrc` in a checkout, where they lie one folder up.
+
+    Installed, they lie in here. With that folder in `__path__`, tests and benchmarks would be
+    modules of the package, too, and `help(fsdino)` would list them.
+    """
+
+    @staticmethod
+    def find_spec(
+        fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in ("fsdino.kernels", "fsdino.csrc"):
+            return None
+        return PathFinder.find_spec(fullname, [*(path or ()), os.path.dirname(_HERE)])
+
+
 if not os.path.isdir(os.path.join(_HERE, "kernels")):
-    __path__.append(os.path.dirname(_HERE))
+    sys.meta_path.insert(0, _Checkout)  # before that of another checkout, installed editable
 
 # Hidden from type checkers, which would otherwise accept any name.
 if not TYPE_CHECKING:
@@ -84,4 +118,4 @@ if not TYPE_CHECKING:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

@@ -29,7 +29,9 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 Flags: TypeAlias = npt.NDArray[np.bool_]
 AnyArray: TypeAlias = npt.NDArray[Any]
 # A quoted Union, since torch is imported only where it is needed.
-ImageLike: TypeAlias = Union[str, "os.PathLike[str]", Image.Image, AnyArray, "torch.Tensor"]
+ImageLike: TypeAlias = Union[
+    str, "os.PathLike[str]", bytes, BinaryIO, Image.Image, AnyArray, "torch.Tensor"
+]
 
 # What Pillow writes again where it turns an image, and cannot where they are damaged.
 _METADATA = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"})
@@ -49,7 +51,8 @@ def read_image(image: ImageLike, name: str = "image") -> Pixels:
     65535 is white, even if no pixel is that bright), CMYK is converted without a profile.
 
     Args:
-        image: a path, a PIL image, or an array or tensor: uint8, uint16 or another integer type
+        image: a path, a file's content as bytes, a binary file that is open (read from where it
+            stands), a PIL image, or an array or tensor: uint8, uint16 or another integer type
             (0..255, or 0..65535 if a value exceeds 255), bool, or floats in [0, 1]; [H, W] or
             [H, W, C] or [C, H, W] with 1 to 4 channels (gray, gray and alpha, RGB, RGBA). If
             both orders match, arrays are read as [H, W, C] and tensors as [C, H, W].
@@ -109,6 +112,10 @@ def load(source: object, label: str) -> Image.Image | AnyArray:
     if isinstance(source, str | os.PathLike):
         with _open_file(os.fsdecode(source), label) as file:
             return _decode(file, label)
+    if isinstance(source, bytes | bytearray):
+        return _decode(io.BytesIO(source), label)
+    if hasattr(source, "read"):
+        return _decode(io.BytesIO(_content(source, label)), label)
     if isinstance(source, Image.Image):
         return _decode(source, label)
     if isinstance(source, np.ndarray):
@@ -118,9 +125,27 @@ def load(source: object, label: str) -> Image.Image | AnyArray:
     if torch is not None and isinstance(source, torch.Tensor):
         return _channels_last(_values_of_tensor(source, label), label, channels_first=True)
     raise UsageError(
-        f"{label}: {type(source).__name__} is not an image; pass a path, a PIL image, a NumPy "
-        "array or a tensor"
+        f"{label}: {type(source).__name__} is not an image; pass a path, bytes, an open file, a "
+        "PIL image, a NumPy array or a tensor"
     )
+
+
+def _content(file: Any, label: str) -> bytes:
+    """The rest of an open file.
+
+    Raises:
+        UsageError: it is open as text, or cannot be read.
+        DataError: more bytes than an image file may have.
+    """
+    try:
+        content = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{label}: cannot be read ({first_line(error)}); open it again") from error
+    if not isinstance(content, bytes | bytearray):
+        raise UsageError(f"{label}: a file open as text; open it in binary mode, 'rb'")
+    if len(content) > MOST_BYTES:
+        raise DataError(f"{label}: has more than {MOST_BYTES:,} bytes; make it smaller")
+    return bytes(content)
 
 
 def _values_of_tensor(tensor: torch.Tensor, label: str) -> AnyArray:

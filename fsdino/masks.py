@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeAlias, cast
 
 import numpy as np
@@ -28,6 +30,47 @@ _EDGE_WIDTH, _ONE_GRAY_WIDTH, _STRAY, _FLAT_SHARE = 8, 1.6, 16, 0.3
 _warned: set[tuple[str, int]] = set()
 
 
+@dataclass(frozen=True)
+class MaskRule:
+    """Which pixels of a mask are foreground, where that is not to be found out.
+
+    Attributes:
+        threshold: the brightness that a pixel needs, as a share of white (255, or 65535 or 1), in
+            (0, 1); alpha counts as in `read_mask`.
+        value: the pixels that have it: a whole number, which in a palette with colours is the
+            index, or a colour such as "#ff0000".
+        invert: whether the rest of the image is foreground instead.
+
+    Raises:
+        UsageError: a threshold outside of (0, 1), a value that is neither a number nor a colour, or
+            both at a time.
+    """
+
+    threshold: float | None = None
+    value: int | str | None = None
+    invert: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and self.value is not None:
+            raise UsageError("mask_threshold and mask_value exclude each other: pass one of them")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise UsageError(
+                f"mask_threshold must lie between 0 and 1, as a share of white, got "
+                f"{self.threshold}"
+            )
+        if isinstance(self.value, str) and not re.fullmatch("#[0-9a-fA-F]{6}|-?[0-9]+", self.value):
+            raise UsageError(
+                f"mask_value must be a whole number or a colour such as #ff0000, got {self.value}"
+            )
+
+    @property
+    def color(self) -> tuple[int, ...] | None:
+        """Red, green and blue, if the value is a colour."""
+        if not isinstance(self.value, str) or not self.value.startswith("#"):
+            return None
+        return tuple(bytes.fromhex(self.value[1:]))
+
+
 def read_mask(
     mask: MaskLike,
     size: tuple[int, int] | None = None,
@@ -35,6 +78,7 @@ def read_mask(
     *,
     image: ImageLike | None = None,
     allow_empty: bool = False,
+    rule: MaskRule | None = None,
 ) -> Flags:
     """A mask of two values as bool, upright like its image.
 
@@ -60,6 +104,8 @@ def read_mask(
             up the mask is: it is taken as upright, and the log has a warning, once a folder.
         allow_empty: whether no foreground at all is an answer (of a frame that the object has
             left, say) rather than an error.
+        rule: which pixels are foreground instead of all this; what is refused otherwise can be
+            read by it.
 
     Returns:
         bool [H, W], True in the foreground.
@@ -73,16 +119,64 @@ def read_mask(
     source = images.load(mask, label)
     if isinstance(source, Image.Image):
         _check_size((source.height, source.width), size, label)
-        values = _values_of_image(source, label)
     else:
         _check_size((source.shape[0], source.shape[1]), size, label)
-        values = _values_of_array(source, label)
-    foreground = _foreground(values, label)
+    rule = rule or MaskRule()
+    foreground = _by_rule(source, label, rule)
     if turned is not None:
         _warn_of_orientation(mask, foreground, turned, label)
     if not allow_empty and not foreground.any():
-        raise DataError(f"{label} has no foreground: paint the object in white (255) on black (0)")
+        why = ", since it is inverted" if rule.invert else ""
+        raise DataError(
+            f"{label} has no foreground{why}: paint the object in white (255) on black (0)"
+        )
     return foreground
+
+
+def _by_rule(source: Image.Image | AnyArray, label: str, rule: MaskRule) -> Flags:
+    """The foreground of a mask, bool [H, W]."""
+    if rule.color is not None:
+        colors = images.read_image(source, label)
+        foreground = cast(Flags, (colors == np.array(rule.color, np.uint8)).all(2))
+        if not foreground.any():
+            raise DataError(f"{label} has no pixel of the colour {rule.value}; choose one it has")
+        return ~foreground if rule.invert else foreground
+    if isinstance(source, Image.Image):
+        values = _values_of_image(source, label, rule)
+    else:
+        values = _values_of_array(source, label, rule)
+    if rule.threshold is not None:
+        foreground = _bright(values, rule.threshold, label)
+    elif rule.value is not None:
+        foreground = values == int(rule.value)
+        if not foreground.any():
+            raise DataError(f"{label} has no pixel of the value {rule.value}; {_present(values)}")
+    else:
+        foreground = _foreground(values, label)
+    return ~foreground if rule.invert else foreground
+
+
+def _bright(values: AnyArray, threshold: float, label: str) -> Flags:
+    if values.dtype == np.bool_:
+        return values.copy()
+    high = values.max()
+    if not np.isfinite([values.min(), high]).all():
+        raise DataError(f"{label}: holds NaN or infinity; write 0 and 1")
+    foreground: Flags = values >= threshold * _white(values, high)
+    return foreground
+
+
+def _white(values: AnyArray, high: float) -> int:
+    """What stands for white in a mask with this highest value: 1, 255 or 65535."""
+    if values.dtype.kind != "f" and high > 255:
+        return 65535
+    return 255 if high > 1 else 1
+
+
+def _present(values: AnyArray) -> str:
+    present: list[int | float] = np.unique(values).tolist()
+    shown = ", ".join(map(str, present[:8])) + (", …" if len(present) > 8 else "")
+    return f"it has the values {shown}"
 
 
 def warn_of_orientation(
@@ -148,28 +242,29 @@ def _check_size(found: tuple[int, int], wanted: tuple[int, int] | None, label: s
     )
 
 
-def _values_of_image(image: Image.Image, label: str) -> AnyArray:
+def _values_of_image(image: Image.Image, label: str, rule: MaskRule) -> AnyArray:
     """The values [H, W] that a PIL mask's pixels stand for."""
-    if image.mode == "P" and "transparency" not in image.info:
-        return _values_of_palette(image)
+    indexed = image.mode == "P" and rule.threshold is None
+    if indexed and (rule.value is not None or "transparency" not in image.info):
+        return _values_of_palette(image, two_colors=rule.value is None)
     if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
         return np.asarray(image)
     if image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa"):
-        return _values_of_colors(np.asarray(image.convert("RGBA")), label)
-    return _values_of_colors(np.asarray(image.convert("RGB")), label)
+        return _values_of_colors(np.asarray(image.convert("RGBA")), label, rule)
+    return _values_of_colors(np.asarray(image.convert("RGB")), label, rule)
 
 
-def _values_of_array(array: AnyArray, label: str) -> AnyArray:
+def _values_of_array(array: AnyArray, label: str, rule: MaskRule) -> AnyArray:
     if array.ndim == 2:
         return array
     if array.dtype != np.uint8:
         raise UsageError(f"{label}: shape {list(array.shape)} is not one mask; pass [H, W]")
     if array.shape[2] == 2:
         array = array[:, :, [0, 0, 0, 1]]
-    return _values_of_colors(array, label)
+    return _values_of_colors(array, label, rule)
 
 
-def _values_of_palette(image: Image.Image) -> AnyArray:
+def _values_of_palette(image: Image.Image, *, two_colors: bool) -> AnyArray:
     indices: AnyArray = np.asarray(image)
     used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256))
     palette = np.zeros((256, 3), np.uint8)
@@ -180,12 +275,12 @@ def _values_of_palette(image: Image.Image) -> AnyArray:
     if gray and len(np.unique(colors[:, 0])) == len(used):
         return np.take(palette[:, 0], indices)
     black = (colors == 0).all(axis=1)
-    if len(used) == 2 and black.sum() == 1:
+    if two_colors and len(used) == 2 and black.sum() == 1:
         indices = indices != used[black][0]
     return indices
 
 
-def _values_of_colors(pixels: Pixels, label: str) -> AnyArray:
+def _values_of_colors(pixels: Pixels, label: str, rule: MaskRule) -> AnyArray:
     """uint8 or bool [H, W] of colours [H, W, 3 or 4]: alpha, gray, or one colour's brightness."""
     if pixels.shape[2] == 4:
         alpha = pixels[:, :, 3]
@@ -195,6 +290,13 @@ def _values_of_colors(pixels: Pixels, label: str) -> AnyArray:
     red, green, blue = np.moveaxis(color, 2, 0)
     if (red == green).all() and (green == blue).all():
         return cast(Pixels, red)
+    if rule.threshold is not None:
+        return cast(Pixels, color.max(axis=2))
+    if rule.value is not None:
+        raise DataError(
+            f"{label} has colours, and not the value {rule.value}: name one of them, such as "
+            "mask_value='#ff0000' (--mask-value '#ff0000')"
+        )
     codes = red.astype(np.int32)  # in place: four bytes a pixel, and not twelve
     for channel in (green, blue):
         codes <<= 8
@@ -219,7 +321,8 @@ def _brightness_of_one_color(color: Pixels, value: Pixels, label: str) -> Pixels
     if other.mean() > 0.005:
         raise DataError(
             f"{label} has several colours: a mask has one on black; select one object's colour, "
-            "for example `(mask == color).all(-1)`"
+            "for example `(mask == color).all(-1)`; a support takes mask_value='#ff0000' "
+            "(--mask-value '#ff0000')"
         )
     brightness: Pixels = np.rint(value.astype(np.float32) * (255 / value.max())).astype(np.uint8)
     return brightness
@@ -234,9 +337,7 @@ def _foreground(values: AnyArray, label: str) -> Flags:
         raise DataError(f"{label}: holds NaN or infinity; write 0 and 1")
     if low == high or (low == 0 and ((values == low) | (values == high)).all()):
         return values.astype(np.bool_)
-    white = 255 if high > 1 else 1
-    if values.dtype.kind != "f" and high > 255:
-        white = 65535
+    white = _white(values, high)
     if low < 0 or high > white:
         raise DataError(f"{label} {_unexpected(values)}")
     levels = values if values.dtype == np.uint8 else _levels(values, white)
@@ -368,17 +469,31 @@ def _unexpected(values: AnyArray) -> str:
     return (
         f"has {len(present)} values from {present[0]:.6g} to {present[-1]:.6g}: a mask is black "
         "and white except for edges a few pixels wide; make it so, for example `mask >= "
-        f"{(present[0] + present[-1]) / 2:.6g}`, or `mask == value` for one label"
+        f"{(present[0] + present[-1]) / 2:.6g}`, or `mask == value` for one label; a support takes "
+        "mask_threshold=0.5 (--mask-threshold 0.5), or mask_value"
     )
 
 
 def _selection(present: Sequence[int | float]) -> str:
     """How to select an object of a label map with these values, as the end of an error."""
     if len(present) == 3 and present[0] == 0 and present[2] == 255 and 120 <= present[1] <= 135:
-        return f"{present[1]} looks like the unknown part of a trimap: write `mask == 255`"
+        return (
+            f"{present[1]} looks like the unknown part of a trimap: write `mask == 255`"
+            f"{_option(255)}"
+        )
     ignored = [value for value in present if value < 0 or value in (255, 65535)]
     objects = [value for value in present if value != 0 and value not in ignored]
     if not objects:
-        return "if 0 is the background, write `mask != 0`"
+        return f"if 0 is the background, write `mask != 0`{_option(present[-1])}"
     note = f"; {' and '.join(map(str, ignored[:3]))} usually marks what is ignored"
-    return f"select one object, for example `mask == {objects[-1]}`{note if ignored else ''}"
+    return (
+        f"select one object, for example `mask == {objects[-1]}`{note if ignored else ''}"
+        f"{_option(objects[-1])}"
+    )
+
+
+def _option(value: int | float) -> str:
+    """How the same is said of a support, as the end of an error."""
+    if value != int(value):
+        return "; a support takes mask_threshold=0.5 (--mask-threshold 0.5)"
+    return f"; a support takes mask_value={value:.0f} (--mask-value {value:.0f})"

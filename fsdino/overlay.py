@@ -16,6 +16,7 @@ from fsdino.images import Flags, Pixels
 
 Color: TypeAlias = tuple[int, int, int]
 
+_MOST_JPEG = 65_500  # pixels of a side
 # Labels 1 to 10 in overlays; further ones get hues that a golden angle spreads.
 COLORS: tuple[Color, ...] = (
     (0, 158, 255),
@@ -78,6 +79,38 @@ def overlay(
     outline = _outline(labels, width=max(1, round(max(labels.shape) / 400))) & inside
     drawn[outline] = table[labels[outline]]
     return Image.fromarray(drawn)
+
+
+def mask_image(labels: npt.NDArray[np.integer[Any]], classes: int) -> Image.Image:
+    """Labels as an image: 0 and 255 for one class. For several an 8-bit palette image in the
+    overlays' colours: 0 is background (black), i the i-th class.
+
+    Args:
+        labels: [H, W], 0 to 255.
+        classes: how many there are, found or not.
+    """
+    if classes == 1:
+        return Image.fromarray((labels > 0).astype(np.uint8) * np.uint8(255))
+    image = Image.fromarray(labels.astype(np.uint8))
+    colors = [label_color(label) for label in range(1, int(labels.max(initial=0)) + 1)]
+    image.putpalette([0, 0, 0, *(part for color in colors for part in color)])
+    return image
+
+
+def encode_overlay(drawn: Image.Image) -> tuple[str, bytes]:
+    """An overlay's suffix and content: jpg, or png where the image is too long for JPEG."""
+    if max(drawn.size) > _MOST_JPEG:
+        return "png", images.encode_image(drawn, "PNG")
+    return "jpg", images.encode_image(drawn, "JPEG", quality=92)
+
+
+def shrunk(image: Image.Image, side: int) -> Image.Image:
+    """A picture of at most this many pixels a side, of the same shape; small ones as they are."""
+    scale = side / max(image.size)
+    if scale >= 1:
+        return image
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
 
 
 def marked(image: Pixels, labels: npt.NDArray[Any]) -> Image.Image:

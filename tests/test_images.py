@@ -305,7 +305,7 @@ BAD_ARRAYS: dict[str, tuple[Any, type[FsdinoError], str]] = {
     "no pixels in PIL": (Image.new("RGB", (0, 7)), DataError, "no pixels"),
     "a list": ([[1, 2], [3, 4]], UsageError, "list"),
     "None": (None, UsageError, "NoneType"),
-    "bytes": (b"photo.jpg", UsageError, "bytes"),
+    "bytes": (b"photo.jpg", DataError, "no image in a format that can be read"),
 }
 
 
@@ -586,3 +586,19 @@ def test_tensors_of_kinds_that_numpy_lacks() -> None:
     for tensor in (half.to(torch.float8_e4m3fn), half.bfloat16(), torch._neg_view(-half)):
         assert read_image(tensor)[..., 0].tolist() == [[0, 255]]
         assert read_mask(tensor).tolist() == [[False, True]]
+
+
+def test_bytes_and_open_files() -> None:
+    """As files are read, from where an open file stands."""
+    content = io.BytesIO()
+    Image.fromarray(picture(4, 5)).save(content, "PNG")
+    assert np.array_equal(images.read_image(content.getvalue()), picture(4, 5))
+    content.seek(0)
+    assert np.array_equal(images.read_image(content), picture(4, 5))
+    with pytest.raises(DataError, match="no image in a format that can be read"):
+        images.read_image(content)  # read to its end
+    with pytest.raises(UsageError, match="open as text"):
+        images.read_image(io.StringIO("text"))
+    content.close()
+    with pytest.raises(UsageError, match="open it again"):
+        images.read_image(content)

@@ -16,7 +16,7 @@ from scipy import ndimage
 from fsdino import masks
 from fsdino.errors import DataError, FsdinoError, UsageError
 from fsdino.images import read_image
-from fsdino.masks import read_mask
+from fsdino.masks import MaskRule, read_mask
 from pictures import (
     BYTES,
     FLAGS,
@@ -464,3 +464,78 @@ def test_masks_that_are_not_in_doubt(tmp_path: Path, caplog: pytest.LogCaptureFi
     )
     assert read_mask(mask, (30, 40), image=tmp_path / "bad.png").any()
     assert not caplog.records
+
+
+GRAYS = np.full((60, 80), 40, np.uint8)
+GRAYS[20:40, 20:50] = 170  # neither black nor white anywhere
+MAP = np.zeros((60, 80), np.uint8)
+MAP[:, 20:40], MAP[:, 40:60], MAP[:, 60:] = 1, 2, 255
+COLORED = np.zeros((60, 80, 3), np.uint8)
+COLORED[10:20], COLORED[30:50] = (255, 0, 0), (0, 0, 255)
+
+
+@pytest.mark.parametrize(
+    ("mask", "rule", "expected", "option"),
+    [
+        (GRAYS, MaskRule(threshold=0.5), GRAYS == 170, "--mask-value 170"),
+        (GRAYS.astype(np.uint16) * 257, MaskRule(threshold=0.5), GRAYS == 170, "--mask-value"),
+        (GRAYS.astype(np.float32) / 255, MaskRule(0.6), GRAYS == 170, "--mask-threshold 0.5"),
+        (np.dstack([0 * GRAYS] * 3 + [GRAYS]), MaskRule(0.5), GRAYS == 170, "--mask-value 170"),
+        (MAP, MaskRule(value=2), MAP == 2, "--mask-value 2"),
+        (MAP, MaskRule(value="1"), MAP == 1, "--mask-value"),
+        (MAP, MaskRule(value=0, invert=True), MAP != 0, "--mask-value"),
+        (
+            paletted(MAP % 3, (0, 0, 0), (128, 0, 0), (0, 128, 0)),
+            MaskRule(value=2),
+            MAP == 2,
+            "--mask-value 2",
+        ),
+        (COLORED, MaskRule(value="#0000FF"), COLORED[:, :, 2] > 0, "--mask-value '#ff0000'"),
+        (COLORED, MaskRule(threshold=0.9), COLORED.max(2) > 0, "--mask-value '#ff0000'"),
+        (np.arange(4800).reshape(60, 80) % 250, MaskRule(0.5), None, "--mask-threshold 0.5"),
+    ],
+)
+def test_what_is_refused_names_the_option_that_reads_it(
+    mask: Any, rule: MaskRule, expected: Any, option: str
+) -> None:
+    """Gray areas, label maps, several colours."""
+    with pytest.raises(DataError) as error:
+        read_mask(mask)
+    assert option in str(error.value)
+    if expected is None:
+        expected = mask >= 127.5
+    assert np.array_equal(read_mask(mask, rule=rule), expected)
+
+
+def test_soft_masks_are_cut_at_the_threshold() -> None:
+    """Lower or higher than one half, in the share of white; bool has none."""
+    ramp = np.linspace(0, 255, 80).astype(np.uint8)[None].repeat(60, 0)
+    for threshold in (0.2, 0.9):
+        assert np.array_equal(read_mask(ramp, rule=MaskRule(threshold)), ramp >= 255 * threshold)
+    assert np.array_equal(read_mask(FLAGS, rule=MaskRule(0.7)), FLAGS)
+
+
+@pytest.mark.parametrize("name", EQUAL_MASKS)
+def test_inverted_masks(name: str) -> None:
+    """The rest of the image, in every type."""
+    assert np.array_equal(read_mask(EQUAL_MASKS[name], rule=MaskRule(invert=True)), ~FLAGS)
+
+
+@pytest.mark.parametrize(
+    ("mask", "settings", "words"),
+    [
+        (MAP, {"value": 7}, "has no pixel of the value 7; it has the values 0, 1, 2, 255"),
+        (COLORED, {"value": "#00ff00"}, "has no pixel of the colour #00ff00"),
+        (COLORED, {"value": 3}, "has colours, and not the value 3: name one"),
+        (FLAGS | True, {"invert": True}, "no foreground, since it is inverted"),
+        (GRAYS, {"threshold": 0.99}, "no foreground"),
+        (GRAYS * np.float32("nan"), {"threshold": 0.5}, "NaN"),
+        (FLAGS, {"threshold": 0.5, "value": 1}, "exclude each other"),
+        (FLAGS, {"threshold": 128}, "mask_threshold must lie between 0 and 1"),
+        (FLAGS, {"value": "red"}, "a whole number or a colour such as #ff0000, got red"),
+    ],
+)
+def test_rules_that_fit_nothing(mask: Any, settings: dict[str, Any], words: str) -> None:
+    """One line that says what the mask has."""
+    with pytest.raises((DataError, UsageError), match=words):
+        read_mask(mask, rule=MaskRule(**settings))

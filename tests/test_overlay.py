@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fsdino import images, overlay
 from fsdino.errors import UsageError
@@ -100,3 +101,28 @@ def test_supports_and_truth_keep_their_colours():
     assert same[:16].all() and same[64:].all() and same[:, :16].all() and same[:, 64:].all()
     assert (shown[20, 20:60] == overlay.label_color(2)).all()
     assert (shown[19, 20:60] == 255).all()
+
+
+def test_mask_image() -> None:
+    """Black and white for one class, a palette in the overlays' colours for several."""
+    one = overlay.mask_image(np.array([[0, 1]], np.uint8), 1)
+    assert one.mode == "L" and np.asarray(one).tolist() == [[0, 255]]
+    several = overlay.mask_image(np.array([[0, 2]], np.uint8), 3)
+    assert several.mode == "P" and np.asarray(several).tolist() == [[0, 2]]
+    assert np.asarray(several.convert("RGB")).tolist() == [
+        [[0, 0, 0], list(overlay.label_color(2))]
+    ]
+
+
+def test_encode_overlay() -> None:
+    """JPEG cannot have more than 65,500 pixels a side."""
+    assert overlay.encode_overlay(Image.new("RGB", (8, 8)))[0] == "jpg"
+    kind, content = overlay.encode_overlay(Image.new("RGB", (65_501, 1)))
+    assert kind == "png" and content.startswith(b"\x89PNG")
+
+
+def test_shrunk() -> None:
+    """Large pictures keep their shape; no side becomes 0."""
+    assert overlay.shrunk(Image.new("RGB", (100, 50)), 100).size == (100, 50)
+    assert overlay.shrunk(Image.new("RGB", (200, 50)), 100).size == (100, 25)
+    assert overlay.shrunk(Image.new("RGB", (1, 900)), 100).size == (1, 100)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.resources
+import importlib.util
 import inspect
 import json
 import os
+import pydoc
 import re
 import subprocess
 import sys
@@ -132,7 +134,17 @@ def test_public_name_resolves_and_is_documented(name):
 def test_public_names_agree():
     """The list of public names, the lazy imports and `dir` know the same names."""
     assert {*fsdino._HOMES, "ops", "__version__"} == set(fsdino.__all__)
-    assert set(fsdino.__all__) <= set(dir(fsdino))
+    assert dir(fsdino) == sorted(fsdino.__all__)
+
+
+def test_help_lists_the_package_and_nothing_beside_it():
+    """`help(fsdino)` begins with the main calls, and tests and benchmarks are no modules of it."""
+    text = pydoc.plain(pydoc.render_doc(fsdino))
+    contents = text[text.index("PACKAGE CONTENTS") : text.index("CLASSES")].split()[2:]
+    assert {"cli", "images", "commands"} <= set(contents)
+    assert {"tests", "benchmarks", "setup", "docs", "fsdino"}.isdisjoint(contents)
+    assert "model.segment(query, support)" in text[: text.index("PACKAGE CONTENTS")]
+    assert importlib.util.find_spec("fsdino.benchmarks") is None
 
 
 def test_unknown_name_is_an_attribute_error():

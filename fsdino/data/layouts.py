@@ -18,16 +18,16 @@ from fsdino.image_files import scan_folder
 
 CLASSES_FILE = "classes.txt"
 
-_IMAGE_FOLDERS = frozenset(
+IMAGE_FOLDERS = frozenset(
     {"image", "images", "img", "imgs", "jpegimages", "photo", "photos", "picture", "pictures"}
 )
-_MASK_FOLDERS = frozenset(
+MASK_FOLDERS = frozenset(
     {"annotation", "annotations", "ground_truth", "groundtruth", "gt", "label", "labels", "mask"}
     | {"masks", "segmentation", "segmentations", "segmentationclass", "segmentationclassaug"}
 )
 # Parts of one data set rather than classes.
 _SPLIT_FOLDERS = frozenset({"dev", "test", "train", "training", "val", "valid", "validation"})
-_MASK_ENDS = ("_mask", "-mask")
+MASK_ENDS = ("_mask", "-mask")
 _SHOWN = 3  # examples in an error
 
 
@@ -179,7 +179,7 @@ def _find_class_folders(root: Path) -> dict[str, Pairs]:
     nested = {
         _name(root, folder): _class_folder(folder)
         for folder in _all_below(root)
-        if folder.name.casefold() not in _IMAGE_FOLDERS | _MASK_FOLDERS
+        if folder.name.casefold() not in IMAGE_FOLDERS | MASK_FOLDERS
     }
     nested = {name: pairs for name, pairs in nested.items() if pairs.images}
     _refuse_splits(root, nested)
@@ -322,8 +322,8 @@ def _in_two_folders(root: Path) -> Pairs | None:
 def _two_folders(root: Path) -> list[tuple[Path, Path]]:
     """Folders of images and of masks, by name, that have a file of one name in common."""
     inside = _folders(root)
-    images = [path for path in inside if path.name.casefold() in _IMAGE_FOLDERS]
-    masks = [path for path in inside if path.name.casefold() in _MASK_FOLDERS]
+    images = [path for path in inside if path.name.casefold() in IMAGE_FOLDERS]
+    masks = [path for path in inside if path.name.casefold() in MASK_FOLDERS]
     if not images or not masks:
         return []
     keys = {path: set(_by_key(path)) for path in (*images, *masks)}
@@ -344,7 +344,7 @@ def _by_key(folder: Path) -> dict[str, list[Path]]:
 
 
 def _ending(masks: Mapping[str, list[Path]], key: str) -> list[Path]:
-    return [path for end in _MASK_ENDS for path in masks.get(f"{key}{end}", ())]
+    return [path for end in MASK_ENDS for path in masks.get(f"{key}{end}", ())]
 
 
 def _refuse_ambiguous(found: Mapping[Path, Sequence[Path]]) -> None:
@@ -454,7 +454,7 @@ def _text(name: str) -> str:
 
 
 def _without_end(stem: str) -> str:
-    for end in _MASK_ENDS:
+    for end in MASK_ENDS:
         if stem.lower().endswith(end):
             return stem[: -len(end)]
     return stem

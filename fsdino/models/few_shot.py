@@ -85,6 +85,14 @@ class FewShotModel(Identified):
         self.provenance: Mapping[str, Any] | None = None
         self._seen_finite: tuple[Any, ...] | None = None
 
+    def __repr__(self) -> str:
+        """One line. `torch.nn.Module.__repr__(model)` lists the layers."""
+        count = sum(parameter.numel() for parameter in self.parameters())
+        return (
+            f"{type(self).__name__}({self.config.encoder}, variant {self.config.variant}, "
+            f"{self.config.image_size} pixels, {count / 1e6:.1f} M parameters, {self.device})"
+        )
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fsdino.overlay import overlay
+from fsdino import files
+from fsdino.errors import UsageError, printable
+from fsdino.images import encode_image
+from fsdino.overlay import encode_overlay, mask_image, overlay, shrunk
 
 LEAST_SCORE = 0.1  # below it, a class is not found
+_MOST_LABELS = 255  # classes that fit an 8-bit palette
 _BAND = 2**22  # pixels whose labels are found at once
+_SHOWN = 3  # classes in a line
+_SHOWN_SIDE = 1024  # pixels of the picture in a notebook
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
     """The answer for one query image of H x W pixels.
+
+    `numpy.asarray` of it is the mask, a notebook shows the overlay, and `==` compares identity: see
+    `same_as`.
 
     Attributes:
         image: uint8 [H, W, 3], the query as it was read.
@@ -34,6 +45,44 @@ class Segmentation:
     names: tuple[str, ...]
     threshold: float
     scores: tuple[float, ...]
+
+    def __repr__(self) -> str:
+        """One line: size, and what was found of the first classes."""
+        height, width = self.probabilities.shape[1:]
+        shares = self._shares()
+        parts = []
+        for name, score, found, share in zip(
+            self.names[:_SHOWN], self.scores, self.founds, shares, strict=False
+        ):
+            area = f", {100 * share:.1f} % of the image" if found else ""
+            state = "found" if found else "not found"
+            parts.append(f"{printable(name)}: {state}, score {score:.2f}{area}")
+        more = len(self.names) - len(parts)
+        parts += [f"{more} more"] if more > 0 else []
+        return f"{type(self).__name__}({height}x{width}, {'; '.join(parts)})"
+
+    def __array__(
+        self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
+    ) -> npt.NDArray[Any]:
+        """The mask, bool [H, W], or of another type.
+
+        Raises:
+            ValueError: `copy=False`; the mask is computed at each call.
+        """
+        if copy is False:
+            raise ValueError("a mask cannot be had without a copy: it is computed at each call")
+        return self.mask if dtype is None else self.mask.astype(dtype, copy=False)
+
+    def same_as(self, other: object) -> bool:
+        """Whether image, probabilities, names, threshold and scores are the same."""
+        return (
+            isinstance(other, Segmentation)
+            and self.names == other.names
+            and self.threshold == other.threshold
+            and self.scores == other.scores
+            and np.array_equal(self.image, other.image)
+            and np.array_equal(self.probabilities, other.probabilities)
+        )
 
     @property
     def score(self) -> float:
@@ -96,3 +145,64 @@ class Segmentation:
     def overlay(self) -> Image.Image:
         """The query with the classes drawn over it."""
         return overlay(self.image, self.compact_labels())
+
+    def _repr_png_(self) -> bytes:
+        """The overlay as a notebook shows it, at most 1,024 pixels wide and high."""
+        return encode_image(shrunk(self.overlay(), _SHOWN_SIDE), "PNG")
+
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write mask.png, overlay.jpg and result.json, each whole or not at all.
+
+        The mask has 0 and 255, or with several classes one label each in an 8-bit palette. The
+        overlay is overlay.png where the image is too long for JPEG. result.json holds size,
+        threshold, and each class with its label, score and share of the image.
+
+        Args:
+            folder: created if missing; a result that is in it is replaced.
+
+        Returns:
+            The three files.
+
+        Raises:
+            UsageError: more than 255 classes, or a file in the folder's place.
+            FsdinoError: the folder cannot be written.
+        """
+        if len(self.names) > _MOST_LABELS:
+            raise UsageError(
+                f"{len(self.names)} classes: at most {_MOST_LABELS} fit one label image"
+            )
+        files.make_folder(folder, "save the result elsewhere")
+        labels = self.compact_labels()
+        kind, drawn = encode_overlay(overlay(self.image, labels))
+        paths = [Path(folder) / name for name in ("mask.png", f"overlay.{kind}", "result.json")]
+        files.write_bytes(paths[0], encode_image(mask_image(labels, len(self.names)), "PNG"))
+        files.write_bytes(paths[1], drawn)
+        files.write_json(paths[2], self._described(paths))
+        return paths
+
+    def _described(self, paths: list[Path]) -> dict[str, Any]:
+        """The content of result.json."""
+        rows = zip(self.names, self.scores, self.founds, self._shares(), strict=True)
+        return {
+            "height": self.probabilities.shape[1],
+            "width": self.probabilities.shape[2],
+            "threshold": self.threshold,
+            "mask": paths[0].name,
+            "overlay": paths[1].name,
+            "classes": [
+                {
+                    "name": name,
+                    "label": label,
+                    "score": round(float(score), 4),
+                    "found": found,
+                    "foreground": round(share, 6),
+                }
+                for label, (name, score, found, share) in enumerate(rows, 1)
+            ],
+        }
+
+    def _shares(self) -> list[float]:
+        """Of the image, that each class's label has."""
+        labels = self.compact_labels()
+        counts = np.bincount(labels.ravel(), minlength=len(self.names) + 1)[1:]
+        return [int(count) / max(labels.size, 1) for count in counts]

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import overload
+from typing import Literal, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fsdino.errors import DataError, SupportWarning, UsageError
-from fsdino.images import Flags, ImageLike, Pixels, read_image
-from fsdino.masks import MaskLike, read_mask
+from fsdino.errors import DataError, FsdinoError, SupportWarning, UsageError
+from fsdino.images import Flags, ImageLike, Pixels, label_of, read_image
+from fsdino.masks import MaskLike, MaskRule, read_mask
+from fsdino.models import queries as stream
 from fsdino.models import tiling
 from fsdino.models.encoders import Features
 from fsdino.models.few_shot import FewShotModel
 from fsdino.models.segmentation import Segmentation
 from fsdino.models.shots import PooledShot, positions, token_mask
-from fsdino.models.supports import Support
+from fsdino.models.supports import Support, picture
 from fsdino.models.views import View, closer
 from fsdino.resizing import area_share, to_tensor
 
@@ -50,34 +51,46 @@ class Segmenter(FewShotModel):
         masks: MaskLike | Sequence[MaskLike],
         *,
         quality: bool = False,
+        mask_threshold: float | None = None,
+        mask_value: int | str | None = None,
+        invert_mask: bool = False,
     ) -> Support:
         """Encode one to any number of annotated images of one class.
 
         Args:
-            images: paths, PIL images, uint8 arrays [H, W, 3] or tensors; any sizes.
+            images: paths, PIL images, uint8 arrays [H, W, 3], tensors, bytes or open files; any
+                sizes. A batch as in `segment` is a list of images.
             masks: one per image and of its size: bool, 0/1 or 0/255 arrays, PIL, or paths.
             quality: also measure how well the support finds itself (`Support.quality`), and warn
                 where that is low: each image is segmented by the others, or a mirrored close-up
                 of a single image by the whole of it.
+            mask_threshold: share of white, in (0, 1), from which a mask's pixel is foreground;
+                for masks with gray areas, which are refused otherwise.
+            mask_value: the value, or the colour such as "#ff0000", of the foreground; for masks
+                with several.
+            invert_mask: whether the masks show the background.
 
         Raises:
             UsageError: no image, another number of masks, a mask of another size.
             DataError: an unreadable image, a mask without foreground, weights that are not finite.
         """
-        arrays, flags = _read_annotated(_as_list(images), _as_list(masks))
+        rule = MaskRule(mask_threshold, mask_value, invert_mask)
+        arrays, flags = _read_annotated(_as_list(images), _as_list(masks), rule)
         single = len(arrays) == 1
         # A small object has few tokens; in a close-up it has more.
         small = single and self.fits and flags[0].mean() < _SMALL
         view = closer(arrays[0], flags[0], _VIEW) if single and (small or quality) else None
         if view is None:
-            features = self.encode_list([self._prepare(array) for array in arrays])
+            features = self._encode_arrays(arrays)
             support = self._support(features, flags)
         else:
-            features = self.encode_list([self._prepare(a) for a in (*arrays, view.image)])
+            features = self._encode_arrays([*arrays, view.image])
             support = self._support(features[:1], flags, [(features[1], view)] if small else [])
-            flags = [*flags, view.mask]
+        pictures = tuple(map(picture, arrays, flags))
+        support = replace(support, pictures=pictures)
         if not quality:
             return support
+        flags = flags if view is None else [*flags, view.mask]
         found = self._quality(features, flags, [1] if single else range(len(flags)))
         support = replace(support, quality=found)
         words = doubt(support)
@@ -100,6 +113,13 @@ class Segmenter(FewShotModel):
         }
         features = self.encode_list([self._prepare(array)])
         return {name: self._support(features, [flag]) for name, flag in flags.items()}
+
+    def _encode_arrays(self, arrays: Sequence[Pixels]) -> list[Features]:
+        """Encode images uint8 [H, W, 3], a few at a time: many shots do not take memory at once."""
+        found: list[Features] = []
+        for start in range(0, len(arrays), _BATCH):
+            found += self.encode_list([self._prepare(a) for a in arrays[start : start + _BATCH]])
+        return found
 
     def _support(
         self,
@@ -179,7 +199,8 @@ class Segmenter(FewShotModel):
         """Segment what the support shows in one image, or in each of a list.
 
         Args:
-            query: image, or list of images; any sizes.
+            query: image, or list of images; any sizes. A batch [B, C, H, W] or [B, H, W, C], an
+                array or a tensor, uint8 or floats in [0, 1], is a list of images.
             support: from `encode_support`, or several by name (N-way), which share one encoder
                 pass per image.
             threshold: probability from which a pixel belongs to the mask, in (0, 1); None takes
@@ -201,6 +222,9 @@ class Segmenter(FewShotModel):
         threshold = self.config.threshold if threshold is None else threshold
         if not 0 < threshold < 1:
             raise UsageError(f"threshold must lie between 0 and 1, got {threshold}")
+        many = isinstance(query, list | tuple)
+        if (images := stream.unstacked(query)) is not None:
+            query, many = images, True
         queries = _as_list(query)
         arrays = [read_image(x, _name("query", k)) for k, x in enumerate(queries)]
         dtype = next(self.parameters()).dtype
@@ -217,7 +241,78 @@ class Segmenter(FewShotModel):
             Segmentation(array, maps.cpu().numpy(), tuple(named), threshold, tuple(scores.tolist()))
             for array, (maps, scores) in zip(arrays, found, strict=True)
         ]
-        return results if isinstance(query, list | tuple) else results[0]
+        return results if many else results[0]
+
+    @overload
+    def segment_iter(
+        self,
+        queries: Iterable[ImageLike],
+        support: Support | Mapping[str, Support],
+        *,
+        threshold: float | None = None,
+        tiles: bool = False,
+        errors: Literal["raise"] = "raise",
+    ) -> Iterator[Segmentation]: ...
+
+    @overload
+    def segment_iter(
+        self,
+        queries: Iterable[ImageLike],
+        support: Support | Mapping[str, Support],
+        *,
+        threshold: float | None = None,
+        tiles: bool = False,
+        errors: Literal["yield"],
+    ) -> Iterator[Segmentation | FsdinoError]: ...
+
+    def segment_iter(
+        self,
+        queries: Iterable[ImageLike],
+        support: Support | Mapping[str, Support],
+        *,
+        threshold: float | None = None,
+        tiles: bool = False,
+        errors: Literal["raise", "yield"] = "raise",
+    ) -> Iterator[Segmentation | FsdinoError]:
+        """Segment any number of images, one after another: files, frames, a generator.
+
+        Results come in the images' order. The next two images are read in a thread while the model
+        is busy, and at most a small batch more is in memory, at most 8 images; large images are
+        batches of their own.
+
+        Args:
+            queries: images as in `segment`, drawn as they are needed.
+            support, threshold, tiles: as in `segment`.
+            errors: what happens to an image that cannot be read or segmented: "raise" ends the
+                iteration with its error, "yield" gives the error in the place of the result.
+
+        Raises:
+            UsageError: as in `segment`, at the call; one image in the place of many.
+            DataError: as in `segment`, when the image's turn comes.
+        """
+        if errors not in ("raise", "yield"):
+            raise UsageError(f"errors must be 'raise' or 'yield', got {errors!r}")
+        stream.check_iterable(queries)
+        self.segment([], support, threshold=threshold, tiles=tiles)  # checks the arguments
+
+        def ask(arrays: list[Pixels]) -> list[Segmentation]:
+            return self.segment(arrays, support, threshold=threshold, tiles=tiles)
+
+        def name(place: int, query: ImageLike) -> str:
+            return label_of(query, _name("query", place))
+
+        def results() -> Iterator[Segmentation | FsdinoError]:
+            read = stream.read_ahead(
+                queries, lambda k, x: label_of(x, _name("query", k)), read_image
+            )
+            size = stream.bytes_per_pixel(len(support) if isinstance(support, Mapping) else 1)
+            for batch in stream.batches(read, size, images=self._batch):
+                for result in stream.answers(batch, ask):
+                    if isinstance(result, FsdinoError) and errors == "raise":
+                        raise result
+                    yield result
+
+        return results()
 
     @property
     def _batch(self) -> int:
@@ -304,7 +399,7 @@ class Segmenter(FewShotModel):
 
 
 def _read_annotated(
-    images: Sequence[ImageLike], masks: Sequence[MaskLike]
+    images: Sequence[ImageLike], masks: Sequence[MaskLike], rule: MaskRule
 ) -> tuple[list[Pixels], list[Flags]]:
     """Images uint8 [H, W, 3], and their masks bool [H, W].
 
@@ -319,7 +414,7 @@ def _read_annotated(
         )
     arrays = [read_image(image, _name("image", k)) for k, image in enumerate(images)]
     flags = [
-        read_mask(mask, array.shape[:2], _name("mask", k), image=images[k])
+        read_mask(mask, array.shape[:2], _name("mask", k), image=images[k], rule=rule)
         for k, (mask, array) in enumerate(zip(masks, arrays, strict=True))
     ]
     return arrays, flags
@@ -335,6 +430,9 @@ def doubt(support: Support) -> str | None:
 
 def _as_list(value: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     """One image or mask, or several, as a list."""
+    images = stream.unstacked(value)
+    if images is not None:
+        return images
     return list(value) if isinstance(value, list | tuple) else [value]  # type: ignore[list-item]
 
 

@@ -9,13 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fsdino.errors import CheckpointError, UsageError, first_line
+from fsdino.images import Flags, Pixels, encode_image
 from fsdino.models.checkpoints import check_hash, write_hashed
 from fsdino.models.shots import PooledShot, SupportFeatures, TokenFit
+from fsdino.overlay import overlay, shrunk
 
 _FORMAT = "fsdino-support-4"
 # Earlier formats, still read for models without a fit, whose files have not changed.
@@ -24,14 +28,17 @@ _UNHASHED = "fsdino-support-1"  # as versions before 0.2 wrote it
 _FIT = ("mean", "scale", "weight", "bias", "levels")
 _SIZE = re.compile(r"([1-9][0-9]{0,9})x([1-9][0-9]{0,9})", re.ASCII)
 _MOST_VALUES = 2**30  # of one shot; a ViT-g at 1,022 pixels makes 2**27
+_PICTURE = 256  # pixels of a side
+_SHOWN_PICTURES, _PICTURES_A_ROW = 12, 4
 _SLACK = 1e-3  # what rounding may add to a share of 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Support:
     """K annotated images of one class, encoded once by one model.
 
-    Made by `Segmenter.encode_support`; only the model that made it accepts it.
+    Made by `Segmenter.encode_support`; only the model that made it accepts it. `==` compares
+    identity: see `same_as`.
 
     Attributes:
         foreground: [K, C] masked means of the last tokens.
@@ -43,6 +50,8 @@ class Support:
         fit: for models with a training-free score, with B = 1; else None.
         quality: how well the support finds itself, a mean IoU in [0, 1]; None where it was not
             computed.
+        pictures: small copies of the images with their masks drawn, which a notebook shows; none
+            in a support that was read from a file.
     """
 
     foreground: Tensor
@@ -53,6 +62,52 @@ class Support:
     model_fingerprint: str
     fit: TokenFit | None = None
     quality: float | None = None
+    pictures: tuple[Image.Image, ...] = ()
+
+    def __repr__(self) -> str:
+        """One line: shots, token grids, quality where it is known, and the model."""
+        grids = list(dict.fromkeys("x".join(map(str, mask.shape)) for mask in self.masks))
+        shown = ", ".join(grids[:3]) + (", …" if len(grids) > 3 else "")
+        parts = [
+            f"{self.shots} shot{'' if self.shots == 1 else 's'}",
+            f"grid{'s' if len(grids) > 1 else ''} {shown}",
+            *([] if self.quality is None else [f"quality {self.quality:.2f}"]),
+            f"model {self.model_fingerprint}",
+        ]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def _repr_png_(self) -> bytes | None:
+        """The first twelve pictures side by side; None, so that a notebook shows text, without."""
+        pictures = self.pictures[:_SHOWN_PICTURES]
+        if not pictures:
+            return None
+        columns = min(len(pictures), _PICTURES_A_ROW)
+        rows = -(-len(pictures) // columns)
+        width, height = (max(picture.size[i] for picture in pictures) for i in (0, 1))
+        sheet = Image.new("RGB", (columns * width, rows * height), (255, 255, 255))
+        for place, picture in enumerate(pictures):
+            sheet.paste(picture, (place % columns * width, place // columns * height))
+        return encode_image(sheet, "PNG")
+
+    def same_as(self, other: object) -> bool:
+        """Whether it was made by the same model of the same images: all tensors are equal.
+
+        The device does not count, nor whether the quality was measured.
+        """
+        if not isinstance(other, Support):
+            return False
+        own, others = self.tensors(), other.tensors()
+        return (
+            self.model_fingerprint == other.model_fingerprint
+            and self.image_sizes == other.image_sizes
+            and self.shots == other.shots
+            and (self.fit is None) == (other.fit is None)
+            and len(own) == len(others)
+            and all(
+                a.dtype == b.dtype and torch.equal(a.cpu(), b.cpu())
+                for a, b in zip(own, others, strict=True)
+            )
+        )
 
     @property
     def shots(self) -> int:
@@ -162,6 +217,13 @@ class Support:
             raise CheckpointError(
                 f"support {path} is damaged ({first_line(error)}): encode the support again"
             ) from error
+
+
+def picture(image: Pixels, mask: Flags) -> Image.Image:
+    """A small copy of an image uint8 [H, W, 3] with its mask bool [H, W] drawn over it."""
+    small = shrunk(Image.fromarray(image), _PICTURE)
+    flags = Image.fromarray(mask).resize(small.size, Image.Resampling.NEAREST)
+    return overlay(np.asarray(small), np.asarray(flags))
 
 
 def _from_content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Support:

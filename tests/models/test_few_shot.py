@@ -101,3 +101,14 @@ def test_score_of_a_model_without_its_own_is_that_of_the_clearest_pixels() -> No
     assert float(Answer(many, many, None).presence) == pytest.approx(0.625)
     few = torch.zeros(1, 1, 2, 2)
     assert float(Answer(few, few, None).presence) == pytest.approx(0.5)
+
+
+def test_repr_is_a_line() -> None:
+    """And PyTorch's own is still there."""
+    model = tiny_model()
+    count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    assert repr(model) == (
+        f"FSDINO(vit_small_patch14_dinov2, variant full, 70 pixels, {count:.1f} M parameters, cpu)"
+    )
+    assert len(torch.nn.Module.__repr__(model).splitlines()) > 20
+    assert len(repr(model.encoder).splitlines()) > 10

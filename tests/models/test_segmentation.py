@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fsdino.errors import UsageError
 from fsdino.models import segmentation
 from fsdino.models.segmentation import Segmentation
 from tiny_models import picture
@@ -70,3 +75,94 @@ def test_overlay_is_a_picture_of_the_querys_size() -> None:
     assert overlay.size == (2, 2)
     assert tuple(np.asarray(overlay)[0, 1]) == tuple(picture(2, 2)[0, 1])
     assert tuple(np.asarray(overlay)[0, 0]) != tuple(picture(2, 2)[0, 0])
+
+
+def test_repr_is_a_line() -> None:
+    """What was found, and where nothing was; many classes and strange names stay one line."""
+    shown = repr(two_classes(0.93, 0.05))
+    assert shown == (
+        "Segmentation(2x2, cat: found, score 0.93, 75.0 % of the image; dog: not found, score 0.05)"
+    )
+    maps = np.ones((5, 1, 3), np.float32)
+    many = Segmentation(picture(1, 3), maps, ("a\nb", "b", "c", "d", "e"), 0.5, (0.5,) * 5)
+    assert "\n" not in repr(many)
+    assert repr(many).startswith("Segmentation(1x3, 'a\\nb': found, score 0.50, 100.0 %")
+    assert repr(many).endswith("; 2 more)")
+
+
+def test_numpy_takes_it_as_its_mask() -> None:
+    """By `asarray` and `array`, of any type; without a copy there is none."""
+    result = two_classes(0.9, 0.8)
+    assert np.asarray(result).dtype == np.bool_
+    np.testing.assert_array_equal(np.asarray(result), result.mask)
+    np.testing.assert_array_equal(np.array(result, np.float32), [[1, 0], [1, 1]])
+    np.testing.assert_array_equal(result.__array__(np.dtype(np.uint8), copy=True), [[1, 0], [1, 1]])
+    with pytest.raises(ValueError, match="copy"):
+        result.__array__(copy=False)
+
+
+def test_equality_is_identity_and_content_is_asked_for() -> None:
+    """So that results can be in sets and compared without an error about arrays."""
+    one, other = two_classes(0.9, 0.8), two_classes(0.9, 0.8)
+    assert one == one and one != other and len({one, other}) == 2
+    assert one.same_as(other)
+    assert not one.same_as(two_classes(0.9, 0.7))
+    assert not one.same_as(replace(other, names=("cat", "cow")))
+    assert not one.same_as(replace(other, threshold=0.4))
+    assert not one.same_as(replace(other, probabilities=other.probabilities / 2))
+    assert not one.same_as(replace(other, image=255 - other.image))
+    assert not one.same_as("cat")
+
+
+def test_a_notebook_shows_the_overlay() -> None:
+    """As it is where it is small, and smaller where it is not."""
+    result = two_classes(0.9, 0.8)
+    with Image.open(io.BytesIO(result._repr_png_())) as shown:
+        assert np.array_equal(np.asarray(shown), np.asarray(result.overlay()))
+    maps = np.zeros((1, 30, 2048), np.float32)
+    wide = Segmentation(picture(30, 2048), maps, ("cat",), 0.5, (0.9,))
+    with Image.open(io.BytesIO(wide._repr_png_())) as shown:
+        assert shown.size == (1024, 15)
+
+
+def test_save(tmp_path: Path) -> None:
+    """Labels in a palette, the overlay, and the numbers."""
+    result = two_classes(0.9, 0.8)
+    files = result.save(tmp_path / "new" / "out")
+    assert [file.name for file in files] == ["mask.png", "overlay.jpg", "result.json"]
+    assert sorted(files[0].parent.iterdir()) == sorted(files)
+    with Image.open(files[0]) as mask, Image.open(files[1]) as drawn:
+        assert mask.mode == "P" and drawn.size == (2, 2)
+        np.testing.assert_array_equal(np.asarray(mask), result.labels)
+    assert json.loads(files[2].read_text("utf-8")) == {
+        "height": 2,
+        "width": 2,
+        "threshold": 0.5,
+        "mask": "mask.png",
+        "overlay": "overlay.jpg",
+        "classes": [
+            {"name": "cat", "label": 1, "score": 0.9, "found": True, "foreground": 0.5},
+            {"name": "dog", "label": 2, "score": 0.8, "found": True, "foreground": 0.25},
+        ],
+    }
+
+
+def test_save_of_one_class(tmp_path: Path) -> None:
+    """0 and 255, again over what is there."""
+    maps = np.float32([[[0.9, 0.1]]])
+    result = Segmentation(picture(1, 2), maps, ("foreground",), 0.5, (0.9,))
+    result.save(str(tmp_path))
+    result.save(str(tmp_path))
+    with Image.open(tmp_path / "mask.png") as mask:
+        np.testing.assert_array_equal(np.asarray(mask), [[255, 0]])
+
+
+def test_save_refuses(tmp_path: Path) -> None:
+    """More classes than labels, and a file where the folder should be."""
+    maps = np.zeros((256, 1, 1), np.float32)
+    many = Segmentation(picture(1, 1), maps, tuple(map(str, range(256))), 0.5, (1.0,) * 256)
+    with pytest.raises(UsageError, match="256 classes: at most 255"):
+        many.save(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="save the result elsewhere"):
+        two_classes(0.9, 0.8).save(tmp_path / "file")

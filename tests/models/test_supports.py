@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -21,6 +23,7 @@ from fsdino.errors import CheckpointError, FsdinoError, UsageError
 from fsdino.models import supports
 from fsdino.models.shots import FittedShot, TokenFit
 from fsdino.models.supports import Support
+from fsdino.overlay import overlay
 from tiny_models import box_mask, episode, picture, tiny_model
 
 
@@ -376,3 +379,43 @@ def test_a_damaged_fit_is_named(change: Any, words: str) -> None:
     assert fitted().problem() is None
     problem = change(fitted()).problem()
     assert problem is not None and re.search(words, problem)
+
+
+def test_repr_is_a_line() -> None:
+    """Not the tensors; the quality where it is known."""
+    assert repr(hand_made(2)) == "Support(2 shots, grids 2x3, 4x1, model 0123456789abcdef)"
+    shown = repr(replace(hand_made(1), quality=0.934))
+    assert shown == "Support(1 shot, grid 2x3, quality 0.93, model 0123456789abcdef)"
+
+
+def test_equality_is_identity_and_content_is_asked_for() -> None:
+    """Tensors in a generated `==` would raise; what is measured of a support does not count."""
+    one = hand_made()
+    other = replace(one, masks=tuple(mask.clone() for mask in one.masks), quality=0.5)
+    assert one == one and one != other and len({one, other}) == 2
+    assert one.same_as(other) and other.same_as(one)
+    assert not one.same_as(hand_made(1))
+    assert not one.same_as(replace(one, foreground=one.foreground + 1))
+    assert not one.same_as(replace(one, foreground=one.foreground.double()))
+    assert not one.same_as(replace(one, model_fingerprint="f" * 16))
+    assert not one.same_as(replace(one, image_sizes=((1, 1), (1, 1))))
+    assert not one.same_as("cat")
+
+
+def test_a_notebook_shows_the_marked_images(tmp_path: Path) -> None:
+    """Small, side by side; a support from a file has none and shows its line."""
+    model = tiny_model()
+    sizes = [(300, 600), (40, 30), *[(20, 20)] * 12]
+    images = [picture(*size) for size in sizes]
+    support = model.encode_support(images, [box_mask(*size) for size in sizes])
+    assert [p.size for p in support.pictures[:3]] == [(256, 128), (30, 40), (20, 20)]
+    shown = support._repr_png_()
+    assert shown is not None
+    with Image.open(io.BytesIO(shown)) as sheet:
+        assert sheet.size == (4 * 256, 3 * 128)
+        small = np.asarray(sheet)[:40, 256:286]
+    np.testing.assert_array_equal(small, np.asarray(overlay(images[1], box_mask(40, 30))))
+    support.save(tmp_path / "cat.safetensors")
+    loaded = Support.load(tmp_path / "cat.safetensors")
+    assert loaded.same_as(support) and loaded._repr_png_() is None
+    assert len(support.to("cpu").pictures) == 14

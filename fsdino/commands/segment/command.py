@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from fsdino.commands.segment.queries import Queries
     from fsdino.commands.segment.stream import Outcome
     from fsdino.commands.segment.supports import SupportFiles
+    from fsdino.masks import MaskRule
     from fsdino.models.segmenter import Segmenter
     from fsdino.models.supports import Support
     from fsdino.processes import Processes
@@ -62,9 +63,17 @@ class Segment:
 
     support: Annotated[
         tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
-        tyro.conf.arg(metavar="[NAME=]IMAGE MASK ...", help_behavior_hint="(required)"),
+        tyro.conf.arg(metavar="[NAME=]IMAGE MASK ...|FOLDER|JSON", help_behavior_hint="(required)"),
     ] = ()
-    """Marked examples of a class, or a file from --save-support; again for every further class."""
+    """Marked examples of a class, or a file from --save-support; again for every further class. Or
+    labelled images: a folder (images with masks, LabelMe, COCO, YOLO segments) or a JSON file."""
+    mask_threshold: Number = None
+    """Brightness from which a pixel of a mask file is foreground, as a share of white; for masks
+    with gray areas."""
+    mask_value: Annotated[str | None, tyro.conf.arg(metavar="INT|#RRGGBB")] = None
+    """Value or colour of the foreground in mask files that have several."""
+    invert_mask: Flag = False
+    """The mask files show the background."""
     query: Annotated[
         tuple[Path, ...], tyro.conf.arg(metavar="IMAGE|FOLDER ...", help_behavior_hint="(required)")
     ] = ()
@@ -108,7 +117,7 @@ class Segment:
         check_device(self.device)
         check_threshold(self.threshold)
         check_model(self.model or DEFAULT_MODEL, self.weights, self.image_size)
-        files = supports.parse(self.support)
+        files = supports.parse(self.support, self._mask_rule())
         if self.save_support is not None:
             supports.check_saving(self.save_support, files)
         with contextlib.ExitStack() as stack:
@@ -122,6 +131,13 @@ class Segment:
                 self._check_support(files, processes.is_first)
                 return 0
             return self._run(files, queries, processes, stack)
+
+    def _mask_rule(self) -> MaskRule | None:
+        if self.mask_threshold is None and self.mask_value is None and not self.invert_mask:
+            return None
+        from fsdino.masks import MaskRule
+
+        return MaskRule(self.mask_threshold, self.mask_value, self.invert_mask)
 
     def _find_queries(self) -> Queries:
         from fsdino.commands.segment.queries import find_queries

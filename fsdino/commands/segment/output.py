@@ -14,8 +14,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from fsdino import files, overlay
 from fsdino import images as pixels
@@ -29,7 +27,6 @@ FORMAT = "fsdino-segment-2"
 CALL_FILE, ROWS_FILE, LOCK_FILE = "segment.json", "results.jsonl", "segment.lock"
 
 _OTHERS = "others"  # key of CALL_FILE for names that files of other programs have
-_MOST_JPEG = 65_500  # pixels of a side
 _MOST_NAME = 200  # bytes of a result's name, which an ending and a number are added to
 # What writing fails with because of what is written, and not for all results alike.
 _OWN_TROUBLE = frozenset({errno.EFBIG, errno.ENAMETOOLONG})
@@ -177,12 +174,12 @@ class Output:
         """
         name, labels = self._name(query), result.compact_labels()
         shares = np.bincount(labels.ravel(), minlength=len(result.names) + 1) / labels.size
-        fits = max(labels.shape) <= _MOST_JPEG
+        kind, drawn = overlay.encode_overlay(overlay.overlay(result.image, labels))
         row = Row(
             query=os.path.abspath(query),
             stamp=stamp,
             mask=f"{MASKS}/{name}.png",
-            overlay=f"{OVERLAYS}/{name}.{'jpg' if fits else 'png'}",
+            overlay=f"{OVERLAYS}/{name}.{kind}",
             sizes=(0, 0),
             foreground=round(1 - float(shares[0]), 6),
             classes={n: round(float(shares[i]), 6) for i, n in enumerate(result.names, 1)},
@@ -190,15 +187,8 @@ class Output:
             found=dict(zip(result.names, result.founds, strict=True)),
             seconds=round(seconds, 4),
         )
-        drawn = overlay.overlay(result.image, labels)
-        contents = {
-            row.mask: pixels.encode_image(_mask_image(labels, len(result.names)), "PNG"),
-            row.overlay: (
-                pixels.encode_image(drawn, "JPEG", quality=92)
-                if fits
-                else pixels.encode_image(drawn, "PNG")
-            ),
-        }
+        mask = overlay.mask_image(labels, len(result.names))
+        contents = {row.mask: pixels.encode_image(mask, "PNG"), row.overlay: drawn}
         row = Row(**{**vars(row), "sizes": tuple(map(len, contents.values()))})
         self._write_files(name, contents)
         files.append_json_lines(self.folder / ROWS_FILE, [asdict(row)])
@@ -321,19 +311,6 @@ class Output:
         if damaged and repair:
             files.write_json_lines(file, map(asdict, rows.values()))
         return rows
-
-
-def _mask_image(labels: npt.NDArray[np.integer[Any]], classes: int) -> Image.Image:
-    """0 and 255 for one class. For several an 8-bit palette image in the overlays' colours:
-
-    0 is background (black), i the i-th class.
-    """
-    if classes == 1:
-        return Image.fromarray((labels > 0).astype(np.uint8) * np.uint8(255))
-    image = Image.fromarray(labels.astype(np.uint8))
-    colours = [overlay.label_color(label) for label in range(1, int(labels.max(initial=0)) + 1)]
-    image.putpalette([0, 0, 0, *(part for colour in colours for part in colour)])
-    return image
 
 
 def file_stamp(file: Path) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,17 @@ import numpy.typing as npt
 from fsdino import images as pixels
 from fsdino.commands.segment.output import Output, Row, file_stamp
 from fsdino.commands.segment.supports import MAX_CLASSES
-from fsdino.errors import DataError, FsdinoError, UsageError, is_out_of_memory, shown_path
+from fsdino.errors import FsdinoError, UsageError, shown_path
+from fsdino.models.queries import (
+    BATCH_IMAGES,
+    Query,
+    answers,
+    batches,
+    bytes_per_pixel,
+    is_about_query,
+    read_each,
+    reason,
+)
 from fsdino.models.segmentation import Segmentation
 from fsdino.models.segmenter import Segmenter
 from fsdino.models.supports import Support
@@ -25,11 +35,6 @@ from fsdino.processes import Processes
 from fsdino.progress import Progress
 
 logger = logging.getLogger("fsdino.commands")
-
-
-# Queries that share an encoder pass, bounded also by the bytes that their pixels and maps take:
-# 24 megapixels of one class.
-_BATCH_IMAGES, _BATCH_BYTES = 8, 7 * 24_000_000
 
 
 @dataclass(frozen=True)
@@ -91,29 +96,7 @@ class _Asking:
     threshold: float | None
     tiles: bool
 
-    @property
-    def bytes_per_pixel(self) -> int:
-        """Of a query in memory: RGB, and a map for each class."""
-        return 3 + 4 * len(self.supports)
-
-    def answers(self, batch: Sequence[_Image]) -> Iterator[Segmentation | str]:
-        """The result for each image, or why there is none.
-
-        Where a batch fails because of an image, each of its images is asked alone.
-        """
-        try:
-            yield from self._segment([image.array for image in batch])
-            return
-        except Exception as error:
-            if not _is_about_query(error):
-                raise
-            if len(batch) == 1:
-                yield _reason(error)
-                return
-        for image in batch:
-            yield from self.answers([image])
-
-    def _segment(self, arrays: list[npt.NDArray[np.uint8]]) -> list[Segmentation]:
+    def segment(self, arrays: list[npt.NDArray[np.uint8]]) -> list[Segmentation]:
         return self.model.segment(arrays, self.supports, threshold=self.threshold, tiles=self.tiles)
 
 
@@ -126,25 +109,27 @@ def _segment_files(
         logger.info("%d of %d queries are done already", resumed, len(queries))
     output.reserve(queries)
     groups = [
-        [query for query in queries[start : start + _BATCH_IMAGES] if query not in done]
-        for start in range(0, len(queries), _BATCH_IMAGES)
+        [query for query in queries[start : start + BATCH_IMAGES] if query not in done]
+        for start in range(0, len(queries), BATCH_IMAGES)
     ]
     mine = processes.share([group for group in groups if group])
     total = sum(map(len, mine)) + (resumed if processes.is_first else 0)
     try:
         with Progress("segment", total, done=total - sum(map(len, mine))) as progress:
-            task = _Task(failed, progress)
-            for batch in _batches(mine, task, ask.bytes_per_pixel):
+            stamps: dict[Path, tuple[int, int]] = {}
+            for batch in _batches(mine, stamps, len(ask.supports)):
                 began = time.monotonic()
-                results = list(ask.answers(batch))
+                results = answers(batch, ask.segment)
                 each = (time.monotonic() - began) / len(batch)
-                for image, result in zip(batch, results, strict=True):
-                    made = _write(output, image, result, image.seconds + each)
+                for query, result in zip(batch, results, strict=True):
+                    stamp = stamps.pop(query.source, None)
+                    made = _write(output, query, stamp, result, query.seconds + each)
                     if isinstance(made, Row):
-                        done[image.query] = made
-                        progress.advance()
+                        done[query.source] = made
                     else:
-                        task.fail(image.query, f"query ({shown_path(image.query)}): {made}")
+                        failed[os.path.abspath(query.source)] = made
+                        logger.warning("%s", made)
+                    progress.advance()
     except KeyboardInterrupt:
         kept = f"{len(done)} of {len(queries)} queries are done and kept in {output.folder}"
         raise KeyboardInterrupt(f"{kept}; the same command does the rest") from None
@@ -159,80 +144,42 @@ def _segment_files(
     return Outcome(rows, failed, resumed)
 
 
-def _write(output: Output, image: _Image, result: Segmentation | str, seconds: float) -> Row | str:
+def _write(
+    output: Output,
+    query: Query[Path],
+    stamp: tuple[int, int] | None,
+    result: Segmentation | FsdinoError,
+    seconds: float,
+) -> Row | str:
     """The row of a written result, or why there is none."""
-    if isinstance(result, str):
-        return result
+    if isinstance(result, FsdinoError):
+        return str(result)
+    assert stamp is not None
     try:
-        return output.write(image.query, image.stamp, result, seconds)
+        return output.write(query.source, stamp, result, seconds)
     except Exception as error:
-        if not _is_about_query(error):
+        if not is_about_query(error):
             raise
-        return _reason(error)
-
-
-def _is_about_query(error: Exception) -> bool:
-    return isinstance(error, DataError | UsageError) or is_out_of_memory(error)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FsdinoError):
-        return str(error)
-    return "it does not fit into memory: make it smaller, or use fewer classes or another --device"
-
-
-@dataclass(frozen=True)
-class _Image:
-    query: Path
-    stamp: tuple[int, int]
-    array: npt.NDArray[np.uint8]  # [H, W, 3]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class _Task:
-    """Reasons by failed query, and the progress that they count in."""
-
-    failed: dict[str, str]
-    progress: Progress = field(repr=False)
-
-    def fail(self, query: Path, reason: str) -> None:
-        self.failed[os.path.abspath(query)] = reason
-        logger.warning("%s", reason)
-        self.progress.advance()
+        return f"{query.name}: {reason(error)}"
 
 
 def _batches(
-    groups: Sequence[Sequence[Path]], task: _Task, bytes_per_pixel: int
-) -> Iterator[list[_Image]]:
-    """Read groups of queries, large ones in parts or alone."""
+    groups: Sequence[Sequence[Path]], stamps: dict[Path, tuple[int, int]], supports: int
+) -> Iterator[list[Query[Path]]]:
+    """Read groups of queries, large ones in parts or alone, and note the stamp of each."""
+
+    def name(place: int, query: Path) -> str:
+        return f"query ({shown_path(query)})"
+
+    def read(query: Path, name: str) -> pixels.Pixels:
+        try:
+            stamps[query] = file_stamp(query)
+            return pixels.read_image(query, "query")
+        except OSError as error:
+            raise UsageError(f"{name}: {error.strerror}; check the path") from error
+
     for group in groups:
-        batch: list[_Image] = []
-        for query in group:
-            began = time.monotonic()
-            try:
-                stamp = file_stamp(query)
-                array = pixels.read_image(query, "query")
-            except (DataError, UsageError) as error:
-                task.fail(query, str(error))
-                continue
-            except OSError as error:
-                reason = f"query ({shown_path(query)}): {error.strerror}; check the path"
-                task.fail(query, reason)
-                continue
-            image = _Image(query, stamp, array, time.monotonic() - began)
-            del array
-            sizes = [i.array.size // 3 * bytes_per_pixel for i in (*batch, image)]
-            if batch and sizes[-1] >= _BATCH_BYTES:
-                yield batch
-                batch, sizes = [], sizes[-1:]
-            batch.append(image)
-            del image
-            if sum(sizes) >= _BATCH_BYTES:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+        yield from batches(read_each(group, name, read), bytes_per_pixel(supports))
 
 
 def _with_state(error: FsdinoError | OSError, done: int, total: int, folder: Path) -> FsdinoError:

@@ -6,14 +6,17 @@ import hashlib
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsdino.errors import SupportWarning, UsageError
+from fsdino.errors import SupportWarning, UsageError, listed
 from fsdino.locks import Lock
 
 if TYPE_CHECKING:
+    from fsdino.data.labelled import Labelled
+    from fsdino.images import Flags
+    from fsdino.masks import MaskRule
     from fsdino.models.segmenter import Segmenter
     from fsdino.models.supports import Support
 
@@ -31,10 +34,14 @@ class SupportFiles:
     Attributes:
         name: of the class.
         files: image and mask of each shot, one after the other; or one saved support.
+        labelled: instead of files, images and masks that a folder or an annotation file has.
+        rule: which pixels of mask files are foreground; None where they say so themselves.
     """
 
     name: str
     files: tuple[Path, ...]
+    labelled: Labelled | None = None
+    rule: MaskRule | None = None
 
     @property
     def saved(self) -> bool:
@@ -44,8 +51,14 @@ class SupportFiles:
     def digest(self) -> str:
         """Hash of the files' contents: the same support gives the same hash anywhere."""
         digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        parts: list[bytes | Path] = [*self.files]
+        parts += [] if self.rule is None else [repr(self.rule).encode()]
+        if self.labelled is not None:
+            for image, mask in zip(self.labelled.images, self.labelled.masks, strict=True):
+                parts += [image, mask if isinstance(mask, Path) else mask.tobytes()]
+        for part in parts:
+            content = part.read_bytes() if isinstance(part, Path) else part
+            digest.update(hashlib.sha256(content).digest())
         return digest.hexdigest()[:16]
 
     def encode(self, model: Segmenter) -> Support:
@@ -62,27 +75,39 @@ class SupportFiles:
 
         if self.saved:
             return Support.load(self.files[0])
-        images, masks = self.files[0::2], self.files[1::2]
+        images: Sequence[Path] = self.files[0::2]
+        masks: Sequence[Path | Flags] = self.files[1::2]
+        if self.labelled is not None:
+            images, masks = self.labelled.images, self.labelled.masks
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SupportWarning)  # `warning` says it with the name
+            if self.rule is None or not all(isinstance(mask, Path) for mask in masks):
+                return model.encode_support([*images], [*masks], quality=True)
             return model.encode_support(
-                [str(x) for x in images], [str(x) for x in masks], quality=True
+                [*images],
+                [*masks],
+                quality=True,
+                mask_threshold=self.rule.threshold,
+                mask_value=self.rule.value,
+                invert_mask=self.rule.invert,
             )
 
 
-def parse(groups: Sequence[Sequence[str]]) -> list[SupportFiles]:
+def parse(groups: Sequence[Sequence[str]], rule: MaskRule | None = None) -> list[SupportFiles]:
     """Read the values of a repeatable `--support`, one class each.
 
     Each is `IMAGE MASK [IMAGE MASK ...]` or `FILE.safetensors`; `NAME=` before the first file
-    names the class, which several classes need.
+    names the class, which several classes need. A folder of labelled images, or an annotation file,
+    has the classes that `read_labelled` finds.
 
     Raises:
         UsageError: no support, an image without a mask, a missing file, a folder in a file's
-            place, a name that is missing or used twice.
+            place, a name that is missing or used twice, a folder without labelled images.
+        DataError: labels that cannot be read.
     """
     if not any(groups):
         raise UsageError("no support given: pass --support IMAGE MASK, or a saved one")
-    found = [_group(group) for group in groups]
+    found = [support for group in groups for support in _group(group)]
     names = [support.name for support in found]
     if len(names) > 1 and UNNAMED in names:
         raise UsageError("several supports need names: --support NAME=IMAGE MASK")
@@ -93,7 +118,7 @@ def parse(groups: Sequence[Sequence[str]]) -> list[SupportFiles]:
             )
     if len(names) > MAX_CLASSES:
         raise UsageError(f"{len(names)} supports: at most {MAX_CLASSES} fit one label image")
-    return found
+    return [replace(support, rule=rule) for support in found]
 
 
 def quality(name: str, support: Support) -> str:
@@ -141,7 +166,7 @@ def saving(path: Path) -> Lock:
     return Lock(lock, f"--save-support {path}", "pass another file")
 
 
-def _group(values: Sequence[str]) -> SupportFiles:
+def _group(values: Sequence[str]) -> list[SupportFiles]:
     if not values:
         raise UsageError("--support needs IMAGE MASK, or a saved support")
     name, first = UNNAMED, values[0]
@@ -149,6 +174,8 @@ def _group(values: Sequence[str]) -> SupportFiles:
     if named and not Path(first).exists():
         name, first = named["name"], named["file"]
     files = tuple(Path(value) for value in (first, *values[1:]))
+    if len(files) == 1 and (files[0].is_dir() or files[0].suffix.lower() == ".json"):
+        return _labelled(None if name == UNNAMED else name, files[0])
     for file in files:
         _check(file)
     one_saved = len(files) == 1 and files[0].suffix == SAVED_SUFFIX
@@ -158,7 +185,20 @@ def _group(values: Sequence[str]) -> SupportFiles:
         raise UsageError(
             f"support {name!r}: {len(files)} files are not pairs: pass one mask after each image"
         )
-    return SupportFiles(name, files)
+    return [SupportFiles(name, files)]
+
+
+def _labelled(name: str | None, path: Path) -> list[SupportFiles]:
+    """The classes in a folder of labelled images, or in an annotation file."""
+    from fsdino.data.labelled import read_labelled
+
+    found = read_labelled(path)
+    if name is not None and len(found) > 1:
+        raise UsageError(
+            f"support {name!r}: {path} has {len(found)} classes ({listed(found)}): leave out "
+            f"{name}="
+        )
+    return [SupportFiles(name or own, (), labelled) for own, labelled in found.items()]
 
 
 def _check(file: Path) -> None:

@@ -514,6 +514,34 @@ def test_tiles_are_used(capsys, monkeypatch):
     assert used[-1] is True
 
 
+def test_rules_for_masks(capsys):
+    """Refused with the option that reads the mask; another option is another call."""
+    labels = box_mask(50, 60).astype(np.uint8)
+    labels[:5] = 2
+    Image.fromarray(labels).save("mask.png")
+    assert cli.main(segment("--query", "b.png")) == 1
+    assert "--mask-value 2" in error_line(capsys)
+    assert cli.main(segment("--query", "b.png", "--mask-value", "1")) == 0
+    assert cli.main(segment("--query", "b.png", "--mask-value", "2")) == 2
+    assert "it differs in support" in error_line(capsys)
+    assert cli.main(segment("--query", "b.png", "--mask-threshold", "128")) == 2
+    assert "must lie between 0 and 1" in error_line(capsys)
+    assert cli.main(segment("--query", "b.png", "--invert-mask", "--overwrite")) == 1
+    assert "--mask-value" in error_line(capsys)
+
+
+def test_labelled_folder_as_supports(capsys):
+    """As many classes as it has folders, all in one label image."""
+    for name in ("cat", "dog"):
+        Path("labelled", name).mkdir(parents=True)
+        shutil.copy("a.png", f"labelled/{name}/a.png")
+        shutil.copy("mask.png", f"labelled/{name}/a_mask.png")
+    assert cli.main(segment("--query", "b.png", "--json", support=("labelled",))) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [*found["support"]] == ["cat", "dog"]
+    assert [*found["queries"][0]["classes"]] == ["cat", "dog"]
+
+
 def test_dinov2_weights_without_training(small_dinov2: FSDINO, monkeypatch: pytest.MonkeyPatch):
     """--model dinov2-s with Meta's weights is the training-free model on exactly those weights."""
     offline(monkeypatch)

@@ -14,7 +14,6 @@ from PIL import Image
 
 from fsdino import images as pixels
 from fsdino import overlay
-from fsdino.commands.segment import stream
 from fsdino.commands.segment.output import Output
 from fsdino.commands.segment.queries import find_queries
 from fsdino.commands.segment.stream import segment_files
@@ -115,23 +114,6 @@ def test_unreadable_queries_do_not_stop_the_others(model, support, queries, tmp_
     assert [Path(path).name for path in outcome.failed] == ["02.png", "07.png"]
     assert "truncated" in outcome.failed[str(queries / "02.png")]
     assert len(outcome.rows) == len(list((tmp_path / "out" / "masks").iterdir())) == 9
-
-
-def test_batches_are_bounded_by_pixels(queries, monkeypatch):
-    """Large images are not collected until there are eight of them."""
-    monkeypatch.setattr(stream, "_BATCH_BYTES", 7 * 5000)
-    sizes = [40 * 70, 41 * 68, 42 * 66, 43 * 64, 44 * 62]
-    with stream.Progress("test", 5) as progress:
-        paths = find_queries([queries])[:5]
-        task = stream._Task({}, progress)
-        batches = [[len(i.array) for i in b] for b in stream._batches([paths], task, 7)]
-        assert sizes[0] + sizes[1] > 5000 > sizes[0]
-        assert batches == [[40, 41], [42, 43], [44]]
-        Image.fromarray(picture(100, 50)).save(paths[1])
-        batches = [[len(i.array) for i in b] for b in stream._batches([paths], task, 7)]
-        assert batches == [[40], [100], [42, 43], [44]]  # what fills a batch alone is alone
-        batches = [[len(i.array) for i in b] for b in stream._batches([paths], task, 3 + 4 * 9)]
-        assert batches == [[40], [100], [42], [43], [44]]  # nine classes take more
 
 
 def test_outcome_as_json_has_paths_that_exist(model, support, queries, tmp_path, monkeypatch):

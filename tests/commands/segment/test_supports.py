@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from fsdino.commands.segment import supports
 from fsdino.commands.segment.supports import SupportFiles
-from fsdino.errors import UsageError
+from fsdino.errors import DataError, UsageError
+from fsdino.masks import MaskRule
 from fsdino.models.segmenter import LEAST_QUALITY, LEAST_QUALITY_OF_SEVERAL
 from fsdino.models.supports import Support
 from tiny_models import box_mask, picture, tiny_model
@@ -122,3 +125,63 @@ def test_saving_is_checked_before_the_work():
     Path("folder.safetensors").mkdir()
     with pytest.raises(UsageError, match="this is a folder"):
         supports.check_saving(Path("folder.safetensors"), one)
+
+
+def labelled_folder() -> None:
+    """cat/ and dog/ with two photographs each, and a LabelMe file of one class."""
+    for name in ("cat", "dog"):
+        Path("labelled", name).mkdir(parents=True)
+        for k in range(2):
+            Image.fromarray(picture(60, 80, seed=k)).save(f"labelled/{name}/{k}.jpg")
+            Image.fromarray(box_mask(60, 80)).save(f"labelled/{name}/{k}.png")
+    shape = {"label": "cow", "points": [[10, 10], [50, 10], [50, 40], [10, 40]]}
+    data = {"imagePath": "0.jpg", "shapes": [shape]}
+    Path("labelled/cat/0.json").write_text(json.dumps(data), encoding="utf-8")
+
+
+def test_a_folder_of_labelled_images():
+    """Its classes are supports, as if their files had been named."""
+    labelled_folder()
+    Path("labelled/cat/0.json").rename("x.json")
+    both = supports.parse([["labelled"]])
+    assert [support.name for support in both] == ["cat", "dog"]
+    [one] = supports.parse([["cow=labelled/cat"]])
+    files = tuple(Path("labelled/cat", name) for name in ("0.jpg", "0.png", "1.jpg", "1.png"))
+    named = SupportFiles("cow", files)
+    assert one.name == "cow" and not one.saved and one.digest() == named.digest()
+    model = tiny_model()
+    assert one.encode(model).same_as(named.encode(model))
+    with pytest.raises(UsageError, match=r"has 2 classes \(cat, dog\): leave out x="):
+        supports.parse([["x=labelled"]])
+    with pytest.raises(UsageError, match="need names"):
+        supports.parse([["labelled/cat"], ["dog=labelled/dog"]])
+    Path("empty").mkdir()
+    with pytest.raises(UsageError, match="empty: no labelled image found"):
+        supports.parse([["empty"]])
+
+
+def test_an_annotation_file():
+    """Its class names the support; another mask has another digest."""
+    labelled_folder()
+    [cow] = supports.parse([["labelled/cat/0.json"]])
+    assert (cow.name, cow.encode(tiny_model()).shots) == ("cow", 1)
+    text = Path("labelled/cat/0.json").read_text(encoding="utf-8")
+    Path("labelled/cat/0.json").write_text(text.replace("50", "60"), encoding="utf-8")
+    assert supports.parse([["labelled/cat/0.json"]])[0].digest() != cow.digest()
+
+
+def test_a_rule_for_masks():
+    """Reaches the model, and makes another support of the same files."""
+    Image.fromarray(picture(60, 80)).save("x.png")
+    Image.fromarray(box_mask(60, 80).astype(np.uint8) * 3 + 4).save("m.png")
+    plain, by_value = (
+        supports.parse([["x.png", "m.png"]], r)[0] for r in (None, MaskRule(None, "7"))
+    )
+    assert plain.digest() != by_value.digest()
+    model = tiny_model()
+    expected = model.encode_support(picture(60, 80), box_mask(60, 80))
+    assert by_value.encode(model).same_as(expected)
+    with pytest.raises(DataError, match="--mask-value 7"):
+        plain.encode(model)
+    inverse = model.encode_support("x.png", "m.png", mask_value=4, invert_mask=True)
+    assert inverse.same_as(expected)
