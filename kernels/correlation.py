@@ -91,8 +91,8 @@ def tokens_kernel(
             block -= tl.cdiv(arrivals, BLOCK_ARRIVALS)
             for index in tl.static_range(len(SIZES)):
                 copy_matrix(
-                    weights[index], p_matrices, p_matrices, block, SIZES[index], False, False,
-                    BLOCK_MATRICES,
+                    weights[index], p_matrices, p_matrices, block, tl.constexpr(SIZES[index]),
+                    False, False, BLOCK_MATRICES,
                 )  # fmt: skip
             return
     of_query = program < query_programs

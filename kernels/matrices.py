@@ -71,9 +71,11 @@ def matrices_kernel(
     program = tl.program_id(0)
     weights = (p_0, p_1, p_2, p_3, p_4, p_5, p_6, p_7)
     for index in tl.static_range(len(SIZES)):
+        # In Triton 3.6 a part of a constant is none by itself.
         copy_matrix(
-            weights[index], p_out, p_finite, program, SIZES[index], TRANSPOSED, CHECKED, BLOCK
-        )
+            weights[index], p_out, p_finite, program, tl.constexpr(SIZES[index]),
+            TRANSPOSED, CHECKED, BLOCK,
+        )  # fmt: skip
     if p_arrivals is not None:
         for start in range(program * BLOCK, arrivals, tl.num_programs(0) * BLOCK):
             o_arrivals = start + tl.arange(0, BLOCK)

@@ -136,8 +136,8 @@ def weight_gradient(inner: int, outer: int, dtype: torch.dtype, architecture: in
         return Tile(rows, columns, 16, 8 if long else 4, 2)
     columns = power_of_2(outer, 16, 128)
     size = rows * columns
-    if long:
-        return Tile(rows, columns, 128, 8, 2)
+    if long:  # twice as long again, more than 64 columns would not fit into 99 KB
+        return Tile(rows, columns, 128 if columns == 64 else 64, 8, 2)
     warps = 1 if size <= 512 else 2 if size <= 1024 else 4 if size <= 4096 else 8
     return Tile(rows, columns, 32 if warps == 1 else 64, warps, 2)
 
