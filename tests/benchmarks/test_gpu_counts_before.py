@@ -19,7 +19,9 @@ def test_the_classes_of_the_transpose_add_up() -> None:
     """By hand, of 4 x 5 outputs with 2 channels, from 3: 18 taps each, in four launches."""
     from fsdino.bench import counted
 
-    tables = SimpleNamespace(TRIPS={}, FLOP=dict(counted.FLOP), _blocks=counted._blocks)
+    tables = SimpleNamespace(
+        TRIPS={}, ARRIVALS={}, STORES={}, FLOP=dict(counted.FLOP), _blocks=counted._blocks
+    )
     gpu_counts_before.describe_kernels(tables)
     useful = executed = 0.0
     for taps in (10, 2, 2, 4):
