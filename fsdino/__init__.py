@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fsdino.models.config import ModelConfig
     from fsdino.models.fsdino import FSDINO
     from fsdino.models.hypercorrelation import CenterPivotConv4d
+    from fsdino.models.instances import Instance
     from fsdino.models.registry import ModelInfo, list_models
     from fsdino.models.segmentation import Segmentation
     from fsdino.models.segmenter import Segmenter
@@ -30,6 +31,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "FsdinoError",
+    "Instance",
     "ModelConfig",
     "ModelInfo",
     "Sample",
@@ -51,6 +53,7 @@ _HOMES = {
     "DataError": "fsdino.errors",
     "FSDINO": "fsdino.models.fsdino",
     "FsdinoError": "fsdino.errors",
+    "Instance": "fsdino.models.instances",
     "ModelConfig": "fsdino.models.config",
     "ModelInfo": "fsdino.models.registry",
     "Sample": "fsdino.sample_photographs",

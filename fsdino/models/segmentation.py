@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fsdino.models.instances import Instance, Split, find_instances
 from fsdino.overlay import overlay
 
 LEAST_SCORE = 0.1  # below it, a class is not found
@@ -92,6 +93,25 @@ class Segmentation:
     def _places(self) -> list[int]:
         """Of the classes that were found."""
         return [place for place, found in enumerate(self.founds) if found]
+
+    def instances(self, *, split: Split = "connected", min_area: int = 1) -> list[Instance]:
+        """The objects of the classes that were found, class by class, each from top to bottom.
+
+        A pixel belongs to one object at most: that of its label.
+
+        Args:
+            split: "connected" takes the regions whose pixels touch, also diagonally; "watershed"
+                also cuts a region at its necks, where objects of one class touch.
+            min_area: number of pixels from which an object counts; of 1, every object does.
+
+        Raises:
+            UsageError: unknown `split`, `min_area` below 1.
+        """
+        labels, found = self.compact_labels(), list[Instance]()
+        for place, name in enumerate(self.names):
+            mask, probability = labels == place + 1, self.probabilities[place]
+            found += find_instances(mask, probability, name, split=split, min_area=min_area)
+        return found
 
     def overlay(self) -> Image.Image:
         """The query with the classes drawn over it."""
