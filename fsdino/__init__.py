@@ -13,6 +13,7 @@ from fsdino.version import __version__
 if TYPE_CHECKING:
     from fsdino import ops
     from fsdino.errors import BackendError, CheckpointError, DataError, FsdinoError, UsageError
+    from fsdino.models.coco_export import export_coco
     from fsdino.models.config import ModelConfig
     from fsdino.models.fsdino import FSDINO
     from fsdino.models.hypercorrelation import CenterPivotConv4d
@@ -40,6 +41,7 @@ __all__ = [
     "Support",
     "UsageError",
     "__version__",
+    "export_coco",
     "list_models",
     "load",
     "ops",
@@ -61,6 +63,7 @@ _HOMES = {
     "Segmenter": "fsdino.models.segmenter",
     "Support": "fsdino.models.supports",
     "UsageError": "fsdino.errors",
+    "export_coco": "fsdino.models.coco_export",
     "list_models": "fsdino.models.registry",
     "load": "fsdino.models.zoo",
     "samples": "fsdino.sample_photographs",
