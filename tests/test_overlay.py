@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fsdino import images, overlay
 from fsdino.errors import UsageError
@@ -100,3 +101,21 @@ def test_supports_and_truth_keep_their_colours():
     assert same[:16].all() and same[64:].all() and same[:, :16].all() and same[:, 64:].all()
     assert (shown[20, 20:60] == overlay.label_color(2)).all()
     assert (shown[19, 20:60] == 255).all()
+
+
+def test_a_legend_names_the_labels_that_are_there() -> None:
+    """One row for each, with its colour; what lies outside stays, and so do small pictures."""
+    labels = np.zeros((300, 400), np.uint8)
+    labels[200:220, 200:220], labels[250:260, 300:310] = 1, 3
+    picture = Image.new("RGB", (400, 300), (90, 90, 90))
+    before = np.asarray(picture).copy()
+    drawn = np.asarray(overlay.with_legend(picture, labels, ("cat", "dog", "c\now")))
+    colors = [overlay.label_color(label) for label in (1, 2, 3)]
+    found = [(drawn == color).all(axis=2) for color in colors]
+    assert [bool(flags.any()) for flags in found] == [True, False, True]
+    assert np.argwhere(found[0])[:, 0].max() < np.argwhere(found[2])[:, 0].min()
+    assert (drawn < 80).all(axis=2).any()  # letters, with soft edges
+    assert (drawn[100:] == before[100:]).all() and (drawn[:, 150:] == before[:, 150:]).all()
+    tiny = Image.new("RGB", (3, 2), (9, 9, 9))
+    overlay.with_legend(tiny, np.ones((2, 3), np.uint8), ("cat", "dog"))
+    assert (np.asarray(tiny) == 9).all()

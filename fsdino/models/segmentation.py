@@ -12,7 +12,7 @@ from PIL import Image
 
 from fsdino.models import exports
 from fsdino.models.instances import Instance, Split, find_instances
-from fsdino.overlay import overlay
+from fsdino.overlay import overlay, with_legend
 
 if TYPE_CHECKING:
     import supervision
@@ -223,5 +223,7 @@ class Segmentation:
         return self.image.shape[0], self.image.shape[1]
 
     def overlay(self) -> Image.Image:
-        """The query with the classes drawn over it."""
-        return overlay(self.image, self.compact_labels())
+        """The query with the classes drawn over it; of several, with their names."""
+        labels = self.compact_labels()
+        drawn = overlay(self.image, labels)
+        return with_legend(drawn, labels, self.names) if len(self.names) > 1 else drawn

@@ -64,8 +64,9 @@ def test_compact_labels(names: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_overlay_is_a_picture_of_the_querys_size() -> None:
-    """Background pixels stay as they were."""
-    overlay = two_classes(0.9, 0.8).overlay()
+    """Background pixels stay as they were; one class has no legend."""
+    both = two_classes(0.9, 0.8)
+    overlay = Segmentation(both.image, both.probabilities[:1], ("cat",), 0.55, (0.9,)).overlay()
     assert isinstance(overlay, Image.Image)
     assert overlay.size == (2, 2)
     assert tuple(np.asarray(overlay)[0, 1]) == tuple(picture(2, 2)[0, 1])

@@ -222,6 +222,8 @@ class Output:
             seconds=round(seconds, 4),
         )
         drawn = overlay.overlay(result.image, labels)
+        if len(result.names) > 1:
+            drawn = overlay.with_legend(drawn, labels, result.names)
         contents = {
             row.mask: pixels.encode_image(_mask_image(labels, len(result.names)), "PNG"),
             row.overlay: (
