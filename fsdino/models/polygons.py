@@ -41,7 +41,7 @@ def polygon(mask: Flags) -> Points:
         height, width = mask.shape
         return np.array([(0, 0), (width, 0), (width, height), (0, height)], np.int64)
     exact = outlines(mask)
-    if sum(map(len, exact)) > 4:
+    if sum(map(len, exact)) > 8:  # a few corners are worth no search
         for tolerance in _TOLERANCES:
             rings = [simplified(ring, tolerance) for ring in exact]
             inside = filled(rings, (mask.shape[0], mask.shape[1]))
