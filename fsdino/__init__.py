@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from fsdino import ops
     from fsdino.data.labelled import Labelled, read_labelled
     from fsdino.errors import BackendError, CheckpointError, DataError, FsdinoError, UsageError
+    from fsdino.models.coco_export import export_coco
     from fsdino.models.config import ModelConfig
     from fsdino.models.fsdino import FSDINO
     from fsdino.models.hypercorrelation import CenterPivotConv4d
+    from fsdino.models.instances import Instance
     from fsdino.models.registry import ModelInfo, list_models
     from fsdino.models.segmentation import Segmentation
     from fsdino.models.segmenter import Segmenter
@@ -43,6 +45,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "FsdinoError",
+    "Instance",
     "Labelled",
     "ModelConfig",
     "ModelInfo",
@@ -52,6 +55,7 @@ __all__ = [
     "Support",
     "UsageError",
     "__version__",
+    "export_coco",
     "list_models",
     "load",
     "ops",
@@ -66,6 +70,7 @@ _HOMES = {
     "DataError": "fsdino.errors",
     "FSDINO": "fsdino.models.fsdino",
     "FsdinoError": "fsdino.errors",
+    "Instance": "fsdino.models.instances",
     "Labelled": "fsdino.data.labelled",
     "ModelConfig": "fsdino.models.config",
     "ModelInfo": "fsdino.models.registry",
@@ -74,6 +79,7 @@ _HOMES = {
     "Segmenter": "fsdino.models.segmenter",
     "Support": "fsdino.models.supports",
     "UsageError": "fsdino.errors",
+    "export_coco": "fsdino.models.coco_export",
     "list_models": "fsdino.models.registry",
     "load": "fsdino.models.zoo",
     "read_labelled": "fsdino.data.labelled",

@@ -8,10 +8,10 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from fsdino import images
-from fsdino.errors import UsageError
+from fsdino.errors import UsageError, printable
 from fsdino.images import Flags, Pixels
 
 Color: TypeAlias = tuple[int, int, int]
@@ -81,6 +81,12 @@ def overlay(
     return Image.fromarray(drawn)
 
 
+def named_overlay(image: Pixels, labels: npt.NDArray[Any], names: Sequence[str]) -> Image.Image:
+    """`overlay`, and of several classes the names, as `with_legend` writes them."""
+    drawn = overlay(image, labels)
+    return with_legend(drawn, labels, names) if len(names) > 1 else drawn
+
+
 def mask_image(labels: npt.NDArray[np.integer[Any]], classes: int) -> Image.Image:
     """Labels as an image: 0 and 255 for one class. For several an 8-bit palette image in the
     overlays' colours: 0 is background (black), i the i-th class.
@@ -111,6 +117,35 @@ def shrunk(image: Image.Image, side: int) -> Image.Image:
         return image
     size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
     return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+
+
+def with_legend(
+    picture: Image.Image, labels: npt.NDArray[Any], names: Sequence[str]
+) -> Image.Image:
+    """A picture with the names of the labels in it, beside their colours, in the top left corner.
+
+    Args:
+        picture: RGB, H x W, changed in place.
+        labels: integers [H, W]: 0 is background, i the class `names[i - 1]`.
+        names: of all classes; those without a pixel are left out, as are those for which the
+            picture has no room.
+
+    Returns:
+        The same picture.
+    """
+    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=len(names) + 1)[1:])
+    side = max(round(max(picture.size) / 50), 10)
+    font = ImageFont.load_default(side)
+    draw = ImageDraw.Draw(picture)
+    rows = present[: max(picture.height // (2 * side), 0)].tolist()
+    for row, place in enumerate(rows):
+        name, top = printable(names[place], 40), side // 2 + row * 3 * side // 2
+        right = 2 * side + int(draw.textlength(name, font)) + side // 2
+        draw.rectangle((side // 2, top, right, top + 3 * side // 2), (255, 255, 255))
+        box = (side // 2 + side // 4, top + side // 4, side // 2 + side, top + side)
+        draw.rectangle(box, label_color(place + 1))
+        draw.text((2 * side, top + side // 8), name, (0, 0, 0), font)
+    return picture
 
 
 def marked(image: Pixels, labels: npt.NDArray[Any]) -> Image.Image:

@@ -126,3 +126,21 @@ def test_shrunk() -> None:
     assert overlay.shrunk(Image.new("RGB", (100, 50)), 100).size == (100, 50)
     assert overlay.shrunk(Image.new("RGB", (200, 50)), 100).size == (100, 25)
     assert overlay.shrunk(Image.new("RGB", (1, 900)), 100).size == (1, 100)
+
+
+def test_a_legend_names_the_labels_that_are_there() -> None:
+    """One row for each, with its colour; what lies outside stays, and so do small pictures."""
+    labels = np.zeros((300, 400), np.uint8)
+    labels[200:220, 200:220], labels[250:260, 300:310] = 1, 3
+    picture = Image.new("RGB", (400, 300), (90, 90, 90))
+    before = np.asarray(picture).copy()
+    drawn = np.asarray(overlay.with_legend(picture, labels, ("cat", "dog", "c\now")))
+    colors = [overlay.label_color(label) for label in (1, 2, 3)]
+    found = [(drawn == color).all(axis=2) for color in colors]
+    assert [bool(flags.any()) for flags in found] == [True, False, True]
+    assert np.argwhere(found[0])[:, 0].max() < np.argwhere(found[2])[:, 0].min()
+    assert (drawn < 80).all(axis=2).any()  # letters, with soft edges
+    assert (drawn[100:] == before[100:]).all() and (drawn[:, 150:] == before[:, 150:]).all()
+    tiny = Image.new("RGB", (3, 2), (9, 9, 9))
+    overlay.with_legend(tiny, np.ones((2, 3), np.uint8), ("cat", "dog"))
+    assert (np.asarray(tiny) == 9).all()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,12 @@ from PIL import Image
 from fsdino import files
 from fsdino.errors import UsageError, printable
 from fsdino.images import encode_image
-from fsdino.overlay import encode_overlay, mask_image, overlay, shrunk
+from fsdino.models import exports
+from fsdino.models.instances import Instance, Split, find_instances
+from fsdino.overlay import encode_overlay, mask_image, named_overlay, shrunk
+
+if TYPE_CHECKING:
+    import supervision
 
 LEAST_SCORE = 0.1  # below it, a class is not found
 _MOST_LABELS = 255  # classes that fit an 8-bit palette
@@ -142,9 +148,132 @@ class Segmentation:
         """Of the classes that were found."""
         return [place for place, found in enumerate(self.founds) if found]
 
+    def instances(self, *, split: Split = "connected", min_area: int = 1) -> list[Instance]:
+        """The objects of the classes that were found, class by class, each from top to bottom.
+
+        A pixel belongs to one object at most: that of its label.
+
+        Args:
+            split: "connected" takes the regions whose pixels touch, also diagonally; "watershed"
+                also cuts a region at its necks, where objects of one class touch.
+            min_area: number of pixels from which an object counts; of 1, every object does.
+
+        Raises:
+            UsageError: unknown `split`, `min_area` below 1.
+        """
+        labels, found = self.compact_labels(), list[Instance]()
+        for place, name in enumerate(self.names):
+            mask, probability = labels == place + 1, self.probabilities[place]
+            found += find_instances(mask, probability, name, split=split, min_area=min_area)
+        return found
+
+    def to_coco(
+        self,
+        image_id: int,
+        categories: Mapping[str, int] | None = None,
+        *,
+        first_id: int = 1,
+        split: Split = "connected",
+        min_area: int = 1,
+    ) -> list[dict[str, Any]]:
+        """The objects as COCO annotations; `fsdino.export_coco` makes a whole file.
+
+        Args:
+            image_id: of the query.
+            categories: ids by class name; None numbers `names` from 1 on.
+            first_id: id of the first annotation; the others count on from there.
+            split, min_area: see `instances`.
+
+        Returns:
+            Plain data for JSON: `segmentation` is the mask in compressed run lengths, pixel for
+            pixel, and `score` the object's mean probability.
+
+        Raises:
+            UsageError: a class that was found has no id; see also `instances`.
+        """
+        ids = exports.numbered(self.names) if categories is None else categories
+        found = self.instances(split=split, min_area=min_area)
+        return exports.coco_annotations(found, image_id, ids, first_id)
+
+    def to_yolo(
+        self,
+        classes: Sequence[str] | None = None,
+        *,
+        split: Split = "connected",
+        min_area: int = 1,
+    ) -> str:
+        """The objects as a label file of YOLO: lines `class x y x y ...`, shares of W and H.
+
+        Polygons run along pixel edges and have an IoU of 0.97 with the mask, so that a single
+        pixel has one as well; holes are cut open.
+
+        Args:
+            classes: class names in the order of their numbers, from 0 on; None takes `names`.
+            split, min_area: see `instances`.
+
+        Raises:
+            UsageError: a class that was found is not among `classes`; see also `instances`.
+        """
+        found = self.instances(split=split, min_area=min_area)
+        return exports.yolo_lines(found, self.names if classes is None else classes)
+
+    def to_labelme(
+        self, image_path: str = "", *, split: Split = "connected", min_area: int = 1
+    ) -> dict[str, Any]:
+        """The objects as the content of a LabelMe file, with polygons as in `to_yolo`, in pixels.
+
+        Args:
+            image_path: of the query, from the folder of the LabelMe file, which needs it to show
+                the image.
+            split, min_area: see `instances`.
+
+        Raises:
+            UsageError: see `instances`.
+        """
+        found = self.instances(split=split, min_area=min_area)
+        return exports.labelme_file(found, self._size, image_path)
+
+    def to_label_studio(
+        self,
+        image: str,
+        *,
+        from_name: str = "label",
+        to_name: str = "image",
+        split: Split = "connected",
+        min_area: int = 1,
+    ) -> dict[str, Any]:
+        """The objects as a task of Label Studio with a prediction, with polygons as in `to_yolo`.
+
+        Args:
+            image: address of the query as Label Studio finds it.
+            from_name, to_name: names of the `PolygonLabels` and `Image` tags in its configuration.
+            split, min_area: see `instances`.
+
+        Raises:
+            UsageError: see `instances`.
+        """
+        found = self.instances(split=split, min_area=min_area)
+        return exports.label_studio_task(found, image, from_name=from_name, to_name=to_name)
+
+    def to_supervision(
+        self, *, split: Split = "connected", min_area: int = 1
+    ) -> supervision.Detections:
+        """The objects as `supervision.Detections`, whose class ids are places in `names`.
+
+        Raises:
+            UsageError: the package supervision is not installed; too many objects for a mask of
+                the whole image each; see also `instances`.
+        """
+        found = self.instances(split=split, min_area=min_area)
+        return exports.detections(found, self._size, self.names)
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.image.shape[0], self.image.shape[1]
+
     def overlay(self) -> Image.Image:
-        """The query with the classes drawn over it."""
-        return overlay(self.image, self.compact_labels())
+        """The query with the classes drawn over it; of several, with their names."""
+        return named_overlay(self.image, self.compact_labels(), self.names)
 
     def _repr_png_(self) -> bytes:
         """The overlay as a notebook shows it, at most 1,024 pixels wide and high."""
@@ -173,7 +302,7 @@ class Segmentation:
             )
         files.make_folder(folder, "save the result elsewhere")
         labels = self.compact_labels()
-        kind, drawn = encode_overlay(overlay(self.image, labels))
+        kind, drawn = encode_overlay(named_overlay(self.image, labels, self.names))
         paths = [Path(folder) / name for name in ("mask.png", f"overlay.{kind}", "result.json")]
         files.write_bytes(paths[0], encode_image(mask_image(labels, len(self.names)), "PNG"))
         files.write_bytes(paths[1], drawn)

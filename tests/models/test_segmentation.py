@@ -69,8 +69,9 @@ def test_compact_labels(names: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_overlay_is_a_picture_of_the_querys_size() -> None:
-    """Background pixels stay as they were."""
-    overlay = two_classes(0.9, 0.8).overlay()
+    """Background pixels stay as they were; one class has no legend."""
+    both = two_classes(0.9, 0.8)
+    overlay = Segmentation(both.image, both.probabilities[:1], ("cat",), 0.55, (0.9,)).overlay()
     assert isinstance(overlay, Image.Image)
     assert overlay.size == (2, 2)
     assert tuple(np.asarray(overlay)[0, 1]) == tuple(picture(2, 2)[0, 1])
@@ -166,3 +167,12 @@ def test_save_refuses(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="save the result elsewhere"):
         two_classes(0.9, 0.8).save(tmp_path / "file")
+
+
+def test_instances_are_those_of_the_labels() -> None:
+    """Class by class, of the classes that were found; a pixel is in one object at most."""
+    result = two_classes(0.9, 0.8)
+    objects = [(o.name, o.box, o.area, round(o.score, 6)) for o in result.instances()]
+    assert objects == [("cat", (0, 0, 2, 2), 2, 0.7), ("dog", (0, 1, 1, 2), 1, 0.7)]
+    assert [o.name for o in two_classes(0.0, 0.8).instances()] == ["dog"]
+    assert [o.area for o in result.instances(split="watershed", min_area=2)] == [2]

@@ -25,6 +25,7 @@ from fsdino.commands.options import (
     wait_without_spinning,
 )
 from fsdino.commands.segment import supports
+from fsdino.commands.segment.formats import Formats
 from fsdino.devices import check_device, check_dtype, find_device
 from fsdino.errors import DataError, UsageError
 from fsdino.models.names import DEFAULT as DEFAULT_MODEL
@@ -56,9 +57,9 @@ class Segment:
     --check-support does only this.
 
     Writes masks/NAME.png (0 and 255, or one label per class), overlays/NAME.jpg (or .png if an
-    image is too long for JPEG) and results.jsonl. The same command resumes where it was
-    interrupted. With `torchrun --nproc-per-node N -m fsdino segment ...` processes share the
-    queries.
+    image is too long for JPEG) and results.jsonl; --format adds files for other tools. The same
+    command resumes where it was interrupted. With `torchrun --nproc-per-node N -m fsdino segment
+    ...` processes share the queries.
     """
 
     support: Annotated[
@@ -103,6 +104,16 @@ class Segment:
     """Cut large queries into overlapping tiles of the support images' size."""
     max_megapixels: Number = None
     """Size up to which images are read; default: Pillow's limit of 179."""
+    format: Annotated[
+        str, tyro.conf.arg(metavar="NAME,NAME,...", help_behavior_hint="(default: png)")
+    ] = "png"
+    """What to write: png (masks and overlays, always written), coco (annotations.json), yolo
+    (yolo/NAME.txt and classes.txt), labelme (labelme/NAME.json), probability
+    (probabilities/NAME.npz)."""
+    split: Annotated[str, tyro.conf.arg(metavar="connected|watershed")] = "connected"
+    """What an object is for --format: connected pixels; watershed also cuts touching objects."""
+    min_area: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
+    """Number of pixels from which an object counts for --format."""
     save_support: File = None
     """Also save the encoded support, to pass as --support FILE.safetensors later."""
     overwrite: Flag = False
@@ -117,6 +128,7 @@ class Segment:
         check_device(self.device)
         check_threshold(self.threshold)
         check_model(self.model or DEFAULT_MODEL, self.weights, self.image_size)
+        formats = Formats.parse(self.format, self.split, self.min_area)
         files = supports.parse(self.support, self._mask_rule())
         if self.save_support is not None:
             supports.check_saving(self.save_support, files)
@@ -130,7 +142,7 @@ class Segment:
             if queries is None:
                 self._check_support(files, processes.is_first)
                 return 0
-            return self._run(files, queries, processes, stack)
+            return self._run(files, queries, formats, processes, stack)
 
     def _mask_rule(self) -> MaskRule | None:
         if self.mask_threshold is None and self.mask_value is None and not self.invert_mask:
@@ -151,6 +163,7 @@ class Segment:
         self,
         files: Sequence[SupportFiles],
         queries: Queries,
+        formats: Formats,
         processes: Processes,
         stack: contextlib.ExitStack,
     ) -> int:
@@ -170,6 +183,7 @@ class Segment:
             "threshold": threshold,
             "tiles": self.tiles,
             "dtype": self.dtype,
+            **formats.call(),
         }
         if self.save_support is not None and is_first:
             stack.enter_context(supports.saving(self.save_support))
@@ -177,7 +191,9 @@ class Segment:
         output = stack.enter_context(
             contextlib.closing(
                 processes.in_turn(
-                    lambda: folder.Output(out, call, overwrite=overwrite, first=is_first)
+                    lambda: folder.Output(
+                        out, call, overwrite=overwrite, first=is_first, formats=formats
+                    )
                 )
             )
         )
@@ -296,3 +312,6 @@ def _print_segments(outcome: Outcome, output: Output, left_out: int) -> None:
     again = f", {outcome.resumed} of them from before" if outcome.resumed else ""
     rest = f"; {left_out} files left out" if left_out else ""
     print(f"{len(outcome.rows)} masks and overlays in {output.folder}{again}{rest}")
+    more = [Path(file).parent.name for file in outcome.rows[0].annotations] if outcome.rows else []
+    if more:
+        print(f"beside them: {', '.join(more)}")

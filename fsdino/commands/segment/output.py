@@ -9,7 +9,7 @@ import math
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,6 +18,15 @@ import numpy as np
 from fsdino import files, overlay
 from fsdino import images as pixels
 from fsdino.commands.options import check_folder
+from fsdino.commands.segment.formats import (
+    CLASSES_FILE,
+    COCO_FILE,
+    COLLECTED,
+    PLACES,
+    Formats,
+    coco_of_all,
+    place,
+)
 from fsdino.commands.segment.queries import MASKS, OVERLAYS, REMEDY
 from fsdino.errors import DataError, FsdinoError, UsageError, printable
 from fsdino.locks import Lock
@@ -46,6 +55,7 @@ class Row:
         scores: how likely it is that each class is in the image at all, 0 to 1.
         found: whether that is enough for a mask, by class.
         seconds: that reading and segmenting it took; a batch's time is shared equally.
+        annotations: files of other formats, relative to the output folder, and their bytes.
     """
 
     query: str
@@ -58,6 +68,12 @@ class Row:
     scores: dict[str, float]
     found: dict[str, bool]
     seconds: float
+    annotations: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def files(self) -> dict[str, int]:
+        """All files, with their sizes in bytes."""
+        return {self.mask: self.sizes[0], self.overlay: self.sizes[1], **self.annotations}
 
     @property
     def name(self) -> str:
@@ -67,6 +83,7 @@ class Row:
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> Row | None:
         """A row of ROWS_FILE; None if it is not one, or if its files would lie elsewhere."""
+        data = {"annotations": {}, **data}  # earlier versions had none
         if set(data) != {part.name for part in fields(cls)}:
             return None
         numbers, shares = [data["foreground"], data["seconds"]], [data["classes"], data["scores"]]
@@ -77,7 +94,8 @@ class Row:
             all(isinstance(text, str) for text in texts)
             and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
             and all(type(number) is int for pair in pairs for number in pair)
-            and all(isinstance(part, dict) for part in (*shares, found))
+            and all(isinstance(part, dict) for part in (*shares, found, data["annotations"]))
+            and all(type(size) is int for size in data["annotations"].values())
             and all(_is_number(n) for n in [*numbers, *(n for s in shares for n in s.values())])
             and all(type(flag) is bool for flag in found.values())
         ):
@@ -91,7 +109,8 @@ class Row:
             f"{OVERLAYS}/{row.name}.jpg",
             f"{OVERLAYS}/{row.name}.png",
         )
-        return row if inside else None
+        own = {place(format_, row.name) for format_ in PLACES}
+        return row if inside and own.issuperset(row.annotations) else None
 
 
 class Output:
@@ -107,6 +126,7 @@ class Output:
         overwrite: start again in a folder of another call; its results are removed, and no other
             files.
         first: whether this is the first of the processes that share the work.
+        formats: what else is written for a query.
 
     Raises:
         UsageError: the folder is in use, belongs to another call, is damaged, or holds files of
@@ -121,8 +141,10 @@ class Output:
         *,
         overwrite: bool = False,
         first: bool = True,
+        formats: Formats | None = None,
     ) -> None:
         self.folder = folder
+        self._formats = formats or Formats()
         check_folder(folder)
         files.make_folder(folder, "pass an --out that can be written")
         self._lock: Lock | None = None
@@ -130,7 +152,7 @@ class Output:
             self._lock = Lock(folder / LOCK_FILE, f"--out {folder}", REMEDY)
         try:
             others = self._clear() if overwrite else self._check_call(call)
-            for name in (MASKS, OVERLAYS):
+            for name in self._folders:
                 files.make_folder(folder / name, "pass an --out that can be written")
             if not (folder / CALL_FILE).exists():
                 more = {_OTHERS: sorted(others)} if others else {}
@@ -141,6 +163,15 @@ class Output:
             raise
         self._names = {query: row.name for query, row in self._rows.items()}
         self._taken = {name.casefold() for name in (*self._names.values(), *others)}
+
+    @property
+    def _folders(self) -> tuple[str, ...]:
+        return (MASKS, OVERLAYS, *self._formats.folders)
+
+    @property
+    def _collected(self) -> set[str]:
+        """Files that `collect` writes."""
+        return {COLLECTED[name] for name in self._formats.names if name in COLLECTED}
 
     def close(self) -> None:
         """Let other processes use the folder."""
@@ -154,17 +185,17 @@ class Output:
             return None
         try:
             complete = row.stamp == file_stamp(query) and all(
-                _file_size(self.folder / name) == size
-                for name, size in zip((row.mask, row.overlay), row.sizes, strict=True)
+                _file_size(self.folder / name) == size for name, size in row.files.items()
             )
         except OSError:  # reading it says why
             return None
-        return row if complete else None
+        wanted = self._formats.files(row.name).values()
+        return row if complete and set(wanted) == set(row.annotations) else None
 
     def write(
         self, query: Path, stamp: tuple[int, int], result: Segmentation, seconds: float
     ) -> Row:
-        """Write mask and overlay, each atomically, then the row that records them.
+        """Write mask, overlay and further formats, each atomically, then the row that records them.
 
         The overlay is a JPEG file, or PNG where the image is too long for JPEG.
 
@@ -174,7 +205,9 @@ class Output:
         """
         name, labels = self._name(query), result.compact_labels()
         shares = np.bincount(labels.ravel(), minlength=len(result.names) + 1) / labels.size
-        kind, drawn = overlay.encode_overlay(overlay.overlay(result.image, labels))
+        kind, drawn = overlay.encode_overlay(
+            overlay.named_overlay(result.image, labels, result.names)
+        )
         row = Row(
             query=os.path.abspath(query),
             stamp=stamp,
@@ -189,8 +222,11 @@ class Output:
         )
         mask = overlay.mask_image(labels, len(result.names))
         contents = {row.mask: pixels.encode_image(mask, "PNG"), row.overlay: drawn}
-        row = Row(**{**vars(row), "sizes": tuple(map(len, contents.values()))})
-        self._write_files(name, contents)
+        more = self._formats.contents(name, query, self.folder, result)
+        sizes = tuple(map(len, contents.values()))
+        annotations = {file: len(content) for file, content in more.items()}
+        row = Row(**{**vars(row), "sizes": sizes, "annotations": annotations})
+        self._write_files(name, {**contents, **more})
         files.append_json_lines(self.folder / ROWS_FILE, [asdict(row)])
         self._rows[row.query] = row
         return row
@@ -206,23 +242,53 @@ class Output:
         rows = [*(row for query, row in self._rows.items() if query not in done), *rows]
         files.write_json_lines(self.folder / ROWS_FILE, map(asdict, rows))
 
+    def collect(self, rows: Sequence[Row]) -> None:
+        """Write what formats have for all queries together: COCO's annotations, YOLO's classes.
+
+        Raises:
+            DataError: the COCO file of a query is damaged.
+            FsdinoError: a file cannot be written.
+        """
+        if not rows:
+            return
+        names = [*rows[0].classes]
+        if "yolo" in self._formats.names:
+            files.write_text(self.folder / CLASSES_FILE, "".join(f"{name}\n" for name in names))
+        if "coco" in self._formats.names:
+            paths = [self.folder / place("coco", row.name) for row in rows]
+            remedy = "remove it, and repeat the command"
+            parts = [files.read_object(path, remedy) for path in paths]
+            try:
+                content = coco_of_all(parts, [row.query for row in rows], names)
+            except (LookupError, TypeError) as error:
+                raise DataError(
+                    f"a file in {self.folder / 'coco'} is not a COCO file: remove them, and repeat "
+                    "the command"
+                ) from error
+            files.write_bytes(self.folder / COCO_FILE, content)
+
     def _write_files(self, name: str, contents: Mapping[str, bytes]) -> None:
         """Write the files of a name, all of them or none."""
+        more = self._formats.files(name).values()
         try:
             for file, content in contents.items():
                 files.write_bytes(self.folder / file, content)
         except BaseException as error:
             with contextlib.suppress(OSError):
-                self._remove(name, [])
+                self._remove(name, more)
             cause = error.__cause__
             if isinstance(cause, OSError) and cause.errno in _OWN_TROUBLE:
                 raise DataError(str(error)) from error
             raise
-        self._remove(name, contents)
+        self._remove(name, [], kept=contents)
 
-    def _remove(self, name: str, kept: Iterable[str]) -> None:
-        """Remove the files of a name, but for some: an overlay of the other kind, say."""
-        for file in {f"{MASKS}/{name}.png", *(f"{OVERLAYS}/{name}.{e}" for e in ("jpg", "png"))}:
+    def _remove(self, name: str, more: Iterable[str], kept: Iterable[str] = ()) -> None:
+        """Remove mask and overlay of a name, and more files, but for some that are kept.
+
+        An overlay of the other kind goes when a new one is written.
+        """
+        overlays = (f"{OVERLAYS}/{name}.{ending}" for ending in ("jpg", "png"))
+        for file in (f"{MASKS}/{name}.png", *overlays, *more):
             if file not in kept:
                 with contextlib.suppress(FileNotFoundError):
                     (self.folder / file).unlink()
@@ -249,8 +315,9 @@ class Output:
         remedy = f"{REMEDY}, or --overwrite"
         file = self.folder / CALL_FILE
         if not file.exists():
-            foreign = [f"folder {n}/" for n in (MASKS, OVERLAYS) if _names_in(self.folder / n)]
-            foreign += [f"file {ROWS_FILE}"] if (self.folder / ROWS_FILE).exists() else []
+            foreign = [f"folder {n}/" for n in self._folders if _names_in(self.folder / n)]
+            own = (ROWS_FILE, *sorted(self._collected))
+            foreign += [f"file {name}" for name in own if (self.folder / name).exists()]
             if foreign:
                 raise UsageError(
                     f"--out {self.folder} has a {foreign[0]} of another program: {remedy}"
@@ -272,19 +339,26 @@ class Output:
     def _clear(self) -> set[str]:
         """Remove the results that are here; returns the names that others have in it."""
         call, rows = self.folder / CALL_FILE, self.folder / ROWS_FILE
-        others = None
+        others, before = None, list[str]()
         if call.exists():
             with contextlib.suppress(UsageError):
-                others = _read_others(files.read_object(call, "", UsageError))
+                found = files.read_object(call, "", UsageError)
+                others, before = _read_others(found), _read_formats(found)
         elif rows.exists() and rows.stat().st_size and not self._read_rows(repair=False):
             raise UsageError(
                 f"--out {self.folder} has a file {ROWS_FILE} of another program: {REMEDY}"
             )
+        collected = {COLLECTED[name] for name in before if name in COLLECTED}
+        for name in self._collected - collected:
+            if (self.folder / name).exists():
+                raise UsageError(
+                    f"--out {self.folder} has a file {name} of another program: {REMEDY}"
+                )
         try:
             for row in self._read_rows(repair=False).values():
                 if row.name not in (others or ()):
-                    self._remove(row.name, [])
-            for file in (rows, call):
+                    self._remove(row.name, row.annotations)
+            for file in (*(self.folder / name for name in collected), rows, call):
                 file.unlink(missing_ok=True)
         except OSError as error:
             raise FsdinoError(
@@ -293,7 +367,8 @@ class Output:
             ) from error
         if others is None:  # there is no record of the files from before fsdino
             others = _names_in(self.folder / MASKS) | _names_in(self.folder / OVERLAYS)
-        return others
+        new = [name for name in self._formats.names if name not in before]
+        return others.union(*(_names_in(self.folder / PLACES[name][0]) for name in new))
 
     def _read_rows(self, *, repair: bool) -> dict[str, Row]:
         """The stored rows by query; damaged ones are dropped, with `repair` also from the file."""
@@ -340,3 +415,9 @@ def _read_others(call: Mapping[str, Any]) -> set[str] | None:
     if isinstance(others, list) and all(isinstance(name, str) for name in others):
         return set(others)
     return None
+
+
+def _read_formats(call: Mapping[str, Any]) -> list[str]:
+    """The formats that CALL_FILE names."""
+    formats = call.get("formats", [])
+    return [name for name in PLACES if isinstance(formats, list) and name in formats]

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from fsdino.commands.segment.formats import PLACES
 from fsdino.errors import UsageError
 from fsdino.image_files import Listing, scan_folder
 
@@ -41,7 +42,8 @@ def find_queries(paths: Sequence[Path], out: Path | None = None) -> Queries:
     """
     if not paths:
         raise UsageError("no query given: pass --query with images or folders of images")
-    own = set() if out is None else {os.path.realpath(out / name) for name in (MASKS, OVERLAYS)}
+    results = (MASKS, OVERLAYS, *(folder for folder, _ in PLACES.values()))
+    own = set() if out is None else {os.path.realpath(out / name) for name in results}
     found: dict[str, Path] = {}
     left_out: dict[str, str] = {}
     for path in paths:

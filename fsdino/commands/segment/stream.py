@@ -52,7 +52,8 @@ class Outcome:
             data = asdict(row)
             del data["stamp"], data["sizes"]
             paths = {kind: str(folder / data[kind]) for kind in ("mask", "overlay")}
-            rows.append({**data, **paths})
+            more = [str(folder / file) for file in row.annotations]
+            rows.append({**data, **paths, "annotations": more})
         failed = [{"query": query, "error": error} for query, error in self.failed.items()]
         return {"queries": rows, "failed": failed, "resumed": self.resumed}
 
@@ -141,6 +142,8 @@ def _segment_files(
     rows = [done[query] for query in queries if query in done]
     if processes.count > 1 and processes.is_first:
         output.finish(rows)
+    if processes.is_first:
+        output.collect(rows)
     return Outcome(rows, failed, resumed)
 
 

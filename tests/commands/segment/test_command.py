@@ -153,6 +153,9 @@ BAD_INPUT = {
         2,
         ["s.safetensors", "folder"],
     ),
+    "unknown format": (nothing, segment("--format", "png,svg"), 2, ["'svg'", "labelme"]),
+    "unknown split": (nothing, segment("--split", "sam"), 2, ["--split", "watershed"]),
+    "least area": (nothing, segment("--min-area", "0"), 2, ["--min-area", "at least 1"]),
     "missing query": (nothing, segment("--query", "gone.png"), 2, ["gone.png", "no such file"]),
     "empty query folder": (
         lambda patch: Path("empty").mkdir(),
@@ -324,6 +327,27 @@ def test_segment_answers_in_json_alone(capsys):
         with Image.open(row["mask"]) as mask:
             assert np.array_equal(np.array(mask), np.where(expected, 255, 0))
         assert row["foreground"] == pytest.approx(expected.mean(), abs=1e-6)
+
+
+def test_formats_of_other_tools(capsys):
+    """The options reach the files, the JSON names them, and the same command resumes."""
+    call = segment("--format", "coco,yolo", "--split", "watershed", "--min-area", "9", "--json")
+    for resumed in (0, 10):
+        assert cli.main(call) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["formats"], found["resumed"]) == (["coco", "yolo"], resumed)
+        for row in found["queries"]:
+            assert [Path(name).parent.name for name in row["annotations"]] == ["coco", "yolo"]
+            assert all(Path(name).is_file() for name in row["annotations"])
+    model = fsdino.load("model")
+    support = model.encode_support(["a.png"], ["mask.png"])
+    names = [row["query"] for row in found["queries"]]
+    results = [(Path(name).name, model.segment(name, support)) for name in names]
+    expected = fsdino.export_coco(results, split="watershed", min_area=9)
+    assert json.loads(Path("out/annotations.json").read_text()) == expected
+    assert Path("out/classes.txt").read_text() == "foreground\n"
+    assert cli.main([part for part in call if part != "--json"]) == 0
+    assert "beside them: coco, yolo\n" in capsys.readouterr().out
 
 
 def test_segment_says_what_was_left_out(capsys):

@@ -134,6 +134,7 @@ def test_outcome_as_json_has_paths_that_exist(model, support, queries, tmp_path,
             "scores",
             "found",
             "seconds",
+            "annotations",
         }
 
 
