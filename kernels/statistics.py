@@ -166,7 +166,7 @@ def gather(  # type: ignore[no-untyped-def]
     p_sample = p_entries + batch * (tiles + bunches + 1) * (4 * PARTS)
     o_part = part + tl.arange(0, mean.shape[0])
     counts = tl.zeros_like(mean) + count
-    p_tile = p_sample + tile * (4 * PARTS)
+    p_tile = p_sample + tile.to(tl.int64) * (4 * PARTS)
     _store(p_tile, o_part, o_part < PARTS, counts, mean, low, squares, PARTS)
     bunch = tile // BUNCH
     p_sample_arrived = p_arrived + batch * (bunches + 1)

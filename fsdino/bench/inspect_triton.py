@@ -27,7 +27,8 @@ from fsdino.kernels import center_pivot, correlation, fused, layout, squeeze, ti
 
 ARCHITECTURES = (80, 90, 100)
 CHAINS = ("W4", "W6", "W12", "W12x8", "HR", "T12")  # which together launch every kernel
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # a program's, at most
+_KILOBYTES = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+SHARED_BYTES = {gpu: 1024 * size for gpu, size in _KILOBYTES.items()}  # a program's, at most
 _FREE = {"detach", "_unsafe_view", "_reshape_alias", "resolve_neg"}  # nothing is computed
 _TYPES = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.uint8: "u8",
