@@ -258,7 +258,7 @@ def test_the_rest_of_the_table_in_the_interpreter() -> None:
     names = ("correlation", "center_pivot", "fused", "squeeze", "numerics", "nonfinite")
     files = [f"ops/test_{name}.py" for name in names]
     files += [f"kernels/test_{name}.py" for name in ("walk", "statistics", "squeeze")]
-    float64_alone = "gradcheck or (test_fused and gradients)"
+    float64_alone = "gradcheck or ((test_fused or test_squeeze) and gradients)"
     elsewhere = "not_copied"  # in test_memory.py, without the arithmetic
     some_pairs = "test_every_input and not float32-inf"
     shapes = "equal or less_than_twice"
