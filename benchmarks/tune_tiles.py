@@ -208,9 +208,9 @@ def taking(target: Target, tile: Tile | None, architecture: int) -> Iterator[Non
     name, *arguments = target.choice
     chosen: Callable[..., Tile] = getattr(tiles, name)
 
-    def choose(*asked: Any) -> Tile:
-        if tile is None or asked != (*arguments, architecture):
-            return chosen(*asked)
+    def choose(*asked: Any, **more: bool) -> Tile:
+        if tile is None or asked != (*arguments, architecture) or any(more.values()):
+            return chosen(*asked, **more)
         return tile
 
     with mock.patch.object(tiles, name, choose):
