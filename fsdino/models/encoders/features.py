@@ -83,6 +83,10 @@ class Features:
         """The same in another type or place."""
         return self._map(lambda tokens: tokens.to(target))
 
+    def contiguous(self) -> Features:
+        """The same with each tensor in the memory order of its dims, as files have them."""
+        return self._map(Tensor.contiguous)
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> Features:
         return Features(*map(change, self.tensors()))
 

@@ -117,7 +117,7 @@ class FrozenEncoder:
         found = self.store.get(content, shapes)
         if found is not None:
             return found.to(image.device)
-        features = self._encode(image[None])
+        features = self._encode(image[None]).contiguous()  # as those that are read
         self.store.put(content, name, features)
         return features
 
