@@ -26,6 +26,7 @@ KERNELS = {
     "normalise_kernel", "normalise_mean_kernel", "tokens_kernel", "unit_gradient_kernel",
     "unit_kernel", "walk_kernel", "weight_gradient_kernel", "weight_sums_kernel",
 }  # fmt: skip
+OF_SUMS = {"merge_kernel", "weight_sums_kernel"}  # which are in float32 whatever the data
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
 MMA = {"sm_80": "HMMA", "sm_90": "GMMA", "sm_100": "UTCHMMA"}
 PIPELINED = "correlation"  # CUDA kernels whose operands come in the background
@@ -41,6 +42,8 @@ SLOW = {
     ("weight_gradient_kernel", ""): (4, 0),
     # How many taps of a row reach a class of positions is known to the launch alone.
     ("walk_kernel", "DIRECTION=-1"): (1, 1),
+    # On sm_80 the way out of the loop is a call, which looks like that of a division.
+    ("walk_kernel", "SOURCE_GROUPS=4"): (1, 0),
     # 256 weights a step for as many threads: one each. Unrolled, there are 18 steps.
     ("walk_kernel", "BLOCK_CO=16 BLOCK_CI=16 WARPS=8"): (0, 18),
 }
@@ -79,6 +82,7 @@ def test_every_triton_kernel_keeps_to_its_registers_and_its_tensor_cores() -> No
         for arch in MMA
         for dtype in ("bf16", "fp16", "fp32")
         for kernel in KERNELS
+        if dtype == "fp32" or kernel not in OF_SUMS
     }
     for row in rows:
         assert not row.problems, row
