@@ -66,12 +66,12 @@ def matrices_kernel(
     CHECKED: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """The weights of several convolutions, each element once; [TAPS, INNER, OUTER], or
-    [TAPS, OUTER, INNER] if TRANSPOSED. And of each block whether all its elements are finite."""
+    """The weights of several convolutions in order, [TAPS, INNER, OUTER] each, or
+    [TAPS, OUTER, INNER] if TRANSPOSED; and whether all elements of each block are finite."""
     program = tl.program_id(0)
     weights = (p_0, p_1, p_2, p_3, p_4, p_5, p_6, p_7)
     for index in tl.static_range(len(SIZES)):
-        # In Triton 3.6 a part of a constant is none by itself.
+        # Triton 3.6 does not take an element of a constant tuple for a constant.
         copy_matrix(
             weights[index], p_out, p_finite, program, tl.constexpr(SIZES[index]),
             TRANSPOSED, CHECKED, BLOCK,
