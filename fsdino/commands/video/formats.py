@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
-from fsdino.errors import UsageError, listed, shown
+from fsdino.commands.segment.formats import checked, chosen
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -67,20 +67,10 @@ class VideoFormats:
         Raises:
             UsageError: an unknown format, none at all, an unknown split, or an area below 1.
         """
-        given = [part.strip() for part in text.split(",") if part.strip()]
-        if not given:
-            raise UsageError(f"--format is empty: choose from {listed([PNG, *FILES])}")
-        for name in given:
-            if name not in (PNG, *FILES):
-                raise UsageError(
-                    f"--format {shown(name)} is unknown: choose from {listed([PNG, *FILES])}, "
-                    "separated by commas"
-                )
-        if split not in ("connected", "watershed"):
-            raise UsageError(f"--split {shown(split)} is unknown: choose connected or watershed")
-        if min_area < 1:
-            raise UsageError(f"--min-area must be at least 1 pixel, got {min_area}")
-        return cls(tuple(name for name in FILES if name in given), cast("Split", split), min_area)
+        given = chosen(text, (PNG, *FILES))
+        return cls(
+            tuple(name for name in FILES if name in given), checked(split, min_area), min_area
+        )
 
     def call(self) -> dict[str, Any]:
         """What decides the files, for the record of the call."""
