@@ -27,7 +27,7 @@ FLOORS = (
     ("kernels", "csrc"),
     ("contract", "sample_photographs", "overlay"),
     ("resizing",),
-    ("masks",),
+    ("masks", "clips", "video_writer"),
     ("images",),
     ("image_files",),
     ("tiff",),
