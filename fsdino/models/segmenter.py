@@ -20,7 +20,7 @@ from fsdino.models.encoders import Features
 from fsdino.models.mark_arguments import BoxesLike, LabelsLike, PointsLike
 from fsdino.models.marking import BATCH, Marking
 from fsdino.models.segmentation import Segmentation
-from fsdino.models.shots import PooledShot, positions, token_mask
+from fsdino.models.shots import PooledShot, SupportFeatures, positions, token_mask
 from fsdino.models.supports import Support, picture
 from fsdino.models.views import View, closer
 from fsdino.resizing import area_share
@@ -141,6 +141,27 @@ class Segmenter(Marking):
         features = self.encode_list([self._prepare(array)])
         return {name: self._support(features, [flag]) for name, flag in flags.items()}
 
+    def encode_image(self, array: Pixels) -> Features:
+        """The tokens of an image uint8 [H, W, 3], from one encoder pass."""
+        return self.encode_list([self._prepare(array)])[0]
+
+    def segment_encoded(
+        self,
+        array: Pixels,
+        features: Features,
+        asked: Mapping[str, SupportFeatures],
+        threshold: float,
+    ) -> Segmentation:
+        """The answer for an image uint8 [H, W, 3] that `encode_image` has encoded.
+
+        Raises:
+            DataError: logits that are not finite.
+        """
+        maps, scores = self._maps(array, features, [*asked.values()], [*asked])
+        return Segmentation(
+            array, maps.cpu().numpy(), tuple(asked), threshold, tuple(scores.tolist())
+        )
+
     def _support(
         self,
         features: Sequence[Features],
@@ -151,8 +172,8 @@ class Segmenter(Marking):
         self._check_weights()
         for k, tokens in enumerate(features):
             tokens.check(f"support image {k + 1}")
-        shots = [self._shot(f, flag) for f, flag in zip(features, flags, strict=True)]
-        further = [self._shot(f, view.mask) for f, view in views]
+        shots = [self.shot(f, flag) for f, flag in zip(features, flags, strict=True)]
+        further = [self.shot(f, view.mask) for f, view in views]
         places = [k + positions(shot.mask) for k, shot in enumerate(shots)]
         places += [view.places(f.grid).to(self.device) for f, view in views]
         sizes = [(flag.shape[0], flag.shape[1]) for flag in flags]
@@ -182,7 +203,7 @@ class Segmenter(Marking):
             ious.append((inside & flags[k]).sum() / max((inside | flags[k]).sum(), 1))
         return float(np.mean(ious))
 
-    def _shot(self, features: Features, flag: Flags) -> PooledShot:
+    def shot(self, features: Features, flag: Flags) -> PooledShot:
         """One encoded image with its mask bool [H, W]."""
         share = area_share(flag, features.grid).to(self.device)[None]
         return PooledShot.of(features, token_mask(share, features.grid))
@@ -346,14 +367,22 @@ class Segmenter(Marking):
     ) -> list[tuple[Tensor, Tensor]]:
         """Per image the maps [N, H, W], at its own size, and the scores [N]."""
         asked = [support.features(1) for support in supports.values()]
-        found = []
-        for array, features in zip(
-            arrays, self.encode_list([self._prepare(a) for a in arrays]), strict=True
-        ):
-            size = (array.shape[0], array.shape[1])
-            answer = self.answer(features, asked, size, names=[*supports])
-            found.append((answer.logits[0].sigmoid_(), answer.presence[0]))
-        return found
+        encoded = self.encode_list([self._prepare(a) for a in arrays])
+        return [
+            self._maps(array, features, asked, [*supports])
+            for array, features in zip(arrays, encoded, strict=True)
+        ]
+
+    def _maps(
+        self,
+        array: Pixels,
+        features: Features,
+        asked: Sequence[SupportFeatures],
+        names: Sequence[str],
+    ) -> tuple[Tensor, Tensor]:
+        """The maps [N, H, W] of an encoded image, at its own size, and the scores [N]."""
+        answer = self.answer(features, asked, (array.shape[0], array.shape[1]), names=names)
+        return answer.logits[0].sigmoid_(), answer.presence[0]
 
     def _probabilities_tiled(
         self, array: Pixels, supports: Mapping[str, Support]
