@@ -1,8 +1,8 @@
 """A made video with known truth: objects cut from the photographs that ship, over another one.
 
-They move, turn and change their size; two of them look alike, they pass behind each other, and one
-leaves the picture before the end. The background is panned, the light changes. Everything follows from
-the frame's number, so that the sequence is the same anywhere.
+They move, turn and change their size, two are of one kind, they pass behind each other, and one
+leaves the picture before the end. The background is panned and the light changes. A frame follows
+from its number, so that the sequence is the same anywhere.
 """
 
 from __future__ import annotations
