@@ -7,6 +7,7 @@ from its number, so that the sequence is the same anywhere.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,14 +119,23 @@ class MadeVideo:
         return self._made(index)[1]
 
     def _made(self, index: int) -> tuple[Pixels, Pixels]:
-        """A frame and its labels."""
-        t = index / (FRAMES - 1)
-        background = fsdino.samples()[BACKGROUND].image
-        wide = background.resize((1000, 750), Image.Resampling.BICUBIC)
-        left, top = round(146 * t), round(135 + 100 * math.sin(2 * math.pi * t))
-        frame = np.array(wide.crop((left, top, left + WIDTH, top + HEIGHT)))
-        labels = np.zeros((HEIGHT, WIDTH), np.uint8)
-        for label, thing in enumerate(OBJECTS[: self.shown], 1):
-            thing.draw(frame, labels, t, label)
-        light = 0.85 + 0.2 * math.cos(3 * math.pi * t)
-        return np.clip(frame * light, 0, 255).astype(np.uint8), labels
+        return _made(self.shown, index)
+
+
+@functools.cache
+def _background() -> Image.Image:
+    """Larger than a frame, for the pan."""
+    return fsdino.samples()[BACKGROUND].image.resize((1000, 750), Image.Resampling.BICUBIC)
+
+
+@functools.lru_cache(2)
+def _made(shown: int, index: int) -> tuple[Pixels, Pixels]:
+    """A frame of that many objects, and its labels."""
+    t = index / (FRAMES - 1)
+    left, top = round(146 * t), round(135 + 100 * math.sin(2 * math.pi * t))
+    frame = np.array(_background().crop((left, top, left + WIDTH, top + HEIGHT)))
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    for label, thing in enumerate(OBJECTS[:shown], 1):
+        thing.draw(frame, labels, t, label)
+    light = 0.85 + 0.2 * math.cos(3 * math.pi * t)
+    return np.clip(frame * light, 0, 255).astype(np.uint8), labels

@@ -222,10 +222,23 @@ def open_clip(path: str | os.PathLike[str]) -> Clip:
     beginning, also where frames come at irregular intervals; of a folder, 25 frames a second.
     Rotation that the file states is applied. Of several video streams, FFmpeg's choice is read.
 
+    Returns:
+        A clip: `frames()` iterates over its frames, each with `pixels` (uint8 [H, W, 3]), `time` in
+        seconds and `index`; `info` has `size`, `rate`, `frames` and `seconds`.
+
     Raises:
         UsageError: a missing path, a folder without images.
         DataError: not a video, or one without frames; too many pixels.
         FsdinoError: PyAV is not installed.
+
+    Example:
+        >>> import os, fsdino
+        >>> os.mkdir("frames")
+        >>> for k in range(3):
+        ...     fsdino.samples()["teacup"].image.rotate(k).save(f"frames/{k}.png")
+        >>> clip = fsdino.open_clip("frames")
+        >>> clip.info.size, [frame.pixels.shape for frame in clip.frames()][0]
+        ((208, 320), (208, 320, 3))
     """
     place = Path(path)
     if place.is_dir():
