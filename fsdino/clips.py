@@ -40,6 +40,8 @@ _FORMATS = (
     "3g2,3gp,amv,apng,asf,av1,avi,dv,f4v,flv,gif,h264,hevc,ivf,jpegxl_anim,m4a,m4v,matroska,mj2,"
     "mjpeg,mov,mp4,mpeg,mpegts,mpegvideo,mxf,nut,obu,ogg,webm,wtv,yuv4mpegpipe"
 )
+# FFmpeg's numbers of BT.709, FCC, BT.470BG, SMPTE 170M and 240M; RGB and unknown ones aside.
+_COLORSPACES = frozenset({1, 4, 5, 6, 7})
 _NEVER_ENDING = 3  # failed reads without a packet in between, after which a file has ended
 _TIME = re.compile(r"(?:(?:(\d{1,4}):)?(\d{1,4}):)?(\d{1,9}(?:\.\d{0,9})?)", re.ASCII)
 _FRAME = re.compile(r"(\d{1,12})f", re.ASCII)
@@ -420,7 +422,8 @@ class _File(Clip):
     def _reader(self, decoded: Any) -> Callable[[], Pixels]:
         def read() -> Pixels:
             self._check_size(decoded.height, decoded.width)
-            pixels: Pixels = decoded.to_ndarray(format="rgb24")
+            stated = decoded.colorspace if decoded.colorspace in _COLORSPACES else None
+            pixels: Pixels = decoded.to_ndarray(format="rgb24", src_colorspace=stated)
             return np.ascontiguousarray(np.rot90(pixels, round(decoded.rotation / 90)))
 
         return read
