@@ -73,7 +73,9 @@ class Page:
         self._engine, self._sessions = engine, sessions
         self._actions = Actions(engine)
         self.parts: dict[str, Any] = {}
-        self.blocks = gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=_CACHE)
+        self.blocks = gr.Blocks(
+            title=_TITLE, analytics_enabled=False, delete_cache=_CACHE, fill_width=True
+        )
         with self.blocks:
             gr.HTML(
                 '<header class="fs-head"><h1>fsdino</h1><p>Mark an object in one photograph, and '
@@ -97,7 +99,7 @@ class Page:
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 photo = gr.File(
-                    label="Your photograph", file_types=["image"], type="filepath", height=110,
+                    label="Your photograph", file_types=["image"], type="filepath", height=132,
                     elem_id="photo",
                 )  # fmt: skip
                 parts["marker"] = gr.HTML(
@@ -107,7 +109,11 @@ class Page:
                     apply_default_css=False, elem_id="marker",
                 )  # fmt: skip
                 mask = gr.UploadButton(
-                    "Upload a mask instead", file_types=["image"], size="sm", elem_id="mask"
+                    "Upload a mask instead",
+                    file_types=["image"],
+                    size="sm",
+                    elem_id="mask",
+                    elem_classes="fs-small",
                 )
             with gr.Column(scale=2, min_width=300):
                 parts["preview"] = gr.HTML(cards.hint("The mask appears here."), elem_id="preview")
@@ -122,7 +128,7 @@ class Page:
                 )
                 support = gr.UploadButton(
                     "Add a saved support (.safetensors)", file_types=[".safetensors"], size="sm",
-                    elem_id="support",
+                    elem_id="support", elem_classes="fs-small",
                 )  # fmt: skip
 
         _step(2, "Choose photographs to search")
@@ -130,14 +136,14 @@ class Page:
             with gr.Column(scale=3, min_width=320):
                 files = gr.File(
                     label=f"Photographs, up to {most_images}", file_count="multiple",
-                    file_types=["image"], type="filepath", height=110, elem_id="files",
+                    file_types=["image"], type="filepath", height=132, elem_id="files",
                 )  # fmt: skip
                 parts["queries"] = gr.HTML(
                     cards.hint("No photographs yet."), js_on_load=_CLICKS, elem_id="queries"
                 )
             with gr.Column(scale=2, min_width=300):
                 shipped = gr.Button("Use the photographs that come with fsdino", size="sm",
-                                    elem_id="shipped")  # fmt: skip
+                                    elem_id="shipped", elem_classes="fs-small")  # fmt: skip
                 model.render()
                 parts["find"] = gr.Button("Find it", variant="primary", elem_id="find")
                 parts["stop"] = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
