@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: help install test slow lint types check build bench gpu demo ci clean
+.PHONY: help install test slow lint types check docs build bench gpu demo ci clean
 
 help:       ## this list
 	@sed -n 's/^\([a-z]*\): *## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -27,6 +27,9 @@ check:      ## lint without changes, types, tests
 	bash .ci/types
 	$(PYTHON) -m pytest
 
+docs:       ## the documentation as a site, into site/
+	$(PYTHON) -m sphinx -W --keep-going -q docs site
+
 build:      ## compile the C++ kernels
 	$(PYTHON) -m fsdino build
 
@@ -43,5 +46,5 @@ ci:         ## all that CI runs, in a fresh virtual environment
 	bash .ci/run
 
 clean:      ## remove what builds and tools leave behind
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
