@@ -35,12 +35,9 @@ class Actions:
         self.samples = fsdino.samples()
 
     def open(self, session: Session, file: Path, name: str) -> Parts:
-        """Take an uploaded photograph to mark; the file is removed."""
+        """Take an uploaded photograph to mark."""
         with session.lock:
-            try:
-                session.examples.open(file.read_bytes(), name)
-            finally:
-                file.unlink(missing_ok=True)
+            session.examples.open(_content(file), name)
             return self._example(session)
 
     def mark(self, session: Session, model: str, data: Any) -> Parts:
@@ -54,13 +51,10 @@ class Actions:
             return self._marked(session.examples.mark(self.engine, model, data))
 
     def mark_file(self, session: Session, model: str, file: Path) -> Parts:
-        """Take an uploaded mask of the photograph; the file is removed."""
+        """Take an uploaded mask of the photograph."""
         with session.lock:
-            try:
-                content = file.read_bytes()
-            finally:
-                file.unlink(missing_ok=True)
-            return self._marked(session.examples.mark_file(self.engine, model, content))
+            found = session.examples.mark_file(self.engine, model, _content(file))
+            return self._marked(found)
 
     def keep(self, session: Session, model: str, name: str) -> Parts:
         """Add the marked photograph to a class."""
@@ -77,16 +71,13 @@ class Actions:
             return self._classes(session)
 
     def load_support(self, session: Session, file: Path, name: str) -> Parts:
-        """Take an uploaded support, under the file's name; the file is removed."""
+        """Take an uploaded support, under the file's name."""
         with session.lock:
-            try:
-                session.examples.load(file, name.removesuffix(".safetensors"))
-            finally:
-                file.unlink(missing_ok=True)
+            session.examples.load(file, name.removesuffix(".safetensors"))
             return self._classes(session)
 
     def add(self, session: Session, files: Sequence[tuple[Path, str]]) -> Parts:
-        """Take uploaded photographs to search; the files are moved or removed."""
+        """Take uploaded photographs to search."""
         with session.lock:
             return {"queries": cards.queries(session.queries, session.queries.add(files))}
 
@@ -154,7 +145,7 @@ class Actions:
     def stop(self, session: Session) -> Parts:
         """End a run after the photograph that it is at; what was found stays."""
         if session.run is not None:
-            session.run.stopped = True
+            session.run.stopped.set()
         return {}
 
     def show(self, session: Session, threshold: float) -> Parts:
@@ -178,3 +169,15 @@ class Actions:
 
     def _classes(self, session: Session) -> Parts:
         return {"classes": cards.classes(session.examples.classes, session.key)}
+
+
+def _content(file: Path) -> bytes:
+    """Of an uploaded file.
+
+    Raises:
+        UsageError: it was removed, since it waited too long.
+    """
+    try:
+        return file.read_bytes()
+    except FileNotFoundError as error:
+        raise UsageError(f"{file.name}: the upload is gone; drop the file again") from error

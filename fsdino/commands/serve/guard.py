@@ -32,7 +32,7 @@ _OPEN_ALONE = frozenset(
     }
 )  # fmt: skip
 UPLOAD = "/gradio_api/upload"
-_MOST_CALL = 4 * 2**20  # bytes of a request that uploads nothing
+_MOST_CALL = 16 * 2**20  # bytes of a request that uploads nothing
 _WRONG = 1.0  # seconds that a wrong password takes
 
 # The page loads nothing from other hosts, and no other page embeds it. Gradio's own code needs the
@@ -58,12 +58,14 @@ class Guard:
         any_host: whether requests may name any host. If not, they must name this machine, so that
             no page elsewhere reaches the visitor's own server under a name of its own.
         most_upload: bytes of one request that uploads files.
+        room: gives the bytes that uploads may take now.
     """
 
     app: App
     password: str | None
     any_host: bool
     most_upload: int
+    room: Callable[[], int]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
@@ -75,7 +77,9 @@ class Guard:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.lower(): value for name, value in scope["headers"]}
-        most = self.most_upload if scope["path"] == UPLOAD else _MOST_CALL
+        most = _MOST_CALL
+        if scope["path"] == UPLOAD:
+            most = min(self.most_upload, self.room())
         if not self.any_host and not _is_here(headers.get(b"host", b"").decode("latin-1")):
             await _refuse(send, 403, "open the page as http://127.0.0.1 or http://localhost")
         elif not self._allowed(headers.get(b"authorization", b"")):

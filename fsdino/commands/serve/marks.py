@@ -122,7 +122,8 @@ class Marks:
             raise UsageError(problem)
         size = (photograph.shape[0], photograph.shape[1])
         if not self.needs_model:
-            return drawn(self.strokes, size) == OBJECT
+            painted: Flags = drawn(self.strokes, size) == OBJECT
+            return painted
         assert model is not None
         if self.tool == "box":
             return model.mark(photograph, boxes=self.box)
@@ -140,10 +141,13 @@ def drawn(strokes: tuple[Stroke, ...], size: tuple[int, int]) -> Pixels:
     draw = ImageDraw.Draw(canvas)
     for stroke in strokes:
         thick = max(stroke.width * scale, 1.0)
-        places = [(x * width / size[1], y * height / size[0]) for x, y in stroke.places]
+        # Pillow counts from the middle of a pixel, and takes both borders of a disc into it.
+        places = [
+            (x * width / size[1] - 0.5, y * height / size[0] - 0.5) for x, y in stroke.places
+        ]
         draw.line(places, fill=stroke.kind, width=round(thick))
-        for x, y in places:  # round ends and joints
-            draw.circle((x, y), thick / 2, fill=stroke.kind)
+        for place in places:  # round ends and joints
+            draw.circle(place, max(thick - 1, 0) / 2, fill=stroke.kind)
     if scale < 1:
         canvas = canvas.resize((size[1], size[0]), Image.Resampling.NEAREST)
     return np.asarray(canvas)

@@ -27,7 +27,6 @@ _STATIC = Path(__file__).with_name("static")
 _TITLE = "fsdino: few-shot segmentation"
 _MOST_WAITING = 64  # calls in the queue
 _SECONDS = 12  # that a message stays
-_CACHE = (300, 1800)  # seconds: how often uploads nobody took are looked for, and their age
 # Sends what a button has in `data-send`.
 _CLICKS = """
 element.addEventListener("click", (event) => {
@@ -48,12 +47,13 @@ def mount(
     theme = gr.themes.Default(
         primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=_MONOSPACED
     )
-    return gr.mount_gradio_app(  # type: ignore[no-any-return]
+    mounted: FastAPI = gr.mount_gradio_app(
         app, blocks, path="/", theme=theme, css_paths=[_STATIC / "page.css"],
         max_file_size=most_bytes, show_error=False, footer_links=[], run_history=False,
         ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False,
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
     )  # fmt: skip
+    return mounted
 
 
 class Page:
@@ -73,9 +73,7 @@ class Page:
         self._engine, self._sessions = engine, sessions
         self._actions = Actions(engine)
         self.parts: dict[str, Any] = {}
-        self.blocks = gr.Blocks(
-            title=_TITLE, analytics_enabled=False, delete_cache=_CACHE, fill_width=True
-        )
+        self.blocks = gr.Blocks(title=_TITLE, analytics_enabled=False, fill_width=True)
         with self.blocks:
             gr.HTML(
                 '<header class="fs-head"><h1>fsdino</h1><p>Mark an object in one photograph, and '
@@ -156,7 +154,8 @@ class Page:
                 info="Probability from which a pixel belongs to the object.",
                 elem_id="threshold",
             )  # fmt: skip
-            parts["download"] = gr.HTML("", elem_id="download", scale=2, min_width=260)
+            with gr.Column(scale=2, min_width=290):
+                parts["download"] = gr.HTML("", elem_id="download")
         parts["results"] = gr.HTML(cards.results(None, 0.5), elem_id="answers")
 
         self._wire(photo, mask, name, keep, support, files, shipped, model, tries)
@@ -170,7 +169,7 @@ class Page:
         opened = on(photo.upload, lambda a, s, file: a.open(s, *_file(file)), photo)
         added = on(files.upload, lambda a, s, found: a.add(s, [*map(_file, found)]), files)
         for taken, drop in ((opened, photo), (added, files)):  # what was taken is shown elsewhere
-            taken.then(lambda: None, outputs=drop, queue=False)
+            taken.then(lambda: None, outputs=drop, show_progress="hidden")
         on(mask.upload, lambda a, s, m, file: a.mark_file(s, m, Path(file)), model, mask)
         on(support.upload, lambda a, s, file: a.load_support(s, *_file(file)), support)
         on(keep.click, lambda a, s, m, text: a.keep(s, m, text), model, name)
@@ -266,4 +265,4 @@ def _say(error: Exception) -> None:
     else:
         logger.error("the page: %s", error, exc_info=error)
         text = "something went wrong here; what you have done so far is kept"
-    gr.Warning(escape(text), duration=_SECONDS, title="Please note")
+    gr.Warning(escape(text), duration=_SECONDS)

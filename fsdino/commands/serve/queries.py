@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ class Queries(list[Query]):
         self._names = Names()
 
     def add(self, files: Sequence[tuple[Path, str]]) -> Added:
-        """Take uploaded files, of which each is moved or removed: the first ones that are images.
+        """Take the first ones that are images of some uploaded files, which stay.
 
         Args:
             files: paths, and the names that they had.
@@ -80,14 +81,12 @@ class Queries(list[Query]):
             if reason is None:
                 # Without the name's ending, which promises what the content may not hold.
                 place = self._folder / secrets.token_hex(8)
-                shutil.move(path, place)
-                reason = why_not_image(place)
+                reason = _copy(path, place) or why_not_image(place)
                 if reason is None:
                     self.append(Query(*self._names.take(name), place, own=True))
                     count += 1
                     continue
-                path = place
-            path.unlink(missing_ok=True)
+                place.unlink(missing_ok=True)
             left_out.append((name, reason))
         return Added(count, left_out)
 
@@ -111,3 +110,17 @@ class Queries(list[Query]):
 
     def _full(self) -> str | None:
         return None if len(self) < self._most else f"at most {self._most} are searched at a time"
+
+
+def _copy(path: Path, place: Path) -> str | None:
+    """Have a file under another name, too; gives a reason where that fails.
+
+    The upload itself may be another visitor's as well: Gradio names uploads by their content.
+    """
+    try:
+        os.link(path, place)
+    except FileNotFoundError:
+        return "the upload is gone; drop it again"
+    except OSError:  # a file system without links
+        shutil.copyfile(path, place)
+    return None

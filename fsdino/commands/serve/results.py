@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -89,7 +90,7 @@ class Run:
         threshold: that the model takes unless told otherwise.
         results: answers so far.
         failed: why there is no answer, by the photograph's name.
-        stopped: whether the visitor wants no more.
+        stopped: set where the visitor wants no more.
         key: that the page's addresses name.
     """
 
@@ -98,7 +99,7 @@ class Run:
     threshold: float = 0.5
     results: list[Result] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
-    stopped: bool = False
+    stopped: threading.Event = field(default_factory=threading.Event)
     key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
 
     @property
@@ -113,7 +114,7 @@ class Run:
 
     def close(self) -> None:
         """Remove the files."""
-        self.stopped = True
+        self.stopped.set()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def archive(self, threshold: float) -> Path:
@@ -181,11 +182,11 @@ def search(
     room = min(MOST_BYTES, int(shutil.disk_usage(folder).free * _SHARE))
     yield run
     for number, query in enumerate(queries):
-        if run.stopped:
+        if run.stopped.is_set():
             break
         with engine.use(model):
             answer = next(answers)
-        if run.stopped:  # its folder may be gone
+        if run.stopped.is_set():  # its folder may be gone
             break
         if isinstance(answer, FsdinoError):
             run.failed[query.name] = _said(answer, number)

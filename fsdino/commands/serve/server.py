@@ -9,6 +9,7 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,10 @@ from fsdino.commands.serve.guard import Guard, is_loopback
 from fsdino.commands.serve.sessions import Sessions
 from fsdino.errors import FsdinoError, UsageError, first_line
 
+UPLOADS = "uploads"  # folder where Gradio puts what is dropped
 MOST_PIXELS = 50_000_000  # of an image
 _SWEEP = 30.0  # seconds
+_UPLOAD = 120.0  # seconds that an upload stays after it came: visits have their own copies
 _START, _STOP = 60.0, 5.0  # seconds that the server may take
 
 
@@ -100,10 +103,12 @@ def serving(engine: Engine, settings: Settings, listening: socket.socket) -> Ite
     ):
         (folder / "visits").mkdir()
         sessions = Sessions(folder / "visits", settings.most_images)
-        server = _server(_application(engine, settings, sessions), listening)
+        server = _server(_application(engine, settings, sessions, folder), listening)
         thread = threading.Thread(target=server.run, args=([listening],), name="fsdino-page")
         ended = threading.Event()
-        sweeper = threading.Thread(target=_sweep, args=(sessions, ended), daemon=True)
+        sweeper = threading.Thread(
+            target=_sweep, args=(sessions, folder / UPLOADS, ended), daemon=True
+        )
         thread.start()
         sweeper.start()
         try:
@@ -119,14 +124,18 @@ def serving(engine: Engine, settings: Settings, listening: socket.socket) -> Ite
             sweeper.join(_STOP)
 
 
-def _application(engine: Engine, settings: Settings, sessions: Sessions) -> Guard:
+def _application(engine: Engine, settings: Settings, sessions: Sessions, folder: Path) -> Guard:
     from fsdino.commands.serve import page, routes
 
     app = routes.application(sessions)
     app = page.mount(app, engine, sessions, settings.most_images, settings.most_bytes)
     any_host = settings.password is not None or settings.open_to_all
     most = settings.most_images * settings.most_bytes
-    return Guard(app, settings.password, any_host or not is_loopback(settings.host), most)
+
+    def room() -> int:
+        return shutil.disk_usage(folder).free // 2
+
+    return Guard(app, settings.password, any_host or not is_loopback(settings.host), most, room)
 
 
 def _server(app: Guard, listening: socket.socket) -> Any:
@@ -151,9 +160,24 @@ def _wait(server: Any, thread: threading.Thread) -> None:
     raise FsdinoError("the page does not start: run with --debug, and see what is said above")
 
 
-def _sweep(sessions: Sessions, ended: threading.Event) -> None:
+def _sweep(sessions: Sessions, uploads: Path, ended: threading.Event) -> None:
     while not ended.wait(_SWEEP):
         sessions.sweep()
+        remove_old(uploads, _UPLOAD)
+
+
+def remove_old(folder: Path, seconds: float) -> None:
+    """Remove the files below a folder that are older than this, and folders that become empty."""
+    oldest = time.time() - seconds
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            with contextlib.suppress(OSError):  # gone meanwhile
+                file = Path(place, name)
+                if file.stat().st_mtime < oldest:
+                    file.unlink()
+        if place != str(folder):
+            with contextlib.suppress(OSError):  # not empty
+                os.rmdir(place)
 
 
 @contextlib.contextmanager
@@ -161,7 +185,7 @@ def _temporary_folder() -> Iterator[Path]:
     """A folder of this process alone, also for the files that Gradio takes in."""
     folder = Path(tempfile.mkdtemp(prefix="fsdino-page-"))
     before = os.environ.get("GRADIO_TEMP_DIR")
-    os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / UPLOADS)
     try:
         yield folder
     finally:

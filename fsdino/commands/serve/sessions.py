@@ -55,7 +55,7 @@ class Session:
     def close(self) -> None:
         """Remove all files."""
         if self.run is not None:
-            self.run.stopped = True
+            self.run.stopped.set()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -1,6 +1,7 @@
 // Marking a photograph: paint, box, clicks. Places are in pixels of the photograph; what is drawn is
 // sent as lines and points ("input"), and the server makes the mask of it.
 const root = element.querySelector(".fs-marker");
+const stage = root.querySelector(".fs-stage");
 const image = root.querySelector("img");
 const canvas = root.querySelector("canvas");
 const pen = canvas.getContext("2d");
@@ -42,6 +43,7 @@ function draw() {
   const density = window.devicePixelRatio || 1;
   canvas.width = Math.round(width * density);
   canvas.height = Math.round(height * density);
+  canvas.style.opacity = tool === "paint" ? 0.6 : 1;
   pen.lineCap = pen.lineJoin = "round";
   if (tool === "paint") drawStrokes();
   if (tool === "box") drawBox();
@@ -197,6 +199,7 @@ function load() {
   photo = next;
   [strokes, points, box, corner, moving, kind] = [[], [], null, null, null, OBJECT];
   root.hidden = !photo;
+  if (photo) stage.style.width = "min(100%, " + 62 * photo.width / photo.height + "vh)";
   if (photo) image.src = "fsdino/picture/" + photo.key;
   else image.removeAttribute("src");
   show();
