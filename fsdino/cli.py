@@ -33,6 +33,7 @@ from fsdino.commands.segment.command import Segment
 from fsdino.commands.serve.command import Serve
 from fsdino.commands.settings import optional_values
 from fsdino.commands.train import Train
+from fsdino.commands.video.command import Video
 from fsdino.errors import FsdinoError, is_out_of_memory, one_line
 from fsdino.version import __version__
 
@@ -57,6 +58,7 @@ _COMMANDS: dict[str, Any] = {
     "demo": Demo,
     "segment": Segment,
     "serve": Serve,
+    "video": Video,
     "distill": Distill,
     "train": Train,
     "evaluate": Evaluate,

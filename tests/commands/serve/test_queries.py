@@ -24,7 +24,7 @@ def image(path: Path, value: int = 0) -> tuple[Path, str]:
 
 
 def test_ten_thousand_files(queries, tmp_path):
-    """The first five are taken; all others are counted, a few named, and nothing is kept of them."""
+    """The first five are taken; the others are counted, a few named, and nothing of them stays."""
     one = image(tmp_path / "a.png")[0]
     added = queries.add([(one, f"{n}.png") for n in range(10_000)])
     assert [query.name for query in queries] == [f"{n}.png" for n in range(5)]

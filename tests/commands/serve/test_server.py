@@ -13,8 +13,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from command_line import environment
 
+from command_line import environment
 from fsdino.commands.serve import server
 from fsdino.commands.serve.server import Settings
 
