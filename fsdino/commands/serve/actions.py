@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import fsdino
 from fsdino.commands.serve import cards
 from fsdino.commands.serve.engine import Engine
 from fsdino.commands.serve.examples import Marked
@@ -16,6 +15,7 @@ from fsdino.commands.serve.queries import Added
 from fsdino.commands.serve.results import search
 from fsdino.commands.serve.sessions import Session
 from fsdino.errors import UsageError
+from fsdino.sample_photographs import samples
 
 # By the part's name: HTML, or the value of a component.
 Parts: TypeAlias = dict[str, Any]
@@ -32,7 +32,7 @@ class Actions:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.samples = fsdino.samples()
+        self.samples = samples()
 
     def open(self, session: Session, file: Path, name: str) -> Parts:
         """Take an uploaded photograph to mark."""

@@ -142,9 +142,7 @@ def drawn(strokes: tuple[Stroke, ...], size: tuple[int, int]) -> Pixels:
     for stroke in strokes:
         thick = max(stroke.width * scale, 1.0)
         # Pillow counts from the middle of a pixel, and takes both borders of a disc into it.
-        places = [
-            (x * width / size[1] - 0.5, y * height / size[0] - 0.5) for x, y in stroke.places
-        ]
+        places = [(x * width / size[1] - 0.5, y * height / size[0] - 0.5) for x, y in stroke.places]
         draw.line(places, fill=stroke.kind, width=round(thick))
         for place in places:  # round ends and joints
             draw.circle(place, max(thick - 1, 0) / 2, fill=stroke.kind)

@@ -13,10 +13,10 @@ from pathlib import Path
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import Response, StreamingResponse
 
-import fsdino
 from fsdino.commands.serve.pictures import jpeg
 from fsdino.commands.serve.results import Run
 from fsdino.commands.serve.sessions import Session, Sessions
+from fsdino.sample_photographs import samples
 
 _GONE = "this is no longer here: reload the page"
 _CHUNK = 2**20
@@ -25,7 +25,7 @@ _CHUNK = 2**20
 def application(sessions: Sessions) -> FastAPI:
     """An application with these addresses, below /fsdino/."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    thumbnails = {name: jpeg(s.image, 240) for name, s in fsdino.samples().items()}
+    thumbnails = {name: jpeg(s.image, 240) for name, s in samples().items()}
 
     @app.get("/fsdino/sample/{name}")
     def sample(name: str) -> Response:
