@@ -8,13 +8,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from fsdino.clips import Clip, Moment, open_clip
 from fsdino.commands.serve import cards
 from fsdino.commands.serve.engine import Engine
 from fsdino.commands.serve.examples import Marked
+from fsdino.commands.serve.films import follow
 from fsdino.commands.serve.queries import Added
 from fsdino.commands.serve.results import search
 from fsdino.commands.serve.sessions import Session
-from fsdino.errors import UsageError
+from fsdino.errors import FsdinoError, UsageError
 from fsdino.sample_photographs import samples
 
 # By the part's name: HTML, or the value of a component.
@@ -123,7 +125,7 @@ class Actions:
                 raise UsageError("no photographs yet: drop some into step 2")
             if not examples.classes and examples.marked is not None:
                 examples.keep(self.engine, model, "object")
-            runs = search(self.engine, model, examples, queries, session.new_folder())
+            runs = search(self.engine, model, examples, queries, session.new_folder(session.run))
             session.run = run = next(runs)
             threshold = run.threshold
             first = {**self._classes(session), "threshold": threshold, "running": True}
@@ -143,9 +145,10 @@ class Actions:
         }
 
     def stop(self, session: Session) -> Parts:
-        """End a run after the photograph that it is at; what was found stays."""
-        if session.run is not None:
-            session.run.stopped.set()
+        """End a run after the photograph or frame that it is at; what was found stays."""
+        for run in (session.run, session.film):
+            if run is not None:
+                run.stopped.set()
         return {}
 
     def show(self, session: Session, threshold: float) -> Parts:
@@ -156,6 +159,44 @@ class Actions:
             "results": cards.results(session.run, threshold),
             "download": cards.download(session.run, threshold),
         }
+
+    def open_clip(self, session: Session, file: Path, name: str) -> Parts:
+        """Take an uploaded video."""
+        with session.lock:
+            place = session.take(file)
+            try:
+                session.clip = open_clip(place)
+            except FsdinoError as error:
+                place.unlink(missing_ok=True)
+                raise type(error)(str(error).replace(str(place), name)) from error
+            return {"clip": cards.clip(session.clip.info, name)}
+
+    def mark_frame(self, session: Session) -> Parts:
+        """Take the first frame of the video as the photograph to mark."""
+        with session.lock:
+            session.examples.open(self._clip(session).frame_at(Moment(frame=0))[1], "first frame")
+            return {**self._example(session), "tab": "images"}
+
+    def follow(self, session: Session, model: str) -> Iterator[Parts]:
+        """Follow the classes through the video; gives now and then how far it is."""
+        with session.lock:
+            clip, folder = self._clip(session), session.new_folder(session.film)
+            session.film = None
+            runs = follow(self.engine, model, session.examples, clip, folder)
+            session.film = run = next(runs)
+        began = shown = time.monotonic()
+        yield {"film": cards.film_status(run), "filming": True}
+        for _ in runs:
+            if time.monotonic() - shown > _EVERY:
+                shown = time.monotonic()
+                yield {"film": cards.film_status(run)}
+        if session.film is run:
+            yield {"film": cards.film(run, time.monotonic() - began), "filming": False}
+
+    def _clip(self, session: Session) -> Clip:
+        if session.clip is None:
+            raise UsageError("no video yet: drop one here first")
+        return session.clip
 
     def _example(self, session: Session) -> Parts:
         photograph = session.examples.photograph

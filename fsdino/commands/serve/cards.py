@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from html import escape
 from urllib.parse import quote
 
+from fsdino.clips import ClipInfo
 from fsdino.commands.serve.examples import Class, Marked, words
+from fsdino.commands.serve.films import MOST_FRAMES, FilmRun
 from fsdino.commands.serve.queries import Added, Queries
 from fsdino.commands.serve.results import Result, Run
 from fsdino.overlay import label_color
@@ -89,15 +91,65 @@ def queries(chosen: Queries, added: Added | None = None) -> str:
     return text + (f'<p class="fs-warning">{escape(said)}</p>' if said else "")
 
 
+def clip(info: ClipInfo, name: str) -> str:
+    """The video that was chosen."""
+    height, width = info.size
+    seconds = "" if info.seconds is None else f", {info.seconds:.1f} s"
+    frames = "" if info.frames is None else f", {info.frames:,} frames"
+    more = ""
+    if info.frames is not None and info.frames > MOST_FRAMES:
+        more = f'<p class="fs-warning">Only the first {MOST_FRAMES:,} frames are searched.</p>'
+    said = f"<b>{escape(name)}</b>: {width} × {height}{seconds}{frames}"
+    return f'<p class="fs-queries">{said}</p>{more}'
+
+
+def film_status(run: FilmRun) -> str:
+    """How far a run over a video is."""
+    if run.total is None:
+        return hint(f"Searching: {run.done} frames")
+    return _bar(run.done, run.total, "frames")
+
+
+def film(run: FilmRun, seconds: float) -> str:
+    """The video with what was found."""
+    summary = run.summary
+    assert summary is not None
+    names = [*summary["shown_in"]]
+    rows = "".join(
+        f"<li>{_name(name, names)}in {count} of {summary['frames']} frames</li>"
+        for name, count in summary["shown_in"].items()
+    )
+    said = f"{summary['frames']} frames searched ({seconds:.1f} s)."
+    damage = ""
+    if summary["damaged"]:
+        damage = (
+            f'<p class="fs-warning">{summary["damaged"]} damaged parts of the video were skipped: '
+            f"{escape(str(summary['damage']))}</p>"
+        )
+    return (
+        f"{hint(said)}{damage}"
+        f'<video class="fs-film" controls playsinline preload="auto" '
+        f'src="fsdino/film/{run.key}"></video><ul class="fs-scores">{rows}</ul>'
+        f'<p><a class="fs-download" href="fsdino/film-archive/{run.key}" '
+        'download="fsdino-video.zip">Download everything (.zip)</a><small>the video, a mask for '
+        "each frame, and annotations for COCO</small></p>"
+    )
+
+
+def _bar(done: int, total: int, what: str) -> str:
+    """A bar, and the numbers."""
+    share = 100 * min(done / max(total, 1), 1)
+    return (
+        f'<p class="fs-hint">Searching: {done:,} of {total:,} {what}</p>'
+        f'<div class="fs-bar" role="progressbar" aria-valuenow="{share:.0f}" '
+        f'aria-valuemin="0" aria-valuemax="100"><span style="width:{share:.0f}%"></span></div>'
+    )
+
+
 def status(run: Run, seconds: float | None = None) -> str:
     """How far a run is, or how it ended."""
     if seconds is None:
-        share = 100 * run.done / max(run.total, 1)
-        return (
-            f'<p class="fs-hint">Searching: {run.done} of {run.total}</p>'
-            f'<div class="fs-bar" role="progressbar" aria-valuenow="{share:.0f}" '
-            f'aria-valuemin="0" aria-valuemax="100"><span style="width:{share:.0f}%"></span></div>'
-        )
+        return _bar(run.done, run.total, "photographs")
     found = sum(any(result.founds) for result in run.results)
     text = f"Found something in {found} of {len(run.results)} photographs ({seconds:.1f} s)."
     if run.done < run.total:

@@ -8,10 +8,10 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fsdino.commands.serve import cards
 from fsdino.commands.serve.actions import Actions, Parts
 from fsdino.commands.serve.engine import Engine
 from fsdino.commands.serve.gradio_alone import import_gradio
+from fsdino.commands.serve.layout import STATIC, Layout
 from fsdino.commands.serve.sessions import Session, Sessions
 from fsdino.errors import FsdinoError, is_out_of_memory
 
@@ -23,17 +23,9 @@ else:
 
 logger = logging.getLogger("fsdino.commands")
 
-_STATIC = Path(__file__).with_name("static")
 _TITLE = "fsdino: few-shot segmentation"
 _MOST_WAITING = 64  # calls in the queue
 _SECONDS = 12  # that a message stays
-# Sends what a button has in `data-send`.
-_CLICKS = """
-element.addEventListener("click", (event) => {
-  const button = event.target.closest("[data-send]");
-  if (button) trigger("click", JSON.parse(button.dataset.send));
-});
-"""
 _TO_RESULTS = "() => document.getElementById('results').scrollIntoView({behavior: 'smooth'})"
 _FONTS = ["ui-sans-serif", "system-ui", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
 _MONOSPACED = ["ui-monospace", "Consolas", "monospace"]
@@ -48,7 +40,7 @@ def mount(
         primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=_MONOSPACED
     )
     mounted: FastAPI = gr.mount_gradio_app(
-        app, blocks, path="/", theme=theme, css_paths=[_STATIC / "page.css"],
+        app, blocks, path="/", theme=theme, css_paths=[STATIC / "page.css"],
         max_file_size=most_bytes, show_error=False, footer_links=[], run_history=False,
         ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False,
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
@@ -70,122 +62,70 @@ class Page:
     """
 
     def __init__(self, engine: Engine, sessions: Sessions, most_images: int) -> None:
-        self._engine, self._sessions = engine, sessions
-        self._actions = Actions(engine)
-        self.parts: dict[str, Any] = {}
+        self._sessions, self._actions = sessions, Actions(engine)
         self.blocks = gr.Blocks(title=_TITLE, analytics_enabled=False, fill_width=True)
         with self.blocks:
-            gr.HTML(
-                '<header class="fs-head"><h1>fsdino</h1><p>Mark an object in one photograph, and '
-                "find it in others.</p></header>"
-            )
-            self._images(most_images)
+            layout = Layout(engine, self._actions.samples, most_images)
+            self.parts, self._inputs = layout.parts, layout.inputs
+            self._wire_examples()
+            self._wire_searches()
             self.blocks.unload(self._leave)
         self.blocks.queue(max_size=_MOST_WAITING, default_concurrency_limit=8, api_open=False)
 
-    def _images(self, most_images: int) -> None:
-        """Steps 1 to 3."""
-        parts = self.parts
-        model = gr.Dropdown(
-            [*self._engine.names], value=self._engine.default, label="Model", render=False,
-            info="fsdino-tiny is for drawings only.", filterable=False,
-        )  # fmt: skip
-        gr.HTML(cards.hint("New here? Click a photograph: its object is looked for in another."))
-        tries = gr.HTML(cards.tries(self._actions.samples), js_on_load=_CLICKS, elem_id="tries")
-
-        _step(1, "Show what to look for")
-        with gr.Row():
-            with gr.Column(scale=3, min_width=320):
-                photo = gr.File(
-                    label="Your photograph", file_types=["image"], type="filepath", height=132,
-                    elem_id="photo",
-                )  # fmt: skip
-                parts["marker"] = gr.HTML(
-                    "",
-                    html_template=(_STATIC / "marker.html").read_text(encoding="utf-8"),
-                    js_on_load=(_STATIC / "marker.js").read_text(encoding="utf-8"),
-                    apply_default_css=False, elem_id="marker",
-                )  # fmt: skip
-                mask = gr.UploadButton(
-                    "Upload a mask instead",
-                    file_types=["image"],
-                    size="sm",
-                    elem_id="mask",
-                    elem_classes="fs-small",
-                )
-            with gr.Column(scale=2, min_width=300):
-                parts["preview"] = gr.HTML(cards.hint("The mask appears here."), elem_id="preview")
-                with gr.Row(equal_height=True):
-                    name = gr.Textbox(
-                        "object", label="What is it?", max_lines=1, min_width=140, elem_id="name"
-                    )
-                    keep = gr.Button("Add this example", variant="primary", min_width=140,
-                                     elem_id="keep")  # fmt: skip
-                parts["classes"] = gr.HTML(
-                    cards.classes({}, ""), js_on_load=_CLICKS, elem_id="classes"
-                )
-                support = gr.UploadButton(
-                    "Add a saved support (.safetensors)", file_types=[".safetensors"], size="sm",
-                    elem_id="support", elem_classes="fs-small",
-                )  # fmt: skip
-
-        _step(2, "Choose photographs to search")
-        with gr.Row():
-            with gr.Column(scale=3, min_width=320):
-                files = gr.File(
-                    label=f"Photographs, up to {most_images}", file_count="multiple",
-                    file_types=["image"], type="filepath", height=132, elem_id="files",
-                )  # fmt: skip
-                parts["queries"] = gr.HTML(
-                    cards.hint("No photographs yet."), js_on_load=_CLICKS, elem_id="queries"
-                )
-            with gr.Column(scale=2, min_width=300):
-                shipped = gr.Button("Use the photographs that come with fsdino", size="sm",
-                                    elem_id="shipped", elem_classes="fs-small")  # fmt: skip
-                model.render()
-                parts["find"] = gr.Button("Find it", variant="primary", elem_id="find")
-                parts["stop"] = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
-
-        _step(3, "Results", "results")
-        parts["status"] = gr.HTML("", elem_id="status")
-        with gr.Row():
-            parts["threshold"] = gr.Slider(
-                0.05, 0.95, 0.5, step=0.01, label="Threshold", scale=3, min_width=260,
-                info="Probability from which a pixel belongs to the object.",
-                elem_id="threshold",
-            )  # fmt: skip
-            with gr.Column(scale=2, min_width=290):
-                parts["download"] = gr.HTML("", elem_id="download")
-        parts["results"] = gr.HTML(cards.results(None, 0.5), elem_id="answers")
-
-        self._wire(photo, mask, name, keep, support, files, shipped, model, tries)
-
-    def _wire(
-        self, photo: Any, mask: Any, name: Any, keep: Any, support: Any, files: Any, shipped: Any,
-        model: Any, tries: Any,
-    ) -> None:  # fmt: skip
-        """Tell each part which action it calls."""
-        parts, on = self.parts, self._on
-        opened = on(photo.upload, lambda a, s, file: a.open(s, *_file(file)), photo)
-        added = on(files.upload, lambda a, s, found: a.add(s, [*map(_file, found)]), files)
-        for taken, drop in ((opened, photo), (added, files)):  # what was taken is shown elsewhere
-            taken.then(lambda: None, outputs=drop, show_progress="hidden")
-        on(mask.upload, lambda a, s, m, file: a.mark_file(s, m, Path(file)), model, mask)
-        on(support.upload, lambda a, s, file: a.load_support(s, *_file(file)), support)
-        on(keep.click, lambda a, s, m, text: a.keep(s, m, text), model, name)
-        on(shipped.click, lambda a, s: a.add_shipped(s))
-        on(parts["stop"].click, lambda a, s: a.stop(s))
-        on(parts["threshold"].change, lambda a, s, value: a.show(s, value), parts["threshold"])
+    def _wire_examples(self) -> None:
+        """Step 1: what its parts call."""
+        parts, inputs, on = self.parts, self._inputs, self._on
+        model, name = inputs["model"], inputs["name"]
+        self._on_drop("photo", lambda a, s, file: a.open(s, *_file(file)))
+        on(
+            inputs["mask"].upload,
+            lambda a, s, m, file: a.mark_file(s, m, Path(file)),
+            model,
+            inputs["mask"],
+        )
+        on(
+            inputs["support"].upload,
+            lambda a, s, file: a.load_support(s, *_file(file)),
+            inputs["support"],
+        )
+        on(inputs["keep"].click, lambda a, s, m, text: a.keep(s, m, text), model, name)
         self._on_data(parts["marker"].input, lambda a, s, d, m: a.mark(s, m, d), model)
         self._on_data(parts["classes"].click, lambda a, s, d: a.change_class(s, d))
+
+    def _wire_searches(self) -> None:
+        """Steps 2 and 3, and the video."""
+        parts, inputs, on = self.parts, self._inputs, self._on
+        model, threshold = inputs["model"], parts["threshold"]
+        self._on_drop("files", lambda a, s, found: a.add(s, [*map(_file, found)]))
+        on(inputs["shipped"].click, lambda a, s: a.add_shipped(s))
         self._on_data(parts["queries"].click, lambda a, s, d: a.change_queries(s))
-        tried = self._on_data(tries.click, lambda a, s, d, m: a.try_out(s, m, d), model)
+        tried = self._on_data(inputs["tries"].click, lambda a, s, d, m: a.try_out(s, m, d), model)
         for begin in (parts["find"].click, tried.success):
-            begin(
-                self._search, model, [*parts.values()], concurrency_limit=2,
-                concurrency_id="search", show_progress="hidden", js=None,
-            )  # fmt: skip
+            self._on_run(begin, self._search)
             begin(None, js=_TO_RESULTS)
+        on(threshold.change, lambda a, s, value: a.show(s, value), threshold)
+        self._on_drop("clip", lambda a, s, file: a.open_clip(s, *_file(file)))
+        on(inputs["frame"].click, lambda a, s: a.mark_frame(s))
+        self._on_run(parts["follow"].click, self._follow)
+        for stop in ("stop", "end"):
+            on(parts[stop].click, lambda a, s: a.stop(s))
+
+    def _on_drop(self, name: str, action: Callable[..., Parts]) -> None:
+        """Call an action with what is dropped, which is then shown elsewhere."""
+        drop = self._inputs[name]
+        taken = self._on(drop.upload, action, drop)
+        taken.then(lambda: None, outputs=drop, show_progress="hidden")
+
+    def _on_run(self, event: Any, call: Callable[..., Iterator[Any]]) -> None:
+        """Call what takes long, and changes the page again and again."""
+        event(
+            call,
+            self._inputs["model"],
+            [*self.parts.values()],
+            concurrency_limit=2,
+            concurrency_id="run",
+            show_progress="hidden",
+        )
 
     def _on(self, event: Any, action: Callable[..., Parts], *inputs: Any) -> Any:
         """Call an action with the visit and the values of some components."""
@@ -220,30 +160,38 @@ class Page:
 
     def _search(self, model: str, request: gr.Request) -> Iterator[Any]:
         """Find the classes in the photographs."""
+        yield from self._run(
+            lambda: self._actions.search(self._sessions.get(_key(request)), model), "running"
+        )
+
+    def _follow(self, model: str, request: gr.Request) -> Iterator[Any]:
+        """Follow the classes through the video."""
+        yield from self._run(
+            lambda: self._actions.follow(self._sessions.get(_key(request)), model), "filming"
+        )
+
+    def _run(self, begin: Callable[[], Iterator[Parts]], flag: str) -> Iterator[Any]:
         try:
-            for parts in self._actions.search(self._sessions.get(_key(request)), model):
+            for parts in begin():
                 yield self._updates(parts)
         except Exception as error:
             _say(error)
-            yield self._updates({"running": False})
+            yield self._updates({flag: False})
 
     def _updates(self, parts: Parts) -> list[Any]:
         """For each component its new value, or that it stays as it is."""
         parts = dict(parts)
-        if "running" in parts:
-            running = parts.pop("running")
-            parts["find"] = gr.update(interactive=not running)
-            parts["stop"] = gr.update(visible=running)
+        for flag, begin, end in (("running", "find", "stop"), ("filming", "follow", "end")):
+            if flag in parts:
+                runs = parts.pop(flag)
+                parts[begin], parts[end] = gr.update(interactive=not runs), gr.update(visible=runs)
+        if "tab" in parts:
+            parts["tab"] = gr.Tabs(selected=parts["tab"])
         return [parts.get(name, gr.skip()) for name in self.parts]
 
     def _leave(self, request: gr.Request) -> None:
         """A page was closed."""
         self._sessions.leave(_key(request))
-
-
-def _step(number: int, title: str, anchor: str = "") -> None:
-    """A heading."""
-    gr.HTML(f'<div class="fs-step" id="{anchor}"><i>{number}</i><h2>{escape(title)}</h2></div>')
 
 
 def _key(request: gr.Request) -> str:

@@ -81,7 +81,7 @@ class Queries(list[Query]):
             if reason is None:
                 # Without the name's ending, which promises what the content may not hold.
                 place = self._folder / secrets.token_hex(8)
-                reason = _copy(path, place) or why_not_image(place)
+                reason = copy(path, place) or why_not_image(place)
                 if reason is None:
                     self.append(Query(*self._names.take(name), place, own=True))
                     count += 1
@@ -112,7 +112,7 @@ class Queries(list[Query]):
         return None if len(self) < self._most else f"at most {self._most} are searched at a time"
 
 
-def _copy(path: Path, place: Path) -> str | None:
+def copy(path: Path, place: Path) -> str | None:
     """Have a file under another name, too; gives a reason where that fails.
 
     The upload itself may be another visitor's as well: Gradio names uploads by their content.

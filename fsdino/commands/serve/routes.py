@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastapi import FastAPI, HTTPException
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from fsdino.commands.serve.pictures import jpeg
 from fsdino.commands.serve.results import Run
@@ -59,6 +59,21 @@ def application(sessions: Sessions) -> FastAPI:
                 return _download(run.archive(threshold), "fsdino.zip", "application/zip")
         except FileNotFoundError as error:  # the next run, or the visit's end, came in between
             raise HTTPException(404, _GONE) from error
+
+    @app.get("/fsdino/film/{key}")
+    def film(key: str) -> Response:
+        found = sessions.film(key)
+        if found is None:
+            raise HTTPException(404, _GONE)
+        return FileResponse(found[1].overlay, media_type="video/mp4")
+
+    @app.get("/fsdino/film-archive/{key}")
+    def film_archive(key: str) -> Response:
+        found = sessions.film(key)
+        if found is None:
+            raise HTTPException(404, _GONE)
+        with found[0].packing:
+            return _download(found[1].archive(), "fsdino-video.zip", "application/zip")
 
     @app.get("/fsdino/support/{key}/{name}")
     def support(key: str, name: str) -> Response:

@@ -8,9 +8,11 @@ import threading
 import time
 from pathlib import Path
 
+from fsdino.clips import Clip
 from fsdino.commands.serve.examples import Examples
+from fsdino.commands.serve.films import FilmRun
 from fsdino.commands.serve.pictures import Pictures
-from fsdino.commands.serve.queries import Queries
+from fsdino.commands.serve.queries import Queries, copy
 from fsdino.commands.serve.results import Run
 from fsdino.errors import UsageError
 
@@ -34,6 +36,8 @@ class Session:
         self.examples = Examples(folder, self.pictures)
         self.queries = Queries(folder, most_images)
         self.run: Run | None = None
+        self.clip: Clip | None = None
+        self.film: FilmRun | None = None
         self.key = secrets.token_urlsafe(16)  # that the page's addresses name
         self.lock = threading.RLock()
         self.packing = threading.Lock()  # of one archive at a time
@@ -41,21 +45,33 @@ class Session:
         self.left: float | None = None
         self._runs = 0
 
-    def new_folder(self) -> Path:
-        """A folder for the next run; that of the last one goes."""
+    def new_folder(self, last: Run | FilmRun | None) -> Path:
+        """A folder for the next run; the last one ends, and its files go."""
         with self.lock:
-            if self.run is not None:
-                self.run.close()
-                self.run = None
+            if last is not None:
+                last.close()
             self._runs += 1
             folder = self.folder / f"run-{self._runs}"
             folder.mkdir()
             return folder
 
+    def take(self, file: Path) -> Path:
+        """Have an uploaded file in the visit's own folder, under a name without a meaning.
+
+        Raises:
+            UsageError: it was removed, since it waited too long.
+        """
+        place = self.folder / secrets.token_hex(8)
+        problem = copy(file, place)
+        if problem is not None:
+            raise UsageError(f"{file.name}: {problem}")
+        return place
+
     def close(self) -> None:
         """Remove all files."""
-        if self.run is not None:
-            self.run.stopped.set()
+        for run in (self.run, self.film):
+            if run is not None:
+                run.stopped.set()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -130,6 +146,14 @@ class Sessions:
         for session in [*self._open.values()]:
             if session.run is not None and session.run.key == key:
                 return session, session.run
+        return None
+
+    def film(self, key: str) -> tuple[Session, FilmRun] | None:
+        """A finished run over a video, of any visit by its key."""
+        for session in [*self._open.values()]:
+            film = session.film
+            if film is not None and film.key == key and film.summary is not None:
+                return session, film
         return None
 
     def _sweep(self, now: float) -> None:

@@ -37,7 +37,7 @@ def visit(engine, tmp_path_factory):
     damaged.write_bytes(samples["teacup"].image_file.read_bytes()[:900])
     session.queries.add([(damaged, "../damaged.jpg")])
     *_, session.run = results.search(
-        engine, MODEL, session.examples, session.queries, session.new_folder()
+        engine, MODEL, session.examples, session.queries, session.new_folder(None)
     )
     return session
 

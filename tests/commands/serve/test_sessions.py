@@ -74,8 +74,8 @@ def test_a_new_run_takes_the_place_of_the_last(sessions):
     from fsdino.commands.serve.results import Run
 
     session = sessions.get("a")
-    session.run = first = Run(session.new_folder(), 1)
-    second = session.new_folder()
+    session.run = first = Run(session.new_folder(None), 1)
+    second = session.new_folder(first)
     assert first.stopped.is_set() and not first.folder.exists() and second.exists()
 
 
