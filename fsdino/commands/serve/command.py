@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import threading
-import webbrowser
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -84,6 +83,8 @@ class Serve:
             ):
                 print(f"fsdino is at {address} (Ctrl-C ends it)", flush=True)
                 if self.open:
+                    import webbrowser
+
                     webbrowser.open(address)
                 threading.Event().wait()
         print("the page is closed, and its temporary files are removed")
