@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from fsdino.files import make_folder, read_object, write_json
 from fsdino.images import write_png
 from fsdino.models.segmentation import Segmentation
 from fsdino.models.segmenter import Segmenter
-from fsdino.models.supports import Support
+from fsdino.models.video import check_memory, track
 from fsdino.overlay import palette
 from fsdino.processes import Processes
 
@@ -81,8 +80,7 @@ class VideoSettings:
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        if self.memory < 0:
-            raise UsageError(f"memory must be at least 0, got {self.memory}")
+        check_memory(self.memory)
 
 
 def segment_video(
@@ -91,21 +89,17 @@ def segment_video(
     """Object indices uint8 [H, W] of every frame; those of the first are its annotation.
 
     All objects share one encoder pass per frame, and a pixel goes to the object of the highest
-    probability. A frame that enters the memory is encoded once more, for all objects together.
+    probability; see `fsdino.models.video.Tracker`.
     """
     truth = video.annotation(0)
     numbers = {str(number): number for number in video.objects}
-    first = _supports(model, video.frame(0), truth, numbers)
-    recent: deque[Mapping[str, Support]] = deque(maxlen=settings.memory)
+    marked = {name: truth == number for name, number in numbers.items()}
+    supports = model.encode_objects(video.frame(0), marked)
+    frames = (video.frame(index) for index in range(1, len(video)))
+    found = track(model, frames, supports, memory=settings.memory, threshold=settings.threshold)
     yield 0, truth
-    for index in range(1, len(video)):
-        image = video.frame(index)
-        supports = {name: _joined(model, [first[name], *_of(recent, name)]) for name in numbers}
-        found = model.segment(image, supports, threshold=settings.threshold)
-        labels = _labels(found, numbers)
-        yield index, labels
-        if settings.memory:
-            recent.append(_supports(model, image, labels, numbers))
+    for index, result in enumerate(found, 1):
+        yield index, _labels(result, numbers)
 
 
 def evaluate_videos(
@@ -161,27 +155,6 @@ def evaluate_videos(
     for others in processes.gather(scores):
         scores.merge(others)
     return scores
-
-
-def _supports(
-    model: Segmenter, image: Labels, labels: Labels, numbers: Mapping[str, int]
-) -> dict[str, Support]:
-    """One support for each object that the labels show, from one encoder pass."""
-    shown = {name: labels == number for name, number in numbers.items() if (labels == number).any()}
-    return model.encode_objects(image, shown)
-
-
-def _of(memory: Sequence[Mapping[str, Support]], name: str) -> list[Support]:
-    return [supports[name] for supports in memory if name in supports]
-
-
-def _joined(model: Segmenter, supports: Sequence[Support]) -> Support:
-    """The shots of several supports as one support, with the model's fit to all of them."""
-    if len(supports) == 1:
-        return supports[0]
-    shots = [shot for support in supports for shot in support.pooled()]
-    sizes = [size for support in supports for size in support.image_sizes]
-    return Support.of(shots, sizes, supports[0].model_fingerprint, model.fit(shots))
 
 
 def _labels(found: Segmentation, numbers: Mapping[str, int]) -> Labels:

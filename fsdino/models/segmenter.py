@@ -14,15 +14,16 @@ from torch import Tensor
 from fsdino.errors import DataError, FsdinoError, SupportWarning, UsageError
 from fsdino.images import Flags, ImageLike, Pixels, label_of, read_image
 from fsdino.masks import MaskLike, MaskRule, read_mask
+from fsdino.models import mark_arguments, tiling
 from fsdino.models import queries as stream
-from fsdino.models import tiling
 from fsdino.models.encoders import Features
-from fsdino.models.few_shot import FewShotModel
+from fsdino.models.mark_arguments import BoxesLike, LabelsLike, PointsLike
+from fsdino.models.marking import BATCH, Marking
 from fsdino.models.segmentation import Segmentation
-from fsdino.models.shots import PooledShot, positions, token_mask
+from fsdino.models.shots import PooledShot, SupportFeatures, positions, token_mask
 from fsdino.models.supports import Support, picture
 from fsdino.models.views import View, closer
-from fsdino.resizing import area_share, to_tensor
+from fsdino.resizing import area_share
 
 # Below these, masks of other images are wrong more often than right: for a single image, which
 # segments a crop of itself, and for several, each of which is segmented by the others.
@@ -33,12 +34,11 @@ ADVICE = (
 )
 _VIEW = 0.6  # of both sides, of a second view of a single support
 _SMALL = 0.02  # share of the image below which the second view is fitted, too
-_BATCH = 8  # queries that share an encoder pass
 _CPU_PIXELS = 2**20  # of such a pass on a CPU, where more takes memory and no less time
 _MOST_TILES = 2500
 
 
-class Segmenter(FewShotModel):
+class Segmenter(Marking):
     """A model that segments what annotated images show in other images, of any kind and size.
 
     FSDINO and its baselines are Segmenters; see `FewShotModel` for arguments and attributes.
@@ -48,8 +48,12 @@ class Segmenter(FewShotModel):
     def encode_support(
         self,
         images: ImageLike | Sequence[ImageLike],
-        masks: MaskLike | Sequence[MaskLike],
+        masks: MaskLike | Sequence[MaskLike | None] | None = None,
         *,
+        boxes: BoxesLike | None = None,
+        points: PointsLike | None = None,
+        labels: LabelsLike | None = None,
+        scribbles: ImageLike | Sequence[ImageLike | None] | None = None,
         quality: bool = False,
         mask_threshold: float | None = None,
         mask_value: int | str | None = None,
@@ -57,10 +61,15 @@ class Segmenter(FewShotModel):
     ) -> Support:
         """Encode one to any number of annotated images of one class.
 
+        Each image has a mask, or one other kind of mark, which becomes a mask as `mark` makes it.
+        Each argument is for one image, or a list with one entry for each image of a list, None
+        for images that have another kind.
+
         Args:
             images: paths, PIL images, uint8 arrays [H, W, 3], tensors, bytes or open files; any
                 sizes. A batch as in `segment` is a list of images.
-            masks: one per image and of its size: bool, 0/1 or 0/255 arrays, PIL, or paths.
+            masks: of the image's size: bool, 0/1 or 0/255 arrays, PIL, or paths.
+            boxes, points, labels, scribbles: as in `mark`.
             quality: also measure how well the support finds itself (`Support.quality`), and warn
                 where that is low: each image is segmented by the others, or a mirrored close-up
                 of a single image by the whole of it.
@@ -71,11 +80,29 @@ class Segmenter(FewShotModel):
             invert_mask: whether the masks show the background.
 
         Raises:
-            UsageError: no image, another number of masks, a mask of another size.
-            DataError: an unreadable image, a mask without foreground, weights that are not finite.
+            UsageError: no image, another number of masks, a mask of another size, an image
+                without a mask or mark or with two kinds, invalid marks.
+            DataError: an unreadable image, a mask without foreground, a mark that finds nothing,
+                weights that are not finite.
         """
         rule = MaskRule(mask_threshold, mask_value, invert_mask)
-        arrays, flags = _read_annotated(_as_list(images), _as_list(masks), rule)
+        many, images = _is_several(images), _as_list(images)
+        if not images:
+            raise UsageError("no support given: pass at least one image, and its mask or a mark")
+        entries = mark_arguments.given(
+            len(images),
+            many=many,
+            masks=None if masks is None else _as_list(masks),
+            boxes=boxes,
+            points=points,
+            labels=labels,
+            scribbles=scribbles,
+        )
+        arrays = [read_image(image, _name("image", k)) for k, image in enumerate(images)]
+        flags = [
+            self._mask_of(array, entry, image, rule)
+            for array, entry, image in zip(arrays, entries, images, strict=True)
+        ]
         single = len(arrays) == 1
         # A small object has few tokens; in a close-up it has more.
         small = single and self.fits and flags[0].mean() < _SMALL
@@ -114,12 +141,26 @@ class Segmenter(FewShotModel):
         features = self.encode_list([self._prepare(array)])
         return {name: self._support(features, [flag]) for name, flag in flags.items()}
 
-    def _encode_arrays(self, arrays: Sequence[Pixels]) -> list[Features]:
-        """Encode images uint8 [H, W, 3], a few at a time: many shots do not take memory at once."""
-        found: list[Features] = []
-        for start in range(0, len(arrays), _BATCH):
-            found += self.encode_list([self._prepare(a) for a in arrays[start : start + _BATCH]])
-        return found
+    def encode_image(self, array: Pixels) -> Features:
+        """The tokens of an image uint8 [H, W, 3], from one encoder pass."""
+        return self.encode_list([self._prepare(array)])[0]
+
+    def segment_encoded(
+        self,
+        array: Pixels,
+        features: Features,
+        asked: Mapping[str, SupportFeatures],
+        threshold: float,
+    ) -> Segmentation:
+        """The answer for an image uint8 [H, W, 3] that `encode_image` has encoded.
+
+        Raises:
+            DataError: logits that are not finite.
+        """
+        maps, scores = self._maps(array, features, [*asked.values()], [*asked])
+        return Segmentation(
+            array, maps.cpu().numpy(), tuple(asked), threshold, tuple(scores.tolist())
+        )
 
     def _support(
         self,
@@ -131,8 +172,8 @@ class Segmenter(FewShotModel):
         self._check_weights()
         for k, tokens in enumerate(features):
             tokens.check(f"support image {k + 1}")
-        shots = [self._shot(f, flag) for f, flag in zip(features, flags, strict=True)]
-        further = [self._shot(f, view.mask) for f, view in views]
+        shots = [self.shot(f, flag) for f, flag in zip(features, flags, strict=True)]
+        further = [self.shot(f, view.mask) for f, view in views]
         places = [k + positions(shot.mask) for k, shot in enumerate(shots)]
         places += [view.places(f.grid).to(self.device) for f, view in views]
         sizes = [(flag.shape[0], flag.shape[1]) for flag in flags]
@@ -162,7 +203,7 @@ class Segmenter(FewShotModel):
             ious.append((inside & flags[k]).sum() / max((inside | flags[k]).sum(), 1))
         return float(np.mean(ious))
 
-    def _shot(self, features: Features, flag: Flags) -> PooledShot:
+    def shot(self, features: Features, flag: Flags) -> PooledShot:
         """One encoded image with its mask bool [H, W]."""
         share = area_share(flag, features.grid).to(self.device)[None]
         return PooledShot.of(features, token_mask(share, features.grid))
@@ -318,22 +359,30 @@ class Segmenter(FewShotModel):
     def _batch(self) -> int:
         """How many queries share an encoder pass."""
         if self.device.type != "cpu":
-            return _BATCH
-        return min(max(_CPU_PIXELS // self.config.image_size**2, 1), _BATCH)
+            return BATCH
+        return min(max(_CPU_PIXELS // self.config.image_size**2, 1), BATCH)
 
     def _probabilities(
         self, arrays: Sequence[Pixels], supports: Mapping[str, Support]
     ) -> list[tuple[Tensor, Tensor]]:
         """Per image the maps [N, H, W], at its own size, and the scores [N]."""
         asked = [support.features(1) for support in supports.values()]
-        found = []
-        for array, features in zip(
-            arrays, self.encode_list([self._prepare(a) for a in arrays]), strict=True
-        ):
-            size = (array.shape[0], array.shape[1])
-            answer = self.answer(features, asked, size, names=[*supports])
-            found.append((answer.logits[0].sigmoid_(), answer.presence[0]))
-        return found
+        encoded = self.encode_list([self._prepare(a) for a in arrays])
+        return [
+            self._maps(array, features, asked, [*supports])
+            for array, features in zip(arrays, encoded, strict=True)
+        ]
+
+    def _maps(
+        self,
+        array: Pixels,
+        features: Features,
+        asked: Sequence[SupportFeatures],
+        names: Sequence[str],
+    ) -> tuple[Tensor, Tensor]:
+        """The maps [N, H, W] of an encoded image, at its own size, and the scores [N]."""
+        answer = self.answer(features, asked, (array.shape[0], array.shape[1]), names=names)
+        return answer.logits[0].sigmoid_(), answer.presence[0]
 
     def _probabilities_tiled(
         self, array: Pixels, supports: Mapping[str, Support]
@@ -354,16 +403,6 @@ class Segmenter(FewShotModel):
             found += self._probabilities(crops[start : start + self._batch], supports)
         maps = tiling.blend([m for m, _ in found], boxes, (array.shape[0], array.shape[1]))
         return maps, torch.stack([scores for _, scores in found]).amax(0)
-
-    def _prepare(self, array: Pixels) -> Tensor:
-        """uint8 [H, W, 3] -> [3, h, w] in [0, 1] at the model's size."""
-        side, patch = self.config.image_size, self.patch_size
-        size = (side, side)
-        if self.config.keep_aspect:
-            scale = side / max(array.shape[:2])
-            height, width = (max(round(n * scale / patch), 1) * patch for n in array.shape[:2])
-            size = (height, width)
-        return to_tensor(array, size).to(self.device)
 
     def _check_supports(self, named: Mapping[str, Support]) -> None:
         if not named or not all(isinstance(support, Support) for support in named.values()):
@@ -398,28 +437,6 @@ class Segmenter(FewShotModel):
             )
 
 
-def _read_annotated(
-    images: Sequence[ImageLike], masks: Sequence[MaskLike], rule: MaskRule
-) -> tuple[list[Pixels], list[Flags]]:
-    """Images uint8 [H, W, 3], and their masks bool [H, W].
-
-    Raises:
-        UsageError, DataError: see `Segmenter.encode_support`.
-    """
-    if not images:
-        raise UsageError("no support given: pass at least one image and its mask")
-    if len(images) != len(masks):
-        raise UsageError(
-            f"{len(images)} support images but {len(masks)} masks: pass one mask per image"
-        )
-    arrays = [read_image(image, _name("image", k)) for k, image in enumerate(images)]
-    flags = [
-        read_mask(mask, array.shape[:2], _name("mask", k), image=images[k], rule=rule)
-        for k, (mask, array) in enumerate(zip(masks, arrays, strict=True))
-    ]
-    return arrays, flags
-
-
 def doubt(support: Support) -> str | None:
     """A warning for a support of low quality, to follow its name; None for others."""
     least = LEAST_QUALITY if support.shots == 1 else LEAST_QUALITY_OF_SEVERAL
@@ -428,7 +445,12 @@ def doubt(support: Support) -> str | None:
     return f"finds itself with an IoU of {support.quality:.2f} only: {ADVICE}"
 
 
-def _as_list(value: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
+def _is_several(value: object) -> bool:
+    """Whether a list or batch of images was passed, rather than one image."""
+    return isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 4
+
+
+def _as_list(value: ImageLike | Sequence[ImageLike | None]) -> list[ImageLike]:
     """One image or mask, or several, as a list."""
     images = stream.unstacked(value)
     if images is not None:

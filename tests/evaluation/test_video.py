@@ -29,7 +29,7 @@ def davis(tmp_path: Path) -> Davis:
 
 
 def test_one_encoder_pass_for_each_frame(davis: Davis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two objects share it; a memory encodes each frame that enters it once more."""
+    """Two objects share it, and so does the memory."""
     model, bear, encoded = tiny_model(), davis.sequences()[0], []
     encode = Segmenter.encode_list
     monkeypatch.setattr(
@@ -41,7 +41,7 @@ def test_one_encoder_pass_for_each_frame(davis: Davis, monkeypatch: pytest.Monke
     assert len(encoded) == 3
     encoded.clear()
     list(segment_video(model, bear, VideoSettings(memory=2)))
-    assert len(encoded) == 3 + 2
+    assert len(encoded) == 3
 
 
 def test_labels_are_those_of_segment(davis: Davis) -> None:
