@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from scipy import spatial
 
 from fsdino.images import Flags
 
@@ -21,6 +22,7 @@ Points: TypeAlias = npt.NDArray[np.int64]
 _LEAST_IOU = 0.98
 # Pixels that a simplified outline may be off, the coarsest first.
 _TOLERANCES = (2.0, 1.5, 1.0, 0.75, 0.5)
+_AT_ONCE = 2**22  # pairs of points whose distance is in memory
 # Directions along pixel edges as (x, y), clockwise on the screen.
 _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 
@@ -43,7 +45,7 @@ def polygon(mask: Flags) -> Points:
     exact = outlines(mask)
     if sum(map(len, exact)) > 8:  # a few corners are worth no search
         for tolerance in _TOLERANCES:
-            rings = [simplified(ring, tolerance) for ring in exact]
+            rings = simplified(exact, tolerance)
             inside = filled(rings, (mask.shape[0], mask.shape[1]))
             if (inside & mask).sum() >= _LEAST_IOU * (inside | mask).sum():
                 return bridged(rings)
@@ -122,39 +124,70 @@ def _rings(start: Points, following: npt.NDArray[np.int64]) -> list[Points]:
     return rings
 
 
-def simplified(ring: Points, tolerance: float) -> Points:
-    """A ring [P, 2] by Ramer, Douglas and Peucker: no vertex left out is further off than allowed.
+def simplified(rings: Sequence[Points], tolerance: float) -> list[Points]:
+    """Rings [P, 2] by Ramer, Douglas and Peucker: no vertex left out is further off than allowed.
+
+    The parts of all rings are split together, level by level: a ragged mask has 100,000 of them.
 
     Args:
-        ring: vertices (x, y).
+        rings: vertices (x, y) of each.
         tolerance: distance in pixels.
 
     Returns:
-        Some of the vertices, in order; all of them where fewer than three would be left.
+        Some of each ring's vertices, in order; all of them where fewer than three would be left.
     """
-    far = int(((ring - ring[0]) ** 2).sum(axis=1).argmax())
-    closed = np.concatenate([ring, ring[:1]])
+    closed = np.concatenate([points for ring in rings for points in (ring, ring[:1])])
+    lengths = np.array([len(ring) for ring in rings])
+    begins = np.cumsum(lengths + 1) - lengths - 1
+    ends = begins + lengths
+    rests = closed - np.repeat(closed[begins], lengths + 1, axis=0)
+    far = _first_highest((rests**2).sum(axis=1), begins)
     kept = np.zeros(len(closed), np.bool_)
-    kept[[0, far]] = True
-    parts = [(0, far), (far, len(ring))]
-    while parts:
-        begin, end = parts.pop()
-        if end - begin < 2:
-            continue
-        offsets = closed[begin + 1 : end] - closed[begin]
-        chord = closed[end] - closed[begin]
-        length = float(np.hypot(chord[0], chord[1]))
-        across = np.abs(offsets[:, 0] * chord[1] - offsets[:, 1] * chord[0]) / length
-        along = (offsets @ chord) / length
-        beyond = np.maximum(np.maximum(-along, along - length), 0)
-        distance = np.hypot(across, beyond)  # to the segment, not to the line through it
-        worst = int(distance.argmax())
-        if distance[worst] > tolerance:
-            middle = begin + 1 + worst
-            kept[middle] = True
-            parts += [(begin, middle), (middle, end)]
-    found = ring[kept[:-1]]
-    return found if len(found) >= 3 else ring
+    kept[begins] = kept[far] = True
+    begins, ends = np.concatenate([begins, far]), np.concatenate([far, ends])
+    while True:
+        split = ends - begins >= 2
+        begins, ends = begins[split], ends[split]
+        if not len(begins):
+            break
+        worst, distance = _furthest(closed, begins, ends)
+        beyond = distance > tolerance
+        begins, ends, worst = begins[beyond], ends[beyond], worst[beyond]
+        kept[worst] = True
+        begins, ends = np.concatenate([begins, worst]), np.concatenate([worst, ends])
+    flags = np.split(kept, np.cumsum(lengths + 1)[:-1])
+    return [
+        ring[flag[:-1]] if flag[:-1].sum() >= 3 else ring
+        for ring, flag in zip(rings, flags, strict=True)
+    ]
+
+
+def _furthest(
+    points: Points, begins: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Of the points between each begin and end, the furthest from the line between these."""
+    counts = ends - begins - 1
+    first = np.cumsum(counts) - counts
+    places = np.arange(counts.sum()) + np.repeat(begins + 1 - first, counts)
+    chord = points[ends] - points[begins]
+    length = np.repeat(np.hypot(chord[:, 0], chord[:, 1]), counts)
+    chord = np.repeat(chord, counts, axis=0)
+    offsets = points[places] - np.repeat(points[begins], counts, axis=0)
+    across = np.abs(offsets[:, 0] * chord[:, 1] - offsets[:, 1] * chord[:, 0]) / length
+    along = (offsets[:, 0] * chord[:, 0] + offsets[:, 1] * chord[:, 1]) / length
+    beyond = np.maximum(np.maximum(-along, along - length), 0)
+    distance = np.hypot(across, beyond)  # to the segment, not to the line through it
+    worst = _first_highest(distance, first)
+    return places[worst], distance[worst]
+
+
+def _first_highest(values: npt.NDArray[Any], begins: npt.NDArray[np.int64]) -> Points:
+    """Where the highest value of each part lies, the first of equals; parts begin at `begins`."""
+    highest = np.maximum.reduceat(values, begins)
+    counts = np.diff(begins, append=len(values))
+    equal = np.flatnonzero(values == np.repeat(highest, counts))
+    found: Points = equal[np.searchsorted(equal, begins)]
+    return found
 
 
 def filled(rings: Sequence[Points], size: tuple[int, int]) -> Flags:
@@ -172,7 +205,8 @@ def filled(rings: Sequence[Points], size: tuple[int, int]) -> Flags:
     columns = np.ceil(crossings - 0.5).astype(np.int64)  # the first centre on their right
     places = rows * (width + 1) + np.clip(columns, 0, width)
     times = np.bincount(places, minlength=height * (width + 1)).reshape(height, width + 1)
-    inside: Flags = times.cumsum(axis=1)[:, :width] % 2 == 1
+    odd = (times[:, :width] & 1).astype(np.bool_)
+    inside: Flags = np.logical_xor.accumulate(odd, axis=1)
     return inside
 
 
@@ -186,13 +220,12 @@ def bridged(rings: Sequence[Points]) -> Points:
         return ordered[0]
     ordered = [np.roll(ring, -int(np.lexsort(ring.T[::-1])[0]), axis=0) for ring in ordered]
     points = np.concatenate(ordered)
-    begins = [0, *np.cumsum([len(ring) for ring in ordered]).tolist()]
+    begins = np.cumsum([0, *map(len, ordered)])
     vertices = list(range(len(points)))  # of the polygon; those on a bridge occur again
     after = [vertex + 1 for vertex in vertices]  # of each, the place of the next one
-    after[begins[1] - 1] = 0
-    for begin, end in itertools.pairwise(begins[1:]):
-        distance = ((points[:begin] - points[begin]) ** 2).sum(axis=1)
-        near = int(distance.argmin())
+    after[int(begins[1]) - 1] = 0
+    nearest = _nearest_before(points, begins[1:-1]).tolist()
+    for near, (begin, end) in zip(nearest, itertools.pairwise(begins[1:].tolist()), strict=True):
         back = len(vertices)
         vertices += [begin, near]
         after += [back + 1, after[near]]
@@ -202,4 +235,24 @@ def bridged(rings: Sequence[Points]) -> Points:
         path.append(vertices[place])
         place = after[place]
     found: Points = points[path]
+    return found
+
+
+def _nearest_before(points: Points, asked: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Of each asked point, the nearest one of those that stand before it in the list.
+
+    Among its nearest points most are its own ring's, so that more and more are looked at.
+    """
+    tree = spatial.cKDTree(points)
+    found = np.full(len(asked), -1)
+    count = 8
+    while (left := np.flatnonzero(found < 0)).size:
+        count = min(count, len(points))
+        for part in np.array_split(left, -(-len(left) * count // _AT_ONCE)):
+            near = tree.query(points[asked[part]], k=np.arange(1, count + 1))[1]
+            before = near < asked[part, None]
+            first = before.argmax(axis=1)
+            rows = np.arange(len(part))
+            found[part] = np.where(before[rows, first], near[rows, first], -1)
+        count *= 8
     return found

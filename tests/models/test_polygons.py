@@ -127,9 +127,42 @@ def test_a_bridge_has_no_area(seed: int) -> None:
     np.testing.assert_array_equal(filled([points], mask.shape), mask)
 
 
+def test_a_bridge_is_short() -> None:
+    """It ends at the nearest vertex to its left, though the ring's own are nearer: 400 of them."""
+    turn = np.linspace(np.pi, 3 * np.pi, 400, endpoint=False)
+    circle = np.stack([1000 + 50 * np.cos(turn), 50 * np.sin(turn)], axis=1).round().astype(int)
+    square = np.array([(0, -100), (100, -100), (100, 10), (0, 10)])
+    points = bridged([circle, square]).tolist()
+    assert len(points) == 406
+    assert points.count([100, 10]) == 2  # before the bridge and behind it
+    place = points.index([100, 10])
+    assert points[place + 1][0] == 950 or points[place - 1][0] == 950
+
+
 def test_simplified_by_hand() -> None:
     """A vertex stays that is further off than allowed; a ring keeps three vertices at least."""
     ring = np.array([(0, 0), (5, 1), (10, 0), (10, 10), (0, 10)])
-    assert simplified(ring, 0.9).tolist() == ring.tolist()
-    assert simplified(ring, 1).tolist() == [[0, 0], [10, 0], [10, 10], [0, 10]]
-    assert simplified(ring, 100).tolist() == ring.tolist()
+    other = np.array([(0, 0), (0, 9), (1, 20), (9, 20), (9, 0)])
+    for tolerance, first, second in (
+        (0.4, ring, other),
+        (0.9, ring, other[[0, 2, 3, 4]]),
+        (1, ring[[0, 2, 3, 4]], other[[0, 2, 3, 4]]),
+        (100, ring, other),
+    ):
+        found = simplified([ring, other], tolerance)
+        assert [points.tolist() for points in found] == [first.tolist(), second.tolist()]
+
+
+@pytest.mark.parametrize("tolerance", [0.5, 1.5, 4])
+def test_no_vertex_left_out_is_far(tolerance: float) -> None:
+    """Of a ragged mask's outlines, each vertex is within the tolerance of the simplified ring."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(3).standard_normal((80, 90)), 2)
+    rings = outlines(noise > 0)
+    for ring, few in zip(rings, simplified(rings, tolerance), strict=True):
+        begins, ends = few[None], np.roll(few, -1, axis=0)[None]
+        chord = ends - begins
+        along = ((ring[:, None] - begins) * chord).sum(axis=2) / (chord**2).sum(axis=2)
+        nearest = begins + np.clip(along, 0, 1)[..., None] * chord
+        distance = np.linalg.norm(ring[:, None] - nearest, axis=2).min(axis=1)
+        assert distance.max() <= tolerance + 1e-9
+    assert sum(map(len, rings)) > sum(map(len, simplified(rings, tolerance)))
