@@ -32,6 +32,7 @@ from fsdino.commands.models import Models
 from fsdino.commands.segment.command import Segment
 from fsdino.commands.settings import optional_values
 from fsdino.commands.train import Train
+from fsdino.commands.video.command import Video
 from fsdino.errors import FsdinoError, is_out_of_memory, one_line
 from fsdino.version import __version__
 
@@ -55,6 +56,7 @@ _DATA = "Check and prepare benchmarks on disk."
 _COMMANDS: dict[str, Any] = {
     "demo": Demo,
     "segment": Segment,
+    "video": Video,
     "distill": Distill,
     "train": Train,
     "evaluate": Evaluate,

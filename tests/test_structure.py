@@ -4,6 +4,7 @@ file has one subject."""
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ FLOORS = (
     ("kernels", "csrc"),
     ("contract", "sample_photographs", "overlay"),
     ("resizing",),
-    ("masks",),
+    ("masks", "clips", "video_writer"),
     ("images",),
     ("image_files",),
     ("tiff",),
@@ -74,6 +75,7 @@ def imported_names(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@functools.cache
 def imports() -> dict[Path, set[Path]]:
     """The files that each file imports."""
     files = {module_name(path): path for path in python_files()}

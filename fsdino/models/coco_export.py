@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fsdino.errors import UsageError, shown
@@ -74,3 +75,20 @@ def coco_file(
         "categories": named,
         "annotations": annotations,
     }
+
+
+def coco_pieces(
+    images: Iterable[Mapping[str, Any]],
+    categories: Mapping[str, int],
+    annotations: Iterable[Mapping[str, Any]],
+) -> Iterator[str]:
+    """The text of `coco_file`, in pieces, so that neither images nor annotations need memory."""
+    whole: dict[str, Any] = coco_file([], categories, [])
+    del whole["images"], whole["annotations"]
+    yield json.dumps(whole)[:-1]
+    for name, entries in (("images", images), ("annotations", annotations)):
+        yield f', "{name}": ['
+        for place, entry in enumerate(entries):
+            yield (",\n" if place else "\n") + json.dumps(entry)
+        yield "]"
+    yield "}\n"

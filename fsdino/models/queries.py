@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -49,20 +49,12 @@ def bytes_per_pixel(supports: int) -> int:
     return 3 + 4 * supports
 
 
-def read_each(
-    sources: Iterable[T], names: Callable[[int, T], str], read: Callable[[T, str], Pixels]
-) -> Iterator[Query[T]]:
-    """Read queries one by one, in their order, when they are asked for."""
-    for place, source in enumerate(sources):
-        yield _read(source, names(place, source), read)
-
-
 def read_ahead(
     sources: Iterable[T],
     names: Callable[[int, T], str],
     read: Callable[[T, str], Pixels],
     ahead: int = AHEAD,
-) -> Iterator[Query[T]]:
+) -> Generator[Query[T]]:
     """Read queries in a thread, in their order, up to `ahead` before they are asked for.
 
     The sources themselves are drawn in the thread that asks. An error of their iterator is raised

@@ -48,20 +48,10 @@ class Formats:
         Raises:
             UsageError: an unknown format, none at all, an unknown split, or an area below 1.
         """
-        given = [part.strip() for part in text.split(",") if part.strip()]
-        if not given:
-            raise UsageError(f"--format is empty: choose from {listed([PNG, *PLACES])}")
-        for name in given:
-            if name not in (PNG, *PLACES):
-                raise UsageError(
-                    f"--format {shown(name)} is unknown: choose from {listed([PNG, *PLACES])}, "
-                    "separated by commas"
-                )
-        if split not in ("connected", "watershed"):
-            raise UsageError(f"--split {shown(split)} is unknown: choose connected or watershed")
-        if min_area < 1:
-            raise UsageError(f"--min-area must be at least 1 pixel, got {min_area}")
-        return cls(tuple(name for name in PLACES if name in given), cast("Split", split), min_area)
+        given = chosen(text, (PNG, *PLACES))
+        return cls(
+            tuple(name for name in PLACES if name in given), checked(split, min_area), min_area
+        )
 
     def call(self) -> dict[str, Any]:
         """What decides the files, for the record of the call: nothing where there are none."""
@@ -108,6 +98,37 @@ class Formats:
                 content = _probabilities(result)
             found[file] = content
         return found
+
+
+def chosen(text: str, formats: Sequence[str]) -> list[str]:
+    """The names in a --format, each one of `formats`.
+
+    Raises:
+        UsageError: an unknown format, or none at all.
+    """
+    given = [part.strip() for part in text.split(",") if part.strip()]
+    if not given:
+        raise UsageError(f"--format is empty: choose from {listed(formats)}")
+    for name in given:
+        if name not in formats:
+            raise UsageError(
+                f"--format {shown(name)} is unknown: choose from {listed(formats)}, "
+                "separated by commas"
+            )
+    return given
+
+
+def checked(split: str, min_area: int) -> Split:
+    """--split, after a check of it and of --min-area.
+
+    Raises:
+        UsageError: an unknown split, or an area below 1.
+    """
+    if split not in ("connected", "watershed"):
+        raise UsageError(f"--split {shown(split)} is unknown: choose connected or watershed")
+    if min_area < 1:
+        raise UsageError(f"--min-area must be at least 1 pixel, got {min_area}")
+    return cast("Split", split)
 
 
 def place(name: str, stem: str) -> str:

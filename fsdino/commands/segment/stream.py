@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import time
@@ -25,7 +26,7 @@ from fsdino.models.queries import (
     batches,
     bytes_per_pixel,
     is_about_query,
-    read_each,
+    read_ahead,
     reason,
 )
 from fsdino.models.segmentation import Segmentation
@@ -70,10 +71,10 @@ def segment_files(
 ) -> Outcome:
     """Segment every query that `output` does not hold yet; each process returns all of them.
 
-    At most one small batch of images is in memory; each gets one encoder pass. A query that cannot
-    be read, segmented or written is noted, and the others continue. Whole batches are
-    distributed, so that they are the same for any number of processes. `output` is closed at the
-    end.
+    At most one small batch of images, which gets one encoder pass, and the next two are in memory.
+    A query that cannot be read, segmented or written is noted, and the others continue. Whole
+    batches are distributed, so that they are the same for any number of processes. `output` is
+    closed at the end.
 
     Raises:
         UsageError: supports of another model, too many of them, or a threshold outside of (0, 1).
@@ -169,7 +170,10 @@ def _write(
 def _batches(
     groups: Sequence[Sequence[Path]], stamps: dict[Path, tuple[int, int]], supports: int
 ) -> Iterator[list[Query[Path]]]:
-    """Read groups of queries, large ones in parts or alone, and note the stamp of each."""
+    """Read groups of queries, large ones in parts or alone, and note the stamp of each.
+
+    A thread reads the next images, of the next group also, while the model is busy.
+    """
 
     def name(place: int, query: Path) -> str:
         return f"query ({shown_path(query)})"
@@ -181,8 +185,10 @@ def _batches(
         except OSError as error:
             raise UsageError(f"{name}: {error.strerror}; check the path") from error
 
-    for group in groups:
-        yield from batches(read_each(group, name, read), bytes_per_pixel(supports))
+    found = read_ahead(itertools.chain.from_iterable(groups), name, read)
+    with contextlib.closing(found):
+        for group in groups:
+            yield from batches(itertools.islice(found, len(group)), bytes_per_pixel(supports))
 
 
 def _with_state(error: FsdinoError | OSError, done: int, total: int, folder: Path) -> FsdinoError:

@@ -108,7 +108,16 @@ def parse(groups: Sequence[Sequence[str]], rule: MaskRule | None = None) -> list
     if not any(groups):
         raise UsageError("no support given: pass --support IMAGE MASK, or a saved one")
     found = [support for group in groups for support in _group(group)]
-    names = [support.name for support in found]
+    check_names([support.name for support in found])
+    return [replace(support, rule=rule) for support in found]
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse classes that cannot be told apart, or that are too many.
+
+    Raises:
+        UsageError: several of which one has no name, a name twice, more than 255.
+    """
     if len(names) > 1 and UNNAMED in names:
         raise UsageError("several supports need names: --support NAME=IMAGE MASK")
     for name in names:
@@ -118,7 +127,6 @@ def parse(groups: Sequence[Sequence[str]], rule: MaskRule | None = None) -> list
             )
     if len(names) > MAX_CLASSES:
         raise UsageError(f"{len(names)} supports: at most {MAX_CLASSES} fit one label image")
-    return [replace(support, rule=rule) for support in found]
 
 
 def quality(name: str, support: Support) -> str:

@@ -274,17 +274,16 @@ def test_an_unwritable_folder_is_one_line(capsys, monkeypatch):
 
 
 INTERRUPT = """
-import os, signal, pathlib
-from fsdino import images
+import os, signal
+from fsdino.commands.segment.output import Output
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
-read, count = images.read_image, []
-def patched(image, name):
-    if isinstance(image, pathlib.Path):
-        count.append(image)
-        if len(count) == 10:
-            os.kill(os.getpid(), signal.SIGINT)
-    return read(image, name)
-images.read_image = patched
+write, count = Output.write, []
+def patched(self, *arguments):
+    count.append(self)
+    if len(count) == 9:
+        os.kill(os.getpid(), signal.SIGINT)
+    return write(self, *arguments)
+Output.write = patched
 """
 
 
