@@ -52,7 +52,7 @@ MISSING = {
 MOST_MISSING = 10
 # So that a command shows that it works within seconds; a recipe's own numbers take longer.
 BRIEF = {
-    "train": {"--steps": "1", "--images-per-step": "2", "--shots": "1"},
+    "train": {"--steps": "1", "--images-per-step": "2", "--shots": "1", "--image-sizes": "128"},
     "evaluate": {"--episodes": "2", "--workers": "0"},
 }
 
@@ -112,15 +112,15 @@ def run_shell(block: pages.Block) -> None:
 
 @pytest.fixture(scope="module")
 def loaded() -> Any:
-    """`fsdino.load`, which reads each model once; the default one sees smaller images."""
+    """`fsdino.load`, which reads each model once, and lets it see smaller images."""
     load, kept = fsdino.load, dict[Any, Any]()
 
     def small(name: str = "fsdino-photo", **options: Any) -> Any:
         key = (str(name), *options.items())
         if key not in kept:
-            kept[key] = load(name, **options)
-            if name == "fsdino-photo":
-                kept[key].config = replace(kept[key].config, image_size=256)
+            model = kept[key] = load(name, **options)
+            if model.config.image_size > 256:
+                model.config = replace(model.config, image_size=256)
         return kept[key]
 
     return small
