@@ -5,6 +5,8 @@ tests/test_docs.py checks names and options of all of it; tests/test_tutorial.py
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import shlex
 import sys
@@ -85,6 +87,32 @@ def test_few_blocks_need_what_is_not_here():
                 found.append(entry)
     assert sorted(found) == sorted(MISSING)
     assert len(found) <= MOST_MISSING
+
+
+def missing_names(block: pages.Block, known: dict[str, Any]) -> list[str]:
+    """Names that a Python block takes from modules which do not have them."""
+    tree, wrong = ast.parse(block.code), []
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            exec(compile(ast.Module([node], []), "imports", "exec"), known)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = known.get(node.value.id)
+            if inspect.ismodule(module) and not hasattr(module, node.attr):
+                wrong.append(f"{node.value.id}.{node.attr}")
+    return wrong
+
+
+def test_names_in_blocks_that_do_not_run():
+    """Their options are checked by tests/test_docs.py."""
+    checked = 0
+    for page in PAGES:
+        for block in code(page):
+            if block.language == "python" and listed(page, block, MISSING):
+                assert not missing_names(block, {"fsdino": fsdino})
+                checked += 1
+    assert checked
+    assert missing_names(pages.Block("python", "fsdino.laod()", 1), {"fsdino": fsdino})
 
 
 def brief(words: list[str]) -> list[str]:
