@@ -79,7 +79,9 @@ def self_trained(
         if weight is not None:
             shares = shares * weight
         on = (target > 0).float()
-        shares = sum(side * shares / (side * shares).sum().clamp_min(_TINY) for side in (on, 1 - on))
+        shares = sum(
+            side * shares / (side * shares).sum().clamp_min(_TINY) for side in (on, 1 - on)
+        )
         weighted = rows * (shares / shares.sum())
         system = weighted @ rows.T + penalty.diag()
         score = torch.linalg.solve(system, weighted @ target) @ rows

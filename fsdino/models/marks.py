@@ -80,9 +80,7 @@ def _in_box(image: Pixels, box: Box, encode: Encode) -> Flags:
     return found
 
 
-def _odds(
-    features: Features, prior: Tensor, sides: Tensor, weight: Tensor | None = None
-) -> Tensor:
+def _odds(features: Features, prior: Tensor, sides: Tensor, weight: Tensor | None = None) -> Tensor:
     """Log-odds [h, w] of an image's tokens, on the CPU."""
     device = features.last.device
     given = [None if t is None else t.to(device) for t in (prior, sides, weight)]
@@ -98,7 +96,9 @@ def _wider(spans: Window) -> Window:
     return rows, columns
 
 
-def _box_distances(box: Window, around: Window, shape: Sequence[int], grid: Sequence[int]) -> Tensor:
+def _box_distances(
+    box: Window, around: Window, shape: Sequence[int], grid: Sequence[int]
+) -> Tensor:
     """Of each token [N] of a crop from the box's middle: 1 on the superellipse in the box."""
     parts = []
     for span, whole, length, count in zip(box, around, shape, grid, strict=False):
