@@ -31,6 +31,7 @@ from fsdino.commands.evaluate import Evaluate
 from fsdino.commands.info import Info
 from fsdino.commands.models import Models
 from fsdino.commands.segment.command import Segment
+from fsdino.commands.serve.command import Serve
 from fsdino.commands.settings import optional_values
 from fsdino.commands.train import Train
 from fsdino.commands.video.command import Video
@@ -57,6 +58,7 @@ _DATA = "Check and prepare benchmarks on disk."
 _COMMANDS: dict[str, Any] = {
     "demo": Demo,
     "segment": Segment,
+    "serve": Serve,
     "video": Video,
     "distill": Distill,
     "train": Train,

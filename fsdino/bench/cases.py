@@ -159,6 +159,21 @@ def settings(call: str, case: Case) -> dict[str, int]:
     return {name: every[name] for name in settings_of(op) if name in every} | flags
 
 
+def distinct(call: str) -> tuple[Case, ...]:
+    """The cases that differ for one of `CALLS`: a stride means nothing to a correlation.
+
+    Of cases with the same tensors, as they lie in memory, and the same numbers, the first.
+    """
+    found: dict[tuple[object, ...], Case] = {}
+    for case in CASES:
+        tensors = [
+            None if t is None else (t.shape, t.stride(), t.contiguous().numpy().tobytes())
+            for t in inputs(call, case, torch.float32).values()
+        ]
+        found.setdefault((*tensors, *settings(call, case).values()), case)
+    return tuple(found.values())
+
+
 def chain_inputs(chain: Chain, dtype: torch.dtype) -> tuple[Any, ...]:
     """query, support, support_weight and blocks of `squeeze4d`."""
     blocks = [

@@ -37,3 +37,16 @@ def test_cases_have_what_backends_get_wrong() -> None:
         assert (weight is None) == (case.weight == "none")
         assert cases.volume(case, torch.float32).shape[2:] == (*case.query, *case.support)
         assert case.query == (1, 1) or query.is_contiguous() == (case.layout == "contiguous")
+
+
+def test_cases_that_differ() -> None:
+    """No kernel or stride changes a correlation, and no support weight a convolution."""
+    names = {case.name for case in CASES}
+    of_correlation = {"stride 1", "no bias", "one group", "group per channel"}
+    of_correlation |= {name for name in names if name.startswith("kernels")}
+    assert names - {c.name for c in cases.distinct("correlation4d")} == of_correlation
+    weights = {"no weight", "binary weight", "soft weight", "all weights zero"}
+    assert names - {c.name for c in cases.distinct("center_pivot_block4d")} == weights
+    groups = {"one group", "group per channel"}
+    assert names - {c.name for c in cases.distinct("center_pivot_conv4d")} == weights | groups
+    assert names - {c.name for c in cases.distinct("correlation_center_pivot4d")} == groups

@@ -7,8 +7,11 @@ import torch
 
 from fsdino import ops
 from fsdino.bench import cases, exactness, formulation
-from fsdino.bench.cases import CASES, DTYPES, TOLERANCE, Case
+from fsdino.bench.cases import DTYPES, TOLERANCE, Case
 from fsdino.ops import backends, eager
+
+CONVOLUTIONS = cases.distinct("center_pivot_conv4d")
+BLOCKS = cases.distinct("center_pivot_block4d")
 
 
 def skip_unless_usable(backend: str, dtype: torch.dtype, op: str = "center_pivot_conv4d") -> None:
@@ -21,7 +24,7 @@ def conv_inputs(case: Case, dtype: torch.dtype) -> dict[str, torch.Tensor | None
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=lambda c: c.name)
 @pytest.mark.parametrize("backend", backends.names())
 def test_conv_equals_the_formulation(case: Case, dtype: torch.dtype, backend: str) -> None:
     """The convolution is the 4D kernel with its two planes, tap by tap, over the whole table."""
@@ -34,7 +37,7 @@ def test_conv_equals_the_formulation(case: Case, dtype: torch.dtype, backend: st
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=lambda c: c.name)
 @pytest.mark.parametrize("backend", backends.names())
 def test_conv_gradients_equal_the_formulation(case: Case, dtype: torch.dtype, backend: str) -> None:
     """Gradients to x, both weights and the bias match autograd through the formulation."""
@@ -57,7 +60,7 @@ def test_conv_gradients_equal_the_formulation(case: Case, dtype: torch.dtype, ba
 
 @pytest.mark.parametrize("reduce_support", [False, True], ids=["map", "reduced"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", BLOCKS, ids=lambda c: c.name)
 @pytest.mark.parametrize("backend", backends.names())
 def test_block_equals_the_formulation(
     case: Case, dtype: torch.dtype, backend: str, reduce_support: bool
@@ -114,7 +117,7 @@ def test_block_equals_the_formulation(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", [c for c in CASES if c.batch], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [c for c in BLOCKS if c.batch], ids=lambda c: c.name)
 @pytest.mark.parametrize("backend", backends.names())
 def test_block_in_half_precision_errs_less_than_twice_the_eager_code(
     case: Case, dtype: torch.dtype, backend: str
