@@ -21,6 +21,7 @@ from typing import Annotated, Any, Protocol
 
 import tyro
 
+from fsdino.commands import marks
 from fsdino.commands.benchmark import Benchmark
 from fsdino.commands.build import Build
 from fsdino.commands.data.command import DataCommand
@@ -115,6 +116,8 @@ def _main(given: list[str]) -> int:
 def parse(given: Sequence[str]) -> _Command:
     """The command that is asked for; options of a run begin with what its recipe says."""
     name, rest = (given[0], given[1:]) if given else ("", ())
+    if name == "video":
+        given = [name, *marks.fold(rest, ("--at",))]
     if name not in _RUNS:
         commands = _subcommands(brief=name not in _COMMANDS)
         command: _Command = tyro.cli(commands, prog="fsdino", description=_DESCRIPTION, args=given)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fsdino.commands")
 
+Mark = tyro.conf.UseAppendAction[tuple[str, ...]]
 Time = Annotated[str | None, tyro.conf.arg(metavar="TIME", help_behavior_hint="")]
 
 
@@ -52,12 +53,12 @@ class Video:
 
     By photographs: fsdino video clip.mp4 --support cat.jpg cat.png --out out/
 
-    By a frame of the clip itself: fsdino video clip.mp4 --at 0:03 mask.png --out out/
+    By a frame of the clip itself: fsdino video clip.mp4 --at 0:03 --box 10,20,200,220 --out out/
 
     Several objects, each with a name: --support cat=a.jpg a.png --at dog=0:03 b.png 0:07 c.png
 
-    Writes masks/NAME.png for every frame (0 and 255, or one label per class), results.jsonl and by
-    --format a video with overlays and COCO annotations; sound is left out. The same command resumes
+    Writes masks/NAME.png for every frame (0 and 255, or one label per class), results.jsonl, and a
+    video with overlays, without sound; --format adds COCO annotations. The same command resumes
     where it was interrupted. Needs the extra fsdino[video] (a folder of frames: for the overlays).
     """
 
@@ -70,10 +71,18 @@ class Video:
     """Marked examples of a class, as in `fsdino segment`; again for every further class."""
     at: Annotated[
         tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
-        tyro.conf.arg(metavar="[NAME=]TIME MASK ...", help_behavior_hint=""),
+        tyro.conf.arg(metavar="[NAME=]TIME [MASK] ...", help_behavior_hint=""),
     ] = ()
-    """Marked frames of the clip: a time (3.5, 0:03, 1:02:03.25) or a frame's number (90f) with its
-    mask; again for every further class. Frames before it are segmented by it, too."""
+    """A marked frame of the clip: its time (3.5, 0:03, 1:02:03.25) or number (90f), and its mask,
+    or --box or --point after it; again for every further frame. Frames before it are segmented by
+    it, too."""
+    # These three are put among the values of --at before options are read: `marks.fold`.
+    box: Annotated[Mark, tyro.conf.arg(metavar="X0,Y0,X1,Y1", help_behavior_hint="")] = ()
+    """A box around the object of the --at before it, in pixels; again for further boxes."""
+    point: Annotated[Mark, tyro.conf.arg(metavar="X,Y", help_behavior_hint="")] = ()
+    """A point on the object of the --at before it; again for further points."""
+    not_point: Annotated[Mark, tyro.conf.arg(metavar="X,Y", help_behavior_hint="")] = ()
+    """A point beside the object of the --at before it."""
     mask_threshold: Number = None
     """Brightness from which a pixel of a mask file is foreground, as a share of white; for masks
     with gray areas."""
