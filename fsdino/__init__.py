@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from fsdino import ops
+    from fsdino.clips import open_clip
     from fsdino.data.labelled import Labelled, read_labelled
     from fsdino.errors import BackendError, CheckpointError, DataError, FsdinoError, UsageError
     from fsdino.models.coco_export import export_coco
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from fsdino.models.segmentation import Segmentation
     from fsdino.models.segmenter import Segmenter
     from fsdino.models.supports import Support
+    from fsdino.models.video import track
     from fsdino.models.zoo import load
     from fsdino.sample_photographs import Sample, samples
 
@@ -58,9 +60,11 @@ __all__ = [
     "export_coco",
     "list_models",
     "load",
+    "open_clip",
     "ops",
     "read_labelled",
     "samples",
+    "track",
 ]
 
 _HOMES = {
@@ -82,8 +86,10 @@ _HOMES = {
     "export_coco": "fsdino.models.coco_export",
     "list_models": "fsdino.models.registry",
     "load": "fsdino.models.zoo",
+    "open_clip": "fsdino.clips",
     "read_labelled": "fsdino.data.labelled",
     "samples": "fsdino.sample_photographs",
+    "track": "fsdino.models.video",
 }
 
 _HERE = os.path.dirname(os.path.abspath(__file__))

@@ -40,6 +40,8 @@ _FORMATS = (
     "3g2,3gp,amv,apng,asf,av1,avi,dv,f4v,flv,gif,h264,hevc,ivf,jpegxl_anim,m4a,m4v,matroska,mj2,"
     "mjpeg,mov,mp4,mpeg,mpegts,mpegvideo,mxf,nut,obu,ogg,webm,wtv,yuv4mpegpipe"
 )
+# FFmpeg's numbers of BT.709, FCC, BT.470BG, SMPTE 170M and 240M; RGB and unknown ones aside.
+_COLORSPACES = frozenset({1, 4, 5, 6, 7})
 _NEVER_ENDING = 3  # failed reads without a packet in between, after which a file has ended
 _TIME = re.compile(r"(?:(?:(\d{1,4}):)?(\d{1,4}):)?(\d{1,9}(?:\.\d{0,9})?)", re.ASCII)
 _FRAME = re.compile(r"(\d{1,12})f", re.ASCII)
@@ -222,10 +224,23 @@ def open_clip(path: str | os.PathLike[str]) -> Clip:
     beginning, also where frames come at irregular intervals; of a folder, 25 frames a second.
     Rotation that the file states is applied. Of several video streams, FFmpeg's choice is read.
 
+    Returns:
+        A clip: `frames()` iterates over its frames, each with `pixels` (uint8 [H, W, 3]), `time` in
+        seconds and `index`; `info` has `size`, `rate`, `frames` and `seconds`.
+
     Raises:
         UsageError: a missing path, a folder without images.
         DataError: not a video, or one without frames; too many pixels.
         FsdinoError: PyAV is not installed.
+
+    Example:
+        >>> import os, fsdino
+        >>> os.mkdir("frames")
+        >>> for k in range(3):
+        ...     fsdino.samples()["teacup"].image.rotate(k).save(f"frames/{k}.png")
+        >>> clip = fsdino.open_clip("frames")
+        >>> clip.info.size, [frame.pixels.shape for frame in clip.frames()][0]
+        ((208, 320), (208, 320, 3))
     """
     place = Path(path)
     if place.is_dir():
@@ -407,7 +422,8 @@ class _File(Clip):
     def _reader(self, decoded: Any) -> Callable[[], Pixels]:
         def read() -> Pixels:
             self._check_size(decoded.height, decoded.width)
-            pixels: Pixels = decoded.to_ndarray(format="rgb24")
+            stated = decoded.colorspace if decoded.colorspace in _COLORSPACES else None
+            pixels: Pixels = decoded.to_ndarray(format="rgb24", src_colorspace=stated)
             return np.ascontiguousarray(np.rot90(pixels, round(decoded.rotation / 90)))
 
         return read

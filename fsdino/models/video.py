@@ -38,6 +38,14 @@ def track(
     Raises:
         UsageError: as in `Tracker`, at the call.
         DataError: a frame that cannot be used, when its turn comes.
+
+    Example:
+        >>> import fsdino
+        >>> cup, model = fsdino.samples()["teacup"], fsdino.load()
+        >>> supports = {"cup": model.encode_support(cup.image, cup.mask)}
+        >>> frames = (cup.image.rotate(angle) for angle in (0, 4, 8))  # as open_clip gives them
+        >>> [result.found for result in fsdino.track(model, frames, supports, memory=1)]
+        [True, True, True]
     """
     tracker = Tracker(model, supports, memory=memory, threshold=threshold)
     return map(tracker.segment, frames)

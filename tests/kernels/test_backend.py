@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import subprocess
@@ -167,7 +166,7 @@ def correlation_ids() -> list[str]:
         *each(file, "test_gradients_equal_the_formulation", CORRELATION),
         *alone(
             file, "test_gradients_only_where_asked", "test_zero_weight_silences_nan",
-            "test_zero_vectors_have_no_direction", "test_opcheck",
+            "test_zero_vectors_have_no_direction",
         ),
         *memory_order("correlation4d"),
     ]  # fmt: skip
@@ -182,14 +181,14 @@ def convolution_ids() -> list[str]:
         *each(file, block, BLOCK, "map"),
         *each(file, block, BLOCK, "reduced"),
         *each(file, half, {F16: ("one row",)}),
-        *alone(file, "test_compiles_as_one_graph"),
         *memory_order("center_pivot_conv4d", "center_pivot_block4d"),
     ]
 
 
 def fused_ids() -> list[str]:
     ids = each("test_fused", "test_errs_less_than_twice_the_eager_code", FUSED)
-    return [*ids, *memory_order("correlation_center_pivot4d")]
+    chunks = "tests/kernels/test_fused.py::test_chunks[triton-narrow halo-0]"
+    return [*ids, chunks, *memory_order("correlation_center_pivot4d")]
 
 
 def numerics_ids() -> list[str]:
@@ -210,39 +209,18 @@ def chain_ids() -> list[str]:
     ]
 
 
+def chosen_ids() -> list[str]:
+    """What the default run takes of the shared tests."""
+    groups = (correlation_ids, convolution_ids, fused_ids, chain_ids, numerics_ids)
+    return [case for group in groups for case in group()]
+
+
 @needs_triton
-def test_correlation_in_the_interpreter() -> None:
-    """Values and gradients in both dtypes, NaN, zero vectors, frozen features, memory, opcheck."""
-    ids = correlation_ids()
+def test_chosen_cases_in_the_interpreter() -> None:
+    """Of every op values and gradients in both dtypes, in one process: NaN, zero vectors, frozen
+    features, strides, channels, chunks, flat groups, memory."""
+    ids = chosen_ids()
     assert run_interpreted(*ids, "tests/kernels/test_tokens.py") > len(ids)
-
-
-@needs_triton
-def test_convolution_in_the_interpreter() -> None:
-    """Values and gradients of convolution and block: kernels, strides, channels, memory."""
-    ids = convolution_ids()
-    assert run_interpreted(*ids, "tests/kernels/test_norm.py") == len(ids) + 1
-
-
-@needs_triton
-def test_fused_op_in_the_interpreter() -> None:
-    """Values in both dtypes and, in chunks of the query rows, every gradient."""
-    ids = fused_ids()
-    assert run_interpreted(*ids, "tests/kernels/test_fused.py") == len(ids) + 6
-
-
-@needs_triton
-def test_chain_in_the_interpreter() -> None:
-    """Three blocks in both dtypes, and in chunks whose tiles are merged."""
-    ids = chain_ids()
-    assert run_interpreted(*ids) == len(ids)
-
-
-@needs_triton
-def test_flat_groups_and_nan_in_the_interpreter() -> None:
-    """Statistics of what is stored, for the map and its mean; a NaN token."""
-    ids = numerics_ids()
-    assert run_interpreted(*ids) == len(ids)
 
 
 @needs_triton
@@ -256,8 +234,11 @@ def test_the_rest_of_the_table_in_the_interpreter() -> None:
     pairs of a dtype and a value that is not finite, one goes through all inputs.
     """
     names = ("correlation", "center_pivot", "fused", "squeeze", "numerics", "nonfinite")
-    files = [f"ops/test_{name}.py" for name in names]
-    files += [f"kernels/test_{name}.py" for name in ("walk", "statistics", "squeeze")]
+    files = [f"tests/ops/test_{name}.py" for name in names]
+    files += [
+        f"tests/kernels/test_{name}.py"
+        for name in ("fused", "norm", "walk", "statistics", "squeeze")
+    ]
     float64_alone = "gradcheck or ((test_fused or test_squeeze) and gradients)"
     elsewhere = "not_copied"  # in test_memory.py, without the arithmetic
     some_pairs = "test_every_input and not float32-inf"
@@ -265,9 +246,8 @@ def test_the_rest_of_the_table_in_the_interpreter() -> None:
     half = f"float16 and ({shapes}) and not (plain or odd)"
     left_out = f"({float64_alone}) or {elsewhere} or ({some_pairs}) or ({half})"
     which = ["-k", f"triton and not ({left_out})"]
-    groups = (correlation_ids, convolution_ids, fused_ids, chain_ids, numerics_ids)
-    for case in itertools.chain.from_iterable(group() for group in groups):
+    for case in chosen_ids():
         which += ["--deselect", case]
-    with ThreadPoolExecutor(2) as pool:
-        counts = pool.map(lambda file: run_interpreted(f"tests/{file}", *which), files)
-    assert sum(counts) > 200
+    with ThreadPoolExecutor(2) as pool:  # the second and fourth file take longest
+        counts = pool.map(lambda part: run_interpreted(*part, *which), (files[::2], files[1::2]))
+    assert sum(counts) > 150
