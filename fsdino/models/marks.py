@@ -31,6 +31,7 @@ _MARGIN, _LEAST_MARGIN = 0.35, 4  # around a box, as a share of its longer side,
 _OUTSIDE = 0.1  # share of a token in the box, below which it is outside
 # A prior for boxes: a superellipse of this exponent is even odds, at this share of the box.
 _ROUND, _REACH, _SLOPE, _MOST = 3.0, 0.95, 2.0, 4.0
+_FIRST, _AGAIN = 0.5, 6.0  # of that prior and of the first mask, in the second prior
 _WHOLE = 0.6  # share of the image from which a close-up shows no more
 _KEPT = 0.25  # of the log-odds in the whole image, which are the prior in the close-up
 
@@ -74,9 +75,13 @@ def _in_box(image: Pixels, box: Box, encode: Encode) -> Flags:
     shares = area_share(inside[around], features.grid).flatten()
     distance = _box_distances((rows, columns), around, crop.shape, features.grid)
     prior = (_SLOPE * (_REACH - distance)).clamp(-_MOST, _MOST)
-    odds = _odds(features, prior, -(shares < _OUTSIDE).float())
+    sides = -(shares < _OUTSIDE).float()
+    mask = to_pixels(crop, _odds(features, prior, sides), inside[around])
+    # Once more, with tokens that know where the edges and the colours are.
+    prior = _FIRST * prior + _AGAIN * (2 * area_share(mask, features.grid).flatten() - 1)
+    mask = to_pixels(crop, _odds(features, prior, sides), inside[around])
     found = np.zeros(image.shape[:2], np.bool_)
-    found[around] = to_pixels(crop, odds, inside[around])
+    found[around] = mask
     return found
 
 
