@@ -50,7 +50,7 @@ SHOWN = (1, 3, 5)
 OWN_GROUP, COINS, HELD = "photographs", "coins", "held out"
 FILLED, OVAL, WALKER, OWN = "box filled", "ellipse", "random walker", "fsdino"
 # Share of the box that the ellipse of seeds spans; beta of the walker.
-WALKS = ((0.25, 1000.0), (0.5, 1000.0), (0.75, 1000.0), (0.75, 130.0), (0.75, 3000.0))
+WALKS = ((0.5, 1000.0), (0.75, 130.0), (0.75, 1000.0), (0.75, 3000.0))
 WINDOW = 0.25  # of the box around it that the walker sees
 EVERY_PIXEL = np.ones((3, 3), bool)
 
