@@ -32,6 +32,7 @@ from fsdino.commands.info import Info
 from fsdino.commands.models import Models
 from fsdino.commands.segment.command import Segment
 from fsdino.commands.serve.command import Serve
+from fsdino.commands.segment.mark_options import owned
 from fsdino.commands.settings import optional_values
 from fsdino.commands.train import Train
 from fsdino.commands.video.command import Video
@@ -115,6 +116,7 @@ def _main(given: list[str]) -> int:
 
 def parse(given: Sequence[str]) -> _Command:
     """The command that is asked for; options of a run begin with what its recipe says."""
+    given = owned(given)
     name, rest = (given[0], given[1:]) if given else ("", ())
     if name == "video":
         given = [name, *marks.fold(rest, ("--at",))]
