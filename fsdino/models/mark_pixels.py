@@ -7,6 +7,8 @@ between them. The colours of object and background are learned from the result i
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -19,7 +21,7 @@ from fsdino.images import Flags, Pixels
 from fsdino.models.refinement import refine
 from fsdino.resizing import area_share, to_tensor
 
-Floats = npt.NDArray[np.float32]
+Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 
 _SIDE = 192  # of the picture that is walked on, at most
 _FINE_SIDE = 1024  # of the picture whose edges the mask follows, at most
@@ -27,7 +29,7 @@ _ROUNDS = 3
 _TOKENS, _COLOURS = 0.5, 0.5  # weights of their log-odds
 _MOST_TOKENS, _MOST_COLOURS = 6.0, 4.0  # of log-odds
 _OFF, _ON = -8.0, 8.0  # log-odds of pixels that are decided
-_SEED, _REACH = 8.0, 0.03  # log-odds at seeds, and how far they go, as a share of the longer side
+_SEED, _REACH = 8.0, 0.06  # log-odds at seeds, and how far they go, as a share of the longer side
 _PULL, _PULL_SIDE = 0.03, 128  # of a pixel's own odds against its neighbours', at this side
 _EDGE, _LEAST_LINK = 2.0, 1e-3
 _BINS, _BLUR, _LEAST_SHARE = 12, 1.0, 1e-4  # of the histograms of colours, per channel

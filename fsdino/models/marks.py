@@ -32,7 +32,7 @@ _OUTSIDE = 0.1  # share of a token in the box, below which it is outside
 # A prior for boxes: a superellipse of this exponent is even odds, at this share of the box.
 _ROUND, _REACH, _SLOPE, _MOST = 3.0, 0.95, 2.0, 4.0
 _WHOLE = 0.6  # share of the image from which a close-up shows no more
-_KEPT = 0.5  # of the log-odds in the whole image, which are the prior in the close-up
+_KEPT = 0.25  # of the log-odds in the whole image, which are the prior in the close-up
 
 
 def to_mask(image: Pixels, marks: Marks, encode: Encode) -> Flags:
@@ -80,13 +80,12 @@ def _in_box(image: Pixels, box: Box, encode: Encode) -> Flags:
     return found
 
 
-def _odds(
-    features: Features, prior: Tensor, sides: Tensor, weight: Tensor | None = None
-) -> Tensor:
+def _odds(features: Features, prior: Tensor, sides: Tensor, weight: Tensor | None = None) -> Tensor:
     """Log-odds [h, w] of an image's tokens, on the CPU."""
     device = features.last.device
-    given = [None if t is None else t.to(device) for t in (prior, sides, weight)]
-    odds = self_trained(components(features), *given)
+    if weight is not None:
+        weight = weight.to(device)
+    odds = self_trained(components(features), prior.to(device), sides.to(device), weight)
     return odds.view(features.grid).cpu()
 
 
@@ -98,14 +97,17 @@ def _wider(spans: Window) -> Window:
     return rows, columns
 
 
-def _box_distances(box: Window, around: Window, shape: Sequence[int], grid: Sequence[int]) -> Tensor:
+def _box_distances(
+    box: Window, around: Window, shape: Sequence[int], grid: Sequence[int]
+) -> Tensor:
     """Of each token [N] of a crop from the box's middle: 1 on the superellipse in the box."""
     parts = []
     for span, whole, length, count in zip(box, around, shape, grid, strict=False):
         centres = (torch.arange(count) + 0.5) * (length / count) + whole.start
         half = (span.stop - span.start) / 2
         parts.append(((centres - span.start - half) / half).abs() ** _ROUND)
-    return (parts[0][:, None] + parts[1][None]).flatten() ** (1 / _ROUND)
+    found: Tensor = (parts[0][:, None] + parts[1][None]).flatten() ** (1 / _ROUND)
+    return found
 
 
 # ------------------------------------------------------------------------------ points, scribbles
