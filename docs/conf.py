@@ -16,7 +16,6 @@ copyright = "fsdino developers; Apache-2.0"
 version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "extension"]
-exclude_patterns = ["*.ipynb"]
 # A docstring's single backticks are code.
 default_role = "code"
 pygments_style, pygments_dark_style = "default", "github-dark"

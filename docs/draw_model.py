@@ -7,17 +7,27 @@ tests/test_model_figure.py compares both with the package, and the file with wha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
+
+from drawing import (
+    INK,
+    PANEL,
+    PAPER,
+    QUERY,
+    SOFT,
+    STEP,
+    SUPPORT,
+    TITLE,
+    rectangle,
+    sheet,
+    text,
+)
 
 FILE = Path(__file__).resolve().parent / "model.svg"
 SIZE = (960, 1046)
-FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
-TITLE, TEXT, STEP = 17, 14, 19  # sizes of type, and from one line to the next
-INK, SOFT, PAPER, PANEL, EDGE = "#1b2230", "#566072", "#ffffff", "#f3f6fb", "#8a94a6"
 FROZEN, LEARNS = "#e3e9f2", "#ffffff"
 FOLDERS = ("fsdino/models/", "fsdino/training/distillation/", "fsdino/")  # not drawn
-SUPPORT, QUERY, MASK = "#16794a", "#1f5fbf", "#b85400"
+MASK = "#b85400"
 
 
 @dataclass(frozen=True)
@@ -215,25 +225,6 @@ NOTES = (
 )
 
 
-def text(
-    x: float, y: float, words: str, *, size: int = TEXT, colour: str = INK, more: str = ""
-) -> str:
-    """A line of text; y is its baseline."""
-    return (
-        f'<text x="{x:g}" y="{y:g}" font-size="{size}" fill="{colour}"{more}>{escape(words)}</text>'
-    )
-
-
-def rectangle(place: tuple[int, int, int, int], fill: str, *, dashed: bool = False) -> str:
-    """A box with round corners."""
-    left, top, right, bottom = place
-    dash = ' stroke-dasharray="6 4"' if dashed else ""
-    return (
-        f'<rect x="{left}" y="{top}" width="{right - left}" height="{bottom - top}" rx="6" '
-        f'fill="{fill}" stroke="{EDGE}" stroke-width="1.4"{dash}/>'
-    )
-
-
 def draw_box(box: Box) -> list[str]:
     """Its rectangle, and its lines in the middle of it."""
     left, top, right, bottom = box.place
@@ -290,14 +281,7 @@ def draw_legend(x: int, y: int) -> list[str]:
 
 def draw() -> str:
     """The whole file."""
-    width, height = SIZE
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'width="{width}" height="{height}" font-family="{FONT}" role="img" aria-label="FS-DINO: '
-        "one frozen encoder, a prompt generator, an adapter and SAM's mask decoder\">",
-        f'<rect width="{width}" height="{height}" rx="10" fill="{PAPER}"/>',
-        rectangle(GENERATOR, PANEL),
-    ]
+    parts = [rectangle(GENERATOR, PANEL)]
     left, _, _, bottom = GENERATOR
     for number, words in enumerate(("Meta-visual", "prompt generator")):
         y = bottom - 58 + 22 * number
@@ -309,7 +293,8 @@ def draw() -> str:
     parts += draw_legend(24, 786)
     for number, words in enumerate(NOTES):
         parts.append(text(24, 1012 + STEP * number, words, colour=SOFT))
-    return "\n".join([*parts, "</svg>", ""])
+    label = "FS-DINO: one frozen encoder, a prompt generator, an adapter and SAM's mask decoder"
+    return sheet(SIZE, label, parts)
 
 
 def main() -> None:

@@ -9,27 +9,69 @@ from collections.abc import Iterable
 
 
 class FsdinoError(Exception):
-    """Base of every error fsdino raises on purpose. The command line exits with `exit_code`."""
+    """Base of every error fsdino raises on purpose. The command line exits with `exit_code`.
+
+    Example:
+        >>> import fsdino
+        >>> try:
+        ...     fsdino.load("no-such-model")
+        ... except fsdino.FsdinoError as error:
+        ...     print(type(error).__name__, error.exit_code)
+        UsageError 2
+    """
 
     exit_code = 1
 
 
 class UsageError(FsdinoError, ValueError):
-    """An invalid argument: a missing path, no support, an unknown model."""
+    """An invalid argument: a missing path, no support, an unknown model.
+
+    Example:
+        >>> import fsdino
+        >>> fsdino.load("no-such-model")
+        Traceback (most recent call last):
+        fsdino.errors.UsageError: unknown model 'no-such-model': ...
+    """
 
     exit_code = 2
 
 
 class DataError(FsdinoError):
-    """Content that cannot be used: a truncated image, a mask without foreground."""
+    """Content that cannot be used: a truncated image, a mask without foreground.
+
+    Example:
+        >>> import fsdino
+        >>> coins = fsdino.samples()["coins"]
+        >>> empty = coins.mask.point(lambda value: 0)
+        >>> fsdino.load().encode_support(coins.image, empty)
+        Traceback (most recent call last):
+        fsdino.errors.DataError: ...
+    """
 
 
 class CheckpointError(FsdinoError):
-    """Weights that are corrupt, incomplete or belong to another model."""
+    """Weights that are corrupt, incomplete or belong to another model.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import fsdino
+        >>> Path("damaged").mkdir()
+        >>> Path("damaged/config.json").write_text("{") and fsdino.load("damaged")
+        Traceback (most recent call last):
+        fsdino.errors.CheckpointError: ...
+    """
 
 
 class BackendError(FsdinoError, RuntimeError):
-    """A backend asked for by name that cannot run the call here."""
+    """A backend asked for by name that cannot run the call here.
+
+    Example:
+        >>> import torch
+        >>> from fsdino import ops
+        >>> ops.correlation4d(torch.rand(1, 1, 4, 2, 2), torch.rand(1, 1, 4, 2, 2), backend="cuda")
+        Traceback (most recent call last):
+        fsdino.errors.BackendError: ...
+    """
 
 
 class SupportWarning(UserWarning):

@@ -34,6 +34,12 @@ class Sample:
             copyright restrictions. The masks are CC0.
         source: package and file that it comes from, and what was changed.
         address: where that source has it from; empty if it does not say.
+
+    Example:
+        >>> import fsdino
+        >>> cup = fsdino.samples()["espresso-cup"]
+        >>> cup.image.size, cup.query
+        ((512, 341), 'teacup')
     """
 
     name: str
@@ -61,6 +67,11 @@ def samples() -> dict[str, Sample]:
 
     Raises:
         DataError: the installation is damaged.
+
+    Example:
+        >>> import fsdino
+        >>> sorted(fsdino.samples())[:3]
+        ['astronaut', 'coins', 'espresso-cup']
     """
     listing = files.read_object(_FOLDER / "samples.json", _REMEDY)
     entries = listing.get("samples")

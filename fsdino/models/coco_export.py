@@ -33,6 +33,15 @@ def export_coco(
     Raises:
         UsageError: a file name twice, an object of a class without an id, unknown `split`,
             `min_area` below 1.
+
+    Example:
+        >>> import fsdino
+        >>> coins, model = fsdino.samples()["coins"], fsdino.load()
+        >>> support = model.encode_support(coins.image, coins.mask)
+        >>> result = model.segment(coins.image, {"coin": support})
+        >>> content = fsdino.export_coco({"coins.png": result}, min_area=50)
+        >>> len(content["annotations"]), content["categories"][0]["name"]
+        (12, 'coin')
     """
     pairs = results.items() if isinstance(results, Mapping) else results
     ids = {} if categories is None else dict(categories)

@@ -207,6 +207,12 @@ class ModelConfig:
 
     Raises:
         UsageError: an invalid value; the message names it.
+
+    Example:
+        >>> import fsdino
+        >>> config = fsdino.ModelConfig(encoder="vit_small_patch14_dinov2.lvd142m", variant="comp")
+        >>> config.image_size, config.uses_correlation
+        (518, False)
     """
 
     encoder: str = "vit_base_patch14_dinov2.lvd142m"

@@ -35,6 +35,15 @@ class FSDINO(Segmenter):
         config: what to build; weights are random unless `config.pretrained` or loaded later
             (`fsdino.load`, `fsdino.models.zoo`).
         encoder: reads the images; models may share one.
+
+    Example:
+        >>> import torch, fsdino
+        >>> from fsdino.models import zoo
+        >>> config = fsdino.ModelConfig(encoder="tf_efficientnet_lite0", image_size=64)
+        >>> model = zoo.assemble(config)  # with random weights
+        >>> images, masks = torch.rand(1, 2, 3, 64, 64), torch.ones(1, 2, 64, 64)
+        >>> isinstance(model, fsdino.FSDINO), model(images, masks, images[:, 0]).shape
+        (True, torch.Size([1, 1, 64, 64]))
     """
 
     def __init__(self, config: ModelConfig, encoder: Encoder) -> None:

@@ -28,6 +28,12 @@ class CenterPivotConv4d(nn.Module):
 
     Shape:
         [B, Ci, Hq, Wq, Hs, Ws] -> [B, Co, Hq, Wq, ceil(Hs / stride), ceil(Ws / stride)].
+
+    Example:
+        >>> import torch, fsdino
+        >>> layer = fsdino.CenterPivotConv4d(2, 8, kernel_size=3, support_stride=2)
+        >>> layer(torch.rand(1, 2, 5, 5, 6, 6)).shape
+        torch.Size([1, 8, 5, 5, 3, 3])
     """
 
     def __init__(

@@ -32,6 +32,15 @@ class Instance:
         size: (H, W) of the image.
         runs: int64 [R, 2], its pixels column by column: where a run begins, counted down the
             columns from the top left pixel, and its length. No run goes on in the next column.
+
+    Example:
+        >>> import fsdino
+        >>> coins, model = fsdino.samples()["coins"], fsdino.load()
+        >>> support = model.encode_support(coins.image, coins.mask)
+        >>> instances = model.segment(coins.image, {"coin": support}).instances(min_area=50)
+        >>> first = instances[0]
+        >>> len(instances), first.name, first.size
+        (12, 'coin', (150, 384))
     """
 
     name: str

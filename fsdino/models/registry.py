@@ -53,6 +53,12 @@ class ModelInfo:
         source: address where the weights come from.
         size: bytes of the weights' files.
         present: whether they are on this machine, so that loading needs no network.
+
+    Example:
+        >>> import fsdino
+        >>> photo = fsdino.list_models()[0]
+        >>> photo.licence, photo.commercial_use, photo.present
+        ('Apache-2.0', True, True)
     """
 
     name: str
@@ -166,6 +172,11 @@ def list_models() -> tuple[ModelInfo, ...]:
 
     Those that are installed with the package come first. Weights of the others are looked up in the
     local cache of the Hugging Face hub (`HF_HOME`).
+
+    Example:
+        >>> import fsdino
+        >>> [model.name for model in fsdino.list_models()][:2]
+        ['fsdino-photo', 'fsdino-tiny']
     """
     installed = (_describe(WEIGHTS / name) for name in bundled())
     return (*installed, *(entry.info() for entry in REGISTERED.values()))

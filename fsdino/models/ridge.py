@@ -120,8 +120,7 @@ def _over_channels(covariance: Tensor, mixed: Tensor, ridge: float) -> Tensor:
         ridge: strength of the penalty.
     """
     covariance.diagonal(dim1=-2, dim2=-1).add_(ridge)
-    found: Tensor = torch.linalg.solve(covariance, mixed)
-    return found
+    return _solve(covariance, mixed)
 
 
 def _over_tokens(kernel: Tensor, share: Tensor, sides: Tensor, ridge: float) -> Tensor:
@@ -136,5 +135,16 @@ def _over_tokens(kernel: Tensor, share: Tensor, sides: Tensor, ridge: float) -> 
     root = share.sqrt()
     system = root[..., :, None] * kernel * root[..., None, :]
     system.diagonal(dim1=-2, dim2=-1).add_(ridge)
-    found: Tensor = root * torch.linalg.solve(system, root * sides)
-    return found
+    return root * _solve(system, root * sides)
+
+
+def _solve(systems: Tensor, sides: Tensor) -> Tensor:
+    """`torch.linalg.solve`, for systems on a CPU one after another.
+
+    Two threads that each solve a large system fail inside of oneMKL on some processors ("Pivots
+    given to lu_solve must all be greater or equal to 1", PyTorch 2.14).
+    """
+    if systems.ndim == 2 or systems.device.type != "cpu":
+        found: Tensor = torch.linalg.solve(systems, sides)
+        return found
+    return torch.stack([_solve(*pair) for pair in zip(systems, sides, strict=True)])

@@ -44,6 +44,14 @@ class Segmentation:
         scores: N numbers in [0, 1]: how likely it is that each support's class is in the image at
             all. A class below 0.1 is not found: no pixel of the mask or of the labels is its own,
             while its probabilities stay as they are.
+
+    Example:
+        >>> import fsdino
+        >>> coins, model = fsdino.samples()["coins"], fsdino.load()
+        >>> support = model.encode_support(coins.image, coins.mask)
+        >>> result = model.segment(coins.image, {"coin": support})
+        >>> result.mask.shape, result.names, result.found
+        ((150, 384), ('coin',), True)
     """
 
     image: npt.NDArray[np.uint8]

@@ -42,6 +42,14 @@ class Segmenter(Marking):
     """A model that segments what annotated images show in other images, of any kind and size.
 
     FSDINO and its baselines are Segmenters; see `FewShotModel` for arguments and attributes.
+
+    Example:
+        >>> import fsdino
+        >>> coins, more = (fsdino.samples()[name] for name in ("coins", "more-coins"))
+        >>> model = fsdino.load()
+        >>> support = model.encode_support(coins.image, coins.mask)
+        >>> model.segment(more.image, support).found
+        True
     """
 
     @torch.inference_mode()

@@ -52,6 +52,14 @@ class Support:
             computed.
         pictures: small copies of the images with their masks drawn, which a notebook shows; none
             in a support that was read from a file.
+
+    Example:
+        >>> import fsdino
+        >>> coins = fsdino.samples()["coins"]
+        >>> support = fsdino.load().encode_support(coins.image, coins.mask)
+        >>> support.save("coins.safetensors")
+        >>> fsdino.Support.load("coins.safetensors").same_as(support)
+        True
     """
 
     foreground: Tensor

@@ -68,6 +68,11 @@ def load(
             downloaded; its weights exceed the range of `dtype`; an option is for other models.
         CheckpointError: its files are damaged or of another kind; the package that its encoder's
             weights are in is not installed or damaged.
+
+    Example:
+        >>> import fsdino
+        >>> fsdino.load().config.encoder
+        'tf_efficientnet_lite0'
     """
     place = find_device(device)
     kind = None if dtype is None else find_dtype(dtype)

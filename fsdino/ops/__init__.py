@@ -5,6 +5,13 @@
 Gradients come from the backend that ran the call. Derivatives of higher order (`create_graph`), in
 forward mode or under `torch.func` are PyTorch's own on every backend, through the reference.
 Compiled functions only have gradients: PyTorch raises an error if one is differentiated again.
+
+Example:
+    >>> import torch
+    >>> from fsdino import ops
+    >>> features = torch.rand(1, 2, 16, 4, 4)  # [B, L, C, H, W]
+    >>> ops.correlation4d(features, features).shape
+    torch.Size([1, 2, 4, 4, 4, 4])
 """
 
 from fsdino.ops.backends import use_backend

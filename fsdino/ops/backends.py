@@ -159,6 +159,14 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         TypeError: it is not a string.
         UsageError: no backend has that name.
+
+    Example:
+        >>> import torch
+        >>> from fsdino import ops
+        >>> features = torch.rand(1, 2, 16, 4, 4)
+        >>> with ops.use_backend("reference"):
+        ...     ops.correlation4d(features, features).shape
+        torch.Size([1, 2, 4, 4, 4, 4])
     """
     if not isinstance(name, str):
         raise TypeError(f"use_backend: name must be a string, got {type(name).__name__}")

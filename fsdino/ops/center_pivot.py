@@ -49,6 +49,13 @@ def center_pivot_conv4d(
             an integer.
         ValueError: shapes, kernels or devices that do not fit; the message names the argument.
         BackendError: the backend that `backend` names cannot run this call.
+
+    Example:
+        >>> import torch
+        >>> from fsdino import ops
+        >>> x, weight = torch.rand(1, 2, 5, 5, 6, 6), torch.rand(8, 2, 3, 3)
+        >>> ops.center_pivot_conv4d(x, weight, weight, support_stride=2).shape
+        torch.Size([1, 8, 5, 5, 3, 3])
     """
     tensors = (x, weight_query, weight_support, bias)
     return _CONV_OP(tensors, (support_stride,), backend)  # type: ignore[no-any-return]
@@ -107,6 +114,13 @@ def center_pivot_block4d(
 
     Raises:
         TypeError, ValueError, BackendError: as `center_pivot_conv4d`.
+
+    Example:
+        >>> import torch
+        >>> from fsdino import ops
+        >>> x, weight, ones = torch.rand(1, 2, 5, 5, 6, 6), torch.rand(8, 2, 3, 3), torch.ones(8)
+        >>> ops.center_pivot_block4d(x, weight, weight, None, ones, ones, reduce_support=True).shape
+        torch.Size([1, 8, 5, 5])
     """
     tensors = (x, weight_query, weight_support, bias, norm_weight, norm_bias)
     y, *_ = _BLOCK_OP(tensors, (num_groups, norm_eps, support_stride, reduce_support), backend)

@@ -47,6 +47,14 @@ def correlation4d(
         ValueError: shapes or devices that do not fit, eps out of range; the message names the
             argument.
         BackendError: the backend that `backend` names cannot run this call.
+
+    Example:
+        >>> import torch
+        >>> from fsdino import ops
+        >>> tokens = torch.eye(2).reshape(1, 1, 2, 1, 2)  # two tokens with nothing in common
+        >>> ops.correlation4d(tokens, tokens, eps=1e-9).reshape(2, 2)
+        tensor([[1., 0.],
+                [0., 1.]])
     """
     return _OP((query, support, support_weight), (eps,), backend)  # type: ignore[no-any-return]
 

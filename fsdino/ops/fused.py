@@ -49,6 +49,13 @@ def correlation_center_pivot4d(
 
     Raises:
         TypeError, ValueError, BackendError: as `correlation4d` and `center_pivot_conv4d`.
+
+    Example:
+        >>> import torch
+        >>> from fsdino import ops
+        >>> features, weight = torch.rand(1, 2, 16, 4, 4), torch.rand(8, 2, 3, 3)
+        >>> ops.correlation_center_pivot4d(features, features, None, weight, weight).shape
+        torch.Size([1, 8, 4, 4, 4, 4])
     """
     tensors = (query, support, support_weight, weight_query, weight_support, bias)
     return _OP(tensors, (support_stride, eps), backend)  # type: ignore[no-any-return]

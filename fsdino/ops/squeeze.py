@@ -59,6 +59,14 @@ def squeeze4d(
     Raises:
         TypeError, ValueError, BackendError: as `correlation4d` and `center_pivot_block4d`, with the
             block in the message; and if `blocks` is empty or holds anything else.
+
+    Example:
+        >>> import torch
+        >>> from fsdino import ops
+        >>> features, weight = torch.rand(1, 2, 16, 4, 4), torch.rand(8, 2, 3, 3)
+        >>> block = (weight, weight, None, torch.ones(8), torch.zeros(8), 2)
+        >>> ops.squeeze4d(features, features, None, [block]).shape
+        torch.Size([1, 8, 4, 4])
     """
     *columns, strides = _columns(blocks)
     direct, tensors, settings = calls.checked(

@@ -69,10 +69,14 @@ def inspected(backend: str, *arguments: str) -> list[Row]:
 @needs_triton
 def test_every_triton_kernel_keeps_to_its_registers_and_its_tensor_cores() -> None:
     """No spills, shared memory within the GPU's, tensor cores for half precision, and beside their
-    products neither integer divisions nor loads of 2 bytes."""
+    products neither integer divisions nor loads of 2 bytes.
+
+    float16 differs from bfloat16 in conversions alone: one architecture stands for the others.
+    """
 
     def compiled(arch: str) -> list[Row]:
-        return inspected("triton", "--arch", arch, "--dtype", "bfloat16", "float16", "float32")
+        also = ["float16"] if arch == "90" else []
+        return inspected("triton", "--arch", arch, "--dtype", "bfloat16", "float32", *also)
 
     with ThreadPoolExecutor(2) as pool:
         rows = [row for table in pool.map(compiled, ("80", "90", "100")) for row in table]
@@ -82,7 +86,7 @@ def test_every_triton_kernel_keeps_to_its_registers_and_its_tensor_cores() -> No
         for arch in MMA
         for dtype in ("bf16", "fp16", "fp32")
         for kernel in KERNELS
-        if dtype == "fp32" or kernel not in OF_SUMS
+        if (dtype == "fp32" or kernel not in OF_SUMS) and (dtype != "fp16" or arch == "sm_90")
     }
     for row in rows:
         assert not row.problems, row

@@ -18,7 +18,7 @@ def test_sums_of_many_shares(backend: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(tiles, "merged", lambda channels: Tile(2, 4, 0, 1, 1))
     monkeypatch.setattr(tiles, "weight_sums", lambda: Tile(2, 256, 0, 1, 1))
     monkeypatch.setattr(tiles, "weight_gradient", lambda *sizes: Tile(16, 16, 16, 1, 1))
-    case = Case("shares", batch=3, layers=3, query=(3, 4), support=(5, 6), out=20, groups=5)
+    case = Case("shares", batch=3, layers=3, query=(3, 3), support=(4, 5), out=20, groups=5)
     settings = {"num_groups": case.groups}
     for reduced in (False, True):
         settings["reduce_support"] = reduced

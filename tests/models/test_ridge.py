@@ -56,3 +56,21 @@ def test_a_fold_is_scored_by_the_others(channels: int) -> None:
     solved = by_hand(x, y, weights / weights.sum(), 0.2)
     assert 2 * weight.numpy() == pytest.approx(solved[:-1], abs=1e-5)
     assert float(bias) == pytest.approx(solved[-1], abs=1e-5)
+
+
+def test_queries_together_on_two_threads() -> None:
+    """Large systems of two queries, where PyTorch's own batches fail with oneMKL."""
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randn(2, 384, 400, generator=generator)
+    sides = torch.randn(2, 400, generator=generator).sign()
+    share = torch.full((2, 400), 1 / 400)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        together = fitted_scores(tokens, sides, share, 0.2)
+    finally:
+        torch.set_num_threads(threads)
+    alone = [
+        fitted_scores(tokens[n : n + 1], sides[n : n + 1], share[n : n + 1], 0.2) for n in (0, 1)
+    ]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)

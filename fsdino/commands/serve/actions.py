@@ -151,8 +151,10 @@ class Actions:
                 run.stopped.set()
         return {}
 
-    def show(self, session: Session, threshold: float) -> Parts:
-        """The results at another threshold, without the model."""
+    def show(self, session: Session, threshold: float | None) -> Parts:
+        """The results at another threshold, without the model; None while a number is typed."""
+        if threshold is None:
+            return {}
         if not 0 < threshold < 1:
             raise UsageError(f"threshold must lie between 0 and 1, got {threshold:g}")
         return {

@@ -17,13 +17,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import clip_files
 import fsdino
 from fsdino.commands.serve import server
 from fsdino.commands.serve.server import Settings
 
 with contextlib.suppress(ImportError):  # then `browser` skips
     from selenium import webdriver
+    from selenium.common.exceptions import TimeoutException
     from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import WebDriverWait
 
 pytestmark = pytest.mark.slow
@@ -52,7 +55,10 @@ class Visitor:
         self.until(lambda: self.all(".fs-try img") and self.all("#photo input[type=file]"))
 
     def until(self, condition: Callable[[], Any]) -> Any:
-        return WebDriverWait(self.driver, _SECONDS, 0.05).until(lambda _: condition())
+        try:
+            return WebDriverWait(self.driver, _SECONDS, 0.05).until(lambda _: condition())
+        except TimeoutException as error:
+            raise AssertionError(f"the page says:\n{self.text('body')}") from error
 
     def all(self, css: str) -> list[Any]:
         return self.driver.find_elements("css selector", css)  # type: ignore[no-any-return]
@@ -207,7 +213,7 @@ def test_paint_find_download(visitor):
 
     before = visitor.one(".fs-pair a:last-child img").get_attribute("src")
     slider = visitor.one("#threshold input[type=number]")
-    slider.clear()
+    slider.send_keys(Keys.CONTROL + "a")
     slider.send_keys("0.7\t")
     visitor.until(lambda: "threshold=0.7" in visitor.one(".fs-download").get_attribute("href"))
     visitor.results(2)
@@ -305,3 +311,36 @@ def test_two_visitors(visitor):
     visitor.click("#find")
     visitor.until(lambda: len(visitor.all(".fs-card")) == 1)
     assert "1 photograph:" in visitor.text("#queries")
+
+
+def test_a_video(visitor, tmp_path):
+    """The visit's examples are followed, the browser plays the result, and a frame is marked."""
+    cup = np.asarray(fsdino.samples()["espresso-cup"].image)
+    frames = [np.ascontiguousarray(cup[20:308, 8 * k : 8 * k + 384]) for k in range(4)]
+    clip = clip_files.write_clip(tmp_path / "cup.mp4", frames, codec="mpeg4")
+    visitor.click(".fs-try")
+    visitor.results(1)
+    visitor.click("button[role=tab]:not([aria-selected=true])")
+    visitor.upload("clip", clip)
+    visitor.until(lambda: "384 × 288" in visitor.text("#clip-info"))
+    visitor.click("#follow")
+    visitor.until(lambda: "4 frames searched" in visitor.text("#film"))
+    script = "const v = document.querySelector('video'); return v.error ? -1 : v.readyState"
+    visitor.until(lambda: visitor.driver.execute_script(script) >= 2)
+    before = visitor.one(".fs-stage img").get_attribute("src")
+    visitor.click("#frame")
+    visitor.until(lambda: visitor.one(".fs-stage img").is_displayed())
+    assert visitor.one(".fs-stage img").get_attribute("src") != before
+
+
+def test_a_password(engine, browser):
+    """A browser that knows it opens the page and gets results; one that does not sees nothing."""
+    listening = server.listen("127.0.0.1", 0)
+    with server.serving(engine, Settings(password="secret"), listening) as address:
+        visitor = Visitor(browser.driver, address, browser.downloads)
+        visitor.driver.get(address)
+        assert not visitor.all(".fs-try")
+        visitor.driver.get(address.replace("http://", "http://me:secret@"))  # as if typed
+        visitor.open()
+        visitor.click(".fs-try")
+        visitor.results(1)
