@@ -21,7 +21,6 @@ from typing import Annotated, Any, Protocol
 
 import tyro
 
-from fsdino.commands import marks
 from fsdino.commands.benchmark import Benchmark
 from fsdino.commands.build import Build
 from fsdino.commands.data.command import DataCommand
@@ -31,8 +30,8 @@ from fsdino.commands.evaluate import Evaluate
 from fsdino.commands.info import Info
 from fsdino.commands.models import Models
 from fsdino.commands.segment.command import Segment
-from fsdino.commands.serve.command import Serve
 from fsdino.commands.segment.mark_options import owned
+from fsdino.commands.serve.command import Serve
 from fsdino.commands.settings import optional_values
 from fsdino.commands.train import Train
 from fsdino.commands.video.command import Video
@@ -118,8 +117,6 @@ def parse(given: Sequence[str]) -> _Command:
     """The command that is asked for; options of a run begin with what its recipe says."""
     given = owned(given)
     name, rest = (given[0], given[1:]) if given else ("", ())
-    if name == "video":
-        given = [name, *marks.fold(rest, ("--at",))]
     if name not in _RUNS:
         commands = _subcommands(brief=name not in _COMMANDS)
         command: _Command = tyro.cli(commands, prog="fsdino", description=_DESCRIPTION, args=given)

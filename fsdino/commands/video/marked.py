@@ -8,11 +8,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fsdino.clips import Clip, Moment
-from fsdino.commands import marks
-from fsdino.commands.marks import ImageMarks
+from fsdino.commands.segment.mark_options import ImageMarks, arguments
 from fsdino.commands.segment.supports import UNNAMED
 from fsdino.errors import SupportWarning, UsageError
 from fsdino.masks import MaskRule
@@ -55,9 +54,11 @@ class MarkedFrames:
         """Hash of the places, the masks' contents and the marks; the clip is not part of it."""
         digest = hashlib.sha256(repr(self.rule).encode())
         for frame in self.frames:
-            mark = frame.mark.read_bytes() if isinstance(frame.mark, Path) else repr(frame.mark)
-            content = mark.encode() if isinstance(mark, str) else mark
-            digest.update(str(frame.moment).encode() + hashlib.sha256(content).digest())
+            mark = frame.mark
+            parts = [mark] if isinstance(mark, Path) else mark.digest_parts()
+            for part in (str(frame.moment).encode(), *parts):
+                content = part.read_bytes() if isinstance(part, Path) else part
+                digest.update(hashlib.sha256(content).digest())
         return digest.hexdigest()[:16]
 
     def encode(self, model: Segmenter, clip: Clip) -> Support:
@@ -70,16 +71,14 @@ class MarkedFrames:
         """
         images = [clip.frame_at(frame.moment)[1] for frame in self.frames]
         files = [frame.mark if isinstance(frame.mark, Path) else None for frame in self.frames]
-        drawn = [ImageMarks() if isinstance(f.mark, Path) else f.mark for f in self.frames]
+        marks = [None if isinstance(frame.mark, Path) else frame.mark for frame in self.frames]
         rule = MaskRule() if self.rule is None or not any(files) else self.rule
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SupportWarning)  # the command says it with the name
             return model.encode_support(
                 images,
-                files if any(files) else None,
-                boxes=_listed([mark.boxes for mark in drawn]),
-                points=_listed([mark.points for mark in drawn]),
-                labels=_listed([mark.labels for mark in drawn]),
+                files,
+                **arguments(marks),
                 quality=True,
                 mask_threshold=rule.threshold,
                 mask_value=rule.value,
@@ -87,44 +86,47 @@ class MarkedFrames:
             )
 
 
-def _listed(entries: Sequence[Sequence[Any]]) -> list[Sequence[Any] | None] | None:
-    """An entry for each image, None where there is none; None where no image has one."""
-    return [entry or None for entry in entries] if any(entries) else None
+def parse(
+    groups: Sequence[Sequence[str]],
+    marks: Sequence[ImageMarks | None],
+    rule: MaskRule | None = None,
+) -> list[MarkedFrames]:
+    """Read the values of a repeatable `--at`; those of one name are frames of one class.
 
-
-def parse(groups: Sequence[Sequence[str]], rule: MaskRule | None = None) -> list[MarkedFrames]:
-    """Read the values of a repeatable `--at`, with the marks that `marks.fold` put among them.
-
-    Values of one name are frames of one class.
+    Args:
+        groups: times, each with the file of a mask. Of a group with marks, the last time has none.
+        marks: of each group.
+        rule: which pixels of mask files are foreground.
 
     Raises:
-        UsageError: a frame with neither mask nor mark, a missing file, a time that is not one.
+        UsageError: a frame with neither mask nor mark, or with both, a missing file, a time that is
+            not one.
     """
     found: dict[str, list[MarkedFrame]] = {}
-    for group in groups:
+    for group, mark in zip(groups, marks, strict=True):
         name, values = UNNAMED, list(group)
         if values and (named := _NAMED.fullmatch(values[0])) is not None:
             name, values[0] = named["name"], named["time"]
-        found.setdefault(name, []).extend(_frames(values))
+        found.setdefault(name, []).extend(_frames(values, mark))
     return [MarkedFrames(name, tuple(frames), rule) for name, frames in found.items()]
 
 
-def _frames(values: Sequence[str]) -> Iterator[MarkedFrame]:
-    """The frames of one `--at`: times, each with a mask or marks."""
-    parts = marks.split(values)
-    time: str | None = None
-    for time, given in parts:
-        moment = Moment.parse(time)
-        if given:
-            yield MarkedFrame(moment, marks.read(given))
-            continue
-        mask, more = next(parts, ("", []))
-        if not mask:
-            raise UsageError(f"--at {time} has no mark: pass its mask after it, or --box, --point")
-        if more:
-            raise UsageError(f"--at {time} has a mask and marks: pass one of them")
-        if not Path(mask).is_file():
-            raise UsageError(f"--at {time}: no such file {mask}; pass the mask of the frame")
-        yield MarkedFrame(moment, Path(mask))
-    if time is None:
+def _frames(values: list[str], mark: ImageMarks | None) -> Iterator[MarkedFrame]:
+    """The frames of one `--at`."""
+    if not values:
         raise UsageError("--at needs a time: pass one, and its mask or --box or --point after it")
+    alone = len(values) % 2 == 1
+    if alone and mark is None:
+        raise UsageError(
+            f"--at {values[-1]} has no mark: pass its mask after it, or --box, --point or "
+            "--scribble"
+        )
+    if mark is not None and not alone:
+        raise UsageError(f"--at {values[-2]} has a mask, {values[-1]}, and marks: pass one of them")
+    for time, file in zip(values[::2], values[1::2], strict=False):
+        moment = Moment.parse(time)
+        if not Path(file).is_file():
+            raise UsageError(f"--at {time}: no such file {file}; pass the mask of the frame")
+        yield MarkedFrame(moment, Path(file))
+    if mark is not None:
+        yield MarkedFrame(Moment.parse(values[-1]), mark)
