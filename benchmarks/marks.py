@@ -4,8 +4,8 @@ How well a box or clicks become the mask of an object, as IoU in percent with a 
 hand. A tight box is compared with itself filled, with the ellipse inscribed in it, and with
 scikit-image's random walker (at the settings of `WALKS` that are best on average). Clicks follow a
 rule: the first is the object's pixel that is farthest from its border, each next one that of the
-largest connected error. Objects are those of tests/photographs, those of its held-out pictures,
-and with `--labels FOLDER` every connected car, sign and pedestrian of more than 1 % of a frame with
+largest connected error. Objects are those of tests/photographs; with `--held-out` those of its
+held-out pictures instead; and with `--labels FOLDER` every connected car, sign and pedestrian of more than 1 % of a frame with
 CamVid's labels (see camvid.py), by drive. Prints tables and writes a JSON file.
 """
 
@@ -288,6 +288,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=PHOTO, help="name or folder of a model")
     parser.add_argument("--labels", type=Path, help="folder of frames with CamVid's labels")
+    parser.add_argument("--held-out", action="store_true", help="the held-out pictures")
     parser.add_argument("--drives", nargs="+", default=[], help="on which settings were chosen")
     parser.add_argument(
         "--clicks",
@@ -308,7 +309,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, print, write."""
-    objects = [*own_objects(), *held_out_objects()]
+    objects = [*(held_out_objects() if options.held_out else own_objects())]
     facts: dict[str, Any] = {}
     if options.labels is not None:
         frames = camvid.read_frames(options.labels)
@@ -326,6 +327,7 @@ def run(options: argparse.Namespace) -> None:
     found = summaries(rows, options.drives)
     show(found)
     words = [f"python benchmarks/marks.py --model {Path(options.model).name}"]
+    words += ["--held-out"] if options.held_out else []
     words += ["--labels CAMVID"] if options.labels else []
     words += ["--drives", *options.drives] if options.drives else []
     words += [f"--clicks {options.clicks}"] if options.clicks != 1 else []

@@ -95,7 +95,6 @@ def test_a_run_writes_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (tmp_path / part).mkdir()
         Image.fromarray(array).save(tmp_path / part / "A_1.png")
     monkeypatch.setattr(marks, "own_objects", lambda: iter(()))
-    monkeypatch.setattr(marks, "held_out_objects", lambda: iter(()))
     tiny_model().save_pretrained(tmp_path / "model")
     out = tmp_path / "out.json"
     arguments = ["--model", str(tmp_path / "model"), "--labels", str(tmp_path), "--drives", "A"]

@@ -38,7 +38,7 @@ def iou(found: np.ndarray, true: np.ndarray) -> float:
 
 MARKS: dict[str, dict[str, Any]] = {
     "box": {"boxes": (45, 25, 136, 116)},
-    "points": {"points": [(90, 70), (10, 10)], "labels": [1, 0]},
+    "points": {"points": [(90, 70)]},
     "scribble": {"scribbles": np.zeros((160, 200), np.uint8)},
 }
 MARKS["scribble"]["scribbles"][70, 70:110] = 1
@@ -130,8 +130,7 @@ def test_masks_and_marks_of_one_support(photo: Segmenter) -> None:
         [image, image, image],
         [inside, None, None],
         boxes=[None, MARKS["box"]["boxes"], None],
-        points=[None, None, [(90, 70), (10, 10)]],
-        labels=[None, None, [1, 0]],
+        points=[None, None, [(90, 70)]],
     )
     masks = [inside, photo.mark(image, **MARKS["box"]), photo.mark(image, **MARKS["points"])]
     assert mixed.same_as(photo.encode_support([image] * 3, masks))
