@@ -26,12 +26,7 @@ from fsdino.commands.options import (
     wait_without_spinning,
 )
 from fsdino.commands.segment import mark_options, supports
-from fsdino.commands.segment.mark_options import (
-    BoxOption,
-    ImageMarks,
-    PointOption,
-    ScribbleOption,
-)
+from fsdino.commands.segment.mark_options import BoxOption, PointOption, ScribbleOption
 from fsdino.commands.video.formats import VideoFormats
 from fsdino.devices import check_device, check_dtype, find_device
 from fsdino.errors import DataError, UsageError
@@ -39,6 +34,7 @@ from fsdino.models.names import DEFAULT as DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from fsdino.clips import Clip
+    from fsdino.commands.segment.mark_options import ImageMarks
     from fsdino.commands.segment.supports import SupportFiles
     from fsdino.commands.video.marked import MarkedFrames
     from fsdino.commands.video.output import Output
@@ -71,7 +67,7 @@ class Video:
     """Video file, or folder with a frame in each image, in the order of their names."""
     support: Annotated[
         tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
-        tyro.conf.arg(metavar="[NAME=]IMAGE MASK ...|FOLDER|JSON", help_behavior_hint=""),
+        tyro.conf.arg(metavar="[NAME=]IMAGE [MASK] ...|FOLDER|JSON", help_behavior_hint=""),
     ] = ()
     """Marked examples of a class, as in `fsdino segment`; again for every further class."""
     at: Annotated[
@@ -79,17 +75,17 @@ class Video:
         tyro.conf.arg(metavar="[NAME=]TIME [MASK] ...", help_behavior_hint=""),
     ] = ()
     """A marked frame of the clip: its time (3.5, 0:03, 1:02:03.25) or number (90f), and its mask,
-    or --box or --point after it; again for every further frame. Frames before it are segmented by
-    it, too."""
+    or --box, --point or --scribble after it; again for every further frame. Frames before it are
+    segmented by it, too."""
     box: BoxOption = ()
-    """Instead of a mask, a box around the object in the image of the --support, or in the frame of
-    the --at, before it, in pixels; again for further boxes."""
+    """Instead of a mask, a box around the object in the frame or image of the --at or --support
+    before it, in pixels; X1 and Y1 lie just outside. Several are joined."""
     point: PointOption = ()
-    """Instead of a mask, a point on the object in the image or frame before it."""
+    """Instead of a mask, a point on the object in the --at or --support before it."""
     not_point: PointOption = ()
     """A point that is not on the object, beside --point."""
     scribble: ScribbleOption = ()
-    """Instead of a mask, a file of the image's size: 0 unknown, 1 object, 2 background."""
+    """Instead of a mask, an image file of the frame's size: 0 unknown, 1 object, 2 background."""
     mask_threshold: Number = None
     """Brightness from which a pixel of a mask file is foreground, as a share of white; for masks
     with gray areas."""
@@ -164,9 +160,11 @@ class Video:
         from fsdino.commands.video.plan import Plan
 
         rule = self._mask_rule()
-        frames = marked.parse(self.at, rule, self._marks("--at", len(self.at)))
-        marks = self._marks("--support", len(self.support))
-        files = supports.parse(self.support, rule, marks) if self.support or not frames else []
+        frames = marked.parse(self.at, self._marks("--at", len(self.at)), rule)
+        files = []
+        if self.support or not frames:
+            marks = self._marks("--support", len(self.support))
+            files = supports.parse(self.support, rule, marks)
         examples: list[SupportFiles | MarkedFrames] = [*files, *frames]
         supports.check_names([one.name for one in examples])
         begin, end = (
@@ -269,6 +267,7 @@ class Video:
             )
 
     def _marks(self, owner: str, count: int) -> list[ImageMarks | None]:
+        """The marks of each value of --at or --support."""
         return mark_options.by_owner(
             owner,
             count,

@@ -54,9 +54,9 @@ class MarkedFrames:
         """Hash of the places, the masks' contents and the marks; the clip is not part of it."""
         digest = hashlib.sha256(repr(self.rule).encode())
         for frame in self.frames:
-            digest.update(str(frame.moment).encode())
             mark = frame.mark
-            for part in [mark] if isinstance(mark, Path) else mark.digest_parts():
+            parts = [mark] if isinstance(mark, Path) else mark.digest_parts()
+            for part in (str(frame.moment).encode(), *parts):
                 content = part.read_bytes() if isinstance(part, Path) else part
                 digest.update(hashlib.sha256(content).digest())
         return digest.hexdigest()[:16]
@@ -71,7 +71,7 @@ class MarkedFrames:
         """
         images = [clip.frame_at(frame.moment)[1] for frame in self.frames]
         files = [frame.mark if isinstance(frame.mark, Path) else None for frame in self.frames]
-        marks = [None if isinstance(f.mark, Path) else f.mark for f in self.frames]
+        marks = [None if isinstance(frame.mark, Path) else frame.mark for frame in self.frames]
         rule = MaskRule() if self.rule is None or not any(files) else self.rule
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SupportWarning)  # the command says it with the name
@@ -88,24 +88,22 @@ class MarkedFrames:
 
 def parse(
     groups: Sequence[Sequence[str]],
+    marks: Sequence[ImageMarks | None],
     rule: MaskRule | None = None,
-    marks: Sequence[ImageMarks | None] = (),
 ) -> list[MarkedFrames]:
-    """Read the values of a repeatable `--at`: `[NAME=]TIME MASK [TIME MASK ...]`.
-
-    Of a group with marks, the last frame has no mask. Values of one name are frames of one class.
+    """Read the values of a repeatable `--at`; those of one name are frames of one class.
 
     Args:
-        groups: the values.
+        groups: times, each with the file of a mask. Of a group with marks, the last time has none.
+        marks: of each group.
         rule: which pixels of mask files are foreground.
-        marks: of each group; empty where none has any.
 
     Raises:
-        UsageError: a frame with neither mask nor mark, or with both; a missing file; a time that is
+        UsageError: a frame with neither mask nor mark, or with both, a missing file, a time that is
             not one.
     """
     found: dict[str, list[MarkedFrame]] = {}
-    for group, mark in zip(groups, marks or [None] * len(groups), strict=True):
+    for group, mark in zip(groups, marks, strict=True):
         name, values = UNNAMED, list(group)
         if values and (named := _NAMED.fullmatch(values[0])) is not None:
             name, values[0] = named["name"], named["time"]
@@ -113,24 +111,22 @@ def parse(
     return [MarkedFrames(name, tuple(frames), rule) for name, frames in found.items()]
 
 
-def _frames(values: Sequence[str], marks: ImageMarks | None) -> Iterator[MarkedFrame]:
-    """The frames of one `--at`: times, each with a mask, or the last one with marks."""
+def _frames(values: list[str], mark: ImageMarks | None) -> Iterator[MarkedFrame]:
+    """The frames of one `--at`."""
     if not values:
         raise UsageError("--at needs a time: pass one, and its mask or --box or --point after it")
-    masks = [*values[1::2], *([] if len(values) % 2 == 0 else [None])]
-    for place, (time, mask) in enumerate(zip(values[0::2], masks, strict=True), start=1):
+    alone = len(values) % 2 == 1
+    if alone and mark is None:
+        raise UsageError(
+            f"--at {values[-1]} has no mark: pass its mask after it, or --box, --point or "
+            "--scribble"
+        )
+    if mark is not None and not alone:
+        raise UsageError(f"--at {values[-2]} has a mask, {values[-1]}, and marks: pass one of them")
+    for time, file in zip(values[::2], values[1::2], strict=False):
         moment = Moment.parse(time)
-        own = marks if 2 * place >= len(values) else None
-        if mask is None:
-            if own is None:
-                raise UsageError(
-                    f"--at {time} has no mark: pass its mask after it, or --box, --point or "
-                    "--scribble"
-                )
-            yield MarkedFrame(moment, own)
-            continue
-        if own is not None:
-            raise UsageError(f"--at {time} has a mask and marks: pass one of them")
-        if not Path(mask).is_file():
-            raise UsageError(f"--at {time}: no such file {mask}; pass the mask of the frame")
-        yield MarkedFrame(moment, Path(mask))
+        if not Path(file).is_file():
+            raise UsageError(f"--at {time}: no such file {file}; pass the mask of the frame")
+        yield MarkedFrame(moment, Path(file))
+    if mark is not None:
+        yield MarkedFrame(Moment.parse(values[-1]), mark)

@@ -91,8 +91,7 @@ def test_marked_frames_of_the_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Segmenter, "encode_support", watched)
     assert cli.main(video(*given, "--format", "png")) == 0
     [(images, masks, marks), (others, _, points)] = asked
-    assert all(map(np.array_equal, images, (FRAMES[0], FRAMES[5])))
-    assert masks == [None, None]
+    assert all(map(np.array_equal, images, (FRAMES[0], FRAMES[5]))) and masks == [None, None]
     assert marks["boxes"] == [((5, 10, 25, 30),), None]
     assert marks["points"] == [None, ((20, 20), (60, 5))] and marks["labels"] == [None, (1, 0)]
     assert np.array_equal(others, [FRAMES[0]]) and points["boxes"] == [None]
@@ -178,9 +177,9 @@ def archive() -> None:
         (None, ["--at", "0f", "--box", "1,2,3"], "--box '1,2,3': pass X0,Y0,X1,Y1 in pixels", 2),
         (None, ["--at", "0f", "--box", "-5,0,9,9"], "boxes of image 1", 2),
         (None, ["--at", "0f", "--not-point", "9,9"], "--not-point alone marks no object", 2),
-        (None, ["--at", "0f", "box0.png", "--point", "9,9"], "has a mask and marks", 2),
-        (None, ["--at", "0f", "--box", "1,1,9,9", "--point", "9,9"], "pass one kind", 2),
-        (None, ["--box", "1,1,9,9"], "--box 1,1,9,9 stands before any --support", 2),
+        (None, ["--at", "0f", "box0.png", "--point", "9,9"], "has a mask, box0.png, and marks", 2),
+        (None, ["--at", "0f", "--box", "1,1,9,9", "--point", "9,9"], "pass one kind of mark", 2),
+        (None, ["--box", "1,1,9,9", "--at", "0f"], "--box 1,1,9,9 stands before", 2),
         (None, ["--from", "x"], "'x' is not a time", 2),
         (None, ["--from", "0:09"], "no frame was asked for", 1),
         (None, ["--memory", "-1"], "--memory must be at least 0, got -1", 2),
