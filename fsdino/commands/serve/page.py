@@ -69,6 +69,7 @@ class Page:
             self.parts, self._inputs = layout.parts, layout.inputs
             self._wire_examples()
             self._wire_searches()
+            self._on(self.blocks.load, lambda a, s: {})  # the visit begins
             self.blocks.unload(self._leave)
         self.blocks.queue(max_size=_MOST_WAITING, default_concurrency_limit=8, api_open=False)
 
