@@ -28,7 +28,7 @@ check:      ## lint without changes, types, tests
 	$(PYTHON) -m pytest
 
 docs:       ## the documentation as a site, into site/
-	$(PYTHON) -m sphinx -W --keep-going -q docs site
+	$(PYTHON) -m sphinx -E -W --keep-going -q docs site
 
 build:      ## compile the C++ kernels
 	$(PYTHON) -m fsdino build

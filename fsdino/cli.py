@@ -30,6 +30,7 @@ from fsdino.commands.evaluate import Evaluate
 from fsdino.commands.info import Info
 from fsdino.commands.models import Models
 from fsdino.commands.segment.command import Segment
+from fsdino.commands.segment.mark_options import owned
 from fsdino.commands.serve.command import Serve
 from fsdino.commands.settings import optional_values
 from fsdino.commands.train import Train
@@ -114,6 +115,7 @@ def _main(given: list[str]) -> int:
 
 def parse(given: Sequence[str]) -> _Command:
     """The command that is asked for; options of a run begin with what its recipe says."""
+    given = owned(given)
     name, rest = (given[0], given[1:]) if given else ("", ())
     if name not in _RUNS:
         commands = _subcommands(brief=name not in _COMMANDS)

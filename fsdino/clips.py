@@ -259,6 +259,14 @@ class _Folder(Clip):
             why = f" ({listing.summary()})" if listing.left_out else ""
             raise UsageError(f"clip {shown_path(path)}: there is no image in this folder{why}")
         self.path, self._images = path, listing.images
+        names: dict[str, str] = {}
+        for image in self._images:
+            other = names.setdefault(image.stem.casefold(), image.name)
+            if other != image.name:
+                raise UsageError(
+                    f"clip {shown_path(path)}: {printable(other)} and {printable(image.name)} are "
+                    "one name without endings, which their masks would share: keep one of them"
+                )
         height, width = next(self.frames()).pixels.shape[:2]
         count, rate = len(self._images), Fraction(FOLDER_RATE)
         self.info = ClipInfo(

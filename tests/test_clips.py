@@ -108,6 +108,13 @@ def test_a_folder_of_frames(tmp_path: Path) -> None:
     assert (info.size, info.rate, info.frames, info.audio) == ((48, 64), 25, 4, False)
 
 
+def test_frames_whose_masks_would_have_one_name(tmp_path: Path) -> None:
+    for name in ("a.png", "A.jpg"):
+        Image.fromarray(FRAMES[0]).save(tmp_path / name)
+    with pytest.raises(UsageError, match=r"A\.jpg and a\.png are one name without endings"):
+        open_clip(tmp_path)
+
+
 def test_a_broken_middle_is_skipped_and_noted(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "clip.mov", FRAMES)
     break_frame(path, 2)

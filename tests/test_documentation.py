@@ -12,15 +12,18 @@ import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pages
 import pytest
 
 import fsdino
 from fsdino import cli
 from fsdino.models import zoo
+from fsdino.video_writer import VideoWriter
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -52,6 +55,7 @@ MISSING = {
     ): "not part of this repository",
 }
 MOST_MISSING = 10
+SERVER = "serve"  # ends only when it is told to: tests/commands/serve run it
 # So that a command shows that it works within seconds; a recipe's own numbers take longer.
 BRIEF = {
     "train": {"--steps": "1", "--images-per-step": "2", "--shots": "1", "--image-sizes": "128"},
@@ -130,11 +134,15 @@ def brief(words: list[str]) -> list[str]:
 def run_shell(block: pages.Block) -> None:
     """Its calls of fsdino, in this process; pip's are checked for extras that exist."""
     for words in lines(block):
+        while re.match(r"[A-Z_]+=", words[0]):
+            del words[0]
         if words[:2] == ["pip", "install"]:
             for extra in re.findall(r"\[([\w,]+)\]", " ".join(words)):
                 assert set(extra.split(",")) <= EXTRAS.keys()
             continue
         assert words[0] == "fsdino", f"neither runs nor stands in MISSING: {' '.join(words)}"
+        if words[1] == SERVER and "--help" not in words:
+            continue
         assert cli.main(brief(words[1:])) == 0, " ".join(words)
 
 
@@ -176,6 +184,9 @@ def reader(tmp_path, monkeypatch, loaded) -> Path:
     ):
         samples[name].image.save(image)
         samples[name].mask.save(mask)
+    with VideoWriter("clip.mp4", (208, 320), Fraction(1, 25)) as video:
+        for number in range(3):
+            video.write(np.asarray(samples["teacup"].image), Fraction(number, 25))
     Path("photos").mkdir()
     samples["teacup"].image.save("photos/1.jpg")
     samples["log-mill"].image.save("photos/2.jpg")

@@ -181,7 +181,7 @@ def _depth(value: Any) -> int:
         return value.ndim
     if isinstance(value, list | tuple):
         return 1 + max((_depth(part) for part in value), default=0)
-    return 0
+    return 1 if value is None else 0  # of an image that has another kind
 
 
 def _rows(value: Any, width: int, label: str, meaning: str) -> AnyArray:

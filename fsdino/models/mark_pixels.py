@@ -7,6 +7,8 @@ between them. The colours of object and background are learned from the result i
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -19,15 +21,16 @@ from fsdino.images import Flags, Pixels
 from fsdino.models.refinement import refine
 from fsdino.resizing import area_share, to_tensor
 
-Floats = npt.NDArray[np.float32]
+Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 
 _SIDE = 192  # of the picture that is walked on, at most
 _FINE_SIDE = 1024  # of the picture whose edges the mask follows, at most
 _ROUNDS = 3
-_TOKENS, _COLOURS = 0.5, 0.5  # weights of their log-odds
+# Weights of the log-odds of tokens and of colours; seeds say more of colours than a box does.
+_IN_BOX, _SEEDED = (0.5, 0.5), (0.25, 2.0)
 _MOST_TOKENS, _MOST_COLOURS = 6.0, 4.0  # of log-odds
 _OFF, _ON = -8.0, 8.0  # log-odds of pixels that are decided
-_SEED, _REACH = 8.0, 0.03  # log-odds at seeds, and how far they go, as a share of the longer side
+_SEED, _REACH = 8.0, 0.06  # log-odds at seeds, and how far they go, as a share of the longer side
 _PULL, _PULL_SIDE = 0.03, 128  # of a pixel's own odds against its neighbours', at this side
 _EDGE, _LEAST_LINK = 2.0, 1e-3
 _BINS, _BLUR, _LEAST_SHARE = 12, 1.0, 1e-4  # of the histograms of colours, per channel
@@ -56,14 +59,15 @@ def to_pixels(
     colours = _colours(image, size)
     inside = True if allowed is None else area_share(allowed, size).numpy() > 0.5
     places = odds.float().clamp(-_MOST_TOKENS, _MOST_TOKENS)[None, None]
-    unary = _TOKENS * F.interpolate(places, size, mode="bilinear")[0, 0].numpy()
+    by_tokens, by_colours = _IN_BOX if seeds is None else _SEEDED
+    unary = by_tokens * F.interpolate(places, size, mode="bilinear")[0, 0].numpy()
     if seeds is not None:
         unary = unary + _near(seeds, size)
     links = _links(colours)
     pull = _PULL * min(_PULL_SIDE / max(size), 1) ** 2
     found = np.where(inside, _sigmoid(unary), 0)
     for _ in range(_ROUNDS):
-        total = unary + _COLOURS * _colour_odds(colours, found)
+        total = unary + by_colours * _colour_odds(colours, found)
         total = np.where(inside, np.clip(total, _OFF, _ON), _OFF)
         found = np.where(inside, _walked(links, _sigmoid(total), pull), 0)
     mask = _enlarged(found.astype(np.float32), image)

@@ -14,6 +14,7 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 from torch import Tensor
 
+from fsdino.images import AnyArray
 from fsdino.models.encoders import Features
 
 _COMPONENTS = 64  # principal components of the tokens that the classifier sees
@@ -53,9 +54,11 @@ def components(features: Features) -> Tensor:
     rows = rows - rows.mean(1, keepdim=True)
     if len(rows) <= rows.shape[1]:
         _, axes = torch.linalg.eigh(rows @ rows.T)
-        return axes[:, -_COMPONENTS:].T @ rows
+        narrow: Tensor = axes[:, -_COMPONENTS:].T @ rows
+        return narrow
     variances, axes = torch.linalg.eigh(rows.T @ rows)
-    return (axes * variances.clamp_min(0).sqrt())[:, -_COMPONENTS:].T
+    found: Tensor = (axes * variances.clamp_min(0).sqrt())[:, -_COMPONENTS:].T
+    return found
 
 
 def self_trained(
@@ -79,9 +82,8 @@ def self_trained(
         if weight is not None:
             shares = shares * weight
         on = (target > 0).float()
-        shares = sum(
-            side * shares / (side * shares).sum().clamp_min(_TINY) for side in (on, 1 - on)
-        )
+        first, second = on * shares, (1 - on) * shares  # both sides weigh the same together
+        shares = first / first.sum().clamp_min(_TINY) + second / second.sum().clamp_min(_TINY)
         weighted = rows * (shares / shares.sum())
         system = weighted @ rows.T + penalty.diag()
         score = torch.linalg.solve(system, weighted @ target) @ rows
@@ -119,14 +121,15 @@ def from_seeds(tokens: Tensor, sides: Tensor) -> Tensor:
     return best
 
 
-def _away(flags: np.ndarray) -> np.ndarray:
+def _away(flags: AnyArray) -> AnyArray:
     """Distances [h, w] in tokens from those that are set; far away where there is none."""
     if not flags.any():
         return np.full(flags.shape, 1e6, np.float32)
-    return ndimage.distance_transform_edt(~flags).astype(np.float32)
+    found: AnyArray = ndimage.distance_transform_edt(~flags).astype(np.float32)
+    return found
 
 
-def _reaches(flags: np.ndarray) -> list[float]:
+def _reaches(flags: AnyArray) -> list[float]:
     """Reaches in tokens that the seeds allow; one at least."""
     on, off = (np.argwhere(side) for side in (flags > 0, flags < 0))
     least, most = 0.0, np.inf
@@ -140,12 +143,12 @@ def _reaches(flags: np.ndarray) -> list[float]:
     ]
 
 
-def _asked(tokens: Tensor, prior: np.ndarray, sides: np.ndarray, weight: np.ndarray) -> Tensor:
+def _asked(tokens: Tensor, prior: AnyArray, sides: AnyArray, weight: AnyArray) -> Tensor:
     given = (torch.from_numpy(part.astype(np.float32)).flatten() for part in (prior, sides, weight))
     return self_trained(tokens, *(t.to(tokens.device) for t in given)).view(sides.shape).cpu()
 
 
-def _connected(odds: Tensor, sides: np.ndarray) -> Tensor:
+def _connected(odds: Tensor, sides: AnyArray) -> Tensor:
     """Log-odds that are positive only in regions with seeds on the object."""
     labels, _ = ndimage.label(odds.numpy() > 0)
     touched = np.isin(labels, np.unique(labels[sides > 0]))

@@ -31,8 +31,10 @@ _MARGIN, _LEAST_MARGIN = 0.35, 4  # around a box, as a share of its longer side,
 _OUTSIDE = 0.1  # share of a token in the box, below which it is outside
 # A prior for boxes: a superellipse of this exponent is even odds, at this share of the box.
 _ROUND, _REACH, _SLOPE, _MOST = 3.0, 0.95, 2.0, 4.0
+_FIRST, _AGAIN = 0.5, 6.0  # of that prior and of the first mask, in the second prior
+_GAP, _LEAST_EDGE = 3, 2.0  # pixels across an outline, whose colours differ by so much on average
 _WHOLE = 0.6  # share of the image from which a close-up shows no more
-_KEPT = 0.5  # of the log-odds in the whole image, which are the prior in the close-up
+_KEPT = 0.25  # of the log-odds in the whole image, which are the prior in the close-up
 
 
 def to_mask(image: Pixels, marks: Marks, encode: Encode) -> Flags:
@@ -44,7 +46,7 @@ def to_mask(image: Pixels, marks: Marks, encode: Encode) -> Flags:
         encode: the tokens of images.
 
     Returns:
-        bool [H, W], with at least one pixel.
+        bool [H, W], neither empty nor full.
 
     Raises:
         DataError: the marks find nothing.
@@ -55,12 +57,25 @@ def to_mask(image: Pixels, marks: Marks, encode: Encode) -> Flags:
             found |= _in_box(image, box, encode)
     else:
         found = _from_seeds(image, *_seeds(marks, image.shape[:2]), encode)
-    if not found.any():
+    if not _stands_out(image, found):
         raise DataError(
-            f"{marks.argument} of {marks.name}: nothing is found there; mark the object's middle, "
-            "add points or a scribble on it, or paint a mask"
+            f"{marks.argument} of {marks.name}: nothing is found there that differs from its "
+            "surroundings; mark the middle of the object, add points or a scribble on it, or pass "
+            "a mask"
         )
     return found
+
+
+def _stands_out(image: Pixels, mask: Flags) -> bool:
+    """Whether colours differ across a mask's outline: on an empty ground, it is anywhere."""
+    differences = []
+    for axis in (0, 1):
+        pixels, flags = image.swapaxes(0, axis), mask.swapaxes(0, axis)
+        border = flags[:-_GAP] != flags[_GAP:]
+        first, second = (part[border].astype(np.int16) for part in (pixels[:-_GAP], pixels[_GAP:]))
+        differences.append(np.abs(first - second).max(1, initial=0))
+    outline = np.concatenate(differences)
+    return bool(outline.size) and float(outline.mean()) >= _LEAST_EDGE
 
 
 def _in_box(image: Pixels, box: Box, encode: Encode) -> Flags:
@@ -74,17 +89,22 @@ def _in_box(image: Pixels, box: Box, encode: Encode) -> Flags:
     shares = area_share(inside[around], features.grid).flatten()
     distance = _box_distances((rows, columns), around, crop.shape, features.grid)
     prior = (_SLOPE * (_REACH - distance)).clamp(-_MOST, _MOST)
-    odds = _odds(features, prior, -(shares < _OUTSIDE).float())
+    sides = -(shares < _OUTSIDE).float()
+    mask = to_pixels(crop, _odds(features, prior, sides), inside[around])
+    # Once more, with tokens that know where the edges and the colours are.
+    prior = _FIRST * prior + _AGAIN * (2 * area_share(mask, features.grid).flatten() - 1)
+    mask = to_pixels(crop, _odds(features, prior, sides), inside[around])
     found = np.zeros(image.shape[:2], np.bool_)
-    found[around] = to_pixels(crop, odds, inside[around])
+    found[around] = mask
     return found
 
 
 def _odds(features: Features, prior: Tensor, sides: Tensor, weight: Tensor | None = None) -> Tensor:
     """Log-odds [h, w] of an image's tokens, on the CPU."""
     device = features.last.device
-    given = [None if t is None else t.to(device) for t in (prior, sides, weight)]
-    odds = self_trained(components(features), *given)
+    if weight is not None:
+        weight = weight.to(device)
+    odds = self_trained(components(features), prior.to(device), sides.to(device), weight)
     return odds.view(features.grid).cpu()
 
 
@@ -105,7 +125,8 @@ def _box_distances(
         centres = (torch.arange(count) + 0.5) * (length / count) + whole.start
         half = (span.stop - span.start) / 2
         parts.append(((centres - span.start - half) / half).abs() ** _ROUND)
-    return (parts[0][:, None] + parts[1][None]).flatten() ** (1 / _ROUND)
+    found: Tensor = (parts[0][:, None] + parts[1][None]).flatten() ** (1 / _ROUND)
+    return found
 
 
 # ------------------------------------------------------------------------------ points, scribbles

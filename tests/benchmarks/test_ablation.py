@@ -60,14 +60,14 @@ def test_the_table_end_to_end(
 ) -> None:
     """A second call trains nothing and prints the same."""
     record = tmp_path / "ablation.json"
-    arguments = ["--steps", "2", "--seeds", "2", "--jobs", "2", "--episodes", "24"]
+    arguments = ["--steps", "2", "--seeds", "1", "--jobs", "2", "--episodes", "24"]
     arguments += ["--encoder", encoder, "--out", str(tmp_path / "runs"), "--record", str(record)]
     monkeypatch.setattr(sys, "argv", ["ablation.py", *arguments])
     ablation.main()
     first, table = json.loads(record.read_text()), capsys.readouterr().out
     assert list(first["results"]) == [*ablation.ROWS, ablation.EQUAL_TIME]
     for rows in first["results"].values():
-        assert [row["seed"] for row in rows] == [0, 1]
+        assert [row["seed"] for row in rows] == [0]
         assert all(0 <= row["miou"] <= 100 and row["cpu_seconds"] > 0 for row in rows)
     before = sorted(p.stat().st_mtime_ns for p in tmp_path.glob("runs/**/*"))
     ablation.main()

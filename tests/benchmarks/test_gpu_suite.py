@@ -369,15 +369,18 @@ def test_mistakes_on_the_command_line(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("measured", "parts"),
-    [("reference", list(SECONDS)), ("triton", ["preflight", "correctness", "memory"])],
+    ("measured", "parts", "case"),
+    [
+        ("reference", list(SECONDS), "odd channels"),
+        ("triton", ["preflight", "correctness", "memory"], "one token"),
+    ],
     ids=["reference", "triton"],
 )
-def test_the_documented_command(tmp_path: Path, measured: str, parts: list[str]) -> None:
+def test_the_documented_command(tmp_path: Path, measured: str, parts: list[str], case: str) -> None:
     """The suite in its own processes, on tiny sizes; Triton in its interpreter, which is slow."""
     command = [
         sys.executable, "benchmarks/gpu_suite.py", "--out", str(tmp_path), "--device", "cpu",
-        "--backend", measured, "--processes", "2", "--cases", "odd channels",
+        "--backend", measured, "--processes", "2", "--cases", case,
         "--parts", ",".join(parts),
     ]  # fmt: skip
     interpreted = {"TRITON_INTERPRET": "1"} if measured == "triton" else {}

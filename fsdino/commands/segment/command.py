@@ -24,8 +24,9 @@ from fsdino.commands.options import (
     check_threshold,
     wait_without_spinning,
 )
-from fsdino.commands.segment import supports
+from fsdino.commands.segment import mark_options, supports
 from fsdino.commands.segment.formats import Formats
+from fsdino.commands.segment.mark_options import BoxOption, PointOption, ScribbleOption
 from fsdino.devices import check_device, check_dtype, find_device
 from fsdino.errors import DataError, UsageError
 from fsdino.models.names import DEFAULT as DEFAULT_MODEL
@@ -51,6 +52,8 @@ class Segment:
 
     One class: fsdino segment --support cat.jpg cat.png --query photos/ --out found/
 
+    A box, points or a scribble can take the place of a mask: --support cat.jpg --box 10,20,200,220
+
     Several, each with a name: --support cat=a.jpg a.png --support dog=b.jpg b.png c.jpg c.png
 
     Reports how well each support finds itself, and warns if that is low;
@@ -64,10 +67,22 @@ class Segment:
 
     support: Annotated[
         tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
-        tyro.conf.arg(metavar="[NAME=]IMAGE MASK ...|FOLDER|JSON", help_behavior_hint="(required)"),
+        tyro.conf.arg(
+            metavar="[NAME=]IMAGE [MASK] ...|FOLDER|JSON", help_behavior_hint="(required)"
+        ),
     ] = ()
     """Marked examples of a class, or a file from --save-support; again for every further class. Or
     labelled images: a folder (images with masks, LabelMe, COCO, YOLO segments) or a JSON file."""
+    box: BoxOption = ()
+    """Instead of a mask, a box around the object in the image of the --support before it, in
+    pixels; X1 and Y1 lie just outside. Several are joined."""
+    point: PointOption = ()
+    """Instead of a mask, a point on the object in the image of the --support before it."""
+    not_point: PointOption = ()
+    """A point that is not on the object, beside --point."""
+    scribble: ScribbleOption = ()
+    """Instead of a mask, an image file of the size of the --support before it: 0 unknown, 1 object,
+    2 background."""
     mask_threshold: Number = None
     """Brightness from which a pixel of a mask file is foreground, as a share of white; for masks
     with gray areas."""
@@ -129,7 +144,15 @@ class Segment:
         check_threshold(self.threshold)
         check_model(self.model or DEFAULT_MODEL, self.weights, self.image_size)
         formats = Formats.parse(self.format, self.split, self.min_area)
-        files = supports.parse(self.support, self._mask_rule())
+        marks = mark_options.by_owner(
+            "--support",
+            len(self.support),
+            box=self.box,
+            point=self.point,
+            not_point=self.not_point,
+            scribble=self.scribble,
+        )
+        files = supports.parse(self.support, self._mask_rule(), marks)
         if self.save_support is not None:
             supports.check_saving(self.save_support, files)
         with contextlib.ExitStack() as stack:

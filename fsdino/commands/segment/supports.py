@@ -1,4 +1,4 @@
-"""Supports as a command line names them: `IMAGE MASK ...`, a saved file, and names for N-way."""
+"""Supports as a command line names them: `IMAGE MASK ...`, a marked image, a saved file, names."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fsdino.commands.segment.mark_options import ImageMarks, arguments
 from fsdino.errors import SupportWarning, UsageError, listed
 from fsdino.locks import Lock
 
@@ -36,12 +37,14 @@ class SupportFiles:
         files: image and mask of each shot, one after the other; or one saved support.
         labelled: instead of files, images and masks that a folder or an annotation file has.
         rule: which pixels of mask files are foreground; None where they say so themselves.
+        marked: further shots, images with marks in the place of masks.
     """
 
     name: str
     files: tuple[Path, ...]
     labelled: Labelled | None = None
     rule: MaskRule | None = None
+    marked: tuple[tuple[Path, ImageMarks], ...] = ()
 
     @property
     def saved(self) -> bool:
@@ -56,6 +59,8 @@ class SupportFiles:
         if self.labelled is not None:
             for image, mask in zip(self.labelled.images, self.labelled.masks, strict=True):
                 parts += [image, mask if isinstance(mask, Path) else mask.tobytes()]
+        for file, marks in self.marked:
+            parts += [file, *marks.digest_parts()]
         for part in parts:
             content = part.read_bytes() if isinstance(part, Path) else part
             digest.update(hashlib.sha256(content).digest())
@@ -67,10 +72,12 @@ class SupportFiles:
         A file that was saved without a quality gives None for it.
 
         Raises:
-            UsageError: a mask of another size than its image, a support of another model.
-            DataError: an unreadable image, a mask without foreground.
+            UsageError: a mask of another size than its image, a mark outside of its image, a
+                support of another model.
+            DataError: an unreadable image, a mask without foreground, a mark that finds nothing.
             CheckpointError: a damaged support file.
         """
+        from fsdino.masks import MaskRule
         from fsdino.models.supports import Support
 
         if self.saved:
@@ -79,35 +86,52 @@ class SupportFiles:
         masks: Sequence[Path | Flags] = self.files[1::2]
         if self.labelled is not None:
             images, masks = self.labelled.images, self.labelled.masks
+        plain = self.rule is None or not all(isinstance(mask, Path) for mask in masks)
+        rule = MaskRule() if plain else self.rule
+        assert rule is not None
+        given = arguments([*(None for _ in masks), *(marks for _, marks in self.marked)])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SupportWarning)  # `warning` says it with the name
-            if self.rule is None or not all(isinstance(mask, Path) for mask in masks):
-                return model.encode_support([*images], [*masks], quality=True)
             return model.encode_support(
-                [*images],
-                [*masks],
+                [*images, *(file for file, _ in self.marked)],
+                [*masks, *(None for _ in self.marked)],
+                **given,
                 quality=True,
-                mask_threshold=self.rule.threshold,
-                mask_value=self.rule.value,
-                invert_mask=self.rule.invert,
+                mask_threshold=rule.threshold,
+                mask_value=rule.value,
+                invert_mask=rule.invert,
             )
 
 
-def parse(groups: Sequence[Sequence[str]], rule: MaskRule | None = None) -> list[SupportFiles]:
+def parse(
+    groups: Sequence[Sequence[str]],
+    rule: MaskRule | None = None,
+    marks: Sequence[ImageMarks | None] = (),
+) -> list[SupportFiles]:
     """Read the values of a repeatable `--support`, one class each.
 
     Each is `IMAGE MASK [IMAGE MASK ...]` or `FILE.safetensors`; `NAME=` before the first file
     names the class, which several classes need. A folder of labelled images, or an annotation file,
-    has the classes that `read_labelled` finds.
+    has the classes that `read_labelled` finds. Of a group with marks, the last image has no mask;
+    groups of one name are then shots of one class.
+
+    Args:
+        groups: the values.
+        rule: which pixels of mask files are foreground.
+        marks: of each group; empty where none has any.
 
     Raises:
-        UsageError: no support, an image without a mask, a missing file, a folder in a file's
-            place, a name that is missing or used twice, a folder without labelled images.
+        UsageError: no support, marks for an image that has a mask, an image without a mask, a
+            missing file, a folder in a file's place, a name that is missing or used twice, a folder
+            without labelled images.
         DataError: labels that cannot be read.
     """
     if not any(groups):
         raise UsageError("no support given: pass --support IMAGE MASK, or a saved one")
-    found = [support for group in groups for support in _group(group)]
+    given = marks or [None] * len(groups)
+    found = _joined(
+        [s for group, mark in zip(groups, given, strict=True) for s in _group(group, mark)]
+    )
     check_names([support.name for support in found])
     return [replace(support, rule=rule) for support in found]
 
@@ -174,7 +198,23 @@ def saving(path: Path) -> Lock:
     return Lock(lock, f"--save-support {path}", "pass another file")
 
 
-def _group(values: Sequence[str]) -> list[SupportFiles]:
+def _joined(supports: Sequence[SupportFiles]) -> list[SupportFiles]:
+    """Supports of one name are shots of one class, where they have marked images."""
+    found: list[SupportFiles] = []
+    for support in supports:
+        for place, first in enumerate(found):
+            files = not any(s.saved or s.labelled for s in (first, support))
+            if first.name == support.name and files and (first.marked or support.marked):
+                found[place] = replace(
+                    first, files=first.files + support.files, marked=first.marked + support.marked
+                )
+                break
+        else:
+            found.append(support)
+    return found
+
+
+def _group(values: Sequence[str], marks: ImageMarks | None = None) -> list[SupportFiles]:
     if not values:
         raise UsageError("--support needs IMAGE MASK, or a saved support")
     name, first = UNNAMED, values[0]
@@ -183,17 +223,33 @@ def _group(values: Sequence[str]) -> list[SupportFiles]:
         name, first = named["name"], named["file"]
     files = tuple(Path(value) for value in (first, *values[1:]))
     if len(files) == 1 and (files[0].is_dir() or files[0].suffix.lower() == ".json"):
+        if marks is not None:
+            raise UsageError(f"support {files[0]}: a mark belongs to one image, not to {files[0]}")
         return _labelled(None if name == UNNAMED else name, files[0])
     for file in files:
         _check(file)
+    if marks is not None:
+        return [_marked(name, files, marks)]
     one_saved = len(files) == 1 and files[0].suffix == SAVED_SUFFIX
     if not one_saved and any(file.suffix == SAVED_SUFFIX for file in files):
         raise UsageError(f"support {name!r}: a saved support stands alone, without other files")
     if not one_saved and len(files) % 2:
         raise UsageError(
-            f"support {name!r}: {len(files)} files are not pairs: pass one mask after each image"
+            f"support {name!r}: {len(files)} files are not pairs: pass one mask after each image, "
+            "or mark the object with --box, --point or --scribble"
         )
     return [SupportFiles(name, files)]
+
+
+def _marked(name: str, files: tuple[Path, ...], marks: ImageMarks) -> SupportFiles:
+    """A group whose last image has marks."""
+    if any(file.suffix == SAVED_SUFFIX for file in files):
+        raise UsageError(f"support {name!r}: a saved support takes no marks; pass an image")
+    if len(files) % 2 == 0:
+        raise UsageError(
+            f"support {name!r}: {files[-2]} has a mask, {files[-1]}, and marks: pass one of them"
+        )
+    return SupportFiles(name, files[:-1], marked=((files[-1], marks),))
 
 
 def _labelled(name: str | None, path: Path) -> list[SupportFiles]:

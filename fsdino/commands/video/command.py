@@ -25,7 +25,8 @@ from fsdino.commands.options import (
     check_threshold,
     wait_without_spinning,
 )
-from fsdino.commands.segment import supports
+from fsdino.commands.segment import mark_options, supports
+from fsdino.commands.segment.mark_options import BoxOption, PointOption, ScribbleOption
 from fsdino.commands.video.formats import VideoFormats
 from fsdino.devices import check_device, check_dtype, find_device
 from fsdino.errors import DataError, UsageError
@@ -33,6 +34,7 @@ from fsdino.models.names import DEFAULT as DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from fsdino.clips import Clip
+    from fsdino.commands.segment.mark_options import ImageMarks
     from fsdino.commands.segment.supports import SupportFiles
     from fsdino.commands.video.marked import MarkedFrames
     from fsdino.commands.video.output import Output
@@ -52,12 +54,12 @@ class Video:
 
     By photographs: fsdino video clip.mp4 --support cat.jpg cat.png --out out/
 
-    By a frame of the clip itself: fsdino video clip.mp4 --at 0:03 mask.png --out out/
+    By a frame of the clip itself: fsdino video clip.mp4 --at 0:03 --box 10,20,200,220 --out out/
 
     Several objects, each with a name: --support cat=a.jpg a.png --at dog=0:03 b.png 0:07 c.png
 
-    Writes masks/NAME.png for every frame (0 and 255, or one label per class), results.jsonl and by
-    --format a video with overlays and COCO annotations; sound is left out. The same command resumes
+    Writes masks/NAME.png for every frame (0 and 255, or one label per class), results.jsonl, and a
+    video with overlays, without sound; --format adds COCO annotations. The same command resumes
     where it was interrupted. Needs the extra fsdino[video] (a folder of frames: for the overlays).
     """
 
@@ -65,15 +67,25 @@ class Video:
     """Video file, or folder with a frame in each image, in the order of their names."""
     support: Annotated[
         tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
-        tyro.conf.arg(metavar="[NAME=]IMAGE MASK ...|FOLDER|JSON", help_behavior_hint=""),
+        tyro.conf.arg(metavar="[NAME=]IMAGE [MASK] ...|FOLDER|JSON", help_behavior_hint=""),
     ] = ()
     """Marked examples of a class, as in `fsdino segment`; again for every further class."""
     at: Annotated[
         tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
-        tyro.conf.arg(metavar="[NAME=]TIME MASK ...", help_behavior_hint=""),
+        tyro.conf.arg(metavar="[NAME=]TIME [MASK] ...", help_behavior_hint=""),
     ] = ()
-    """Marked frames of the clip: a time (3.5, 0:03, 1:02:03.25) or a frame's number (90f) with its
-    mask; again for every further class. Frames before it are segmented by it, too."""
+    """A marked frame of the clip: its time (3.5, 0:03, 1:02:03.25) or number (90f), and its mask,
+    or --box, --point or --scribble after it; again for every further frame. Frames before it are
+    segmented by it, too."""
+    box: BoxOption = ()
+    """Instead of a mask, a box around the object in the frame or image of the --at or --support
+    before it, in pixels; X1 and Y1 lie just outside. Several are joined."""
+    point: PointOption = ()
+    """Instead of a mask, a point on the object in the --at or --support before it."""
+    not_point: PointOption = ()
+    """A point that is not on the object, beside --point."""
+    scribble: ScribbleOption = ()
+    """Instead of a mask, an image file of the frame's size: 0 unknown, 1 object, 2 background."""
     mask_threshold: Number = None
     """Brightness from which a pixel of a mask file is foreground, as a share of white; for masks
     with gray areas."""
@@ -148,8 +160,11 @@ class Video:
         from fsdino.commands.video.plan import Plan
 
         rule = self._mask_rule()
-        frames = marked.parse(self.at, rule)
-        files = supports.parse(self.support, rule) if self.support or not frames else []
+        frames = marked.parse(self.at, self._marks("--at", len(self.at)), rule)
+        files = []
+        if self.support or not frames:
+            marks = self._marks("--support", len(self.support))
+            files = supports.parse(self.support, rule, marks)
         examples: list[SupportFiles | MarkedFrames] = [*files, *frames]
         supports.check_names([one.name for one in examples])
         begin, end = (
@@ -250,6 +265,17 @@ class Video:
                 f"({summary['damage']}); the results of the other {summary['frames']} frames are "
                 f"in {output.folder}"
             )
+
+    def _marks(self, owner: str, count: int) -> list[ImageMarks | None]:
+        """The marks of each value of --at or --support."""
+        return mark_options.by_owner(
+            owner,
+            count,
+            box=self.box,
+            point=self.point,
+            not_point=self.not_point,
+            scribble=self.scribble,
+        )
 
     def _mask_rule(self) -> MaskRule | None:
         if self.mask_threshold is None and self.mask_value is None and not self.invert_mask:

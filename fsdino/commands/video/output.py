@@ -142,7 +142,9 @@ class Output:
             files.write_json(folder / CALL_FILE, dict(call))
             self.summary = self._read_summary()
             self._full, self._rows = 0, list[Row]()
-            if self.summary is None:
+            if self.summary is not None:
+                shutil.rmtree(folder / PARTS, ignore_errors=True)
+            else:
                 (folder / SUMMARY_FILE).unlink(missing_ok=True)
                 for name in (MASKS, PARTS):
                     files.make_folder(folder / name, "pass an --out that can be written")

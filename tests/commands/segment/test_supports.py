@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from fsdino.commands.segment import supports
+from fsdino.commands.segment.mark_options import ImageMarks
 from fsdino.commands.segment.supports import SupportFiles
 from fsdino.errors import DataError, UsageError
 from fsdino.masks import MaskRule
@@ -185,3 +186,55 @@ def test_a_rule_for_masks():
         plain.encode(model)
     inverse = model.encode_support("x.png", "m.png", mask_value=4, invert_mask=True)
     assert inverse.same_as(expected)
+
+
+# ------------------------------------------------------------------------- marks instead of masks
+
+
+def test_marked_images_are_shots_of_their_class():
+    """The last image of a group has its marks; groups of one name are one class."""
+    box, points = ImageMarks(boxes=((1, 2, 3, 4),)), ImageMarks(points=((5, 6),), labels=(1,))
+    groups = [["cat=a.jpg"], ["dog=a.jpg", "a.png"], ["cat=a.jpg", "a.png", "b=c.jpg"]]
+    cat, dog = supports.parse(groups, marks=[box, None, points])
+    assert cat == SupportFiles(
+        "cat",
+        (Path("a.jpg"), Path("a.png")),
+        marked=((Path("a.jpg"), box), (Path("b=c.jpg"), points)),
+    )
+    assert dog == SupportFiles("dog", (Path("a.jpg"), Path("a.png")))
+    other = supports.parse([["cat=a.jpg"]], marks=[ImageMarks(boxes=((1, 2, 3, 5),))])[0]
+    assert other.digest() != supports.parse([["cat=a.jpg"]], marks=[box])[0].digest()
+
+
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [
+        (["a.jpg", "a.png"], "a.jpg has a mask, a.png, and marks: pass one of them"),
+        (["s.safetensors"], "a saved support takes no marks"),
+        (["."], "a mark belongs to one image"),
+    ],
+)
+def test_marks_of_what_has_a_mask(group: list[str], words: str):
+    with pytest.raises(UsageError, match=words):
+        supports.parse([group], marks=[ImageMarks(boxes=((1, 2, 3, 4),))])
+
+
+def test_marked_images_are_encoded_with_their_marks():
+    model = tiny_model()
+    image, mask = picture(60, 80), box_mask(60, 80)
+    Image.fromarray(image).save("x.png")
+    Image.fromarray(mask).save("m.png")
+    scribble = np.zeros((60, 80), np.uint8)
+    scribble[20:40, 30:50], scribble[:, :4] = 1, 2
+    Image.fromarray(scribble).save("s.png")
+    found = supports.parse(
+        [["x.png", "m.png", "x.png"], ["x.png"]],
+        marks=[ImageMarks(scribble=Path("s.png")), ImageMarks(boxes=((20, 10, 60, 50),))],
+    )[0].encode(model)
+    expected = model.encode_support(
+        [image] * 3,
+        [mask, None, None],
+        boxes=[None, None, (20, 10, 60, 50)],
+        scribbles=[None, scribble, None],
+    )
+    assert found.same_as(expected)

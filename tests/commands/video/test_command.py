@@ -17,6 +17,7 @@ from command_line import error_line
 from fsdino import cli
 from fsdino.commands.video import work
 from fsdino.models import segmentation
+from fsdino.models.segmenter import Segmenter
 from fsdino.models.video import track
 
 FRAMES = moving(8)
@@ -75,6 +76,26 @@ def test_frames_of_the_clip_as_supports(capsys: pytest.CaptureFixture[str]) -> N
     }
     for found_labels, result in zip(labels(), track(model, FRAMES, supports), strict=True):
         assert np.array_equal(found_labels, result.labels)
+
+
+def test_marked_frames_of_the_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boxes and points belong to the --at before them, wherever other options stand."""
+    given = ["--at", "box=0f", "--memory", "0", "--box", "5,10,25,30", "--at", "box=5f"]
+    given += ["--point", "20,20", "--not-point", "60,5", "--at", "ground=0f", "--point=30,40"]
+    asked, encode = [], Segmenter.encode_support
+
+    def watched(self, images, masks=None, **marks):
+        asked.append((images, masks, marks))
+        return encode(self, images, [box(0)] * len(images))  # an untrained encoder finds no object
+
+    monkeypatch.setattr(Segmenter, "encode_support", watched)
+    assert cli.main(video(*given, "--format", "png")) == 0
+    [(images, masks, marks), (others, _, points)] = asked
+    assert all(map(np.array_equal, images, (FRAMES[0], FRAMES[5]))) and masks == [None, None]
+    assert marks["boxes"] == [((5, 10, 25, 30),), None]
+    assert marks["points"] == [None, ((20, 20), (60, 5))] and marks["labels"] == [None, (1, 0)]
+    assert np.array_equal(others, [FRAMES[0]]) and points["boxes"] == [None]
+    assert (points["points"], points["labels"]) == ([((30, 40),)], [(1,)])
 
 
 def test_a_folder_of_frames(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,10 +170,16 @@ def archive() -> None:
             2,
         ),
         (None, ["--at", "soon", "box0.png"], "'soon' is not a time: write seconds (3.5)", 2),
-        (None, ["--at", "0:00"], "--at needs TIME MASK", 2),
+        (None, ["--at", "0:00"], "--at 0:00 has no mark: pass its mask", 2),
         (None, ["--at", "0:00", "none.png"], "no such file none.png", 2),
         (None, ["--at", "0:00", "mask.png"], "mask 1 (mask.png)", 2),
         (None, ["--at", "0f", "box0.png", "--support", "a.png", "mask.png"], "need names", 2),
+        (None, ["--at", "0f", "--box", "1,2,3"], "--box '1,2,3': pass X0,Y0,X1,Y1 in pixels", 2),
+        (None, ["--at", "0f", "--box", "-5,0,9,9"], "boxes of image 1", 2),
+        (None, ["--at", "0f", "--not-point", "9,9"], "--not-point alone marks no object", 2),
+        (None, ["--at", "0f", "box0.png", "--point", "9,9"], "has a mask, box0.png, and marks", 2),
+        (None, ["--at", "0f", "--box", "1,1,9,9", "--point", "9,9"], "pass one kind of mark", 2),
+        (None, ["--box", "1,1,9,9", "--at", "0f"], "--box 1,1,9,9 stands before", 2),
         (None, ["--from", "x"], "'x' is not a time", 2),
         (None, ["--from", "0:09"], "no frame was asked for", 1),
         (None, ["--memory", "-1"], "--memory must be at least 0, got -1", 2),

@@ -188,7 +188,9 @@ def test_a_finished_run_does_nothing(model, supports, clip, tmp_path, encoded) -
     first = run(model, supports, clip, tmp_path / "out")
     before = content(tmp_path / "out")
     encoded.clear()
+    (tmp_path / "out/parts").mkdir()  # as a kill after the summary leaves it
     assert run(model, supports, clip, tmp_path / "out") == first and not encoded
+    assert not (tmp_path / "out/parts").exists()
     (tmp_path / "out/overlay.mp4").unlink()
     assert run(model, supports, clip, tmp_path / "out") == first
     assert content(tmp_path / "out") == before
