@@ -198,6 +198,11 @@ def marks() -> Iterator[str]:
         yield f"| {title} | {part['objects']} | {' | '.join(cells)} | {signed(part['gain'])} |"
         clicks = [f"{part['clicks'][n - 1]:.1f}" for n in (1, 3, 5)]
         yield f"| {title} | {part['objects_clicked']} | {' | '.join(clicks)} |"
+    apart = record("marks-held-out.json")
+    yield f"`{apart['command']}`"
+    part = apart["means"]["held out"]
+    cells = [*(f"{value:.1f}" for value in part["box"].values()), signed(part["gain"])]
+    yield f"| held-out pictures | {part['objects']} | {' | '.join(cells)} |"
 
 
 def drawings() -> Iterator[str]:

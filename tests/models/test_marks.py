@@ -150,7 +150,8 @@ def test_a_large_photograph_takes_bounded_time_and_memory(photo: Segmenter) -> N
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert iou(found, inside) > 0.9
-    assert peak < 12 * inside.size  # bytes
+    # Bytes: the image and its crop take 3 each, the resized scores 4, flags the rest.
+    assert peak < 16 * inside.size
 
 
 # ---------------------------------------------------------------------------------------- its parts
