@@ -89,7 +89,7 @@ class Layout:
 
     def _classes(self) -> None:
         """The mask, and what is kept."""
-        with gr.Column(scale=2, min_width=300):
+        with gr.Column(scale=2, min_width=300, elem_classes="fs-side"):
             self.parts["preview"] = gr.HTML(cards.hint("The mask appears here."), elem_id="preview")
             with gr.Row(equal_height=True):
                 self.inputs["name"] = gr.Textbox(

@@ -69,6 +69,7 @@ class Page:
             self.parts, self._inputs = layout.parts, layout.inputs
             self._wire_examples()
             self._wire_searches()
+            self._on(self.blocks.load, lambda a, s: {})  # the visit begins
             self.blocks.unload(self._leave)
         self.blocks.queue(max_size=_MOST_WAITING, default_concurrency_limit=8, api_open=False)
 
@@ -88,8 +89,16 @@ class Page:
             lambda a, s, file: a.load_support(s, *_file(file)),
             inputs["support"],
         )
-        on(inputs["keep"].click, lambda a, s, m, text: a.keep(s, m, text), model, name)
-        self._on_data(parts["marker"].input, lambda a, s, d, m: a.mark(s, m, d), model)
+        on(
+            inputs["keep"].click,
+            lambda a, s, m, text: a.keep(s, m, text),
+            model,
+            name,
+            shown="preview",
+        )
+        self._on_data(
+            parts["marker"].input, lambda a, s, d, m: a.mark(s, m, d), model, shown="preview"
+        )
         self._on_data(parts["classes"].click, lambda a, s, d: a.change_class(s, d))
 
     def _wire_searches(self) -> None:
@@ -99,7 +108,9 @@ class Page:
         self._on_drop("files", lambda a, s, found: a.add(s, [*map(_file, found)]))
         on(inputs["shipped"].click, lambda a, s: a.add_shipped(s))
         self._on_data(parts["queries"].click, lambda a, s, d: a.change_queries(s))
-        tried = self._on_data(inputs["tries"].click, lambda a, s, d, m: a.try_out(s, m, d), model)
+        tried = self._on_data(
+            inputs["tries"].click, lambda a, s, d, m: a.try_out(s, m, d), model, shown="preview"
+        )
         for begin in (parts["find"].click, tried.success):
             self._on_run(begin, self._search)
             begin(None, js=_TO_RESULTS)
@@ -127,28 +138,35 @@ class Page:
             show_progress="hidden",
         )
 
-    def _on(self, event: Any, action: Callable[..., Parts], *inputs: Any) -> Any:
+    def _on(
+        self, event: Any, action: Callable[..., Parts], *inputs: Any, shown: str | None = None
+    ) -> Any:
         """Call an action with the visit and the values of some components."""
 
         def call(request: gr.Request, *values: Any) -> Any:
             return self._answer(request, lambda visit: action(self._actions, visit, *values))
 
-        return self._bind(event, call, inputs)
+        return self._bind(event, call, inputs, shown)
 
-    def _on_data(self, event: Any, action: Callable[..., Parts], *inputs: Any) -> Any:
+    def _on_data(
+        self, event: Any, action: Callable[..., Parts], *inputs: Any, shown: str | None = None
+    ) -> Any:
         """The same for an event that has data, which come before the values."""
 
         def call(request: gr.Request, event_data: gr.EventData, *values: Any) -> Any:
             data = event_data._data
             return self._answer(request, lambda visit: action(self._actions, visit, data, *values))
 
-        return self._bind(event, call, inputs)
+        return self._bind(event, call, inputs, shown)
 
-    def _bind(self, event: Any, call: Callable[..., Any], inputs: Sequence[Any]) -> Any:
-        return event(
-            call, [*inputs], [*self.parts.values()], show_progress="hidden",
-            trigger_mode="always_last",
-        )  # fmt: skip
+    def _bind(
+        self, event: Any, call: Callable[..., Any], inputs: Sequence[Any], shown: str | None = None
+    ) -> Any:
+        """Let an event call a function; `shown` names the part that fades while it works."""
+        fading: dict[str, Any] = {"show_progress": "hidden"}
+        if shown is not None:
+            fading = {"show_progress": "minimal", "show_progress_on": [self.parts[shown]]}
+        return event(call, [*inputs], [*self.parts.values()], trigger_mode="always_last", **fading)
 
     def _answer(self, request: gr.Request, action: Callable[[Session], Parts]) -> Any:
         """What an action changes; after an error nothing, and the visitor reads why."""

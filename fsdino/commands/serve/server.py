@@ -24,7 +24,9 @@ from fsdino.errors import FsdinoError, UsageError, first_line
 UPLOADS = "uploads"  # folder where Gradio puts what is dropped
 MOST_PIXELS = 50_000_000  # of an image
 _SWEEP = 30.0  # seconds
-_UPLOAD = 120.0  # seconds that an upload stays after it came: visits have their own copies
+# Seconds that an upload stays after it came, and where nobody is there: visits have own copies, but
+# thousands of files take minutes until the page says that they have come.
+_UPLOAD, _ALONE = 900.0, 60.0
 _START, _STOP = 60.0, 5.0  # seconds that the server may take
 
 
@@ -163,7 +165,7 @@ def _wait(server: Any, thread: threading.Thread) -> None:
 def _sweep(sessions: Sessions, uploads: Path, ended: threading.Event) -> None:
     while not ended.wait(_SWEEP):
         sessions.sweep()
-        remove_old(uploads, _UPLOAD)
+        remove_old(uploads, _UPLOAD if len(sessions) else _ALONE)
 
 
 def remove_old(folder: Path, seconds: float) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 
 import clip_files
 import fsdino
-from fsdino.commands.serve import server
+from fsdino.commands.serve import server, sessions
 from fsdino.commands.serve.server import Settings
 
 with contextlib.suppress(ImportError):  # then `browser` skips
@@ -344,3 +344,24 @@ def test_a_password(engine, browser):
         visitor.open()
         visitor.click(".fs-try")
         visitor.results(1)
+
+
+def test_leaving(engine, browser, tmp_path, monkeypatch):
+    """The files of a visit go when its page is closed, while the server goes on."""
+    monkeypatch.setattr(server.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(server, "_SWEEP", 0.1)
+    monkeypatch.setattr(server, "_ALONE", 0.0)
+    monkeypatch.setattr(sessions, "_LEFT", 0.5)
+    with server.serving(engine, Settings(), server.listen("127.0.0.1", 0)) as address:
+        visitor = Visitor(browser.driver, address, browser.downloads)
+        visitor.open()
+        visitor.photograph("coins")
+        visitor.click(".fs-try")
+        visitor.results(1)
+        [folder] = tmp_path.iterdir()
+        files = lambda: [file for file in folder.rglob("*") if file.is_file()]  # noqa: E731
+        assert files()
+        visitor.driver.get("about:blank")
+        visitor.until(lambda: not files())
+        visitor.open()
+        assert "Nothing yet" in visitor.text("#classes")
