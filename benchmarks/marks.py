@@ -4,9 +4,10 @@ How well a box or clicks become the mask of an object, as IoU in percent with a 
 hand. A tight box is compared with itself filled, with the ellipse inscribed in it, and with
 scikit-image's random walker (at the settings of `WALKS` that are best on average). Clicks follow a
 rule: the first is the object's pixel that is farthest from its border, each next one that of the
-largest connected error. Objects are those of tests/photographs; with `--held-out` those of its
-held-out pictures instead; and with `--labels FOLDER` every connected car, sign and pedestrian of more than 1 % of a frame with
-CamVid's labels (see camvid.py), by drive. Prints tables and writes a JSON file.
+largest connected error. Objects are those of tests/photographs, with `--held-out` those of its
+held-out pictures instead; and with `--labels FOLDER` every connected car, sign and pedestrian of
+more than 1 % of a frame with CamVid's labels (see camvid.py), by drive. Prints tables and writes a
+JSON file.
 """
 
 from __future__ import annotations

@@ -179,6 +179,27 @@ def photographs_trained() -> Iterator[str]:
     yield f"gains {same} on the same drive and {other} across drives"
 
 
+MARKED = {
+    "photographs": "photographs",
+    "coins": "coins",
+    "road, drives of the settings": "road scenes, the drive of the settings",
+    "road, other drives": "road scenes, other drives",
+    "road, all": "road scenes, all drives",
+}
+
+
+def marks() -> Iterator[str]:
+    found = record("marks.json")
+    yield f"`{found['command']}`"
+    for group, title in MARKED.items():
+        part = found["means"][group]
+        box = [part["box"][method] for method in ("box filled", "ellipse", "random walker")]
+        cells = [f"{value:.1f}" for value in (*box, part["box"]["fsdino"])]
+        yield f"| {title} | {part['objects']} | {' | '.join(cells)} | {signed(part['gain'])} |"
+        clicks = [f"{part['clicks'][n - 1]:.1f}" for n in (1, 3, 5)]
+        yield f"| {title} | {part['objects_clicked']} | {' | '.join(clicks)} |"
+
+
 def drawings() -> Iterator[str]:
     found = {(r["method"], r["shots"]): r["miou"] for r in record("fsdino-tiny.json")["results"]}
     names = ("fsdino-tiny-base", "fsdino-tiny-invented", "fsdino-tiny")
@@ -405,7 +426,7 @@ def published() -> Iterator[str]:
 
 
 SOURCES = (
-    photographs, photographs_ablation, photographs_latency, photographs_trained, drawings,
+    photographs, marks, photographs_ablation, photographs_latency, photographs_trained, drawings,
     baselines, ablation, distillation, cpu_kernels, gpu_counts, call_overhead, training,
     distillation_speed, published,
 )  # fmt: skip

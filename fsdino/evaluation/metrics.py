@@ -164,10 +164,17 @@ def contour(mask: Tensor) -> Tensor:
 
 
 def _near(points: Tensor, radius: int) -> Tensor:
-    """Pixels with one of the points of bool [H, W] within a disk."""
+    """Pixels with one of the points of bool [H, W], of which there are some, within a disk."""
     steps = torch.arange(-radius, radius + 1, device=points.device)
     disk = (steps[:, None] ** 2 + steps**2 <= radius**2).float()
-    return F.conv2d(points[None, None].float(), disk[None, None], padding=radius)[0, 0] > 0.5
+    window = tuple(  # beyond it nothing is near
+        slice(max(int(found[0]) - radius, 0), int(found[-1]) + radius + 1)
+        for found in (points.any(other).nonzero() for other in (1, 0))
+    )
+    near = torch.zeros_like(points)
+    part = points[window][None, None].float()
+    near[window] = F.conv2d(part, disk[None, None], padding=radius)[0, 0] > 0.5
+    return near
 
 
 class VideoScores:

@@ -192,3 +192,24 @@ def test_video_scores_leave_out_first_and_last_frame_and_average_objects() -> No
     assert total["j_and_f"] == pytest.approx((total["j"] + total["f"]) / 2)
     with pytest.raises(UsageError, match="no object has more than two frames"):
         VideoScores().total()
+
+
+def test_contours_at_the_borders_of_an_image():
+    """What is near a contour there, by SciPy's dilation of the whole image."""
+    generator = np.random.default_rng(0)
+    height, width = 90, 120
+    radius = math.ceil(0.008 * math.hypot(height, width))
+    steps = np.arange(-radius, radius + 1)
+    disk = steps[:, None] ** 2 + steps**2 <= radius**2
+    for corner in ((0, 0), (0, 100), (70, 0), (70, 100), (30, 40)):
+        masks = np.zeros((2, height, width), bool)
+        for mask in masks:
+            top, left = corner + generator.integers(0, 4, 2)
+            mask[top : top + 20, left : left + 20] = True
+        found, wanted = (contour(torch.from_numpy(mask)).numpy() for mask in masks)
+        near = [ndimage.binary_dilation(part, disk) for part in (found, wanted)]
+        precision, recall = (found & near[1]).sum() / found.sum(), (wanted & near[0]).sum()
+        recall = recall / wanted.sum()
+        expected = 2 * precision * recall / (precision + recall)
+        prediction, truth = map(torch.from_numpy, masks)
+        assert contour_accuracy(prediction, truth) == pytest.approx(expected)
