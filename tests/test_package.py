@@ -228,7 +228,7 @@ NOT_IMPORTED = {
 # What a user has who asks for it; without it there is an error that names the package.
 BROUGHT = ("supervision",)
 # Where the module has another name than the requirement.
-MODULES = {"pillow": "PIL", "pyyaml": "yaml"}
+MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-image": "skimage"}
 
 
 def imported(*folders: str) -> set[str]:
