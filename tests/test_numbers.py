@@ -436,6 +436,7 @@ def video() -> Iterator[str]:
         cells = [f"{scores[name]:.1f}" for name in ("j_and_f", "j", "f")]
         cells += [f"{scores['objects'][name]['j']:.1f}" for name in found["objects"]]
         yield f"{title} | {' | '.join(cells)} |"
+    yield "| | without a memory | memory of the last 3 frames |"
     rates = {(row["objects"], row["memory"]): 1 / row["seconds"] for row in found["timed"]}
     for objects in (1, 3):
         words = "1 object" if objects == 1 else f"{objects} objects"
