@@ -426,6 +426,28 @@ def distillation_speed() -> Iterator[str]:
     yield f"(about {images:,} images, two epochs at each size)"
 
 
+VIDEO = {
+    "memory 0": "| without a memory",
+    "memory 3": "| memory of the last 3 frames",
+    "first masks copied": "| the first frame's masks, copied",
+}
+
+
+def video() -> Iterator[str]:
+    found = record("video.json")
+    yield f"{found['frames']} frames of {found['size'][1]} × {found['size'][0]} pixels"
+    for key, title in VIDEO.items():
+        scores = found["scores"][key]
+        cells = [f"{scores[name]:.1f}" for name in ("j_and_f", "j", "f")]
+        cells += [f"{scores['objects'][name]['j']:.1f}" for name in found["objects"]]
+        yield f"{title} | {' | '.join(cells)} |"
+    yield "| | without a memory | memory of the last 3 frames |"
+    rates = {(row["objects"], row["memory"]): 1 / row["seconds"] for row in found["timed"]}
+    for objects in (1, 3):
+        words = "1 object" if objects == 1 else f"{objects} objects"
+        yield f"| {words} | {rates[objects, 0]:.2f} | {rates[objects, 3]:.2f} |"
+
+
 def published() -> Iterator[str]:
     yield from PUBLISHED.strip().splitlines()
 
@@ -433,7 +455,7 @@ def published() -> Iterator[str]:
 SOURCES = (
     photographs, marks, photographs_ablation, photographs_latency, photographs_trained, drawings,
     baselines, ablation, distillation, cpu_kernels, gpu_counts, call_overhead, training,
-    distillation_speed, published,
+    distillation_speed, video, published,
 )  # fmt: skip
 
 

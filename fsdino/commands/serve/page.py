@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -35,6 +36,8 @@ def mount(
     app: FastAPI, engine: Engine, sessions: Sessions, most_images: int, most_bytes: int
 ) -> FastAPI:
     """Add the page to an application, at its root."""
+    # Gradio reads this at its import: a second page of a process would use the first one's folder.
+    vars(gr.routes)["DEFAULT_TEMP_DIR"] = os.environ["GRADIO_TEMP_DIR"]
     blocks = Page(engine, sessions, most_images).blocks
     theme = gr.themes.Default(
         primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=_MONOSPACED

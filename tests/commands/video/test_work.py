@@ -263,6 +263,7 @@ class Instant:
         return Segmentation(frame, maps, ("box",), 0.5, (1.0,))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_clip(
     model, supports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
