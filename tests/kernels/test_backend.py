@@ -231,7 +231,8 @@ def test_the_rest_of_the_table_in_the_interpreter() -> None:
 
     In float16 two shapes go through each test: tiles, grids, offsets and masks are the same in
     float32, where errors are told from rounding more sharply, and only conversions differ. Of the
-    pairs of a dtype and a value that is not finite, one goes through all inputs.
+    pairs of a dtype and a value that is not finite, one goes through all inputs. The block's
+    gradients take the convolution's kernels, and the mean behind it changes the last pass alone.
     """
     names = ("correlation", "center_pivot", "fused", "squeeze", "numerics", "nonfinite")
     files = [f"tests/ops/test_{name}.py" for name in names]
@@ -244,7 +245,8 @@ def test_the_rest_of_the_table_in_the_interpreter() -> None:
     some_pairs = "test_every_input and not float32-inf"
     shapes = "equal or less_than_twice"
     half = f"float16 and ({shapes}) and not (plain or odd)"
-    left_out = f"({float64_alone}) or {elsewhere} or ({some_pairs}) or ({half})"
+    by_blocks = "conv_gradients or reduced"
+    left_out = f"({float64_alone}) or {elsewhere} or ({some_pairs}) or ({half}) or {by_blocks}"
     which = ["-k", f"triton and not ({left_out})"]
     for case in chosen_ids():
         which += ["--deselect", case]
