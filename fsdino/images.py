@@ -323,7 +323,8 @@ def _rgb(image: Image.Image, label: str) -> Pixels:
     if image.mode in ("F", "I"):  # the range of all values decides
         return _rgb_of_array(np.asarray(image), label)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
-    rows = max(BAND // image.width, 1)
+    # Before version 13, Pillow warns also of parts that are larger than its limit.
+    rows = max(min(BAND, Image.MAX_IMAGE_PIXELS or BAND) // image.width, 1)
     for top in range(0, image.height, rows):  # as a whole, copies would take twice the memory
         part = image.crop((0, top, image.width, min(top + rows, image.height)))
         if part.mode.startswith("I"):  # I;16 has several byte orders

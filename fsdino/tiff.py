@@ -108,7 +108,10 @@ def _is_pillows(page: TiffPage) -> bool:
     if page.compression == _PACKBITS and page.predictor != 1:
         return False  # it takes the differences for values
     if np.max(bits) <= 8:
-        odd = page.photometric == _BLACK_IS_ZERO or page.extrasamples
+        gray = page.photometric == _BLACK_IS_ZERO
+        if gray and tuple(map(int, page.extrasamples)) == (0,) and bits == 8 and lossless:
+            return False  # Pillow before version 13
+        odd = gray or page.extrasamples
         return not (planar and odd and bits == 8 and lossless)
     common = (page.photometric, samples) in ((_BLACK_IS_ZERO, 1), (_RGB, 3), (_RGB, 4), (_CMYK, 4))
     return bits == 16 and common and lossless and not planar
