@@ -245,7 +245,7 @@ def test_the_rest_of_the_table_in_the_interpreter() -> None:
     some_pairs = "test_every_input and not float32-inf"
     shapes = "equal or less_than_twice"
     half = f"float16 and ({shapes}) and not (plain or odd)"
-    by_blocks = "conv_gradients or reduced"
+    by_blocks = "conv_gradients or reduced or (test_every_input and conv4d)"
     left_out = f"({float64_alone}) or {elsewhere} or ({some_pairs}) or ({half}) or {by_blocks}"
     which = ["-k", f"triton and not ({left_out})"]
     for case in chosen_ids():
