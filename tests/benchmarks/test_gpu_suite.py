@@ -369,18 +369,15 @@ def test_mistakes_on_the_command_line(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("measured", "parts", "case"),
-    [
-        ("reference", list(SECONDS), "odd channels"),
-        ("triton", ["preflight", "correctness", "memory"], "one token"),
-    ],
+    ("measured", "parts"),
+    [("reference", list(SECONDS)), ("triton", ["preflight", "memory"])],
     ids=["reference", "triton"],
 )
-def test_the_documented_command(tmp_path: Path, measured: str, parts: list[str], case: str) -> None:
-    """The suite in its own processes, on tiny sizes; Triton in its interpreter, which is slow."""
+def test_the_documented_command(tmp_path: Path, measured: str, parts: list[str]) -> None:
+    """The suite in its own processes, on tiny sizes; a little of it in Triton's slow interpreter."""
     command = [
         sys.executable, "benchmarks/gpu_suite.py", "--out", str(tmp_path), "--device", "cpu",
-        "--backend", measured, "--processes", "2", "--cases", case,
+        "--backend", measured, "--processes", "2", "--cases", "odd channels",
         "--parts", ",".join(parts),
     ]  # fmt: skip
     interpreted = {"TRITON_INTERPRET": "1"} if measured == "triton" else {}
@@ -391,13 +388,13 @@ def test_the_documented_command(tmp_path: Path, measured: str, parts: list[str],
     assert run.returncode == 0, run.stdout + run.stderr
     found = content(tmp_path)["parts"]
     assert found.keys() == set(parts) - {"headline", "large"}
-    assert not found["correctness"]["failed"] and not found["correctness"]["not_run"]
     rows = {part: found[part]["rows"] for part in found if "rows" in found[part]}
     assert all(rows.values())
     assert not [row for several in rows.values() for row in several if "failed" in row]
     for row in rows.get("timing", []):
         assert all("seconds" in result for result in row["implementations"].values())
     if measured == "reference":
+        assert not found["correctness"]["failed"] and not found["correctness"]["not_run"]
         said = found["correctness"]["behaviour"]
         assert said["torch.compile"] == said["opcheck"] == "passed"
     for row in rows["memory"]:
