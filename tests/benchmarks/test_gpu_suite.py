@@ -374,7 +374,7 @@ def test_mistakes_on_the_command_line(
     ids=["reference", "triton"],
 )
 def test_the_documented_command(tmp_path: Path, measured: str, parts: list[str]) -> None:
-    """The suite in its own processes, on tiny sizes; a little of it in Triton's slow interpreter."""
+    """The suite in its own processes, on tiny sizes; a little of it in the interpreter."""
     command = [
         sys.executable, "benchmarks/gpu_suite.py", "--out", str(tmp_path), "--device", "cpu",
         "--backend", measured, "--processes", "2", "--cases", "odd channels",
