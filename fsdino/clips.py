@@ -191,7 +191,7 @@ class Clip:
         """The frame that is shown at a moment: its time in seconds, and its pixels.
 
         Raises:
-            UsageError: the clip has ended by then.
+            UsageError: the clip ends before that.
             DataError: no frame can be decoded there.
         """
         before: Frame | None = None

@@ -112,7 +112,7 @@ class Video:
     )
     """Where to stop; the frame there is left out."""
     max_frames: Integer = None
-    """Stop after so many frames."""
+    """Maximum number of frames."""
     model: Annotated[
         str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=f"(default: {DEFAULT_MODEL})")
     ] = None

@@ -65,7 +65,7 @@ class MarkedFrames:
         """The support as `model` sees it, with its quality.
 
         Raises:
-            UsageError: the clip has ended by then, a mask of another size than the frames, marks
+            UsageError: the clip ends before that, a mask of another size than the frames, marks
                 outside of them.
             DataError: a frame that cannot be decoded, a mask without foreground.
         """
