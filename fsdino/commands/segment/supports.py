@@ -16,7 +16,7 @@ from fsdino.locks import Lock
 
 if TYPE_CHECKING:
     from fsdino.data.labelled import Labelled
-    from fsdino.images import Flags
+    from fsdino.images import Flags, ImageLike
     from fsdino.masks import MaskRule
     from fsdino.models.segmenter import Segmenter
     from fsdino.models.supports import Support
@@ -77,7 +77,6 @@ class SupportFiles:
             DataError: an unreadable image, a mask without foreground, a mark that finds nothing.
             CheckpointError: a damaged support file.
         """
-        from fsdino.masks import MaskRule
         from fsdino.models.supports import Support
 
         if self.saved:
@@ -86,21 +85,50 @@ class SupportFiles:
         masks: Sequence[Path | Flags] = self.files[1::2]
         if self.labelled is not None:
             images, masks = self.labelled.images, self.labelled.masks
-        plain = self.rule is None or not all(isinstance(mask, Path) for mask in masks)
-        rule = MaskRule() if plain else self.rule
-        assert rule is not None
-        given = arguments([*(None for _ in masks), *(marks for _, marks in self.marked)])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SupportWarning)  # `warning` says it with the name
-            return model.encode_support(
-                [*images, *(file for file, _ in self.marked)],
-                [*masks, *(None for _ in self.marked)],
-                **given,
-                quality=True,
-                mask_threshold=rule.threshold,
-                mask_value=rule.value,
-                invert_mask=rule.invert,
-            )
+        return encode_marked(
+            model,
+            [*images, *(file for file, _ in self.marked)],
+            [*masks, *(None for _ in self.marked)],
+            [*(None for _ in masks), *(marks for _, marks in self.marked)],
+            self.rule,
+        )
+
+
+def encode_marked(
+    model: Segmenter,
+    images: Sequence[ImageLike],
+    masks: Sequence[Path | Flags | None],
+    marks: Sequence[ImageMarks | None],
+    rule: MaskRule | None,
+) -> Support:
+    """A support with its quality; `warning` says what is wrong with it, with its name.
+
+    Args:
+        model: what encodes it.
+        images: one or more.
+        masks: of each image; None where it has marks.
+        marks: of each image; None where it has a mask.
+        rule: which pixels of mask files are foreground; None where they say so themselves.
+
+    Raises:
+        UsageError, DataError: as in `Segmenter.encode_support`.
+    """
+    from fsdino.masks import MaskRule
+
+    files = [mask for mask in masks if mask is not None]
+    if rule is None or not files or not all(isinstance(mask, Path) for mask in files):
+        rule = MaskRule()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SupportWarning)
+        return model.encode_support(
+            images,
+            masks,
+            **arguments(marks),
+            quality=True,
+            mask_threshold=rule.threshold,
+            mask_value=rule.value,
+            invert_mask=rule.invert,
+        )
 
 
 def parse(

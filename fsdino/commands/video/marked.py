@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsdino.clips import Clip, Moment
-from fsdino.commands.segment.mark_options import ImageMarks, arguments
-from fsdino.commands.segment.supports import UNNAMED
-from fsdino.errors import SupportWarning, UsageError
+from fsdino.commands.segment import supports
+from fsdino.commands.segment.mark_options import ImageMarks
+from fsdino.errors import UsageError
 from fsdino.masks import MaskRule
 
 if TYPE_CHECKING:
@@ -72,18 +71,7 @@ class MarkedFrames:
         images = [clip.frame_at(frame.moment)[1] for frame in self.frames]
         files = [frame.mark if isinstance(frame.mark, Path) else None for frame in self.frames]
         marks = [None if isinstance(frame.mark, Path) else frame.mark for frame in self.frames]
-        rule = MaskRule() if self.rule is None or not any(files) else self.rule
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SupportWarning)  # the command says it with the name
-            return model.encode_support(
-                images,
-                files,
-                **arguments(marks),
-                quality=True,
-                mask_threshold=rule.threshold,
-                mask_value=rule.value,
-                invert_mask=rule.invert,
-            )
+        return supports.encode_marked(model, images, files, marks, self.rule)
 
 
 def parse(
@@ -104,7 +92,7 @@ def parse(
     """
     found: dict[str, list[MarkedFrame]] = {}
     for group, mark in zip(groups, marks, strict=True):
-        name, values = UNNAMED, list(group)
+        name, values = supports.UNNAMED, list(group)
         if values and (named := _NAMED.fullmatch(values[0])) is not None:
             name, values[0] = named["name"], named["time"]
         found.setdefault(name, []).extend(_frames(values, mark))
