@@ -38,7 +38,7 @@ SHOTS, SEEDS = (1, 5), (0, 1, 2)
 
 def hsnet_config(model: Segmenter, steps: int) -> TrainConfig:
     """The HSNet-style learner: fsdino-tiny's frozen encoder, its episodes and schedule."""
-    changes = {"variant": "hsnet", "correlation_channels": (8, 16, 32)}
+    changes = {"variant": "hsnet_head", "correlation_channels": (8, 16, 32)}
     return on_frozen_encoder(dataclasses.replace(model.config, **changes), MODEL, steps=steps)
 
 

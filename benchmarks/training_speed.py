@@ -99,7 +99,9 @@ def prior_step(trainer: Trainer, step: Step) -> Callable[[], object]:
     [shot] = trainer.model.pool(query[others], masks[others], 1).shots
 
     def run() -> None:
-        trainer.model.prior(query.correlation, shot.correlation, shot.mask).sum().backward()
+        trainer.model.prior(
+            query.correlation[0], shot.correlation[0], shot.masks[0]
+        ).sum().backward()
 
     return run
 

@@ -17,7 +17,7 @@ from typing import Any
 from fsdino.errors import CheckpointError, UsageError, listed, shown
 
 CONFIG_FILE = "config.json"  # in a model's folder
-VARIANTS = ("full", "comp", "comp_frozen", "training_free", "hsnet")
+VARIANTS = ("full", "comp", "comp_frozen", "training_free", "hsnet_head")
 WEIGHTS_FIELDS = (
     "pretrained",
     "encoder_weights",
@@ -170,8 +170,8 @@ class ModelConfig:
         encoder_weights: weights for the encoder that an installed package carries; a mapping of an
             `EncoderWeights`' attributes will do. A model's file then holds no encoder.
         variant: "full"; "comp" (no 4D correlation); "comp_frozen" (comp with a frozen decoder);
-            "training_free" (encoder only, masks from correspondences); "hsnet" (HSNet's 4D squeeze
-            and 2D decoder in place of SAM's, a baseline).
+            "training_free" (encoder only, masks from correspondences); "hsnet_head" (HSNet's 4D
+            squeeze and 2D decoder in place of SAM's, a baseline).
         image_size: side in pixels that images are resized to; a multiple of the patch size.
         token_stride: side in pixels of a token of a network with stages, whose layers are brought
             to one grid; a ViT's tokens are its patches.
@@ -256,7 +256,7 @@ class ModelConfig:
             raise UsageError("pretrained and encoder_weights exclude each other: choose one")
         if not 0 < self.threshold < 1:
             raise UsageError(f"threshold must lie between 0 and 1, got {self.threshold}")
-        if self.variant not in {"training_free", "hsnet"} and not (
+        if self.variant not in {"training_free", "hsnet_head"} and not (
             self.cosine_prompt or self.score_prompt or self.uses_correlation
         ):
             raise UsageError(

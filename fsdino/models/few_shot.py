@@ -148,9 +148,19 @@ class FewShotModel(Identified):
             masks: [B * K, H, W] in [0, 1].
             shots: K.
         """
-        whole = PooledShot.of(features, token_mask(masks, features.grid))
+        whole = PooledShot.of(features, self.level_masks(masks, features))
         parts = whole.by_episode(shots)
         return SupportFeatures.of(parts, self.fit(parts))
+
+    def level_masks(self, masks: Tensor, features: Features) -> tuple[Tensor, ...]:
+        """The masks of the tokens of each level of encoded images: [B, h_i, w_i].
+
+        Args:
+            masks: [B, H, W] in [0, 1], at the size of the model's input, or for models with one
+                level on the token grid already (`resizing.area_share`).
+            features: of the images.
+        """
+        return (token_mask(masks, features.grid),)
 
     @property
     def fits(self) -> bool:

@@ -48,8 +48,8 @@ class FSDINO(Segmenter):
 
     def __init__(self, config: ModelConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        if config.variant == "hsnet":
-            raise UsageError("variant 'hsnet' is not an FSDINO: use zoo.assemble")
+        if config.variant == "hsnet_head":
+            raise UsageError("variant 'hsnet_head' is not an FSDINO: use zoo.assemble")
         self.adapter: Adapter | None = None
         self.prior: CorrelationPrior | None = None
         self.visual_prompt: VisualPrompt | None = None
@@ -140,6 +140,12 @@ class FSDINO(Segmenter):
         if score is not None:
             maps.append(score.clamp(-_LIMIT, _LIMIT).to(dtype))
         if self.prior is not None:
-            shots = [self.prior(query.correlation, s.correlation, s.mask) for s in support.shots]
+            shots = [self._prior(query, shot) for shot in support.shots]
             maps.append(torch.stack(shots).mean(0))
         return torch.cat(maps, dim=1)
+
+    def _prior(self, query: Features, shot: Shot) -> Tensor:
+        """What the 4D correlation with one shot says about the queries: [B, C, h, w]."""
+        assert self.prior is not None
+        (asked,), (shown,), (mask,) = query.correlation, shot.correlation, shot.masks
+        return self.prior(asked, shown, mask)  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from fsdino.images import AnyArray
-from fsdino.models.encoders import Features
+from fsdino.models.encoders import Features, middle
 
 _COMPONENTS = 64  # principal components of the tokens that the classifier sees
 _RIDGE = 2.0  # of the variance of a token
@@ -42,9 +42,10 @@ def components(features: Features) -> Tensor:
     Each layer is standardised over the image's tokens, which removes what they all share, and its
     tokens then have one length, as in `TrainingFree`.
     """
-    layers = features.correlation.shape[1]
+    tokens = middle(features.correlation)
+    layers = tokens.shape[1]
     chosen = range(layers)[1 - layers % 2 :: 2]
-    raw = features.correlation[0, list(chosen)].float().flatten(2)  # [L, C, N]
+    raw = tokens[0, list(chosen)].float().flatten(2)  # [L, C, N]
     raw = raw - raw.mean(2, keepdim=True)
     spread = raw.square().mean(2, keepdim=True).sqrt()
     raw = raw / spread.where(spread > _TINY, torch.inf)

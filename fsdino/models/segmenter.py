@@ -16,11 +16,11 @@ from fsdino.images import Flags, ImageLike, Pixels, label_of, read_image
 from fsdino.masks import MaskLike, MaskRule, read_mask
 from fsdino.models import mark_arguments, tiling
 from fsdino.models import queries as stream
-from fsdino.models.encoders import Features
+from fsdino.models.encoders import Features, middle
 from fsdino.models.mark_arguments import BoxesLike, LabelsLike, PointsLike
 from fsdino.models.marking import BATCH, Marking
 from fsdino.models.segmentation import Segmentation
-from fsdino.models.shots import PooledShot, SupportFeatures, positions, token_mask
+from fsdino.models.shots import PooledShot, SupportFeatures, positions
 from fsdino.models.supports import Support, picture
 from fsdino.models.views import View, closer
 from fsdino.resizing import area_share
@@ -182,7 +182,7 @@ class Segmenter(Marking):
             tokens.check(f"support image {k + 1}")
         shots = [self.shot(f, flag) for f, flag in zip(features, flags, strict=True)]
         further = [self.shot(f, view.mask) for f, view in views]
-        places = [k + positions(shot.mask) for k, shot in enumerate(shots)]
+        places = [k + positions(middle(shot.masks)) for k, shot in enumerate(shots)]
         places += [view.places(f.grid).to(self.device) for f, view in views]
         sizes = [(flag.shape[0], flag.shape[1]) for flag in flags]
         fit = self.fit([*shots, *further], places)
@@ -214,7 +214,7 @@ class Segmenter(Marking):
     def shot(self, features: Features, flag: Flags) -> PooledShot:
         """One encoded image with its mask bool [H, W]."""
         share = area_share(flag, features.grid).to(self.device)[None]
-        return PooledShot.of(features, token_mask(share, features.grid))
+        return PooledShot.of(features, self.level_masks(share, features))
 
     @overload
     def segment(  # type: ignore[overload-overlap]  # a path is a sequence, too
@@ -428,14 +428,14 @@ class Segmenter(Marking):
         """Refuse what damage or another program put into a support, before it becomes a mask."""
         problem = support.problem()
         if problem is None:
-            wanted = (len(self.encoder.correlation_layers), self.encoder.channels)
-            found = (support.correlation[0].shape[0], support.foreground.shape[1])
+            wanted = [*self.encoder.levels]
+            found = [(tokens.shape[0], tokens.shape[1]) for tokens in support.correlation[0]]
+            pooled = support.foreground.shape[1]
             if wanted != found:
-                problem = (
-                    f"it has {found[0]} layers of {found[1]} channels, this model has {wanted[0]} "
-                    f"of {wanted[1]}"
-                )
-            elif support.fit is not None and support.fit.mean.shape[1] != wanted[0]:
+                problem = f"it has {_levels(found)}, this model has {_levels(wanted)}"
+            elif pooled != self.encoder.channels:
+                problem = f"its means have {pooled} channels, and not {self.encoder.channels}"
+            elif support.fit is not None and support.fit.mean.shape[1] != wanted[0][0]:
                 problem = f"what was fitted to it has {support.fit.mean.shape[1]} layers"
             elif support.fit is None and self.fits:
                 problem = "it was made by an earlier version, which fitted nothing to it"
@@ -451,6 +451,11 @@ def doubt(support: Support) -> str | None:
     if support.quality is None or support.quality >= least:
         return None
     return f"finds itself with an IoU of {support.quality:.2f} only: {ADVICE}"
+
+
+def _levels(levels: Sequence[tuple[int, int]]) -> str:
+    """Layers and channels of each level, for people."""
+    return " and ".join(f"{layers} layers of {channels} channels" for layers, channels in levels)
 
 
 def _is_several(value: object) -> bool:

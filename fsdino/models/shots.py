@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fsdino.models.encoders import Features
+from fsdino.models.encoders import Features, middle
 from fsdino.resizing import area_shares
 
 
@@ -17,12 +17,21 @@ class Shot:
     """One annotated image of each of B episodes, as tokens.
 
     Attributes:
-        correlation: [B, L, C, h, w], the correlation layers.
-        mask: [B, h, w] in [0, 1], the share of foreground of each token.
+        correlation: the levels of `Features.correlation`, each [B, L_i, C_i, h_i, w_i].
+        masks: of each level [B, h_i, w_i] in [0, 1], as the model makes it: FS-DINO's is the share
+            of foreground of each token.
     """
 
-    correlation: Tensor
-    mask: Tensor
+    correlation: tuple[Tensor, ...]
+    masks: tuple[Tensor, ...]
+
+    def __getitem__(self, index: slice) -> Shot:
+        """The shot of some of the episodes."""
+        return self.map(lambda part: part[index])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Shot:
+        """The same with every tensor changed."""
+        return Shot(tuple(map(change, self.correlation)), tuple(map(change, self.masks)))
 
 
 @dataclass(frozen=True)
@@ -38,20 +47,30 @@ class PooledShot(Shot):
     background: Tensor
 
     @classmethod
-    def of(cls, features: Features, mask: Tensor) -> PooledShot:
-        """Of encoded images and the share of foreground of their tokens, [B, h, w]."""
+    def of(cls, features: Features, masks: tuple[Tensor, ...]) -> PooledShot:
+        """Of encoded images and the masks of their levels, each [B, h_i, w_i]."""
+        mask = middle(masks)
         return cls(
             features.correlation,
-            mask,
+            masks,
             masked_mean(features.last, mask),
             masked_mean(features.last, 1 - mask),
         )
 
     def by_episode(self, shots: int) -> list[PooledShot]:
         """The K shots of B episodes, of B * K images with the K of an episode side by side."""
-        parts = (self.correlation, self.mask, self.foreground, self.background)
-        stacked = [part.unflatten(0, (-1, shots)) for part in parts]
-        return [PooledShot(*(part[:, k] for part in stacked)) for k in range(shots)]
+        stacked = self.map(lambda part: part.unflatten(0, (-1, shots)))
+
+        def shot(k: int) -> PooledShot:
+            return stacked.map(lambda part: part[:, k])
+
+        return [shot(k) for k in range(shots)]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> PooledShot:
+        """The same with every tensor changed."""
+        own = super().map(change)
+        pooled = change(self.foreground), change(self.background)
+        return PooledShot(own.correlation, own.masks, *pooled)
 
 
 @dataclass(frozen=True)
@@ -137,7 +156,7 @@ class SupportFeatures:
 
     def tensors(self) -> list[Tensor]:
         """All tensors: prototypes, tokens, masks and what was fitted to them."""
-        shots = [tensor for shot in self.shots for tensor in (shot.correlation, shot.mask)]
+        shots = [t for shot in self.shots for t in (*shot.correlation, *shot.masks)]
         fit = [] if self.fit is None else self.fit.tensors()
         return [self.foreground, self.background, *shots, *fit]
 

@@ -21,10 +21,12 @@ from fsdino.models.checkpoints import check_hash, write_hashed
 from fsdino.models.shots import PooledShot, SupportFeatures, TokenFit
 from fsdino.overlay import overlay, shrunk
 
-_FORMAT = "fsdino-support-4"
-# Earlier formats, still read for models without a fit, whose files have not changed.
-_WITHOUT_FIT = ("fsdino-support-2", "fsdino-support-3")
-_UNHASHED = "fsdino-support-1"  # as versions before 0.2 wrote it
+_FORMAT = "fsdino-support-5"
+# Earlier formats with one level, whose number is not in the tensors' names; the first two are still
+# read for models without a fit, whose files had not changed.
+_ONE_LEVEL = ("fsdino-support-2", "fsdino-support-3", "fsdino-support-4")
+_UNHASHED = "fsdino-support-1"  # as versions before 0.2 wrote it, with one level
+_OF_LEVEL = re.compile(r"(?:correlation|masks)\.0\.(0|[1-9][0-9]?)", re.ASCII)
 _FIT = ("mean", "scale", "weight", "bias", "levels")
 _SIZE = re.compile(r"([1-9][0-9]{0,9})x([1-9][0-9]{0,9})", re.ASCII)
 _MOST_VALUES = 2**30  # of one shot; a ViT-g at 1,022 pixels makes 2**27
@@ -43,8 +45,10 @@ class Support:
     Attributes:
         foreground: [K, C] masked means of the last tokens.
         background: [K, C] the same for the rest of each image.
-        correlation: K tensors [L, C, h, w].
-        masks: K tensors [h, w], share of foreground per token.
+        correlation: of each of the K images the levels of `Features.correlation`, tensors
+            [L_i, C_i, h_i, w_i]; FS-DINO has one level.
+        masks: of each image and level [h_i, w_i], as the model makes them: FS-DINO's is the share
+            of foreground per token.
         image_sizes: (height, width) of the K images, in pixels.
         model_fingerprint: of the model that made it.
         fit: for models with a training-free score, with B = 1; else None.
@@ -64,8 +68,8 @@ class Support:
 
     foreground: Tensor
     background: Tensor
-    correlation: tuple[Tensor, ...]
-    masks: tuple[Tensor, ...]
+    correlation: tuple[tuple[Tensor, ...], ...]
+    masks: tuple[tuple[Tensor, ...], ...]
     image_sizes: tuple[tuple[int, int], ...]
     model_fingerprint: str
     fit: TokenFit | None = None
@@ -74,7 +78,7 @@ class Support:
 
     def __repr__(self) -> str:
         """One line: shots, token grids, quality where it is known, and the model."""
-        grids = list(dict.fromkeys("x".join(map(str, mask.shape)) for mask in self.masks))
+        grids = list(dict.fromkeys(_grids(levels) for levels in self.masks))
         shown = ", ".join(grids[:3]) + (", …" if len(grids) > 3 else "")
         parts = [
             f"{self.shots} shot{'' if self.shots == 1 else 's'}",
@@ -128,8 +132,8 @@ class Support:
             self,
             foreground=self.foreground.to(device),
             background=self.background.to(device),
-            correlation=tuple(t.to(device, dtype) for t in self.correlation),
-            masks=tuple(t.to(device) for t in self.masks),
+            correlation=tuple(tuple(t.to(device, dtype) for t in k) for k in self.correlation),
+            masks=tuple(tuple(t.to(device) for t in k) for k in self.masks),
             fit=None if self.fit is None else self.fit.map(lambda t: t.to(device)),
         )
 
@@ -145,8 +149,8 @@ class Support:
         return cls(
             torch.cat([shot.foreground for shot in shots]),
             torch.cat([shot.background for shot in shots]),
-            tuple(shot.correlation[0] for shot in shots),
-            tuple(shot.mask[0] for shot in shots),
+            tuple(tuple(level[0] for level in shot.correlation) for shot in shots),
+            tuple(tuple(mask[0] for mask in shot.masks) for shot in shots),
             tuple(image_sizes),
             model_fingerprint,
             fit,
@@ -155,7 +159,7 @@ class Support:
     def pooled(self, batch: int = 1) -> list[PooledShot]:
         """The K shots of `batch` equal episodes; expanded, not copied."""
         parts = zip(self.correlation, self.masks, self.foreground, self.background, strict=True)
-        return [PooledShot(*(part.expand(batch, *part.shape) for part in shot)) for shot in parts]
+        return [PooledShot(*shot).map(lambda t: t.expand(batch, *t.shape)) for shot in parts]
 
     def features(self, batch: int) -> SupportFeatures:
         """What a forward pass over `batch` queries takes."""
@@ -165,7 +169,8 @@ class Support:
     def tensors(self) -> list[Tensor]:
         """All tensors: prototypes, tokens, masks and what was fitted to them."""
         fit = [] if self.fit is None else self.fit.tensors()
-        return [self.foreground, self.background, *self.correlation, *self.masks, *fit]
+        levels = [t for shot in (*self.correlation, *self.masks) for t in shot]
+        return [self.foreground, self.background, *levels, *fit]
 
     def problem(self) -> str | None:
         """Why no model can use the support: parts that do not fit together, or invalid values.
@@ -183,8 +188,11 @@ class Support:
         """
         tensors = {"foreground": self.foreground, "background": self.background}
         for k in range(self.shots):
-            tensors[f"correlation.{k}"] = self.correlation[k]
-            tensors[f"masks.{k}"] = self.masks[k]
+            for i, (tokens, mask) in enumerate(
+                zip(self.correlation[k], self.masks[k], strict=True)
+            ):
+                tensors[f"correlation.{k}.{i}"] = tokens
+                tensors[f"masks.{k}.{i}"] = mask
         if self.fit is not None:
             names = _fit_names(len(self.fit.shots))
             tensors |= dict(zip(names, self.fit.tensors(), strict=True))
@@ -211,7 +219,7 @@ class Support:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") not in (_FORMAT, *_WITHOUT_FIT, _UNHASHED):
+                if metadata.get("format") not in (_FORMAT, *_ONE_LEVEL, _UNHASHED):
                     raise CheckpointError(
                         f"support {path} was not written by Support.save, or by a newer version: "
                         "encode the support again"
@@ -266,8 +274,13 @@ def _from_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> S
     """
     sizes = [_SIZE.fullmatch(size) for size in metadata["image_sizes"].split()]
     shots = range(len(sizes))
+    levels = [""] if metadata["format"] != _FORMAT else [f".{i}" for i in range(_levels(tensors))]
+    correlation, masks = (
+        [[f"{part}.{k}{level}" for level in levels] for k in shots]
+        for part in ("correlation", "masks")
+    )
     names = {"foreground", "background"}
-    names |= {f"{part}.{k}" for part in ("correlation", "masks") for k in shots}
+    names |= {name for row in (*correlation, *masks) for name in row}
     fit = None
     if any(name.startswith("fit.") for name in tensors):
         fitted = _fit_names(sum(name.startswith("fit.sides.") for name in tensors))
@@ -279,13 +292,23 @@ def _from_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> S
     return Support(
         tensors["foreground"],
         tensors["background"],
-        tuple(tensors[f"correlation.{k}"] for k in shots),
-        tuple(tensors[f"masks.{k}"] for k in shots),
+        tuple(tuple(tensors[name] for name in row) for row in correlation),
+        tuple(tuple(tensors[name] for name in row) for row in masks),
         tuple((int(size[1]), int(size[2])) if size else (0, 0) for size in sizes),
         metadata["model_fingerprint"],
         fit,
         float(metadata["quality"]) if "quality" in metadata else None,
     )
+
+
+def _levels(names: Iterable[str]) -> int:
+    """How many levels each shot of a file has, by the names of its tensors; at least one."""
+    return max(1, len({match[1] for name in names if (match := _OF_LEVEL.fullmatch(name))}))
+
+
+def _grids(masks: Iterable[Tensor]) -> str:
+    """The token grids of one shot's levels, for people."""
+    return "+".join("x".join(map(str, mask.shape)) for mask in masks)
 
 
 def _fit_names(shots: int) -> list[str]:
@@ -311,20 +334,26 @@ def _shape_problem(support: Support) -> str | None:
         return "a size of its images is not one"
     if support.quality is not None and not 0 <= support.quality <= 1:
         return "its quality leaves [0, 1]"
-    layers = support.correlation[0].shape[:1]
-    parts = [
-        (f"shot {k + 1}", *part)
-        for k, part in enumerate(zip(support.correlation, support.masks, strict=True))
-    ]
-    for name, tokens, mask in parts:
-        expected = (*layers, support.foreground.shape[1], *mask.shape)
-        if mask.ndim != 2 or tokens.ndim != 4 or tokens.shape != expected or tokens.numel() == 0:
-            return (
-                f"{name} has tokens {list(tokens.shape)} and a mask {list(mask.shape)}, "
-                f"which do not fit {support.foreground.shape[1]} channels"
-            )
-        if tokens.numel() > _MOST_VALUES:
-            return f"{name} has tokens {list(tokens.shape)}, more than any model makes"
+    layers = [tokens.shape[:2] for tokens in support.correlation[0]]
+    if not layers:
+        return "it has no levels"
+    parts = zip(support.correlation, support.masks, strict=True)
+    for k, (correlation, masks) in enumerate(parts, start=1):
+        if len(correlation) != len(layers) or len(masks) != len(layers):
+            return f"shot {k} has another number of levels"
+        for expected, tokens, mask in zip(layers, correlation, masks, strict=True):
+            if (
+                mask.ndim != 2
+                or len(expected) != 2
+                or tokens.numel() == 0
+                or tokens.shape != (*expected, *mask.shape)
+            ):
+                return (
+                    f"shot {k} has tokens {list(tokens.shape)} and a mask {list(mask.shape)}, "
+                    f"which do not fit {' x '.join(map(str, expected))} layers and channels"
+                )
+            if tokens.numel() > _MOST_VALUES:
+                return f"shot {k} has tokens {list(tokens.shape)}, more than any model makes"
     if support.fit is not None:
         per_channel = (1, *support.fit.mean.shape[1:2], support.foreground.shape[1])
         shapes = [tuple(t.shape) for t in support.fit.tensors()[: len(_FIT)]]
@@ -345,8 +374,11 @@ def _shape_problem(support: Support) -> str | None:
 def _value_problem(support: Support) -> str | None:
     if not _all_finite(support.tensors()):
         return "it holds NaN or infinity"
-    low = torch.stack([mask.amin() for mask in support.masks]).min()
-    high = torch.stack([mask.amax() for mask in support.masks])
+    # Of each image over its levels: a coarse one may miss a small object.
+    low = torch.stack([mask.amin() for levels in support.masks for mask in levels]).min()
+    high = torch.stack(
+        [torch.stack([mask.amax() for mask in levels]).max() for levels in support.masks]
+    )
     if low < -_SLACK or high.max() > 1 + _SLACK:
         return "a mask leaves [0, 1]"
     if support.fit is not None:

@@ -88,11 +88,8 @@ class TrainingFree:
                 None takes every shot for an image of its own.
         """
         if places is None:
-            places = [k + positions(shot.mask) for k, shot in enumerate(shots)]
-        rows = [
-            [Shot(s.correlation[b : b + 1], s.mask[b : b + 1]) for s in shots]
-            for b in range(len(shots[0].mask))
-        ]
+            places = [k + positions(shot.masks[0]) for k, shot in enumerate(shots)]
+        rows = [[shot[b : b + 1] for shot in shots] for b in range(len(shots[0].masks[0]))]
         return TokenFit.cat([self._fit(row, places) for row in rows])
 
     @torch.no_grad()
@@ -109,8 +106,8 @@ class TrainingFree:
         """
         fit = support.fit
         assert fit is not None
-        with torch.autocast(query.correlation.device.type, enabled=False):
-            tokens = _standardise(query.correlation, fit.mean, fit.scale)  # [B, L, C, h, w]
+        with torch.autocast(query.correlation[0].device.type, enabled=False):
+            tokens = _standardise(query.correlation[0], fit.mean, fit.scale)  # [B, L, C, h, w]
             score = torch.einsum("blchw,blc->bhw", tokens, fit.weight) + fit.bias[:, None, None]
             if self.matches:
                 found = [self._best(tokens, shot) for shot in fit.shots]
@@ -120,20 +117,20 @@ class TrainingFree:
             cut = _adapted(flat, fit) if self.adapt else fit.levels[:, 0]
             flat = flat - cut[:, None]
             if self.own:
-                flat = torch.lerp(flat, self._own_score(query.correlation, flat), self.own)
+                flat = torch.lerp(flat, self._own_score(query.correlation[0], flat), self.own)
             return flat.view_as(score)[:, None], ((best - _EVEN) * _STEEP).sigmoid()
 
     def _fit(self, shots: Sequence[Shot], places: Sequence[Tensor]) -> TokenFit:
         """Fit to one episode, whose shots have B = 1."""
-        with torch.autocast(shots[0].mask.device.type, enabled=False):
-            raw = torch.cat([s.correlation[0].float().flatten(2) for s in shots], 2)  # [L, C, N]
-            share = torch.cat([s.mask.flatten() for s in shots]).float()  # [N]
+        with torch.autocast(shots[0].masks[0].device.type, enabled=False):
+            raw = torch.cat([s.correlation[0][0].float().flatten(2) for s in shots], 2)  # [L, C, N]
+            share = torch.cat([s.masks[0].flatten() for s in shots]).float()  # [N]
             mean, spread = raw.mean(2), raw.std(2, correction=0)
             scale = torch.where(spread > _TINY, 1 / spread.clamp_min(_TINY), 0)  # [L, C]
             own = [
                 FittedShot(
-                    _standardise(s.correlation, mean[None], scale[None]),
-                    _sides(s.mask, self.border),
+                    _standardise(s.correlation[0], mean[None], scale[None]),
+                    _sides(s.masks[0], self.border),
                 )
                 for s in shots
             ]

@@ -31,7 +31,7 @@ from fsdino.models.config import CONFIG_FILE, ModelConfig
 from fsdino.models.decoder import SAM_LEFTOVERS
 from fsdino.models.encoders import Encoder, ViTEncoder, create
 from fsdino.models.fsdino import FSDINO
-from fsdino.models.hsnet import HSNet
+from fsdino.models.hsnet_head import HSNetHead
 from fsdino.models.names import DEFAULT
 from fsdino.models.registry import Registered
 from fsdino.models.segmenter import Segmenter
@@ -127,7 +127,7 @@ def assemble(config: ModelConfig, encoder: Encoder | None = None) -> Segmenter:
             `fsdino.models.encoders.create`; or an `image_size` that is not a multiple of a token's
             side.
     """
-    kind = HSNet if config.variant == "hsnet" else FSDINO
+    kind = HSNetHead if config.variant == "hsnet_head" else FSDINO
     return kind(config, encoder or create(config))
 
 

@@ -24,7 +24,9 @@ def test_the_hsnet_head_is_trained_on_the_same_episodes() -> None:
     config = baselines.hsnet_config(zoo.load("fsdino-tiny"), 1600)
     recipe = TrainConfig.from_yaml(RECIPE)
     assert {n: getattr(config, n) for n in EPISODES} == {n: getattr(recipe, n) for n in EPISODES}
-    assert config.model.variant == "hsnet" and config.model.image_size == recipe.model.image_size
+    assert (
+        config.model.variant == "hsnet_head" and config.model.image_size == recipe.model.image_size
+    )
     assert (config.encoder_from, config.start_from, config.train_encoder) == (
         "fsdino-tiny", None, False,
     )  # fmt: skip

@@ -31,7 +31,7 @@ Mask = npt.NDArray[np.bool_]
 def hsnet_head() -> Segmenter:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = zoo.assemble(tiny_config(variant="hsnet"))
+        model = zoo.assemble(tiny_config(variant="hsnet_head"))
     randomise(model, 1)
     with torch.no_grad():
         model.after[-1].bias += 0.077  # about half of the pixels become foreground

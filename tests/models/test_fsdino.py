@@ -97,7 +97,7 @@ def test_prior_is_averaged_over_shots_after_the_squeeze() -> None:
     dense_inputs = inputs_of(model.dense_prompt)
     with torch.no_grad():
         model(supports, masks, queries)
-        features = model.encoder(supports.flatten(0, 1)).correlation.unflatten(0, (2, 3))
+        features = model.encoder(supports.flatten(0, 1)).correlation[0].unflatten(0, (2, 3))
     assert len(priors) == 3
     for k, (_, support, mask) in enumerate(prior_inputs):
         torch.testing.assert_close(support, features[:, k], rtol=1e-4, atol=1e-5)

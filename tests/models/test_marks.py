@@ -182,7 +182,7 @@ def test_components_are_those_of_a_singular_value_decomposition(photo: Segmenter
     """Products of tokens are kept as far as 64 directions can."""
     image, _ = disc()
     [features] = photo._encode_arrays([image])
-    raw = features.correlation[0, ::2].double().flatten(2).numpy()
+    raw = features.correlation[0][0, ::2].double().flatten(2).numpy()
     spread = raw.std(2, keepdims=True)
     rows = (raw - raw.mean(2, keepdims=True)) / np.where(spread > 1e-6, spread, np.inf)
     length = np.sqrt((spread > 1e-6).sum(1, keepdims=True))

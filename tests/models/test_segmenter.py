@@ -70,8 +70,8 @@ def test_support_of_any_size(model: FSDINO, size: tuple[int, int]) -> None:
     support = model.encode_support(picture(*size), box_mask(*size))
     assert support.shots == 1
     assert support.image_sizes == (size,)
-    assert support.correlation[0].shape == (2, 24, 5, 5)
-    assert support.masks[0].shape == (5, 5)
+    assert support.correlation[0][0].shape == (2, 24, 5, 5)
+    assert support.masks[0][0].shape == (5, 5)
     assert support.foreground.shape == support.background.shape == (1, 24)
     assert support.model_fingerprint == model.fingerprint()
 
@@ -311,10 +311,12 @@ def test_keep_aspect_with_supports_of_different_sizes(variant: str) -> None:
     masks = [box_mask(*shape) for shape in shapes]
     support = model.encode_support(images, masks)
     singles = [model.encode_support(i, m) for i, m in zip(images, masks, strict=True)]
-    assert [tuple(m.shape) for m in support.masks] == [tuple(s.masks[0].shape) for s in singles]
+    assert [tuple(m.shape) for (m,) in support.masks] == [
+        tuple(s.masks[0][0].shape) for s in singles
+    ]
     for k, single in enumerate(singles):
         torch.testing.assert_close(support.foreground[k], single.foreground[0])
-        torch.testing.assert_close(support.correlation[k], single.correlation[0])
+        torch.testing.assert_close(support.correlation[k][0], single.correlation[0][0])
     result = model.segment(picture(40, 120, seed=9), support)
     assert result.mask.shape == (40, 120)
 
@@ -490,7 +492,7 @@ def test_nothing_is_tracked_or_changed_by_using_a_model(model: FSDINO) -> None:
     """No autograd graph is kept alive, no gradient appears, the mode stays."""
     support = model.encode_support(picture(30, 30), box_mask(30, 30))
     assert not support.foreground.requires_grad
-    assert not any(t.requires_grad for t in support.correlation)
+    assert not any(t.requires_grad for (t,) in support.correlation)
     model.segment(picture(30, 30), support)
     assert all(p.grad is None for p in model.parameters())
     assert not model.training
@@ -501,7 +503,7 @@ def test_grid_of_the_model_is_image_size_over_patch() -> None:
     model = zoo.assemble(tiny_config(image_size=6 * PATCH))
     assert model.patch_size == PATCH
     support = model.encode_support(picture(20, 20), box_mask(20, 20))
-    assert support.masks[0].shape == (6, 6)
+    assert support.masks[0][0].shape == (6, 6)
 
 
 def test_the_library_prints_nothing(

@@ -33,8 +33,8 @@ def hand_made(shots: int = 2) -> Support:
     return Support(
         foreground=torch.arange(shots * 4, dtype=torch.float32).reshape(shots, 4),
         background=-torch.arange(shots * 4, dtype=torch.float32).reshape(shots, 4),
-        correlation=tuple(torch.rand(2, 4, *grid) for grid in grids),
-        masks=tuple(torch.rand(*grid) for grid in grids),
+        correlation=tuple((torch.rand(2, 4, *grid),) for grid in grids),
+        masks=tuple((torch.rand(*grid),) for grid in grids),
         image_sizes=tuple((10 + k, 20 + k) for k in range(shots)),
         model_fingerprint="0123456789abcdef",
     )
@@ -46,8 +46,9 @@ def assert_equal(found: Support, expected: Support) -> None:
     for part in ("foreground", "background"):
         assert torch.equal(getattr(found, part), getattr(expected, part))
     for part in ("correlation", "masks"):
-        pairs = zip(getattr(found, part), getattr(expected, part), strict=True)
-        assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in pairs)
+        for levels, wanted in zip(getattr(found, part), getattr(expected, part), strict=True):
+            pairs = zip(levels, wanted, strict=True)
+            assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in pairs)
 
 
 def test_features_average_prototypes_over_shots() -> None:
@@ -56,19 +57,19 @@ def test_features_average_prototypes_over_shots() -> None:
     features = support.features(3)
     torch.testing.assert_close(features.foreground, torch.tensor([[2.0, 3.0, 4.0, 5.0]] * 3))
     torch.testing.assert_close(features.background, -torch.tensor([[2.0, 3.0, 4.0, 5.0]] * 3))
-    assert [tuple(s.correlation.shape) for s in features.shots] == [
+    assert [tuple(s.correlation[0].shape) for s in features.shots] == [
         (3, 2, 4, 2, 3),
         (3, 2, 4, 4, 1),
     ]
-    assert [tuple(s.mask.shape) for s in features.shots] == [(3, 2, 3), (3, 4, 1)]
+    assert [tuple(s.masks[0].shape) for s in features.shots] == [(3, 2, 3), (3, 4, 1)]
 
 
 def test_features_are_expanded_and_not_copied() -> None:
     """K shots of many queries are a stride-0 view: no query pays for a copy."""
     support = hand_made(1)
     shot = support.features(100).shots[0]
-    assert shot.correlation.data_ptr() == support.correlation[0].data_ptr()
-    assert shot.correlation.stride(0) == 0
+    assert shot.correlation[0].data_ptr() == support.correlation[0][0].data_ptr()
+    assert shot.correlation[0].stride(0) == 0
 
 
 @pytest.mark.parametrize("shots", [1, 3])
@@ -79,6 +80,57 @@ def test_save_and_load(shots: int, tmp_path: Path) -> None:
     support.save(tmp_path / "cat.safetensors")
     assert_equal(Support.load(str(tmp_path / "cat.safetensors")), support)
     assert [entry.name for entry in tmp_path.iterdir()] == ["cat.safetensors"]
+
+
+def levelled() -> Support:
+    """Two shots of three levels, each with channels of its own, on grids that differ."""
+    sizes = [(2, 4, (6, 5)), (3, 8, (3, 3)), (1, 6, (2, 1))]
+    return replace(
+        hand_made(2),
+        correlation=tuple(tuple(torch.rand(n, c, *grid) for n, c, grid in sizes) for _ in "ab"),
+        masks=tuple(tuple(torch.rand(grid) for *_, grid in sizes) for _ in "ab"),
+    )
+
+
+def test_save_and_load_levels(tmp_path: Path) -> None:
+    """Each level of each shot with its mask; what one query takes has them all."""
+    support = levelled()
+    support.save(tmp_path / "cat.safetensors")
+    assert_equal(Support.load(tmp_path / "cat.safetensors"), support)
+    assert "grid 6x5+3x3+2x1" in repr(support)
+    shot = support.features(2).shots[1]
+    assert [tuple(t.shape) for t in shot.correlation] == [
+        (2, 2, 4, 6, 5),
+        (2, 3, 8, 3, 3),
+        (2, 1, 6, 2, 1),
+    ]
+    assert torch.equal(shot.masks[1][1], support.masks[1][1])
+
+
+def test_an_object_that_a_coarse_level_misses_is_still_there() -> None:
+    """A mask is empty when all levels are."""
+    support = levelled()
+    fine, *rest = support.masks[1]
+    missed = (support.masks[0], (fine, *map(torch.zeros_like, rest)))
+    assert replace(support, masks=missed).problem() is None
+    empty = (support.masks[0], tuple(map(torch.zeros_like, (fine, *rest))))
+    assert replace(support, masks=empty).problem() == "a mask is empty"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda s: {"masks": (s.masks[0], s.masks[1][:2])}, "shot 2 has another number of levels"),
+        (lambda s: {"correlation": (s.correlation[0][:2], s.correlation[1])}, "shot 1 has another"),
+        (lambda s: {"masks": (s.masks[0], s.masks[1][::-1])}, "shot 2 has tokens"),
+        (lambda s: {"correlation": ((), ()), "masks": ((), ())}, "it has no levels"),
+    ],
+)
+def test_levels_fit_together(change: Any, problem: str) -> None:
+    """Every shot has the same levels, each with a mask of its grid."""
+    support = levelled()
+    found = replace(support, **change(support)).problem()
+    assert found is not None and found.startswith(problem)
 
 
 def test_save_and_load_what_a_model_encoded(tmp_path: Path) -> None:
@@ -143,8 +195,8 @@ def content(support: Support) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of a file of the first format, which had no hash."""
     tensors = {"foreground": support.foreground, "background": support.background}
     for k in range(support.shots):
-        tensors[f"correlation.{k}"] = support.correlation[k]
-        tensors[f"masks.{k}"] = support.masks[k]
+        tensors[f"correlation.{k}"] = support.correlation[k][0]
+        tensors[f"masks.{k}"] = support.masks[k][0]
     metadata = {
         "format": "fsdino-support-1",
         "image_sizes": " ".join(f"{h}x{w}" for h, w in support.image_sizes),
@@ -161,15 +213,15 @@ def test_files_of_the_first_format_still_load(tmp_path: Path) -> None:
     assert_equal(Support.load(tmp_path / "old.safetensors"), support)
     support.save(tmp_path / "new.safetensors")
     with safe_open(tmp_path / "new.safetensors", framework="pt") as file:
-        assert file.metadata()["format"] == "fsdino-support-4"
+        assert file.metadata()["format"] == "fsdino-support-5"
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda t, m: t["correlation.1"].view(-1)[3].add_(1e-3),
-        lambda t, m: t["masks.0"].fill_(0.5),
-        lambda t, m: t.update({"masks.0": t["masks.0"].double()}),
+        lambda t, m: t["correlation.1.0"].view(-1)[3].add_(1e-3),
+        lambda t, m: t["masks.0.0"].fill_(0.5),
+        lambda t, m: t.update({"masks.0.0": t["masks.0.0"].double()}),
         lambda t, m: m.update(image_sizes="10x20 11x22"),
         lambda t, m: m.update(model_fingerprint="1123456789abcdef"),
         lambda t, m: m.update(sha256="0" * 64),
@@ -318,8 +370,8 @@ def test_save_into_a_missing_folder_says_so(tmp_path: Path) -> None:
 def test_to_moves_every_tensor() -> None:
     """Features follow the model's dtype; weights between 0 and 1 stay float32."""
     moved = hand_made().to("cpu", torch.bfloat16)
-    assert {t.dtype for t in moved.correlation} == {torch.bfloat16}
-    assert {t.dtype for t in moved.masks} == {torch.float32}
+    assert {t.dtype for (t,) in moved.correlation} == {torch.bfloat16}
+    assert {t.dtype for (t,) in moved.masks} == {torch.float32}
     meta = fitted().to("meta")
     assert meta.fit is not None and len(meta.fit.shots) == 3
     assert {t.device.type for t in (*meta.tensors(), *meta.fit.tensors())} == {"meta"}
@@ -391,7 +443,7 @@ def test_repr_is_a_line() -> None:
 def test_equality_is_identity_and_content_is_asked_for() -> None:
     """Tensors in a generated `==` would raise; what is measured of a support does not count."""
     one = hand_made()
-    other = replace(one, masks=tuple(mask.clone() for mask in one.masks), quality=0.5)
+    other = replace(one, masks=tuple((mask.clone(),) for (mask,) in one.masks), quality=0.5)
     assert one == one and one != other and len({one, other}) == 2
     assert one.same_as(other) and other.same_as(one)
     assert not one.same_as(hand_made(1))

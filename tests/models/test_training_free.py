@@ -24,7 +24,7 @@ def plain(**changes: float) -> TrainingFree:
 
 def features(last: Tensor, correlation: Tensor) -> Features:
     """All that the score reads."""
-    return Features(torch.empty(0), last, correlation, torch.empty(0))
+    return Features(torch.empty(0), last, (correlation,), torch.empty(0))
 
 
 def random_case(
@@ -39,7 +39,7 @@ def random_case(
         mask = torch.rand(2, *support_grid, generator=generator)
         mask[:, 0], mask[:, 1, ::3] = 1, 0
         tokens = torch.randn(2, LAYERS, channels, *support_grid, generator=generator)
-        pairs.append(Shot(tokens + mask[:, None, None], mask))
+        pairs.append(Shot((tokens + mask[:, None, None],), (mask,)))
     return query, pairs
 
 
@@ -60,9 +60,9 @@ def test_prototype_score_by_hand() -> None:
 
 def tokens_of(shots: list[Shot], b: int) -> tuple[np.ndarray, np.ndarray]:
     """All tokens [N, L, C] and shares [N] of an episode."""
-    tokens = [s.correlation[b].double().numpy().reshape(LAYERS, -1, s.mask[b].numel())
+    tokens = [s.correlation[0][b].double().numpy().reshape(LAYERS, -1, s.masks[0][b].numel())
               for s in shots]  # fmt: skip
-    shares = [s.mask[b].double().numpy().ravel() for s in shots]
+    shares = [s.masks[0][b].double().numpy().ravel() for s in shots]
     return np.concatenate(tokens, 2).transpose(2, 0, 1), np.concatenate(shares)
 
 
@@ -103,7 +103,7 @@ def test_fit_written_out(channels: int, shots: int) -> None:
         assert weight == pytest.approx(found[:-1], abs=1e-4)
         assert float(fit.bias[b]) == pytest.approx(found[-1], abs=1e-4)
 
-        size = support[0].mask[b].numel()
+        size = support[0].masks[0][b].numel()
         strips = np.tile(np.arange(8) // 2, 4)  # four strips of two columns
         folds = strips if shots == 1 else np.arange(len(x)) // size
         held = np.empty(len(x))
@@ -174,7 +174,7 @@ def test_score_written_out() -> None:
         tokens, share = tokens_of([*support, view], b)
         tokens = standard(tokens, mean, spread)
         sides = np.where(share >= 0.8, 1, np.where(share <= 0.2, -1, 0))
-        asked = query.correlation[b].double().numpy().reshape(LAYERS, CHANNELS, -1)
+        asked = query.correlation[0][b].double().numpy().reshape(LAYERS, CHANNELS, -1)
         for n, token in enumerate(standard(asked.transpose(2, 0, 1), mean, spread)):
             linear = (token * fit.weight[b].double().numpy()).sum() + float(fit.bias[b])
             expected = linear + matches_by_hand(token, list(tokens), list(sides))
@@ -187,9 +187,11 @@ def test_own_classifier_written_out(layers: int) -> None:
     """Seven tenths of the score, three of a classifier that the query's own tokens teach."""
     query, support = random_case(1, seed=4)
     more = torch.randn(2, 1, CHANNELS, 3, 4, generator=torch.Generator().manual_seed(9))
-    tokens = torch.cat([query.correlation, more], 1)[:, :layers]
+    tokens = torch.cat([query.correlation[0], more], 1)[:, :layers]
     query = features(query.last, tokens)
-    shots = [Shot(torch.cat([s.correlation] * 2, 1)[:, :layers], s.mask) for s in support]
+    shots = [
+        Shot((torch.cat([s.correlation[0]] * 2, 1)[:, :layers],), (s.masks[0],)) for s in support
+    ]
     score = TrainingFree((CHANNELS,) * layers)
     fit = score.fit(shots)
     before = replace(score, own=0.0).score(query, as_support(shots, fit))[0]
@@ -276,7 +278,9 @@ def test_own_matches_leave_out_a_tokens_own_part() -> None:
     tokens[0, 0, 2, 0, 0] = 9  # the first token is like itself alone
     mask = torch.tensor([[[1.0, 1, 0, 1, 0, 1, 0, 1]]])
     held, seen = (
-        TrainingFree((4,), ridge=1e6, held_out=held_out).fit([Shot(tokens, mask)]).levels[0, 1]
+        TrainingFree((4,), ridge=1e6, held_out=held_out)
+        .fit([Shot((tokens,), (mask,))])
+        .levels[0, 1]
         for held_out in (True, False)
     )
     assert float(seen - held) > 0.15  # one of five foreground tokens loses a match of weight 1
@@ -322,8 +326,8 @@ def test_what_all_tokens_share_is_no_evidence() -> None:
     query, support = random_case(1)
     common = 50 * torch.randn(CHANNELS, generator=torch.Generator().manual_seed(1))[:, None, None]
     score = plain()
-    shifted = [Shot(s.correlation + common, s.mask) for s in support]
-    moved = features(query.last, query.correlation + common)
+    shifted = [Shot((s.correlation[0] + common,), (s.masks[0],)) for s in support]
+    moved = features(query.last, query.correlation[0] + common)
     before = score.score(query, as_support(support, score.fit(support)))[0]
     after = score.score(moved, as_support(shifted, score.fit(shifted)))[0]
     torch.testing.assert_close(after, before, atol=2e-3, rtol=0)
@@ -334,8 +338,8 @@ def test_channels_of_zeros_change_nothing() -> None:
     query, support = random_case(1)
     score = plain()
     before = score.score(query, as_support(support, score.fit(support)))[0]
-    wide = features(query.last, F.pad(query.correlation, (0, 0, 0, 0, 0, 4)))
-    padded = [Shot(F.pad(s.correlation, (0, 0, 0, 0, 0, 4)), s.mask) for s in support]
+    wide = features(query.last, F.pad(query.correlation[0], (0, 0, 0, 0, 0, 4)))
+    padded = [Shot((F.pad(s.correlation[0], (0, 0, 0, 0, 0, 4)),), (s.masks[0],)) for s in support]
     after = score.score(wide, as_support(padded, score.fit(padded)))[0]
     torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
 
@@ -345,7 +349,7 @@ def test_episodes_of_a_batch_do_not_mix() -> None:
     score = plain()
     both = score.score(query, as_support(support, score.fit(support)))[0]
     for b in range(2):
-        one = [Shot(s.correlation[b : b + 1], s.mask[b : b + 1]) for s in support]
+        one = [s[b : b + 1] for s in support]
         alone = score.score(query[b : b + 1], as_support(one, score.fit(one)))[0]
         torch.testing.assert_close(alone[0], both[b], atol=1e-5, rtol=1e-5)
 
@@ -356,7 +360,7 @@ def test_support_with_one_side_only(share: float, shots: int) -> None:
     """A mask that covers all of the image, or nothing, gives finite scores."""
     query, support = random_case(shots)
     score = plain()
-    only = [Shot(s.correlation, torch.full_like(s.mask, share)) for s in support]
+    only = [Shot((s.correlation[0],), (torch.full_like(s.masks[0], share),)) for s in support]
     fit = score.fit(only)
     assert all(bool(t.isfinite().all()) for t in fit.tensors())
     assert bool(score.score(query, as_support(only, fit))[0].isfinite().all())
@@ -366,7 +370,7 @@ def test_support_whose_tokens_are_all_alike() -> None:
     """An image of one colour tells nothing, and no score is NaN."""
     query, support = random_case(1)
     score = plain()
-    same = [Shot(torch.ones_like(s.correlation), s.mask) for s in support]
+    same = [Shot((torch.ones_like(s.correlation[0]),), (s.masks[0],)) for s in support]
     assert bool(score.score(query, as_support(same, score.fit(same)))[0].isfinite().all())
 
 
@@ -377,7 +381,7 @@ def test_the_object_scores_above_the_rest() -> None:
     tokens = torch.randn(1, 16, 5, 8, generator=torch.Generator().manual_seed(3)) + mask[:, None]
     query = features(tokens, tokens[:, None])
     score = TrainingFree((16,))
-    support = [Shot(tokens[:, None], mask)]
+    support = [Shot((tokens[:, None],), (mask,))]
     found = score.score(query, as_support(support, score.fit(support)))[0][0, 0]
     assert found[mask[0] == 1].min() > found[mask[0] == 0].max()
 
@@ -387,7 +391,7 @@ def test_half_precision_scores_are_float32() -> None:
     query, support = random_case(1)
     score = plain()
     half = query.to(torch.bfloat16)
-    shots = [Shot(s.correlation.to(torch.bfloat16), s.mask) for s in support]
+    shots = [Shot((s.correlation[0].to(torch.bfloat16),), (s.masks[0],)) for s in support]
     found = score.score(half, as_support(shots, score.fit(shots)))[0]
     assert found.dtype == torch.float32
     exact = score.score(query, as_support(support, score.fit(support)))[0]

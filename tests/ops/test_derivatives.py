@@ -358,7 +358,7 @@ class Modules:
     def hsnet() -> tuple[torch.nn.Module, tuple[Tensor, ...]]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            config: ModelConfig = tiny_config(variant="hsnet")
+            config: ModelConfig = tiny_config(variant="hsnet_head")
             return zoo.assemble(config), tuple(t.double() for t in episode(1, 1))
 
     @staticmethod

@@ -6,12 +6,19 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
 from fsdino.models.config import ModelConfig
-from fsdino.models.encoders.features import GUIDE, Encoder, Features, check_name, timm_module
+from fsdino.models.encoders.features import (
+    GUIDE,
+    Encoder,
+    Features,
+    check_name,
+    middle,
+    timm_module,
+)
 from fsdino.models.encoders.pyramid import PyramidEncoder
 from fsdino.models.encoders.vit import ViTEncoder
 from fsdino.models.encoders.weights import load_installed
 
-__all__ = ["GUIDE", "Encoder", "Features", "PyramidEncoder", "ViTEncoder", "create"]
+__all__ = ["GUIDE", "Encoder", "Features", "PyramidEncoder", "ViTEncoder", "create", "middle"]
 
 
 def create(config: ModelConfig) -> Encoder:

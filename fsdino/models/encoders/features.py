@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -24,6 +24,8 @@ from fsdino.models.identity import Identified
 
 logger = logging.getLogger("fsdino.models")
 
+T = TypeVar("T")
+
 GUIDE = 4  # pixels of `Features.guide` along the side of a token
 
 
@@ -34,15 +36,16 @@ class Features:
     Attributes:
         shallow: [B, C, h, w] raw output of the adapter's block.
         last: [B, C, h, w] last block after the final norm.
-        correlation: [B, L, C, h, w] the correlation layers after the final norm; from a ViT as
-            `stack_layers` leaves them.
+        correlation: the correlation layers after the final norm, one [B, L_i, C_i, h_i, w_i] for
+            each level, from fine to coarse; most encoders have one level, on the token grid. From a
+            ViT as `stack_layers` leaves them.
         guide: [B, 3, 4h, 4w] the images themselves in [0, 1], by area means; masks of token scores
             follow its edges.
     """
 
     shallow: Tensor
     last: Tensor
-    correlation: Tensor
+    correlation: tuple[Tensor, ...]
     guide: Tensor
 
     def __getitem__(self, index: slice | Tensor) -> Features:
@@ -53,7 +56,13 @@ class Features:
     def cat(cls, parts: Iterable[Features]) -> Features:
         """The images of all parts, in their order; in memory as those of the first part."""
         columns = zip(*(part.tensors() for part in parts), strict=True)
-        return cls(*(_cat(column) for column in columns))
+        return cls.of([_cat(column) for column in columns])
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> Features:
+        """The inverse of `tensors`."""
+        shallow, last, *correlation, guide = tensors
+        return cls(shallow, last, tuple(correlation), guide)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -77,7 +86,7 @@ class Features:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All of them, in the order of the fields."""
-        return self.shallow, self.last, self.correlation, self.guide
+        return self.shallow, self.last, *self.correlation, self.guide
 
     def to(self, target: torch.dtype | torch.device) -> Features:
         """The same in another type or place."""
@@ -88,7 +97,12 @@ class Features:
         return self._map(Tensor.contiguous)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Features:
-        return Features(*map(change, self.tensors()))
+        return Features.of([*map(change, self.tensors())])
+
+
+def middle(levels: Sequence[T]) -> T:
+    """Of entries for the levels of `Features.correlation`, that of the one on the token grid."""
+    return levels[len(levels) // 2]
 
 
 def stack_layers(layers: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
@@ -177,6 +191,15 @@ class Encoder(Identified):
     @abstractmethod
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Tokens along both sides of an image of that many pixels."""
+
+    @property
+    def levels(self) -> tuple[tuple[int, int], ...]:
+        """Layers and channels, (L_i, C_i), of each level of `Features.correlation`."""
+        return ((len(self.correlation_layers), self.channels),)
+
+    def level_grids(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
+        """Tokens along both sides of an image of that many pixels, in each level."""
+        return (self.grid(height, width),)
 
     def forward_list(self, images: Sequence[Tensor]) -> list[Features]:
         """Encode images [3, H, W] of different sizes, each with B = 1 in the result."""

@@ -107,7 +107,7 @@ class PyramidEncoder(Encoder):
         correlation = torch.stack([maps[layer] for layer in self.correlation_layers], dim=1)
         last = maps[max(self.correlation_layers)]
         guide = self._guide(images, (last.shape[-2], last.shape[-1]))
-        return Features(maps[self.shallow_layer], last, correlation, guide)
+        return Features(maps[self.shallow_layer], last, (correlation,), guide)
 
     def shallow(self, images: Tensor) -> Tensor:
         """`Features.shallow` alone, [B, C, h, w]; the blocks after the adapter's do not run."""

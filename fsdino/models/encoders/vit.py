@@ -185,7 +185,7 @@ class ViTEncoder(Encoder):
         }
         correlation = stack_layers([normed[layer] for layer in self.correlation_layers], grid)
         shallow, last = _to_map(kept[self.shallow_layer], grid), _to_map(normed[self.depth], grid)
-        return Features(shallow, last, correlation, self._guide(images, grid))
+        return Features(shallow, last, (correlation,), self._guide(images, grid))
 
 
 def _to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -17,8 +17,6 @@ from fsdino.training.store import Store
 
 logger = logging.getLogger("fsdino.training")
 
-_PARTS = ("shallow", "last", "correlation", "guide")
-
 
 class FeatureStore(Store):
     """Features, found by a hash of the image's pixels; what is damaged is computed again.
@@ -27,14 +25,15 @@ class FeatureStore(Store):
         folder: may be shared by runs and processes.
         key: what decides the features besides the image: encoder, normalisation, dtype.
         dtype: of the features.
+        levels: how many `Features.correlation` has.
 
     Raises:
         FsdinoError: the folder cannot be created.
     """
 
-    def __init__(self, folder: Path, key: str, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, key: str, dtype: torch.dtype, levels: int = 1) -> None:
         kind = f"features-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
-        super().__init__(folder, kind, dtype, _PARTS, "pass another --feature-cache")
+        super().__init__(folder, kind, dtype, parts(levels), "pass another --feature-cache")
 
     def announce(self, images: int, features: Features) -> None:
         """Say how much space features take; a warning where so much is not free.
@@ -43,7 +42,7 @@ class FeatureStore(Store):
             images: of how many.
             features: of one.
         """
-        each = sum(getattr(features, part).nbytes for part in _PARTS)
+        each = sum(tensor.nbytes for tensor in features.tensors())
         if not self.fits("features", images, min(len(self), images), each):
             logger.warning("the features may fill the disk: choose another --feature-cache")
 
@@ -58,7 +57,7 @@ class FeatureStore(Store):
         if found is None:
             self.drop_shard_of(content)
             return None
-        return Features(*(found[part] for part in _PARTS))
+        return Features.of([found[part] for part in self.parts])
 
     def put(self, content: str, name: str, features: Features) -> None:
         """Keep the features [1, ...] of an image; those that are not finite are not worth it.
@@ -66,9 +65,15 @@ class FeatureStore(Store):
         Raises:
             FsdinoError: the disk is full or cannot be written.
         """
-        tensors = {part: getattr(features, part) for part in _PARTS}
+        tensors = dict(zip(self.parts, features.tensors(), strict=True))
         if all(tensor.isfinite().all() for tensor in tensors.values()):
             self.write(content, name, tensors)
+
+
+def parts(levels: int) -> tuple[str, ...]:
+    """Names of `Features.tensors`; that of the only level has no number."""
+    correlation = [f"correlation.{i}" if levels > 1 else "correlation" for i in range(levels)]
+    return ("shallow", "last", *correlation, "guide")
 
 
 class FrozenEncoder:
@@ -109,10 +114,14 @@ class FrozenEncoder:
     def _kept(self, name: str, image: Tensor) -> Features:
         assert self.store is not None
         encoder = self.model.encoder
-        plain = (1, encoder.channels, *encoder.grid(image.shape[-2], image.shape[-1]))
-        correlation = (1, len(encoder.correlation_layers), *plain[1:])
+        size = (image.shape[-2], image.shape[-1])
+        plain = (1, encoder.channels, *encoder.grid(*size))
+        correlation = [
+            (1, *level, *grid)
+            for level, grid in zip(encoder.levels, encoder.level_grids(*size), strict=True)
+        ]
         guide = (1, 3, GUIDE * plain[2], GUIDE * plain[3])
-        shapes = {"shallow": plain, "last": plain, "correlation": correlation, "guide": guide}
+        shapes = dict(zip(self.store.parts, (plain, plain, *correlation, guide), strict=True))
         content = tensors_sha256({"pixels": image})
         found = self.store.get(content, shapes)
         if found is not None:

@@ -233,7 +233,9 @@ class Trainer(Loop[Step, Segmenter]):
             layers = (read.read_layers, read.correlation_layers, read.patch_size)
             colours = (read.mean.flatten().tolist(), read.std.flatten().tolist())
             key = f"{encoder} {layers} {colours} {dtype}"
-            store = FeatureStore(Path(config.feature_cache), key, dtype)
+            store = FeatureStore(
+                Path(config.feature_cache), key, dtype, len(self.model.encoder.levels)
+            )
             side = max(config.sizes)
             one = torch.zeros(1, 3, side, side, device=self.processes.device)
             features = FrozenEncoder(self.model, dtype, dtype)(one, ["one"])

@@ -77,15 +77,15 @@ def test_tokens_are_timms_own_stages(family: str, size: tuple[int, int]) -> None
     grid = (-(-size[0] // 16), -(-size[1] // 16))
     width = max(maps.shape[1] for maps in expected)
     assert encoder.channels == width and encoder.grid(*size) == grid
-    assert features.correlation.shape == (2, len(expected), width, *grid)
+    assert features.correlation[0].shape == (2, len(expected), width, *grid)
     assert encoder.layer_widths == tuple(maps.shape[1] for maps in expected)
     for index, maps in enumerate(expected):
-        tokens = features.correlation[:, index]
+        tokens = features.correlation[0][:, index]
         torch.testing.assert_close(
             tokens[:, : maps.shape[1]], on_grid(maps, grid), rtol=1e-5, atol=1e-5
         )
         assert not tokens[:, maps.shape[1] :].any()
-    assert torch.equal(features.last, features.correlation[:, -1])
+    assert torch.equal(features.last, features.correlation[0][:, -1])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -110,7 +110,7 @@ def test_a_block_within_a_stage() -> None:
         second = net.layer2[0](first)
         third = net.layer2[1](second)
     padded = F.pad(F.avg_pool2d(first, 2), (0, 0, 0, 0, 0, 4))
-    torch.testing.assert_close(features.correlation, torch.stack([third, second], 1))
+    torch.testing.assert_close(features.correlation[0], torch.stack([third, second], 1))
     torch.testing.assert_close(features.last, third)  # the highest one, not the last one named
     torch.testing.assert_close(features.shallow, padded)
     torch.testing.assert_close(shallow, padded)
@@ -159,7 +159,7 @@ def test_images_smaller_than_a_token_of_the_last_stage(family: str, size: tuple[
     with torch.no_grad():
         features = encoder(pixels(1, 3, *size))
     assert features.last.shape[-2:] == (-(-size[0] // 16), -(-size[1] // 16))
-    assert features.correlation.isfinite().all() and features.correlation.any()
+    assert features.correlation[0].isfinite().all() and features.correlation[0].any()
 
 
 def test_the_rim_of_a_small_image_is_not_among_its_tokens() -> None:
@@ -204,7 +204,7 @@ def test_mixed_sizes_equal_single_images() -> None:
         found = encoder.forward_list(images)
         alone = [encoder(image[None]) for image in images]
     for one, other in zip(found, alone, strict=True):
-        assert torch.equal(one.correlation, other.correlation)
+        assert torch.equal(one.correlation[0], other.correlation[0])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -213,10 +213,10 @@ def test_bfloat16(family: str) -> None:
     encoder = pyramid(family)
     images = pixels(1, 3, 64, 96)
     with torch.no_grad():
-        expected = encoder(images).correlation
+        expected = encoder(images).correlation[0]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            autocast = encoder(images).correlation
-        cast = encoder.to(torch.bfloat16)(images).correlation
+            autocast = encoder(images).correlation[0]
+        cast = encoder.to(torch.bfloat16)(images).correlation[0]
     assert cast.dtype == torch.bfloat16
     for found in (autocast, cast):
         error = torch.linalg.vector_norm(found.float() - expected)
@@ -231,7 +231,7 @@ def test_compiled(family: str) -> None:
     images = pixels(1, 3, 64, 96)
     with torch.no_grad():
         found, expected = compiled(images), encoder(images)
-    torch.testing.assert_close(found.correlation, expected.correlation)
+    torch.testing.assert_close(found.correlation[0], expected.correlation[0])
     torch.testing.assert_close(found.shallow, expected.shallow)
 
 
@@ -240,12 +240,12 @@ def test_copies_and_pickles_run_by_themselves() -> None:
     encoder = pyramid("ResNet")
     images = pixels(1, 3, 64, 64)
     with torch.no_grad():
-        expected = encoder(images).correlation
+        expected = encoder(images).correlation[0]
         copies = [copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))]
         for parameter in encoder.parameters():
             parameter.zero_()
         for copied in copies:
-            assert torch.equal(copied(images).correlation, expected)
+            assert torch.equal(copied(images).correlation[0], expected)
 
 
 def test_normalises_with_the_models_own_or_the_given_statistics() -> None:
@@ -268,10 +268,10 @@ def test_a_saved_model_loads(family: str, tmp_path: Path) -> None:
     loaded = zoo.load(tmp_path)
     assert loaded.fingerprint() == model.fingerprint()
     image = pixels(1, 3, 64, 64)
-    assert torch.equal(loaded.encode(image).correlation, model.encode(image).correlation)
+    assert torch.equal(loaded.encode(image).correlation[0], model.encode(image).correlation[0])
 
 
-@pytest.mark.parametrize("variant", ["full", "comp", "training_free", "hsnet"])
+@pytest.mark.parametrize("variant", ["full", "comp", "training_free", "hsnet_head"])
 def test_everything_above_takes_it(variant: str) -> None:
     """Adapter, prompts, 4D prior, decoder and baselines: as with a ViT, and it learns."""
     model = zoo.assemble(pyramid_config("ResNet", variant=variant, correlation_layers=(2, 4, 5)))

@@ -61,7 +61,7 @@ def assert_same_features(
     assert norm_error(features.shallow, expected[2]) < 1e-5  # the third block, raw
     assert norm_error(features.last, normed[-1]) < 1e-5
     last_half = torch.stack(normed[depth // 2 :], dim=1)
-    assert norm_error(features.correlation, last_half) < 1e-5
+    assert norm_error(features.correlation[0], last_half) < 1e-5
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
@@ -193,8 +193,8 @@ def test_mixed_sizes_in_one_pass_equal_one_by_one(name: str, arguments: dict[str
     prefix = 5 if "reg" in name else 1
     assert calls == [[25 + prefix, 21 + prefix, 2 + prefix]] * 4  # once a block, all images
     for found, expected in zip(features, alone, strict=True):
-        for part in ("shallow", "last", "correlation"):
-            assert norm_error(getattr(found, part), getattr(expected, part)) < 1e-5
+        for tokens, wanted in zip(found.tensors(), expected.tensors(), strict=True):
+            assert norm_error(tokens, wanted) < 1e-5
         assert torch.equal(found.guide, expected.guide)
 
 
@@ -267,7 +267,7 @@ def test_other_vits_give_timms_own_features(name: str, size: tuple[int, int]) ->
     assert norm_error(features.shallow, maps[0]) < 1e-5
     assert norm_error(shallow, maps[0]) < 1e-5
     assert norm_error(features.last, last) < 1e-5
-    assert norm_error(features.correlation[:, -1], last) < 1e-5
+    assert norm_error(features.correlation[0][:, -1], last) < 1e-5
 
 
 def test_reads_the_blocks_asked_for() -> None:
@@ -289,7 +289,7 @@ def test_reads_the_blocks_asked_for() -> None:
     assert norm_error(shallow, raw[0]) < 1e-5
     normed = [plain.final_norm(state, tokens) for tokens in raw]
     assert norm_error(features.shallow, raw[0]) < 1e-5
-    assert norm_error(features.correlation, torch.stack([normed[3], normed[1]], 1)) < 1e-5
+    assert norm_error(features.correlation[0], torch.stack([normed[3], normed[1]], 1)) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -439,7 +439,7 @@ def test_memory_order_of_what_is_correlated(device: str) -> None:
     two = encoder(torch.zeros(2, 3, 28, 42, device=device))
     index = torch.tensor([1, 0, 1], device=device)
     for features in (two, two[index], Features.cat([two[:1], two[1:]]), two.to(torch.bfloat16)):
-        corr = features.correlation
+        corr = features.correlation[0]
         assert corr.shape[2:] == (24, 2, 3)
         dense = corr if device == "cpu" else corr.movedim(2, 4)
         assert dense.is_contiguous()

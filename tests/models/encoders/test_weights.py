@@ -149,7 +149,7 @@ def test_weights_are_taken_in_order_without_an_import(weights: EncoderWeights) -
     assert "tiny_resnet_weights" not in sys.modules
 
 
-@pytest.mark.parametrize("variant", ["full", "comp", "training_free", "hsnet"])
+@pytest.mark.parametrize("variant", ["full", "comp", "training_free", "hsnet_head"])
 def test_a_model_is_saved_without_its_encoder(
     variant: str, weights: EncoderWeights, tmp_path: Path
 ) -> None:

@@ -66,14 +66,14 @@ def test_an_hsnet_head_learns_on_a_frozen_encoder(tmp_path: Path, whole: Path) -
     """The baseline is trained by the same loop, from the encoder of another model."""
     config = dataclasses.replace(
         FROZEN,
-        model=dataclasses.replace(MODEL, variant="hsnet"),
+        model=dataclasses.replace(MODEL, variant="hsnet_head"),
         encoder_from=str(whole / "model"),
     )
     trainer = Trainer(config, tmp_path)
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     trainer.fit()
     after = fsdino.load(tmp_path / "model")
-    assert after.config.variant == "hsnet"
+    assert after.config.variant == "hsnet_head"
     encoder = weights(whole)
     for name, value in after.state_dict().items():
         if name.startswith("encoder."):
@@ -97,6 +97,6 @@ def test_weights_to_start_from(tmp_path: Path, whole: Path) -> None:
     config = dataclasses.replace(FROZEN, adapter_weights=str(file))
     trainer = Trainer(config, tmp_path / "run")
     assert all(torch.equal(v, adapter[n]) for n, v in trainer.model.adapter.state_dict().items())
-    other = dataclasses.replace(config, model=dataclasses.replace(MODEL, variant="hsnet"))
+    other = dataclasses.replace(config, model=dataclasses.replace(MODEL, variant="hsnet_head"))
     with pytest.raises(UsageError, match=r"'hsnet' has no adapter: choose full"):
         Trainer(other, tmp_path / "other")

@@ -18,7 +18,7 @@ from fsdino.models.shots import Shot, SupportFeatures
 LEVELS = 3
 
 
-class HSNet(Segmenter):
+class HSNetHead(Segmenter):
     """Hypercorrelation squeeze over an encoder's blocks (after Min, Kang, Cho, ICCV 2021).
 
     The correlation layers, from early to late, form up to three levels. Each level's correlation
@@ -58,9 +58,8 @@ class HSNet(Segmenter):
 
     def _squeezed(self, query: Features, shot: Shot) -> Tensor:
         """What one shot says about every query token: [B, C, h, w]."""
-        mask = shot.mask.to(query.correlation.dtype)
-        widths = self.encoder.layer_widths
-        volume = correlate(query.correlation, shot.correlation, mask, widths)
+        (asked,), (shown,), (mask,) = query.correlation, shot.correlation, shot.masks
+        volume = correlate(asked, shown, mask.to(asked.dtype), self.encoder.layer_widths)
         mixed: Tensor | None = None
         for index in reversed(range(len(self.levels))):
             squeezed = self.squeeze[index](volume[:, self.levels[index]])

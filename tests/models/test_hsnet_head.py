@@ -15,22 +15,22 @@ from fsdino.errors import UsageError
 from fsdino.models import zoo
 from fsdino.models.encoders import create
 from fsdino.models.fsdino import FSDINO
-from fsdino.models.hsnet import HSNet
+from fsdino.models.hsnet_head import HSNetHead
 from tiny_models import box_mask, episode, picture, randomise, tiny_config
 
 
-def tiny_hsnet(**changes: Any) -> HSNet:
-    model = zoo.assemble(tiny_config(variant="hsnet", **changes))
+def tiny_hsnet(**changes: Any) -> HSNetHead:
+    model = zoo.assemble(tiny_config(variant="hsnet_head", **changes))
     randomise(model, 0)
     return model.eval()
 
 
-def expected_logits(model: HSNet, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+def expected_logits(model: HSNetHead, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """HSNet's head from the formulations that share no code with the package's ops."""
     query, support = model.encode_episodes(*inputs)
     priors = []
     for shot in support.shots:
-        volume = formulation.correlation4d(query.correlation, shot.correlation, shot.mask)
+        volume = formulation.correlation4d(query.correlation[0], shot.correlation[0], shot.masks[0])
         mixed = None
         for index in reversed(range(len(model.levels))):
             x = volume[:, model.levels[index]]
@@ -76,7 +76,7 @@ def test_levels_are_up_to_three_groups_from_early_to_late() -> None:
 
 def test_the_encoder_stays_frozen() -> None:
     """Everything else learns, and takes part in the result."""
-    model = zoo.assemble(tiny_config(variant="hsnet")).train()
+    model = zoo.assemble(tiny_config(variant="hsnet_head")).train()
     assert not model.encoder.training
     assert not any(p.requires_grad for p in model.encoder.parameters())
     model(*episode(1, 1)).sum().backward()
@@ -85,21 +85,21 @@ def test_the_encoder_stays_frozen() -> None:
 
 
 def test_it_is_saved_loaded_and_used_like_other_models(tmp_path: Path) -> None:
-    """`fsdino.load` gives an HSNet back, which segments images of any size."""
+    """`fsdino.load` gives the head back, which segments images of any size."""
     model = tiny_hsnet()
     model.save_pretrained(tmp_path)
     again = fsdino.load(tmp_path)
-    assert isinstance(again, HSNet) and again.fingerprint() == model.fingerprint()
+    assert isinstance(again, HSNetHead) and again.fingerprint() == model.fingerprint()
     support = again.encode_support(picture(40, 50), box_mask(40, 50))
     assert again.segment(picture(30, 60, 1), support).mask.shape == (30, 60)
 
 
 def test_variants_build_their_own_kind() -> None:
-    """An FSDINO cannot be an HSNet by mistake."""
+    """An FSDINO cannot be an HSNet head by mistake."""
     assert isinstance(zoo.assemble(tiny_config()), FSDINO)
-    assert isinstance(zoo.assemble(tiny_config(variant="hsnet")), HSNet)
+    assert isinstance(zoo.assemble(tiny_config(variant="hsnet_head")), HSNetHead)
     with pytest.raises(UsageError, match="is not an FSDINO"):
-        FSDINO(tiny_config(variant="hsnet"), create(tiny_config()))
+        FSDINO(tiny_config(variant="hsnet_head"), create(tiny_config()))
 
 
 def test_training_free_shares_the_encoder() -> None:
