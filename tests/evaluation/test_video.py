@@ -220,7 +220,7 @@ def test_objects_of_one_image_are_encoded_together() -> None:
     for name, mask in masks.items():
         expected = model.encode_support(image, mask)
         assert torch.equal(found[name].foreground, expected.foreground)
-        assert torch.equal(found[name].masks[0], expected.masks[0])
+        assert torch.equal(found[name].masks[0][0], expected.masks[0][0])
         assert found[name].image_sizes == expected.image_sizes == ((40, 50),)
 
 

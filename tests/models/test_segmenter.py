@@ -577,7 +577,8 @@ def test_images_that_a_model_cannot_normalise_are_named() -> None:
 def damage(support: Support, part: str, change: Any) -> Support:
     value = getattr(support, part)
     if isinstance(value, tuple):
-        return replace(support, **{part: (change(value[0].clone()), *value[1:])})
+        ((first,), *rest) = value
+        return replace(support, **{part: ((change(first.clone()),), *rest)})
     return replace(support, **{part: change(value.clone())})
 
 
@@ -600,8 +601,12 @@ def with_nan(tensor: torch.Tensor) -> torch.Tensor:
         ("masks", lambda t: t[:0], "do not fit"),
         ("masks", lambda t: t[0], "do not fit"),
         ("correlation", lambda t: t[:, :, :3], "do not fit"),
-        ("correlation", lambda t: t[:1], "1 layers of 24 channels, this model has 2 of 24"),
-        ("correlation", lambda t: t[:, :5], "do not fit"),
+        ("correlation", lambda t: t[:1], "1 layers of 24 channels, this model has 2 layers of 24"),
+        (
+            "correlation",
+            lambda t: t[:, :5],
+            "2 layers of 5 channels, this model has 2 layers of 24",
+        ),
         ("foreground", lambda t: t[:, :5], "background has the shape"),
         ("foreground", lambda t: t[:0], "background has the shape"),
         ("foreground", lambda t: t.int(), "not all floating"),
