@@ -223,7 +223,6 @@ NOT_IMPORTED = {
     "pybind11": "headers",
     "pytest-benchmark": "a plugin of pytest",
     "ruff": "a program",
-    "torchvision": "segment-anything imports it, and does not say so",
 }
 # What a user has who asks for it; without it there is an error that names the package.
 BROUGHT = ("supervision",)

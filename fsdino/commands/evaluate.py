@@ -59,6 +59,8 @@ class Evaluate:
     weights: File = None
     """Weights of dinov2-b and the like, instead of a download: Meta's dinov2_vit*14*_pretrain.pth
     or timm's model.safetensors."""
+    trained_on: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
+    """What a checkpoint was trained on, for the record, if its file does not say, as HSNet's."""
     data: Annotated[str, tyro.conf.arg(help=f"One of {', '.join(DATASETS)}.")] = "procedural"
     root: Folder = None
     """The data set's folder."""
@@ -215,6 +217,13 @@ class Evaluate:
         device = sharing.local_device(find_device(self.device))
         size = self.image_size if self.model in registry.REGISTERED else None
         model = zoo.load(self.model, device=device, weights=self.weights, image_size=size)
+        if self.trained_on is not None:
+            if model.provenance is not None:
+                raise UsageError(
+                    f"--trained-on {self.trained_on}: model {self.model} has a record of its "
+                    "training: leave the option out"
+                )
+            model.provenance = {"trained_on": self.trained_on}
         if self.matcher is not None:
             model = zoo.training_free(model, self.matcher)
         settings = Settings(

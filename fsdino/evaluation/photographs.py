@@ -57,8 +57,11 @@ class PhotographAnswer:
 
 
 def methods(name: str, model: Segmenter) -> dict[str, Segmenter]:
-    """A model under its name, and its encoder alone, unless the model is only that."""
-    if model.config.variant == "training_free":
+    """A model under its name, and its encoder alone.
+
+    Not where the model is only that, nor where the encoder has several grids, as HSNet's has.
+    """
+    if model.config.variant == "training_free" or len(model.encoder.levels) > 1:
         return {name: model}
     return {name: model, TRAINING_FREE: zoo.training_free(model)}
 

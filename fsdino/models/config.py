@@ -17,11 +17,16 @@ from typing import Any
 from fsdino.errors import CheckpointError, UsageError, listed, shown
 
 CONFIG_FILE = "config.json"  # in a model's folder
-VARIANTS = ("full", "comp", "comp_frozen", "training_free", "hsnet_head")
+VARIANTS = ("full", "comp", "comp_frozen", "training_free", "hsnet", "hsnet_head")
+BACKBONES = ("resnet50", "resnet101", "vgg16")  # of the variant "hsnet"
 WEIGHTS_FIELDS = (
     "pretrained",
     "encoder_weights",
 )  # where the weights come from; they may have been trained since
+_NOT_HSNET = (
+    *("conv_stem", "pretrained", "encoder_weights", "token_stride", "keep_aspect"),
+    *("correlation_layers", "correlation_channels", "correlation_stride"),
+)  # what is fixed in HSNet
 MATCHERS = ("correspondence", "prototype")
 _PACKAGE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?", re.ASCII)  # PEP 508
 _FILE = re.compile(r"(?!.*\.\.)\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # relative, without ..
@@ -163,15 +168,17 @@ class ModelConfig:
 
     Attributes:
         encoder: name of a timm ViT, e.g. "vit_small_patch14_reg4_dinov2.lvd142m", or of a network
-            with stages, e.g. "tf_efficientnet_lite0", "resnet50" or "convnext_tiny".
+            with stages, e.g. "tf_efficientnet_lite0", "resnet50" or "convnext_tiny". With the
+            variant "hsnet" torchvision's "resnet50", "resnet101" or "vgg16".
         encoder_args: arguments for `timm.create_model` that differ from that name's defaults.
         conv_stem: replace a ViT's patch embedding by a stack of strided convolutions.
         pretrained: let timm download the encoder's weights. Nothing is downloaded otherwise.
         encoder_weights: weights for the encoder that an installed package carries; a mapping of an
             `EncoderWeights`' attributes will do. A model's file then holds no encoder.
         variant: "full"; "comp" (no 4D correlation); "comp_frozen" (comp with a frozen decoder);
-            "training_free" (encoder only, masks from correspondences); "hsnet_head" (HSNet's 4D
-            squeeze and 2D decoder in place of SAM's, a baseline).
+            "training_free" (encoder only, masks from correspondences); "hsnet" (HSNet itself,
+            on one of its backbones); "hsnet_head" (HSNet's 4D squeeze and 2D decoder on the tokens
+            of another encoder, a baseline).
         image_size: side in pixels that images are resized to; a multiple of the patch size.
         token_stride: side in pixels of a token of a network with stages, whose layers are brought
             to one grid; a ViT's tokens are its patches.
@@ -251,12 +258,14 @@ class ModelConfig:
         self._check_names()
         self._check_types()
         self._check_sizes()
+        if self.variant == "hsnet":
+            self._check_hsnet()
         object.__setattr__(self, "encoder_weights", _checked_weights(self.encoder_weights))
         if self.pretrained and self.encoder_weights is not None:
             raise UsageError("pretrained and encoder_weights exclude each other: choose one")
         if not 0 < self.threshold < 1:
             raise UsageError(f"threshold must lie between 0 and 1, got {self.threshold}")
-        if self.variant not in {"training_free", "hsnet_head"} and not (
+        if self.variant not in {"training_free", "hsnet", "hsnet_head"} and not (
             self.cosine_prompt or self.score_prompt or self.uses_correlation
         ):
             raise UsageError(
@@ -304,6 +313,20 @@ class ModelConfig:
             raise UsageError(f"{name} must have 1 to 256 values, got {len(items) or 'none'}")
         least, most = (4, 4096) if name == "correlation_channels" else (0, 256)
         return tuple(_whole(name, item, least, most) for item in items)
+
+    def _check_hsnet(self) -> None:
+        """HSNet is one network on each of its backbones."""
+        if self.encoder not in BACKBONES:
+            raise UsageError(
+                f"variant 'hsnet' reads one of its backbones, {', '.join(BACKBONES)}, got encoder "
+                f"{self.encoder!r}: set encoder, or variant to hsnet_head"
+            )
+        for name in _NOT_HSNET:
+            default = next(f.default for f in dataclasses.fields(self) if f.name == name)
+            if getattr(self, name) != default:
+                raise UsageError(f"variant 'hsnet' has no {name} to choose: leave it out")
+        if self.encoder_args:
+            raise UsageError("variant 'hsnet' has no encoder_args to choose: leave them out")
 
     def _check_sizes(self) -> None:
         if self.width % 8 or self.width % (2 * self.decoder_heads):

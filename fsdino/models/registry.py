@@ -192,8 +192,8 @@ def find(name: str) -> Registered | None:
     return REGISTERED.get(name)
 
 
-def find_folder(name: str) -> Path:
-    """The folder of a model, by its path or by the name of one that is installed with the package.
+def find_path(name: str) -> Path:
+    """A model's folder or file, by its path or by the name of one that comes with the package.
 
     Raises:
         UsageError: there is none.
@@ -202,17 +202,12 @@ def find_folder(name: str) -> Path:
         return WEIGHTS / name
     folder = Path(name)
     with contextlib.suppress(OSError):  # the name is too long for a file
-        if name and folder.is_dir():
+        if name and (folder.is_dir() or folder.is_file()):
             return folder
-        if folder.is_file():
-            raise UsageError(
-                f"model {name!r} is a file: pass the folder with {CONFIG_FILE} and "
-                f"{hub.WEIGHTS_FILE}"
-            )
     known = [*bundled(), *REGISTERED, *_neighbours(folder)]
     near = difflib.get_close_matches(name[:256], known, n=3)
     raise UsageError(
-        f"unknown model {shown(name)}: there is no such folder; "
+        f"unknown model {shown(name)}: there is no such folder or file; "
         + (f"did you mean {', '.join(near)}? Else " if near else "")
         + f"choose {', '.join([*bundled(), *REGISTERED])}, a folder written by "
         f"save_pretrained, or a repository on the Hugging Face hub as {HUB}owner/name"
@@ -300,7 +295,7 @@ def check(
         except hub.UnavailableError as error:
             raise unavailable(name, online, error) from error
     else:
-        _check_package(find_folder(name))
+        _check_package(find_path(name))
 
 
 def unavailable(name: str, file: hub.HubFile, reason: Exception) -> UsageError:

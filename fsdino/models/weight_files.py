@@ -37,6 +37,7 @@ _WRAPPERS = (
 )
 _PREFIXES = ("_orig_mod.", "module.", "model.", "backbone.", "teacher.", "student.")
 _HEADS = ("head", "dino_head", "ibot_head", "fc", "classifier", "projector", "prototypes")
+_WHOLE = ("hpn_learner.",)  # parts beside a backbone of models that are read whole: HSNet's
 _FOUND = (
     (
         (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--"),
@@ -251,7 +252,7 @@ def _without_prefix(state: dict[str, Any], path: str | os.PathLike[str]) -> dict
         found = [p for p in _PREFIXES if any(key.startswith(p) for key in state)]
         prefix = next((p for p in found if all(key.startswith(p) for key in state)), None)
         rest: list[str] = []
-        if prefix is None and "backbone." in found:
+        if prefix is None and "backbone." in found and not any(k.startswith(_WHOLE) for k in state):
             prefix = "backbone."
             rest = [key for key in state if not key.startswith(prefix)]
             if not all(key.split(".")[0] in _HEADS for key in rest):

@@ -15,7 +15,7 @@ from torch import nn
 
 from fsdino.devices import find_device, find_dtype
 from fsdino.errors import CheckpointError, UsageError, first_line
-from fsdino.models import hub, registry
+from fsdino.models import hsnet_files, hub, registry
 from fsdino.models.checkpoints import (
     PROVENANCE_FILE,
     WEIGHTS_FILE,
@@ -31,6 +31,7 @@ from fsdino.models.config import CONFIG_FILE, ModelConfig
 from fsdino.models.decoder import SAM_LEFTOVERS
 from fsdino.models.encoders import Encoder, ViTEncoder, create
 from fsdino.models.fsdino import FSDINO
+from fsdino.models.hsnet import HSNet
 from fsdino.models.hsnet_head import HSNetHead
 from fsdino.models.names import DEFAULT
 from fsdino.models.registry import Registered
@@ -38,6 +39,11 @@ from fsdino.models.segmenter import Segmenter
 from fsdino.models.weight_files import Stored, open_state_dict, read_metadata
 
 logger = logging.getLogger("fsdino.models")
+
+_KINDS: dict[str, Callable[[ModelConfig, Encoder], Segmenter]] = {
+    "hsnet": HSNet,
+    "hsnet_head": HSNetHead,
+}  # the other variants are FSDINOs
 
 
 def load(
@@ -51,8 +57,9 @@ def load(
     """Load a model, ready to segment.
 
     Args:
-        name: one of `fsdino.list_models`; a folder written by `save_pretrained`; or a repository on
-            the Hugging Face hub, "hf:owner/name" or "hf:owner/name@revision". Models on DINOv2,
+        name: one of `fsdino.list_models`; a folder written by `save_pretrained`; a checkpoint of
+            HSNet's own code, "best_model.pt"; or a repository on the Hugging Face hub,
+            "hf:owner/name" or "hf:owner/name@revision". Models on DINOv2,
             "dinov2-b" and the like, have no trained part; their weights are taken from the hub's
             local cache, or downloaded, with progress on stderr.
         device: the model's device, also by name: "auto" (a GPU if there is one), "cpu", "cuda" or
@@ -79,11 +86,39 @@ def load(
     text = os.fspath(name)
     registry.check_options(text, weights, image_size)
     entry = registry.find(text)
-    model = _read(_locate(text)) if entry is None else _on_dinov2(entry, weights, image_size)
+    if entry is not None:
+        model = _on_dinov2(entry, weights, image_size)
+    else:
+        place_of = _locate(text)
+        model = _read(place_of) if place_of.is_dir() else load_hsnet(place_of)
     model = model.to(device=place, dtype=kind)
     if kind is not None:
         _check_range(model, name, kind)
     return model
+
+
+def load_hsnet(path: str | os.PathLike[str]) -> HSNet:
+    """Load a checkpoint that HSNet's own code wrote, with any of its backbones.
+
+    Its names decide the backbone. What it was trained on the file does not say.
+
+    Raises:
+        UsageError: there is no such file.
+        CheckpointError: the file is damaged, or not HSNet's.
+    """
+    with open_state_dict(path) as state:
+        if not hsnet_files.is_published(state):
+            raise CheckpointError(
+                f"model {path} is a file, and not a checkpoint of HSNet's code: pass the folder "
+                f"with {CONFIG_FILE} and {WEIGHTS_FILE}, or --weights for an encoder's file"
+            )
+        try:
+            model = HSNet(config := hsnet_files.config_of(state), create(config))
+        except CheckpointError as error:
+            raise CheckpointError(f"model {path}: {error}") from error
+        load_exactly(model, {hsnet_files.own_name(k): v for k, v in state.items()}, path)
+    logger.info("HSNet's weights from %s, backbone %s", path, config.encoder)
+    return model.eval()
 
 
 def _on_dinov2(
@@ -127,7 +162,7 @@ def assemble(config: ModelConfig, encoder: Encoder | None = None) -> Segmenter:
             `fsdino.models.encoders.create`; or an `image_size` that is not a multiple of a token's
             side.
     """
-    kind = HSNetHead if config.variant == "hsnet_head" else FSDINO
+    kind = _KINDS.get(config.variant, FSDINO)
     return kind(config, encoder or create(config))
 
 
@@ -282,7 +317,7 @@ def _locate(name: str | os.PathLike[str]) -> Path:
     online = registry.hub_file(text)
     if online is not None:
         return _fetch(text, online)
-    return registry.find_folder(text)
+    return registry.find_path(text)
 
 
 def _fetch(text: str, file: hub.HubFile) -> Path:

@@ -240,6 +240,7 @@ def test_the_rest_of_the_table_in_the_interpreter() -> None:
         f"tests/kernels/test_{name}.py"
         for name in ("fused", "norm", "walk", "statistics", "squeeze")
     ]
+    files.append("tests/models/test_hsnet.py")  # HSNet's own answers
     float64_alone = "gradcheck or ((test_fused or test_squeeze) and gradients)"
     elsewhere = "not_copied"  # in test_memory.py, without the arithmetic
     some_pairs = "test_every_input and not float32-inf"

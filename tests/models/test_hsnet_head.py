@@ -13,6 +13,7 @@ import fsdino
 from fsdino.bench import formulation
 from fsdino.errors import UsageError
 from fsdino.models import zoo
+from fsdino.models.config import ModelConfig
 from fsdino.models.encoders import create
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.hsnet_head import HSNetHead
@@ -100,6 +101,11 @@ def test_variants_build_their_own_kind() -> None:
     assert isinstance(zoo.assemble(tiny_config(variant="hsnet_head")), HSNetHead)
     with pytest.raises(UsageError, match="is not an FSDINO"):
         FSDINO(tiny_config(variant="hsnet_head"), create(tiny_config()))
+    several = create(ModelConfig("resnet50", variant="hsnet", image_size=64))
+    with pytest.raises(UsageError, match="one grid, and HSNet's backbone has 3"):
+        FSDINO(tiny_config(variant="training_free", image_size=64), several)
+    with pytest.raises(UsageError, match="one grid, and HSNet's backbone has 3"):
+        HSNetHead(tiny_config(variant="hsnet_head", image_size=64), several)
 
 
 def test_training_free_shares_the_encoder() -> None:

@@ -150,7 +150,9 @@ def test_what_the_check_cannot_read_is_left_to_loading(
 @pytest.mark.parametrize("name", ["no-such-model", "", "a\0b", "a" * 5000])
 def test_the_check_names_an_unknown_model(name: str) -> None:
     """Whatever its name; so does loading."""
-    with pytest.raises(UsageError, match=r"unknown model .*: there is no such folder; .*choose"):
+    with pytest.raises(
+        UsageError, match=r"unknown model .*: there is no such folder or file; .*choose"
+    ):
         registry.check(name)
 
 

@@ -248,8 +248,8 @@ def test_unknown_names_are_usage_errors(tmp_path: Path) -> None:
     """Neither a bundled model nor a folder; a file is not a model."""
     with pytest.raises(UsageError, match="unknown model 'fsdino-huge'"):
         fsdino.load("fsdino-huge")
-    (tmp_path / "model.pth").touch()
-    with pytest.raises(UsageError, match="is a file"):
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"model\.pth is a file, and not a checkpoint"):
         fsdino.load(tmp_path / "model.pth")
     for name in (tmp_path / "no" / "such" / "folder", "", "a" * 5000, "a\0b", "\x1b[31m"):
         with pytest.raises(UsageError, match="unknown model") as caught:
@@ -293,7 +293,7 @@ def test_load_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for name in ("runs/b", "someone/model", "hf:model", "hf:", "hf:a/b/c", "hf:../a", "hf:a/b@"):
         with pytest.raises(UsageError, match="hf:owner/name"):
             fsdino.load(name)
-    with pytest.raises(UsageError, match=r"no such folder; did you mean runs/a\?"):
+    with pytest.raises(UsageError, match=r"no such folder or file; did you mean runs/a\?"):
         fsdino.load("runs/aa")
     assert len(asked) == 2  # a mistyped folder is not looked up anywhere
 

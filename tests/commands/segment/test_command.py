@@ -105,8 +105,8 @@ def weights_with_nan(folder: Path) -> None:
 
 def nan_in_support(patch: pytest.MonkeyPatch) -> None:
     support = tiny_model().encode_support([picture(50, 60, 1)], [box_mask(50, 60)])
-    mask = support.masks[0] * torch.nan
-    dataclasses.replace(support, masks=(mask,)).save("nan.safetensors")
+    mask = support.masks[0][0] * torch.nan
+    dataclasses.replace(support, masks=((mask,),)).save("nan.safetensors")
 
 
 def damaged_call(patch: pytest.MonkeyPatch) -> None:

@@ -98,5 +98,5 @@ def test_weights_to_start_from(tmp_path: Path, whole: Path) -> None:
     trainer = Trainer(config, tmp_path / "run")
     assert all(torch.equal(v, adapter[n]) for n, v in trainer.model.adapter.state_dict().items())
     other = dataclasses.replace(config, model=dataclasses.replace(MODEL, variant="hsnet_head"))
-    with pytest.raises(UsageError, match=r"'hsnet' has no adapter: choose full"):
+    with pytest.raises(UsageError, match=r"'hsnet_head' has no adapter: choose full"):
         Trainer(other, tmp_path / "other")
