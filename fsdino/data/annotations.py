@@ -10,6 +10,7 @@ import base64
 import binascii
 import contextlib
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -150,7 +151,9 @@ def _coco(file: Path, data: Mapping[str, Any], pictures: Sequence[Path], root: P
         if number not in found:
             found[number] = find_image(str(entry["file_name"]), file, pictures, root)
         size = int(entry["height"]), int(entry["width"])
-        draw = _coco_shape(annotation.get("segmentation"), name)
+        if not annotation.get("segmentation"):
+            raise _only_box(file, name)
+        draw = _coco_shape(annotation["segmentation"], name)
         shapes.append(Shape(names[category], found[number], file, size, draw))
     return shapes
 
@@ -165,8 +168,8 @@ def _coco_shape(segmentation: Any, name: str) -> Callable[[tuple[int, int]], Fla
             return np.repeat(inside, counts).reshape(size[1], size[0]).T
 
         return runs
-    if not isinstance(segmentation, list) or not segmentation:
-        raise ValueError(f"{name} has a box and no segmentation; export masks or polygons")
+    if not isinstance(segmentation, list):
+        raise ValueError(f"{name} has a segmentation that is neither polygons nor run lengths")
     parts = [_points(np.reshape(polygon, (-1, 2)), name) for polygon in segmentation]
 
     def polygons(size: tuple[int, int]) -> Flags:
@@ -197,7 +200,7 @@ def read_yolo(file: Path, image: Path, names: Mapping[int, str]) -> list[Shape]:
                 continue
             number, *values = line.split()
             if len(values) == 4:
-                raise ValueError(f"line {place} is a box, not a segment; export segments")
+                raise _only_box(file, f"line {place}")
             if len(values) < 6 or len(values) % 2:
                 raise ValueError(f"line {place} is not a class and a polygon")
             points = _points(np.reshape([float(v) for v in values], (-1, 2)), f"line {place}")
@@ -208,6 +211,13 @@ def read_yolo(file: Path, image: Path, names: Mapping[int, str]) -> list[Shape]:
     except (ValueError, OSError) as error:
         raise DataError(f"{shown_path(file)} is damaged ({error}): {_REMEDY}") from error
     return shapes
+
+
+def _only_box(file: Path, name: str) -> DataError:
+    return DataError(
+        f"{shown_path(file)}: {name} has a box and no outline: export polygons or masks, or pass "
+        "the image and its box (--support IMAGE --box X0,Y0,X1,Y1)"
+    )
 
 
 def is_yolo(file: Path) -> bool:
@@ -249,10 +259,13 @@ def yolo_names(folders: Sequence[Path]) -> dict[int, str]:
 def find_image(name: str, file: Path, pictures: Sequence[Path], root: Path) -> Path:
     """The image that an annotation file names, whatever folders it has in front of it.
 
+    One in the folder comes first; else a relative path may lead out of it, as LabelMe's do.
+
     Raises:
         DataError: it is not there, or several match.
     """
-    parts = [p for p in PurePosixPath(name.replace("\\", "/")).parts if p not in ("/", "..")]
+    named = PurePosixPath(name.replace("\\", "/"))
+    parts = [part for part in named.parts if part not in ("/", "..")]
     if not parts:
         raise DataError(f"{shown_path(file)} names no image: {_REMEDY}")
     with contextlib.suppress(OSError, ValueError):
@@ -260,6 +273,10 @@ def find_image(name: str, file: Path, pictures: Sequence[Path], root: Path) -> P
             return beside
     found = [path for path in pictures if [*path.parts[-len(parts) :]] == parts]
     found = found or [path for path in pictures if path.name == parts[-1]]
+    if not found and not named.is_absolute():
+        apart = Path(os.path.normpath(file.parent / named))
+        with contextlib.suppress(OSError, ValueError):
+            found = [apart] if apart.is_file() else []
     if not found:
         raise DataError(
             f"{shown_path(file)} names the image {shown(name)}, which is not in "

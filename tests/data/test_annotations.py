@@ -141,7 +141,7 @@ def test_yolo(picture: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("0 0.5 0.5 0.2 0.2", "line 1 is a box, not a segment; export segments"),
+        ("0 0.5 0.5 0.2 0.2", ": line 1 has a box and no outline: export polygons"),
         ("0 0.5 0.5 0.2", "not a class and a polygon"),
         ("0 1 1 8 8 1 8", "outside of"),
         ("cat 0 0 1 1 0 1", "damaged"),
@@ -168,7 +168,8 @@ def test_yolo_that_is_something_else(line: str, words: str, picture: Path, tmp_p
             "a 'line' of 2 points, which has no area; draw a polygon",
         ),
         ({"imagePath": "a.png", "shapes": [{"label": "x", "points": [[0, "a"]]}]}, "damaged"),
-        (coco([]), "a box and no segmentation"),
+        (coco([]), ": annotation 1 has a box and no outline: export polygons or masks, or pass"),
+        (coco("polygon"), "neither polygons nor run lengths"),
         (coco([[0, 0, 1]]), "damaged"),
         (coco([[0, 0, 1, 1, 1, 0]], file_name="b.png"), "names the image 'b.png'"),
         (coco([[0, 0, 1, 1, 1, 0]], id=8), "image_id or a category_id that the file lacks"),

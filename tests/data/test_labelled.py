@@ -149,6 +149,19 @@ def test_captions_are_not_segments(tmp_path: Path) -> None:
         fsdino.read_labelled(tmp_path)
 
 
+def test_labelme_files_apart_from_their_images(tmp_path: Path) -> None:
+    """A relative path may lead out of the folder, as LabelMe and `fsdino segment` write it."""
+    image = photo(tmp_path / "photos" / "a.jpg")
+    folder = tmp_path / "found" / "labelme"
+    folder.mkdir(parents=True)
+    labelme(folder / "a.json", "../../photos/a.jpg", "cat")
+    for place in (folder, folder / "a.json"):
+        assert fsdino.read_labelled(place)["cat"].images == [image]
+    labelme(folder / "a.json", str(image), "cat")
+    with pytest.raises(DataError, match=r"names the image .*, which is not in"):
+        fsdino.read_labelled(folder)
+
+
 def two_masks(root: Path) -> None:
     photo(root / "a.jpg")
     mask(root / "a.png")
