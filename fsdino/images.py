@@ -35,6 +35,12 @@ ImageLike: TypeAlias = Union[
 
 # What Pillow writes again where it turns an image, and cannot where they are damaged.
 _METADATA = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"})
+# What helps with files that cannot be converted, by what `open_image` says of them.
+_REMEDIES = {
+    "empty": "copy or export it again",
+    "an archive": "extract the images in it",
+    "a video": "export a frame of it, or see `fsdino video`",
+}
 BAND = 2**22  # pixels that are converted or blended at a time
 # Float images may leave [0, 1] by what resampling and rounding add.
 _FLOAT_SLACK = 1e-3
@@ -212,8 +218,9 @@ def _decode(source: BinaryIO | Image.Image, label: str, *, upright: bool = True)
             "segment --max-megapixels; in Python half of it is PIL.Image.MAX_IMAGE_PIXELS)"
         ) from error
     except UnidentifiedImageError as error:
+        remedy = _REMEDIES.get(str(error), "convert it to JPEG or PNG")
         raise DataError(
-            f"{label}: no image in a format that can be read: {error}; convert it to JPEG or PNG"
+            f"{label}: no image in a format that can be read: {error}; {remedy}"
         ) from error
     except tiff.TiffError as error:
         raise DataError(f"{label}: {error}") from error

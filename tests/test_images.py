@@ -377,10 +377,16 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("<html>404</html>")
     (tmp_path / "drawing.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    (tmp_path / "video.jpg").write_bytes(b"\0\0\0\x20ftypisom" + bytes(500))
+    remedies = {
+        "archive": "an archive; extract the images in it",
+        "empty": "empty; copy or export it again",
+        "video": "a video; export a frame of it, or see `fsdino video`",
+    }
     for file in sorted(tmp_path.iterdir()):
         with pytest.raises(DataError) as error:
             read_image(file)
-        one_line(error, file.name, "convert it to JPEG or PNG")
+        one_line(error, file.name, remedies.get(file.stem, "; convert it to JPEG or PNG"))
 
 
 def test_decompression_bomb(tmp_path: Path) -> None:
