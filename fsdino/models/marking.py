@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from fsdino.images import Flags, ImageLike, Pixels, read_image
+from fsdino.images import Flags, ImageLike, Pixels, label_of, read_image
 from fsdino.masks import MaskRule, read_mask
 from fsdino.models import mark_arguments, marks
 from fsdino.models.encoders import Features
@@ -63,6 +64,7 @@ class Marking(FewShotModel):
             name = entry.name.replace("image", "mask")
             return read_mask(entry.value, size, name, image=image, rule=rule)
         self._check_weights()
+        entry = replace(entry, name=label_of(image, entry.name))
         return marks.to_mask(array, mark_arguments.read_marks(entry, size), self._encode_arrays)
 
     def _encode_arrays(self, arrays: Sequence[Pixels]) -> list[Features]:

@@ -272,6 +272,9 @@ class Segmenter(Marking):
         threshold = self.config.threshold if threshold is None else threshold
         if not 0 < threshold < 1:
             raise UsageError(f"threshold must lie between 0 and 1, got {threshold}")
+        if isinstance(query, Iterator) and not hasattr(query, "read"):  # which files have
+            kind = type(query).__name__
+            raise UsageError(f"query is a {kind}: pass a list, or use segment_iter")
         many = isinstance(query, list | tuple)
         if (images := stream.unstacked(query)) is not None:
             query, many = images, True
@@ -414,8 +417,14 @@ class Segmenter(Marking):
         return maps, torch.stack([scores for _, scores in found]).amax(0)
 
     def _check_supports(self, named: Mapping[str, Support]) -> None:
-        if not named or not all(isinstance(support, Support) for support in named.values()):
+        if not named or any(support is None for support in named.values()):
             raise UsageError("no support given: pass at least one, from encode_support")
+        for support in named.values():
+            if not isinstance(support, Support):
+                raise UsageError(
+                    f"support is a {type(support).__name__}, not a Support: encode_support makes "
+                    "one of images and masks; several are a dict by name"
+                )
         own = self.fingerprint()
         for name, support in named.items():
             if support.model_fingerprint != own:

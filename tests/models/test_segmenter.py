@@ -282,6 +282,18 @@ def test_no_support_is_a_usage_error(model: FSDINO, nothing: Any) -> None:
         model.segment(picture(9, 9), nothing)
 
 
+def test_a_picture_in_a_supports_place_is_named(model: FSDINO, support: Support) -> None:
+    """The two arguments are easily swapped, and a support is easily not encoded."""
+    for wrong, word in ((picture(9, 9), "ndarray"), ("cat.jpg", "str"), ([support], "list")):
+        with pytest.raises(UsageError, match=f"support is a {word}, not a Support: encode_support"):
+            model.segment(picture(9, 9), wrong)
+
+
+def test_a_generator_of_images_is_for_segment_iter(model: FSDINO, support: Support) -> None:
+    with pytest.raises(UsageError, match="query is a generator: pass a list, or use segment_iter"):
+        model.segment((image for image in [picture(9, 9)]), support)
+
+
 def test_unreadable_query_is_named(model: FSDINO, support: Support, tmp_path: Path) -> None:
     """Which of the list, and its path."""
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")

@@ -82,7 +82,7 @@ def test_mistakes_are_named(words: list[str], message: str) -> None:
     [
         (["--box", "1,2,3,4", *SUPPORT], "stands before any --support"),
         ([*SUPPORT, "mask.png", "--box", "1,2,3,4"], "a.png has a mask, mask.png, and marks"),
-        ([*SUPPORT, "--box", "1,2,99,4"], "boxes of image 1: .1, 2, 99, 4. reaches out"),
+        ([*SUPPORT, "--box", "1,2,99,4"], "boxes of image 1 .a.png.: .1, 2, 99, 4. reaches out"),
     ],
 )
 def test_the_command_refuses_them(
