@@ -6,6 +6,7 @@ The commands import heavy modules in their functions, so that `fsdino --help` an
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import functools
 import inspect
@@ -35,7 +36,7 @@ from fsdino.commands.serve.command import Serve
 from fsdino.commands.settings import optional_values
 from fsdino.commands.train import Train
 from fsdino.commands.video.command import Video
-from fsdino.errors import FsdinoError, is_out_of_memory, one_line
+from fsdino.errors import FsdinoError, UsageError, is_out_of_memory, one_line, shown
 from fsdino.version import __version__
 
 _INTERRUPTED = 130  # exit code
@@ -114,9 +115,20 @@ def _main(given: list[str]) -> int:
 
 
 def parse(given: Sequence[str]) -> _Command:
-    """The command that is asked for; options of a run begin with what its recipe says."""
+    """The command that is asked for; options of a run begin with what its recipe says.
+
+    Raises:
+        UsageError: an unknown command.
+    """
     given = owned(given)
     name, rest = (given[0], given[1:]) if given else ("", ())
+    if name and not name.startswith("-") and name not in _COMMANDS:
+        near = difflib.get_close_matches(name[:256], _COMMANDS, n=1)
+        raise UsageError(
+            f"unknown command {shown(name)}: "
+            + (f"did you mean {near[0]}? Else " if near else "")
+            + f"choose {', '.join(_COMMANDS)}"
+        )
     if name not in _RUNS:
         commands = _subcommands(brief=name not in _COMMANDS)
         command: _Command = tyro.cli(commands, prog="fsdino", description=_DESCRIPTION, args=given)

@@ -130,6 +130,11 @@ def shown(value: object) -> str:
     return printable(text, _MOST_VALUE)
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things: "1 file", "3 files"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def listed(names: Iterable[str]) -> str:
     """Names in order: the first hundred, and how many more."""
     ordered = sorted(names)

@@ -78,6 +78,8 @@ SUPPORT = ("segment", "--support", "a.png", "mask.png")
 QUERY = ("--query", "queries", "--out", "out")
 # Arguments by what the line must name.
 USAGE_ERRORS = {
+    "unknown command 'segmet': did you mean segment? Else choose demo": ("segmet", *QUERY),
+    "unknown command 'photos/': choose demo, segment": ("photos/",),
     "no support given": ("segment", *QUERY),
     "several supports need names": (
         *SUPPORT, "--support", "b.png", "mask.png", *QUERY,
@@ -85,7 +87,7 @@ USAGE_ERRORS = {
     "'x' is given twice": (
         "segment", "--support", "x=a.png", "mask.png", "--support", "x=b.png", "mask.png", *QUERY,
     ),
-    "3 files are not pairs": ("segment", "--support", "a.png", "mask.png", "b.png", *QUERY),
+    "3 files, which are not pairs": ("segment", "--support", "a.png", "mask.png", "b.png", *QUERY),
     "support gone.png: no such file": ("segment", "--support", "gone.png", "mask.png", *QUERY),
     "a saved support stands alone": (*SUPPORT, "model.safetensors", *QUERY),
     "no query given": (*SUPPORT, "--out", "out"),

@@ -28,13 +28,13 @@ from fsdino.commands.segment import mark_options, supports
 from fsdino.commands.segment.formats import Formats
 from fsdino.commands.segment.mark_options import BoxOption, PointOption, ScribbleOption
 from fsdino.devices import check_device, check_dtype, find_device
-from fsdino.errors import DataError, UsageError
+from fsdino.errors import DataError, UsageError, counted, printable, shown_path
 from fsdino.models.names import DEFAULT as DEFAULT_MODEL
 from fsdino.models.names import DRAWN as DRAWN_MODEL
 from fsdino.tables import print_table
 
 if TYPE_CHECKING:
-    from fsdino.commands.segment.output import Output
+    from fsdino.commands.segment.output import Output, Row
     from fsdino.commands.segment.queries import Queries
     from fsdino.commands.segment.stream import Outcome
     from fsdino.commands.segment.supports import SupportFiles
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from fsdino.processes import Processes
 
 logger = logging.getLogger("fsdino.commands")
+
+_MOST_ROWS, _MOST_COLUMNS = 20, 6  # of the table: queries, and classes with a column of their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,11 +235,16 @@ class Segment:
         )
         if is_first:
             found = {"model_name": self.model or DEFAULT_MODEL, "quality": _qualities(encoded)}
-            self._report(outcome, {**call, **found}, queries, output)
+            self._report(outcome, {**call, **found}, queries, output, formats)
         return 0
 
     def _report(
-        self, outcome: Outcome, call: Mapping[str, object], queries: Queries, output: Output
+        self,
+        outcome: Outcome,
+        call: Mapping[str, object],
+        queries: Queries,
+        output: Output,
+        formats: Formats,
     ) -> None:
         """Print what was found.
 
@@ -249,13 +256,12 @@ class Segment:
             rest = {**outcome.to_dict(output.folder), "left_out": left_out}
             print(json.dumps({**call, **rest}))
         else:
-            _print_segments(outcome, output, len(queries.left_out))
+            _print_segments(outcome, output.folder, formats, len(queries.left_out))
         if outcome.failed:
             reasons = "; ".join(outcome.failed.values())
-            raise DataError(
-                f"{len(outcome.failed)} of {len(queries)} queries failed, the others are in "
-                f"{output.folder}: {reasons}"
-            )
+            others = f", the others are in {output.folder}" if outcome.rows else ""
+            failed = f"{len(outcome.failed)} of {len(queries)} queries failed{others}"
+            raise DataError(f"{failed}: {reasons}")
 
     def _encode(
         self, model: Segmenter, files: Sequence[SupportFiles], is_first: bool
@@ -320,21 +326,30 @@ def _qualities(encoded: Mapping[str, Support]) -> dict[str, float | None]:
     return {name: support.quality for name, support in encoded.items()}
 
 
-def _print_segments(outcome: Outcome, output: Output, left_out: int) -> None:
-    from fsdino.errors import shown_path
+def _print_segments(outcome: Outcome, folder: Path, formats: Formats, left_out: int) -> None:
+    from fsdino.commands.segment.formats import relative_names
 
-    shown = 20
-    if len(outcome.rows) <= shown:
+    rows = outcome.rows
+    if 0 < len(rows) <= _MOST_ROWS:
+        classes = [*rows[0].classes]
+        each = 1 < len(classes) <= _MOST_COLUMNS
+        shares = [f"{printable(name)} %" for name in classes] if each else ["foreground %"]
+        names = relative_names([row.query for row in rows])
         print_table(
-            ["query", "foreground %", "seconds"],
+            ["query", *shares, "seconds"],
             [
-                [shown_path(Path(r.query).name), f"{100 * r.foreground:.1f}", f"{r.seconds:.2f}"]
-                for r in outcome.rows
+                [shown_path(name), *_shares(row, each), f"{row.seconds:.2f}"]
+                for name, row in zip(names, rows, strict=True)
             ],
         )
     again = f", {outcome.resumed} of them from before" if outcome.resumed else ""
-    rest = f"; {left_out} files left out" if left_out else ""
-    print(f"{len(outcome.rows)} masks and overlays in {output.folder}{again}{rest}")
-    more = [Path(file).parent.name for file in outcome.rows[0].annotations] if outcome.rows else []
-    if more:
-        print(f"beside them: {', '.join(more)}")
+    rest = f"; {counted(left_out, 'file')} left out" if left_out else ""
+    made = f"{counted(len(rows), 'mask')} and {'overlay' if len(rows) == 1 else 'overlays'}"
+    print(f"{made} in {folder}{again}{rest}")
+    if rows and formats.results:
+        print(f"beside them: {', '.join(formats.results)}")
+
+
+def _shares(row: Row, each: bool) -> list[str]:
+    """Percentages of a row's pixels: of each class, or of all together."""
+    return [f"{100 * share:.1f}" for share in (row.classes.values() if each else [row.foreground])]

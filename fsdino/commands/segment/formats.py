@@ -60,6 +60,12 @@ class Formats:
         return {"formats": [*self.names], "split": self.split, "min_area": self.min_area}
 
     @property
+    def results(self) -> list[str]:
+        """What people open of the files: "annotations.json", "yolo/ with classes.txt" ..."""
+        shown = {"coco": COCO_FILE, "yolo": f"{PLACES['yolo'][0]}/ with {CLASSES_FILE}"}
+        return [shown.get(name, f"{PLACES[name][0]}/") for name in self.names]
+
+    @property
     def folders(self) -> list[str]:
         """Folders of the files."""
         return [PLACES[name][0] for name in self.names]
@@ -137,6 +143,12 @@ def place(name: str, stem: str) -> str:
     return f"{folder}/{stem}{ending}"
 
 
+def relative_names(queries: Sequence[str]) -> list[str]:
+    """Names of images, given by their absolute paths: from the folder on that all share."""
+    root = os.path.commonpath([os.path.dirname(query) for query in queries])
+    return [Path(os.path.relpath(query, root)).as_posix() for query in queries]
+
+
 def coco_of_all(
     parts: Sequence[Mapping[str, Any]], queries: Sequence[str], names: Sequence[str]
 ) -> bytes:
@@ -144,8 +156,7 @@ def coco_of_all(
 
     Args:
         parts: content of the queries' own files.
-        queries: absolute paths of the images. Their names are those from the folder on that all
-            have in common.
+        queries: absolute paths of the images. Their names are the `relative_names`.
         names: of the classes.
 
     Raises:
@@ -154,11 +165,10 @@ def coco_of_all(
     from fsdino.models.coco_export import coco_file
     from fsdino.models.exports import numbered
 
-    root = os.path.commonpath([os.path.dirname(query) for query in queries])
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number, (part, query) in enumerate(zip(parts, queries, strict=True), 1):
-        file_name = Path(os.path.relpath(query, root)).as_posix()
+    file_names = relative_names(queries)
+    for number, (part, file_name) in enumerate(zip(parts, file_names, strict=True), 1):
         images.append({**part["images"][0], "id": number, "file_name": file_name})
         for annotation in part["annotations"]:
             ids = {"id": len(annotations) + 1, "image_id": number}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsdino.commands.segment.mark_options import ImageMarks, arguments
-from fsdino.errors import SupportWarning, UsageError, listed
+from fsdino.errors import SupportWarning, UsageError, listed, shown_path
 from fsdino.locks import Lock
 
 if TYPE_CHECKING:
@@ -262,11 +262,27 @@ def _group(values: Sequence[str], marks: ImageMarks | None = None) -> list[Suppo
     if not one_saved and any(file.suffix == SAVED_SUFFIX for file in files):
         raise UsageError(f"support {name!r}: a saved support stands alone, without other files")
     if not one_saved and len(files) % 2:
-        raise UsageError(
-            f"support {name!r}: {len(files)} files are not pairs: pass one mask after each image, "
-            "or mark the object with --box, --point or --scribble"
-        )
+        raise UsageError(_unpaired(files))
     return [SupportFiles(name, files)]
+
+
+def _unpaired(files: Sequence[Path]) -> str:
+    """What is wrong with files of which one has no mask."""
+    if len(files) > 1:
+        what = f"--support has {len(files)} files, which are not pairs of image and mask"
+        return f"{what}: pass one mask after each image"
+    from fsdino.image_files import why_not_image
+
+    file, reason = shown_path(files[0]), why_not_image(files[0])
+    if reason is not None:
+        return (
+            f"support {file}: {reason}: pass an image and its mask, or a folder or a JSON file of "
+            "labelled images"
+        )
+    return (
+        f"support {file} has no mask: pass one after it, or mark the object with --box, --point or "
+        "--scribble"
+    )
 
 
 def _marked(name: str, files: tuple[Path, ...], marks: ImageMarks) -> SupportFiles:

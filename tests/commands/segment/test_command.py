@@ -346,7 +346,7 @@ def test_formats_of_other_tools(capsys):
     assert json.loads(Path("out/annotations.json").read_text()) == expected
     assert Path("out/classes.txt").read_text() == "foreground\n"
     assert cli.main([part for part in call if part != "--json"]) == 0
-    assert "beside them: coco, yolo\n" in capsys.readouterr().out
+    assert "beside them: annotations.json, yolo/ with classes.txt\n" in capsys.readouterr().out
 
 
 def test_segment_says_what_was_left_out(capsys):
@@ -361,7 +361,7 @@ def test_segment_says_what_was_left_out(capsys):
     assert found["left_out"] == [{"file": "queries/sub/notes.txt", "reason": "text"}]
     assert "1 of 12 files left out: queries/sub/notes.txt (text)" in err
     assert cli.main(segment()) == 0
-    assert "11 masks and overlays in out, 11 of them from before; 1 files left out" in " ".join(
+    assert "11 masks and overlays in out, 11 of them from before; 1 file left out" in " ".join(
         capsys.readouterr().out.split()
     )
 
@@ -423,8 +423,29 @@ def test_segment_prints_a_table(capsys):
     """For people: queries with their share of foreground, and where the masks are."""
     assert cli.main(segment("--query", "b.png", "queries/0.png")) == 0
     out = capsys.readouterr().out
-    assert "b.png" in out
+    assert "b.png" in out and " queries/0.png " in out  # names as in annotations.json
     assert "2 masks and overlays in out" in out
+    assert cli.main(segment("--query", "b.png")) == 0
+    assert "1 mask and overlay in out" in capsys.readouterr().out
+
+
+def test_the_table_has_a_column_for_each_class(capsys):
+    """The share of each class, as results.jsonl has it."""
+    two = ("--support", "cat=a.png", "mask.png", "--support", "dog=b.png", "mask.png")
+    assert cli.main(["segment", "--model", "model", *two, "--query", "b.png", "--out", "out"]) == 0
+    header, _, line = [row.split() for row in capsys.readouterr().out.splitlines()[3:6]]
+    assert header == ["query", "cat", "%", "dog", "%", "seconds"]
+    row = json.loads(Path("out/results.jsonl").read_text())
+    assert line[1:3] == [f"{100 * row['classes'][name]:.1f}" for name in ("cat", "dog")]
+
+
+def test_a_call_of_which_nothing_can_be_read(capsys):
+    """Says so, without a table or other results."""
+    Path("empty.png").touch()
+    assert cli.main(segment("--query", "empty.png")) == 1
+    out, err = capsys.readouterr()
+    assert "error: 1 of 1 queries failed: query (empty.png): " in err
+    assert "others are in" not in err and "seconds" not in out
 
 
 def test_each_supports_quality_is_told_and_stored(capsys):

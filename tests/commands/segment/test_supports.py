@@ -22,10 +22,11 @@ from tiny_models import box_mask, picture, tiny_model
 
 @pytest.fixture(autouse=True)
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four empty files in the working folder."""
+    """Four empty files in the working folder, and what may be an archive."""
     monkeypatch.chdir(tmp_path)
     for name in ("a.jpg", "a.png", "b=c.jpg", "s.safetensors"):
         Path(name).touch()
+    Path("a.zip").write_bytes(b"PK\x03\x04")
 
 
 def test_pairs_of_one_class():
@@ -56,8 +57,9 @@ def test_a_file_with_an_equals_sign_is_a_file():
         ([], "no support given"),
         ([[]], "no support given"),
         ([["cat=a.jpg", "a.png"], []], "--support needs IMAGE MASK"),
-        ([["a.jpg"]], "1 files are not pairs"),
-        ([["a.jpg", "a.png", "a.jpg"]], "3 files are not pairs"),
+        ([["a.jpg"]], "support a.jpg has no mask: pass one after it, or mark the object"),
+        ([["cat=a.zip"]], "support a.zip: an archive: pass an image and its mask, or a folder"),
+        ([["a.jpg", "a.png", "a.jpg"]], "has 3 files, which are not pairs of image and mask"),
         ([["a.jpg", "gone.png"]], "gone.png: no such file"),
         ([["a.jpg", "."]], ".: a file is needed, this is a folder"),
         ([["s.safetensors", "a.png"]], "stands alone"),
