@@ -25,6 +25,7 @@ from fsdino.errors import (
     DataError,
     FsdinoError,
     UsageError,
+    counted,
     first_line,
     printable,
     shown,
@@ -82,6 +83,14 @@ class Moment:
         if self.seconds is None:
             return f"{self.frame}f"
         return str(float(self.seconds))
+
+    def before(self, other: Moment) -> bool:
+        """Whether it lies before another one; True where a time and a number do not tell."""
+        if self.seconds is not None and other.seconds is not None:
+            return self.seconds < other.seconds
+        if self.frame is not None and other.frame is not None:
+            return self.frame < other.frame
+        return True
 
     def place(self, rate: Fraction) -> int:
         """The number of the first frame at it or after it, in a clip of a constant rate."""
@@ -173,6 +182,13 @@ class Clip:
     path: Path
     info: ClipInfo
 
+    def __repr__(self) -> str:
+        """One line: name, size, and frames, where their number is known."""
+        (height, width), count = self.info.size, self.info.frames
+        frames = "" if count is None else f", {counted(count, 'frame')}"
+        name = shown_path(self.path.name)
+        return f"Clip({name}, {height}x{width}{frames}, {self.info.rate:.4g} a second)"
+
     def frames(self, damage: Damage | None = None) -> Iterator[Frame]:
         """All frames in their order, decoded as they are drawn.
 
@@ -206,8 +222,9 @@ class Clip:
             self.info.rate
         ):
             return before.time, before.pixels
+        asked = moment if moment.seconds is None else f"{float(moment.seconds):g} s"
         raise UsageError(
-            f"clip {shown_path(self.path)} has ended before {moment}: its last frame is at "
+            f"clip {shown_path(self.path)} has ended before {asked}: its last frame is at "
             f"{float(before.time):.2f} s"
         )
 

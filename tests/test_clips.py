@@ -43,6 +43,13 @@ def test_frames_come_in_order_with_their_times(clip: Path) -> None:
     assert (info.size, info.frames, info.audio) == ((48, 64), 6, True)
 
 
+def test_a_clip_says_what_it_is(clip: Path, tmp_path: Path) -> None:
+    """One line with its name, its size, and its frames, if the file says how many."""
+    assert repr(open_clip(clip)) == f"Clip({clip.name}, 48x64, 6 frames, {6 / 0.64:.4g} a second)"
+    Image.fromarray(FRAMES[0]).save(tmp_path / "0.png")
+    assert repr(open_clip(tmp_path)) == f"Clip({tmp_path.name}, 48x64, 1 frame, 25 a second)"
+
+
 def test_moments(clip: Path) -> None:
     """A frame is shown until the next one begins; numbers count frames."""
     at = {

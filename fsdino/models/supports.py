@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fsdino.errors import CheckpointError, UsageError, first_line
+from fsdino.errors import CheckpointError, UsageError, counted, first_line
 from fsdino.images import Flags, Pixels, encode_image
 from fsdino.models.checkpoints import check_hash, write_hashed
 from fsdino.models.shots import PooledShot, SupportFeatures, TokenFit
@@ -81,7 +81,7 @@ class Support:
         grids = list(dict.fromkeys(_grids(levels) for levels in self.masks))
         shown = ", ".join(grids[:3]) + (", …" if len(grids) > 3 else "")
         parts = [
-            f"{self.shots} shot{'' if self.shots == 1 else 's'}",
+            counted(self.shots, "shot"),
             f"grid{'s' if len(grids) > 1 else ''} {shown}",
             *([] if self.quality is None else [f"quality {self.quality:.2f}"]),
             f"model {self.model_fingerprint}",

@@ -12,6 +12,7 @@ from fsdino.commands.serve.examples import Class, Marked, words
 from fsdino.commands.serve.films import MOST_FRAMES, FilmRun
 from fsdino.commands.serve.queries import Added, Queries
 from fsdino.commands.serve.results import Result, Run
+from fsdino.errors import counted
 from fsdino.overlay import label_color
 from fsdino.sample_photographs import Sample
 
@@ -63,7 +64,7 @@ def classes(known: Mapping[str, Class], key: str) -> str:
 def _class(name: str, known: Class, key: str, names: list[str]) -> str:
     pictures = "".join(f'<img src="fsdino/picture/{k}" alt="">' for k in known.keys)
     count = known.support.shots
-    shots = f"{count} example{'' if count == 1 else 's'}"
+    shots = counted(count, "example")
     shots = shots if known.shots else f"saved support, {shots}"
     quality = known.support.quality
     said = "" if quality is None else f", quality {quality:.2f} ({words(quality)})"
@@ -84,7 +85,7 @@ def queries(chosen: Queries, added: Added | None = None) -> str:
         more = len(chosen) - _NAMED
         names = ", ".join(escape(query.name) for query in chosen[:_NAMED])
         rest = f" and {more} more" if more > 0 else ""
-        count = f"{len(chosen)} photograph{'' if len(chosen) == 1 else 's'}"
+        count = counted(len(chosen), "photograph")
         clear = _button({"clear": True}, "Clear", "", "Forget these photographs")
         text = f'<p class="fs-queries"><b>{count}</b>: {names}{rest} {clear}</p>'
     said = "" if added is None else added.summary()
@@ -123,8 +124,8 @@ def film(run: FilmRun, seconds: float) -> str:
     damage = ""
     if summary["damaged"]:
         damage = (
-            f'<p class="fs-warning">{summary["damaged"]} damaged parts of the video were skipped: '
-            f"{escape(str(summary['damage']))}</p>"
+            f'<p class="fs-warning">{counted(summary["damaged"], "damaged part")} of the video '
+            f"skipped: {escape(str(summary['damage']))}</p>"
         )
     return (
         f"{hint(said)}{damage}"
@@ -151,7 +152,9 @@ def status(run: Run, seconds: float | None = None) -> str:
     if seconds is None:
         return _bar(run.done, run.total, "photographs")
     found = sum(any(result.founds) for result in run.results)
-    text = f"Found something in {found} of {len(run.results)} photographs ({seconds:.1f} s)."
+    text = f"Found something in {found} of {counted(len(run.results), 'photograph')}"
+    text += f"; {len(run.failed)} could not be read" if run.failed else ""
+    text += f" ({seconds:.1f} s)."
     if run.done < run.total:
         text = f"Stopped after {run.done} of {run.total}. {text}"
     return hint(text)

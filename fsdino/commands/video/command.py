@@ -29,7 +29,7 @@ from fsdino.commands.segment import mark_options, supports
 from fsdino.commands.segment.mark_options import BoxOption, PointOption, ScribbleOption
 from fsdino.commands.video.formats import VideoFormats
 from fsdino.devices import check_device, check_dtype, find_device
-from fsdino.errors import DataError, UsageError
+from fsdino.errors import DataError, UsageError, counted
 from fsdino.models.names import DEFAULT as DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -161,8 +161,13 @@ class Video:
 
         rule = self._mask_rule()
         frames = marked.parse(self.at, self._marks("--at", len(self.at)), rule)
+        if not self.support and not frames:
+            raise UsageError(
+                "no example given: pass --at TIME and a mask, --box or --point, or --support IMAGE "
+                "MASK"
+            )
         files = []
-        if self.support or not frames:
+        if self.support:
             marks = self._marks("--support", len(self.support))
             files = supports.parse(self.support, rule, marks)
         examples: list[SupportFiles | MarkedFrames] = [*files, *frames]
@@ -170,6 +175,8 @@ class Video:
         begin, end = (
             None if time is None else Moment.parse(time) for time in (self.begin, self.end)
         )
+        if begin is not None and end is not None and not begin.before(end):
+            raise UsageError(f"--from {self.begin} must lie before --to {self.end}")
         plan = Plan(self.memory, self.threshold, self.every, begin, end, self.max_frames)
         return self._run(open_clip(self.clip), examples, plan, formats)
 
@@ -261,7 +268,7 @@ class Video:
                 print("the sound of the clip is left out of overlay.mp4")
         if summary["damaged"]:
             raise DataError(
-                f"{summary['damaged']} damaged parts of {self.clip} were skipped "
+                f"{counted(summary['damaged'], 'damaged part')} of {self.clip} skipped "
                 f"({summary['damage']}); the results of the other {summary['frames']} frames are "
                 f"in {output.folder}"
             )

@@ -267,8 +267,7 @@ class Output:
         """
         if not self.done:
             raise DataError(
-                f"clip {clip.path}: no frame was asked for: it has ended before; change --from, "
-                "--to, --every or --max-frames"
+                f"clip {clip.path}: no frame lies between --from and --to; change one of them"
             )
         if self._rows:
             self._end_part()

@@ -68,7 +68,9 @@ def test_results_say_what_was_found():
     text = " ".join(Tags(html).text.split())
     assert "found, score 0.93" in text and "not found, score 0.02" in text
     assert "b.png" in text and "corrupt" in text and "threshold=0.7" in html
-    assert "Found something in 1 of 1 photographs (2.0 s)." in cards.status(run(result), 2.0)
+    assert "Found something in 1 of 1 photograph (2.0 s)." in cards.status(run(result), 2.0)
+    some = cards.status(run(result, failed={"b.png": "corrupt"}), 2.0)
+    assert "in 1 of 1 photograph; 1 could not be read (2.0 s)." in some
     assert "Stopped after 1 of 5." in cards.status(run(result), 2.0)
     assert cards.download(run(), 0.5) == "" and cards.download(None, 0.5) == ""
 

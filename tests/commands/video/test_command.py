@@ -150,7 +150,7 @@ def test_a_broken_middle(capsys: pytest.CaptureFixture[str]) -> None:
         captured = capsys.readouterr()
         found = json.loads(captured.out)
         assert (found["frames"], found["damaged"]) == (7, 1)
-        assert "1 damaged parts of clip.mov were skipped (after 0.0" in captured.err
+        assert "1 damaged part of clip.mov skipped (after 0.0" in captured.err
         assert "the results of the other 7 frames are in out" in captured.err
     assert len(labels()) == 7 and Path("out/overlay.mp4").is_file()
 
@@ -166,7 +166,7 @@ def archive() -> None:
         (
             None,
             ["--at", "0:03", "box0.png"],
-            "before 3.0: its last frame is at 0.28 s",
+            "before 3 s: its last frame is at 0.28 s",
             2,
         ),
         (None, ["--at", "soon", "box0.png"], "'soon' is not a time: write seconds (3.5)", 2),
@@ -175,13 +175,15 @@ def archive() -> None:
         (None, ["--at", "0:00", "mask.png"], "mask 1 (mask.png)", 2),
         (None, ["--at", "0f", "box0.png", "--support", "a.png", "mask.png"], "need names", 2),
         (None, ["--at", "0f", "--box", "1,2,3"], "--box '1,2,3': pass X0,Y0,X1,Y1 in pixels", 2),
-        (None, ["--at", "0f", "--box", "-5,0,9,9"], "boxes of image 1", 2),
+        (None, ["--at", "0f", "--box", "-5,0,9,9"], "boxes of image 1: (-5, 0, 9, 9)", 2),
         (None, ["--at", "0f", "--not-point", "9,9"], "--not-point alone marks no object", 2),
         (None, ["--at", "0f", "box0.png", "--point", "9,9"], "has a mask, box0.png, and marks", 2),
         (None, ["--at", "0f", "--box", "1,1,9,9", "--point", "9,9"], "pass one kind of mark", 2),
         (None, ["--box", "1,1,9,9", "--at", "0f"], "--box 1,1,9,9 stands before", 2),
         (None, ["--from", "x"], "'x' is not a time", 2),
-        (None, ["--from", "0:09"], "no frame was asked for", 1),
+        (None, ["--from", "0:09"], "no frame lies between --from and --to", 1),
+        (None, ["--from", "0:02", "--to", "0:01"], "--from 0:02 must lie before --to 0:01", 2),
+        (None, ["--from", "5f", "--to", "5f"], "--from 5f must lie before --to 5f", 2),
         (None, ["--memory", "-1"], "--memory must be at least 0, got -1", 2),
         (None, ["--every", "0"], "--every must be at least 1, got 0", 2),
         (None, ["--format", "gif"], "--format 'gif' is unknown: choose from coco, overlay, png", 2),

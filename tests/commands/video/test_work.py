@@ -218,7 +218,7 @@ def test_which_frames(model, supports, clip, tmp_path: Path) -> None:
     times = [float(frame.time) for frame in open_clip(tmp_path / "out/overlay.mp4").frames()]
     assert times == pytest.approx([0, 0.08, 0.16, 0.54])
     assert run(model, supports, clip, tmp_path / "few", most=3)["frames"] == 3
-    with pytest.raises(DataError, match="no frame was asked for"):
+    with pytest.raises(DataError, match="no frame lies between"):
         run(model, supports, clip, tmp_path / "none", begin=Moment.parse("0:09"))
 
 
