@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from fsdino import files, images, masks
+from fsdino import files, images, masks, overlay
 from fsdino.errors import DataError, FsdinoError
 
 _FOLDER = Path(__file__).with_name("photographs")
@@ -54,6 +55,15 @@ class Sample:
     licence: str
     source: str
     address: str
+
+    def __repr__(self) -> str:
+        """One line: name, what the mask covers, and size."""
+        return f"Sample({self.name}: {self.covers}, {self.image.height}x{self.image.width})"
+
+    def _repr_png_(self) -> bytes:
+        """The photograph with its mask drawn over it, for notebooks."""
+        drawn = overlay.overlay(np.asarray(self.image), np.asarray(self.mask) == 255)
+        return images.encode_image(drawn, "PNG")
 
 
 def samples() -> dict[str, Sample]:

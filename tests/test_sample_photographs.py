@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -128,3 +129,13 @@ def test_damaged_installation(
         fsdino.samples()
     assert str(caught.value).endswith(": install fsdino again")
     assert "\n" not in str(caught.value)
+
+
+def test_a_notebook_shows_a_sample() -> None:
+    """One line of text, and the photograph with its mask drawn over it."""
+    cup = fsdino.samples()["espresso-cup"]
+    assert repr(cup) == "Sample(espresso-cup: the cup, with handle and coffee, 341x512)"
+    shown = np.asarray(Image.open(io.BytesIO(cup._repr_png_())), np.int64)
+    changed = np.abs(shown - np.asarray(cup.image)).sum(axis=2) > 0
+    inside = np.asarray(cup.mask) == 255
+    assert changed[inside].mean() > 0.99 and not changed[~inside].any()
