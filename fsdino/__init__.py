@@ -5,9 +5,26 @@
     result = model.segment(query, support)  # a Segmentation, or a list of them
     result.mask, result.score, result.overlay()
 
-`samples()` has photographs to try it with. `FSDINO`, `ModelConfig` and `Segmenter` are the models,
-`ops` the 4D correlation operations, `CenterPivotConv4d` a layer of them; every error is an
-`FsdinoError`. The public names are imported on first use, so that `import fsdino` costs nothing.
+The public names, of which `help(fsdino.load)` and the like say more:
+
+    load               a model by name, from a folder, or from the hub
+    list_models        the models that have a name, each a ModelInfo
+    samples            photographs with masks to try a model on, each a Sample
+    read_labelled      labelled photographs by class, each a Labelled: folders, LabelMe, COCO, YOLO
+    open_clip          the frames of a video
+    track              objects through those frames
+    export_coco        many results as one COCO file
+    Segmenter          what `load` gives: encode_support, segment, segment_iter, mark
+    FSDINO             the network, a Segmenter; to build and to train one
+    ModelConfig        the settings of an FSDINO
+    Support            marked examples of a class, encoded; can be saved
+    Segmentation       a result: mask, probability, score, overlay, formats of other tools
+    Instance           one object of a result
+    ops                the 4D correlation operations
+    CenterPivotConv4d  a layer of them
+    FsdinoError        every error: UsageError, DataError, CheckpointError, BackendError
+
+They are imported on first use, so that `import fsdino` costs nothing.
 """
 
 from __future__ import annotations

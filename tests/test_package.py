@@ -147,6 +147,15 @@ def test_help_lists_the_package_and_nothing_beside_it():
     assert importlib.util.find_spec("fsdino.benchmarks") is None
 
 
+def test_help_has_a_line_for_each_name():
+    """On its first screen: Python adds every class in full, thousands of lines with PyTorch's."""
+    assert fsdino.__doc__ is not None and len(fsdino.__doc__.splitlines()) < 35
+    listed = re.search(r"public names.*\n\n((?: {4}\w.*\n)+)", fsdino.__doc__)
+    assert listed is not None
+    names = set(re.findall(r"\w+", listed[1]))
+    assert set(fsdino.__all__) - {"__version__"} <= names
+
+
 def test_unknown_name_is_an_attribute_error():
     """A typing error in a name is reported as such, also by `from fsdino import ...`."""
     with pytest.raises(AttributeError, match="module 'fsdino' has no attribute 'laod'"):
