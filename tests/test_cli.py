@@ -94,6 +94,7 @@ USAGE_ERRORS = {
     "query gone: no such file": (*SUPPORT, "--query", "gone", "--out", "out"),
     "no --out given": (*SUPPORT, "--query", "queries"),
     "--out a.png: a folder is needed": (*SUPPORT, "--query", "queries", "--out", "a.png"),
+    "/a.png is a file": (*SUPPORT, "--query", "queries", "--out", "a.png/out"),
     "--threshold must lie between 0 and 1": (*SUPPORT, *QUERY, "--threshold", "2"),
     "--max-megapixels must lie": (*SUPPORT, *QUERY, "--max-megapixels", "0"),
     "unknown dtype 'half'": (*SUPPORT, *QUERY, "--dtype", "half"),

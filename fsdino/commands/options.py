@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from fsdino.data import names
-from fsdino.errors import UsageError
+from fsdino.errors import FsdinoError, UsageError
 
 Json = Annotated[
     bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(name="json", help_behavior_hint="")
@@ -70,10 +70,18 @@ def check_threshold(value: float | None) -> None:
 
 
 def check_folder(out: Path) -> None:
-    """Refuse an --out that is a file.
+    """Refuse an --out that is not a folder which can be written, or created, before any work.
 
     Raises:
-        UsageError: it is one.
+        UsageError: it is a file, or one stands in its path.
+        FsdinoError: there is no permission to write.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: a folder is needed, this is a file")
+    whole = out.absolute()
+    place = next(path for path in (whole, *whole.parents) if os.path.exists(path))
+    if not place.is_dir():
+        what = "this" if place == whole else str(place)
+        raise UsageError(f"--out {out}: a folder is needed, {what} is a file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise FsdinoError(
+            f"--out {out}: no permission to write in {place}; change it, or pass another --out"
+        )

@@ -12,6 +12,7 @@ from fsdino.commands import evaluate as evaluate_command
 from fsdino.commands import options
 from fsdino.commands.demo import command as demo_command
 from fsdino.commands.segment import command as segment_command
+from fsdino.errors import FsdinoError
 
 pytestmark = pytest.mark.usefixtures("one_thread", "workplace")
 
@@ -45,3 +46,19 @@ def test_commands_that_segment_let_threads_sleep(home, arguments, monkeypatch, c
     monkeypatch.setattr(home, "wait_without_spinning", lambda: calls.append(1))
     assert cli.main(arguments) == 2
     assert calls == [1]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
+    """The nearest that exists is asked; its answer is set here, since root may write anywhere."""
+    asked = []
+
+    def no(path, mode):
+        asked.append((path, mode))
+        return False
+
+    monkeypatch.setattr(os, "access", no)
+    for out in (tmp_path, tmp_path / "new" / "deeper"):
+        words = f"--out {out}: no permission to write in {tmp_path};"
+        with pytest.raises(FsdinoError, match=words):
+            options.check_folder(out)
+    assert asked == [(tmp_path, os.W_OK | os.X_OK)] * 2
