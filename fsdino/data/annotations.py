@@ -21,6 +21,7 @@ import numpy as np
 
 from fsdino import files
 from fsdino.data.coco_masks import run_lengths
+from fsdino.data.layouts import MASK_FOLDERS
 from fsdino.errors import DataError, FsdinoError, listed, shown, shown_path
 from fsdino.images import Flags, read_image_bytes
 from fsdino.yaml_files import read_yaml
@@ -92,7 +93,9 @@ def _is_object(file: Path) -> bool:
 def _labelme(
     file: Path, data: Mapping[str, Any], pictures: Sequence[Path], root: Path
 ) -> list[Shape]:
-    image = find_image(str(data["imagePath"]), file, pictures, root)
+    image = _beside(file, str(data["imagePath"]))
+    if image is None:
+        image = find_image(str(data["imagePath"]), file, pictures, root)
     size = None
     if data.get("imageHeight") and data.get("imageWidth"):
         size = (int(data["imageHeight"]), int(data["imageWidth"]))
@@ -102,10 +105,24 @@ def _labelme(
     ]
 
 
+def _beside(file: Path, name: str) -> Path | None:
+    """The image by its path from the file's folder, as LabelMe finds it; None if it is not there.
+
+    The path may lead out of the folder: files that are kept apart from the images have such paths.
+    """
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    try:
+        image = Path(os.path.normpath(file.parent.joinpath(*parts)))
+        return image if image.is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
 def _labelme_shape(entry: Mapping[str, Any], place: int) -> Callable[[tuple[int, int]], Flags]:
     kind = entry.get("shape_type") or "polygon"
     points = _points(entry["points"], f"shape {place}")
-    if kind == "polygon" and len(points) >= 3:
+    tilted = kind == "oriented_rectangle" and len(points) == 4
+    if tilted or (kind == "polygon" and len(points) >= 3):
         return lambda size: fill(points, size)
     if kind == "rectangle" and len(points) in (2, 4):
         (left, top), (right, bottom) = points.min(0), points.max(0)
@@ -259,10 +276,8 @@ def yolo_names(folders: Sequence[Path]) -> dict[int, str]:
 def find_image(name: str, file: Path, pictures: Sequence[Path], root: Path) -> Path:
     """The image that an annotation file names, whatever folders it has in front of it.
 
-    One in the folder comes first; else a relative path may lead out of it, as LabelMe's do.
-
     Raises:
-        DataError: it is not there, or several match.
+        DataError: it is not there, or several match that are not in a folder of masks.
     """
     named = PurePosixPath(name.replace("\\", "/"))
     parts = [part for part in named.parts if part not in ("/", "..")]
@@ -273,10 +288,8 @@ def find_image(name: str, file: Path, pictures: Sequence[Path], root: Path) -> P
             return beside
     found = [path for path in pictures if [*path.parts[-len(parts) :]] == parts]
     found = found or [path for path in pictures if path.name == parts[-1]]
-    if not found and not named.is_absolute():
-        apart = Path(os.path.normpath(file.parent / named))
-        with contextlib.suppress(OSError, ValueError):
-            found = [apart] if apart.is_file() else []
+    if len(found) > 1:  # masks may have the images' names
+        found = [path for path in found if not _among_masks(path, root)] or found
     if not found:
         raise DataError(
             f"{shown_path(file)} names the image {shown(name)}, which is not in "
@@ -288,6 +301,11 @@ def find_image(name: str, file: Path, pictures: Sequence[Path], root: Path) -> P
             f"{listed(map(str, found[:3]))}: keep one"
         )
     return found[0]
+
+
+def _among_masks(path: Path, root: Path) -> bool:
+    inside = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
+    return any(part.casefold() in MASK_FOLDERS for part in inside)
 
 
 def _points(points: Any, name: str) -> Any:

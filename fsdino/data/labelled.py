@@ -50,7 +50,7 @@ def read_labelled(path: str | os.PathLike[str]) -> dict[str, Labelled]:
     * Pairs: NAME.jpg with NAME.png, or NAME_mask or NAME-mask with any image suffix, beside it
       or in a folder masks/; images may be in a folder images/. The class is called "foreground";
       with a folder for each class, by the folder.
-    * LabelMe's JSON files, with polygons, rectangles, circles and masks.
+    * LabelMe's JSON files, with polygons, rectangles, also tilted ones, circles and masks.
     * A COCO JSON file, as CVAT and others export it, with polygons and run lengths.
     * YOLO segments: labels/NAME.txt with images/NAME.jpg, or NAME.txt beside NAME.jpg; names of
       classes are in data.yaml, classes.txt or obj.names.
@@ -88,16 +88,23 @@ def read_labelled(path: str | os.PathLike[str]) -> dict[str, Labelled]:
                 f"{_FORMS}"
             )
         classes = _drawn(found[1])
+        kinds = [found[0]]
     elif place.is_dir():
-        classes = _in_folder(place)
+        classes, kinds = _in_folder(place)
     else:
         raise UsageError(f"{shown_path(place)}: no such file or folder; check the path")
+    if not classes and kinds:
+        raise UsageError(
+            f"{shown_path(place)}: the {listed(kinds)} annotations have no polygon and no mask: "
+            "draw one, or export in another format (Label Studio's COCO leaves brushes out)"
+        )
     if not classes:
         raise UsageError(f"{shown_path(place)}: no labelled image found; it needs {_FORMS}")
     return classes
 
 
-def _in_folder(root: Path) -> dict[str, Labelled]:
+def _in_folder(root: Path) -> tuple[dict[str, Labelled], list[str]]:
+    """The labelled images by class, and the kinds of labels that there are."""
     pictures = _pictures(root)
     shapes: dict[str, list[Shape]] = {}
     for file in _visible(root, ".json"):
@@ -114,7 +121,7 @@ def _in_folder(root: Path) -> dict[str, Labelled]:
             f"{shown_path(root)} has labels of several kinds ({', '.join(kinds)}): pass the "
             "annotation file, or a folder with one kind"
         )
-    return pairs or _drawn([shape for part in shapes.values() for shape in part])
+    return pairs or _drawn([shape for part in shapes.values() for shape in part]), kinds
 
 
 def _drawn(shapes: Sequence[Shape]) -> dict[str, Labelled]:

@@ -96,6 +96,22 @@ def test_labelme(picture: Path, tmp_path: Path) -> None:
     assert np.array_equal(found["circle"], np.hypot(rows - 4, columns - 5) < 2.2)
 
 
+def test_labelme_oriented_rectangle(picture: Path, tmp_path: Path) -> None:
+    """As LabelMe 6.3.1 saves one: four corners, which need not be upright."""
+    shape = {
+        "label": "tilted", "points": [[5.0, 0.5], [8.5, 4.0], [5.0, 7.5], [1.5, 4.0]],
+        "group_id": None, "description": "", "shape_type": "oriented_rectangle", "flags": {},
+        "mask": None,
+    }  # fmt: skip
+    data = {
+        "version": "6.3.1", "flags": {}, "shapes": [shape], "imagePath": "images/a.png",
+        "imageData": None, "imageHeight": 8, "imageWidth": 10,
+    }  # fmt: skip
+    rows, columns = np.indices(SIZE) + 0.5
+    expected = np.abs(rows - 4) + np.abs(columns - 5) < 3.5
+    assert np.array_equal(read(tmp_path, data, [picture])["tilted"], expected)
+
+
 def coco(segmentation: Any, **changes: Any) -> dict[str, Any]:
     image = {"id": 7, "file_name": "a.png", "height": 8, "width": 10}
     annotation = {"id": 1, "image_id": 7, "category_id": 3, "segmentation": segmentation}

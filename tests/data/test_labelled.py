@@ -98,6 +98,23 @@ def test_labelme(tmp_path: Path) -> None:
     assert [*found] == ["cat"]
 
 
+def test_labelme_files_in_a_folder_of_their_own(tmp_path: Path) -> None:
+    """The path in them leads from their folder to the image, as LabelMe reads and writes it."""
+    photo(tmp_path / "photos" / "sub" / "a.jpg")
+    folder = tmp_path / "found" / "labelme"
+    folder.mkdir(parents=True)
+    labelme(folder / "a.json", "../../photos/sub/a.jpg", "cat")
+    labelme(folder / "b.json", "..\\..\\photos\\sub\\a.jpg", "cat")
+    check(folder / "a.json", cat=["a.jpg"])
+    check(folder / "b.json", cat=["a.jpg"])
+    (folder / "b.json").unlink()
+    check(folder, cat=["a.jpg"])
+    (folder / "a.json").unlink()
+    write_coco(folder / "x.json", "../../photos/sub/a.jpg")
+    with pytest.raises(DataError, match=r"sub/a\.jpg', which is not in"):
+        fsdino.read_labelled(folder)
+
+
 def write_coco(file: Path, *names: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     images = [
@@ -120,6 +137,16 @@ def test_coco_as_cvat_exports_it(tmp_path: Path) -> None:
     write_coco(file, "a.jpg", "b.jpg")
     check(tmp_path, cat=["a.jpg", "b.jpg"])
     check(file, cat=["a.jpg", "b.jpg"])
+
+
+def test_coco_beside_masks_with_the_images_names(tmp_path: Path) -> None:
+    """As Datumaro 1.13 exports the format "coco": panoptic masks lie with the annotations."""
+    photo(tmp_path / "images" / "default" / "a.png")
+    mask(tmp_path / "annotations" / "panoptic_default" / "a.png")
+    file = tmp_path / "annotations" / "instances_default.json"
+    write_coco(file, "a.png")
+    check(file, cat=["a.png"])
+    assert fsdino.read_labelled(file)["cat"].images[0].parent.name == "default"
 
 
 @pytest.mark.parametrize("folders", [("images/train", "labels/train"), ("x/images", "x/labels")])
@@ -241,6 +268,15 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         fsdino.read_labelled(tmp_path / "settings.json")
     with pytest.raises(UsageError, match="no such file or folder"):
         fsdino.read_labelled(str(tmp_path / "none"))
+
+
+def test_annotations_without_a_shape(tmp_path: Path) -> None:
+    """As Label Studio 1.23 exports brushes to COCO: the error says that the file was read."""
+    photo(tmp_path / "a.jpg")
+    write_coco(tmp_path / "result.json")
+    for path in (tmp_path, tmp_path / "result.json"):
+        with pytest.raises(UsageError, match="the COCO annotations have no polygon and no mask"):
+            fsdino.read_labelled(path)
 
 
 def test_the_number_of_images_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
