@@ -98,8 +98,8 @@ class Formats:
             elif name == "yolo":
                 content = exports.yolo_lines(objects, result.names).encode("utf-8")
             elif name == "labelme":
-                image = os.path.relpath(os.path.abspath(query), (folder / file).absolute().parent)
-                content = _json(exports.labelme_file(objects, size, Path(image).as_posix()))
+                image = _path_from((folder / file).parent, query)
+                content = _json(exports.labelme_file(objects, size, image))
             else:
                 content = _probabilities(result)
             found[file] = content
@@ -149,6 +149,29 @@ def relative_names(queries: Sequence[str]) -> list[str]:
     return [Path(os.path.relpath(query, root)).as_posix() for query in queries]
 
 
+def yolo_apart(queries: Sequence[str], names: Sequence[str]) -> str | None:
+    """A warning where YOLO's files do not pair with the images by name and subfolder.
+
+    Programs that read YOLO take an image without such a file for one that shows nothing.
+
+    Args:
+        queries: absolute paths of the images.
+        names: of their files, without the ending.
+    """
+    apart = [
+        (query, name)
+        for query, relative, name in zip(queries, relative_names(queries), names, strict=True)
+        if os.path.splitext(relative)[0] != name
+    ]
+    if not apart:
+        return None
+    query, name = apart[-1]
+    return (
+        f"YOLO files of {len(apart):,} of {len(queries):,} photographs differ from them in name or "
+        f"subfolder (the one of {query} is {name}.txt): copy the photographs to the files' names"
+    )
+
+
 def coco_of_all(
     parts: Sequence[Mapping[str, Any]], queries: Sequence[str], names: Sequence[str]
 ) -> bytes:
@@ -186,6 +209,12 @@ def _coco_part(
     ids = exports.numbered(names)
     image = {"id": 1, "file_name": file_name, "width": size[1], "height": size[0]}
     return coco_file([image], ids, exports.coco_annotations(objects, 1, ids))
+
+
+def _path_from(folder: Path, query: Path) -> str:
+    """The image's path from a folder, with `/`. Links are followed, as the system does at `..`."""
+    image = os.path.join(os.path.realpath(query.parent), query.name)
+    return Path(os.path.relpath(image, os.path.realpath(folder))).as_posix()
 
 
 def _json(value: Any) -> bytes:

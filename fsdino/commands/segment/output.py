@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import logging
 import math
 import os
 import stat
@@ -26,11 +27,14 @@ from fsdino.commands.segment.formats import (
     Formats,
     coco_of_all,
     place,
+    yolo_apart,
 )
 from fsdino.commands.segment.queries import MASKS, OVERLAYS, REMEDY
 from fsdino.errors import DataError, FsdinoError, UsageError, printable
 from fsdino.locks import Lock
 from fsdino.models.segmentation import Segmentation
+
+logger = logging.getLogger("fsdino.commands")
 
 FORMAT = "fsdino-segment-2"
 CALL_FILE, ROWS_FILE, LOCK_FILE = "segment.json", "results.jsonl", "segment.lock"
@@ -254,6 +258,8 @@ class Output:
         names = [*rows[0].classes]
         if "yolo" in self._formats.names:
             files.write_text(self.folder / CLASSES_FILE, "".join(f"{name}\n" for name in names))
+            if warning := yolo_apart([row.query for row in rows], [row.name for row in rows]):
+                logger.warning("%s", warning)
         if "coco" in self._formats.names:
             paths = [self.folder / place("coco", row.name) for row in rows]
             remedy = "remove it, and repeat the command"

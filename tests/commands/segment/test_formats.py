@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,34 @@ def test_file_names_from_the_folder_that_all_share(model, support, queries, tmp_
     assert [image["file_name"] for image in images][-1] == "x/00.png"
     assert len({image["file_name"] for image in images}) == 12
     assert (images[-1]["width"], images[-1]["height"]) == (20, 30)
+
+
+def test_labelme_finds_the_images_through_links(model, support, queries, tmp_path):
+    """LabelMe follows the path from the file: the system resolves links before each `..`."""
+    (tmp_path / "disk" / "deep").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "deep")
+    (tmp_path / "photos").symlink_to(queries)
+    run(model, support, tmp_path / "photos", tmp_path / "out" / "found", "labelme")
+    file = tmp_path / "out" / "found" / "labelme" / "00.json"
+    image = file.parent / json.loads(file.read_text())["imagePath"]
+    assert image.is_file() and image.samefile(queries / "00.png")
+
+
+def test_yolo_files_without_their_images_names_are_announced(
+    model, support, queries, tmp_path, caplog
+):
+    """Programs find a label file by the image's name and subfolder, and say nothing without it."""
+    with caplog.at_level(logging.WARNING, "fsdino"):
+        run(model, support, queries, tmp_path / "flat", "yolo")
+    assert caplog.text == ""
+    (queries / "x").mkdir()
+    Image.new("RGB", (20, 30)).save(queries / "x" / "a.png")
+    Image.new("RGB", (20, 30)).save(queries / "x" / "00.png")
+    with caplog.at_level(logging.WARNING, "fsdino"):
+        run(model, support, queries, tmp_path / "out", "yolo")
+    [record] = [r for r in caplog.records if "YOLO" in r.getMessage()]
+    assert "2 of 13 photographs" in record.getMessage()
+    assert f"{queries / 'x' / 'a.png'} is a.txt" in record.getMessage()
 
 
 def test_png_alone_writes_what_it_did_before(model, support, queries, tmp_path):
