@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import signal
 import subprocess
 import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
 from command_line import command, environment
 from fsdino.commands.serve import server
 from fsdino.commands.serve.server import Settings
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def get(address: str, **headers: str) -> tuple[int, str]:
@@ -86,3 +90,15 @@ def test_it_ends_on_request(tmp_path):
         rest, errors = process.communicate(timeout=60)
         assert process.returncode == 0 and "closed" in rest and not errors
     assert not [*tmp_path.glob("fsdino-page-*")]
+
+
+def test_the_documented_proxy_leaves_the_limits_to_the_page():
+    """One drop of photographs is one request; nginx keeps no copy before a password is checked."""
+    text = (ROOT / "docs" / "page.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```nginx\n(.*?)```", text, re.DOTALL)
+    said = dict(re.findall(r"^ *([a-z_]+) +([^;]+);", block, re.MULTILINE))
+    assert said["proxy_buffering"] == said["proxy_request_buffering"] == "off"
+    number, unit = re.fullmatch(r"(\d+)([kmg]?)", said["client_max_body_size"]).groups()
+    most = int(number) * 1024 ** " kmg".index(unit or " ")
+    settings = Settings()
+    assert most == 0 or most >= settings.most_images * settings.most_bytes  # 0: no limit
