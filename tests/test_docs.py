@@ -23,8 +23,10 @@ DOCUMENTS = sorted(
     for file in (ROOT / folder).glob("*.md")
 )
 FOLDERS = ("fsdino", "kernels", "csrc", "benchmarks", "tests", "docs", ".ci")
-# Options of other programs: pip, pytest, torchrun and mypy.
-FOREIGN = {"--no-build-isolation", "--benchmark-only", "--nproc-per-node", "--strict"}
+# Options of other programs: pip, pytest, torchrun, mypy and LabelMe.
+FOREIGN = {
+    "--no-build-isolation", "--benchmark-only", "--nproc-per-node", "--strict", "--output",
+}  # fmt: skip
 
 
 def text(document: str) -> str:
