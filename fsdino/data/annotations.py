@@ -106,14 +106,19 @@ def _labelme(
 
 
 def _beside(file: Path, name: str) -> Path | None:
-    """The image by its path from the file's folder, as LabelMe finds it; None if it is not there.
+    """The image by its relative path from the file's folder, as LabelMe finds it, if it is there.
 
     The path may lead out of the folder: files that are kept apart from the images have such paths.
     """
-    parts = PurePosixPath(name.replace("\\", "/")).parts
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute():
+        return None
     try:
-        image = Path(os.path.normpath(file.parent.joinpath(*parts)))
-        return image if image.is_file() else None
+        image = file.parent / path
+        if not image.is_file():
+            return None
+        plain = Path(os.path.normpath(image))  # leads elsewhere where a `..` follows a link
+        return plain if plain.is_file() and plain.samefile(image) else image
     except (OSError, ValueError):
         return None
 

@@ -109,6 +109,14 @@ def test_labelme_files_in_a_folder_of_their_own(tmp_path: Path) -> None:
     check(folder / "b.json", cat=["a.jpg"])
     (folder / "b.json").unlink()
     check(folder, cat=["a.jpg"])
+    assert fsdino.read_labelled(folder)["cat"].images == [tmp_path / "photos" / "sub" / "a.jpg"]
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "deep" / "er" / "link").symlink_to(folder)  # `..` leads from where it points to
+    check(tmp_path / "deep" / "er" / "link" / "a.json", cat=["a.jpg"])
+    other = photo(tmp_path / "elsewhere" / "a.jpg")
+    labelme(folder / "a.json", str(other), "cat")
+    with pytest.raises(DataError, match=r"a\.jpg', which is not in"):
+        fsdino.read_labelled(folder)
     (folder / "a.json").unlink()
     write_coco(folder / "x.json", "../../photos/sub/a.jpg")
     with pytest.raises(DataError, match=r"sub/a\.jpg', which is not in"):
