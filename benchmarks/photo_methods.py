@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from torch import Tensor, nn
 
 import fsdino
 from fsdino import ops
-from fsdino.errors import SupportWarning
 from fsdino.models import zoo
 from fsdino.models.encoders import Features
 from fsdino.models.prompts import cosine_map
@@ -109,13 +107,12 @@ class Method:
         truths = [(query.mask, query.ignored) for query in trial.queries]
         if self.model is None:
             return Answer(tuple(iou(np.ones_like(t), t, ignored) for t, ignored in truths))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SupportWarning)  # how far it is right is reported
-            support = self.model.encode_support(
-                [shot.image for shot in trial.shots],
-                [shot.mask for shot in trial.shots],
-                quality=self.explains,
-            )
+        support = self.model.encode_support(
+            [shot.image for shot in trial.shots],
+            [shot.mask for shot in trial.shots],
+            quality=self.explains,
+            warn=False,  # how far it is right is reported
+        )
         found = self.model.segment([q.image for q in trial.queries], support, tiles=tiles)
         ious = tuple(iou(f.mask, *truth) for f, truth in zip(found, truths, strict=True))
         if not self.explains:

@@ -200,5 +200,5 @@ def _warnings(shown: bool) -> Iterator[None]:
     """Other libraries' warnings address programmers: they are shown with --verbose."""
     with warnings.catch_warnings():
         if not shown:
-            warnings.filterwarnings("ignore", module=r"(torch|timm|huggingface_hub)(\.|$)")
+            warnings.filterwarnings("ignore", module=r"(torch|timm|huggingface_hub|PIL)(\.|$)")
         yield

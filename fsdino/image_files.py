@@ -6,8 +6,8 @@ import contextlib
 import importlib
 import os
 import stat
-import warnings
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -67,6 +67,7 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
 )
 _TIFF = "a TIFF file with pixels of a kind that cannot be read"
 _HEAD = 512  # bytes that the reason is found from
+_PREFIX = 16  # bytes that a plugin of Pillow is asked with
 
 
 @dataclass(frozen=True)
@@ -167,23 +168,40 @@ def open_image(file: BinaryIO) -> Image.Image:
         Exception: nearly any; the header is damaged.
     """
     file.seek(0)
-    with warnings.catch_warnings():
-        # Pillow warns from half its limit on; up to the limit an image is fine. And it warns of
-        # formats whose decoders are missing, which the reason names.
-        warnings.simplefilter("ignore")
-        try:
-            return Image.open(file, formats=_COMMON)
-        except UnidentifiedImageError:
-            file.seek(0)
-            head = file.read(_HEAD)
-            if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
-                _register_heic()
+    head = file.read(_HEAD)
+    Image.preinit()
+    image = _opened(file, head, _COMMON)
+    if image is None:
+        if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
+            _register_heic()
+        Image.init()
+        image = _opened(file, head, [f for f in Image.ID if f not in _CLOSED and f not in _COMMON])
+    if image is None:
+        raise UnidentifiedImageError(_reason(head))
+    check_pixels((image.height, image.width))
+    return image
+
+
+def _opened(file: BinaryIO, head: bytes, formats: Iterable[str]) -> Image.Image | None:
+    """The image in the first of these formats that takes the file; None if none does.
+
+    `PIL.Image.open` does the same, and warns: from half of its limit on, where an image is still
+    fine, and of formats whose decoders are missing, which the reason names. Filters of warnings
+    belong to the whole process, so that a thread cannot silence them for itself.
+    """
+    for name in formats:
+        if name not in Image.OPEN:
             Image.init()
-            formats = tuple(f for f in Image.ID if f not in _CLOSED and f not in _COMMON)
-            try:
-                return Image.open(file, formats=formats)
-            except UnidentifiedImageError as error:
-                raise UnidentifiedImageError(_reason(head)) from error
+        factory, accept = Image.OPEN[name]
+        try:
+            # A text instead of an answer says that the decoder is missing.
+            accepted = True if accept is None else accept(head[:_PREFIX])
+            if accepted and not isinstance(accepted, str):
+                file.seek(0)
+                return factory(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # the plugins' way to refuse
+            continue
+    return None
 
 
 @contextlib.contextmanager

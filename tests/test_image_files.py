@@ -7,7 +7,10 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
+import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -239,3 +242,50 @@ def test_a_sparse_file_of_thirty_gigabytes(tmp_path: Path, head: bytes) -> None:
     for read in (read_image, read_mask):
         with pytest.raises(DataError, match="30,000,000,000 bytes"):
             read(path)
+
+
+def test_files_opened_in_two_threads_leave_the_filters_of_warnings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first to begin ends first: each would restore the filters that it had found."""
+    opened = {name: threading.Event() for name in ("first", "second")}
+    go_on = {name: threading.Event() for name in opened}
+    path = write(tmp_path / "a.png", "PNG")
+    factory, accept = Image.OPEN["PNG"]
+
+    def slow(file: Any, name: Any) -> Any:
+        thread = threading.current_thread().name
+        opened[thread].set()
+        assert go_on[thread].wait(30)
+        return factory(file, name)
+
+    def open_in(name: str) -> tuple[int, int]:
+        threading.current_thread().name = name
+        with path.open("rb") as file:
+            return image_files.open_image(file).size
+
+    monkeypatch.setitem(Image.OPEN, "PNG", (slow, accept))
+    with warnings.catch_warnings(), ThreadPoolExecutor(2) as pool:
+        before = list(warnings.filters)
+        first = pool.submit(open_in, "first")
+        assert opened["first"].wait(30)
+        second = pool.submit(open_in, "second")
+        assert opened["second"].wait(30)
+        during = list(warnings.filters)
+        for name, asked in (("first", first), ("second", second)):
+            go_on[name].set()
+            assert asked.result(30) == (30, 40)
+        assert during == before, "warnings of other threads are lost meanwhile"
+        assert warnings.filters == before, "they stay lost"
+
+
+def test_a_missing_decoder_is_a_reason_and_not_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow calls a format that it was built without by a text in the place of an answer."""
+    monkeypatch.setitem(Image.OPEN, "WEBP", (None, lambda prefix: "WEBP support not installed"))
+    path = tmp_path / "photograph"
+    path.write_bytes(b"RIFF\0\0\0\0WEBPVP8 " + bytes(64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert image_files.why_not_image(path) == "not an image"

@@ -181,6 +181,20 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         assert not found, " → ".join(str(part.relative_to(ROOT)) for part in found)
 
 
+def test_only_the_command_line_changes_the_filters_of_warnings() -> None:
+    """They belong to the process: changed in a thread, they are lost or restored out of order."""
+    changes = {"catch_warnings", "simplefilter", "filterwarnings", "resetwarnings"}
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {name}"
+        for path in PACKAGE.rglob("*.py")
+        if path != PACKAGE / "cli.py"
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute | ast.Name)
+        and (name := getattr(node, "attr", None) or getattr(node, "id", None)) in changes
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def code_files() -> list[Path]:
     folders = ("fsdino", "kernels", "csrc", "benchmarks", "docs")
     found = [path for folder in folders for path in (ROOT / folder).rglob("*")]

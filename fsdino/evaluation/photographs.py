@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fsdino.errors import SupportWarning
 from fsdino.models import zoo
 from fsdino.models.segmenter import Segmenter
 from fsdino.sample_photographs import Sample
@@ -88,9 +86,8 @@ def answer(asked: Mapping[str, Segmenter], support: Sample, query: Sample) -> Ph
     qualities, times = [], []
     for method, model in asked.items():
         began = time.perf_counter()
-        with warnings.catch_warnings():  # of a low quality, which is shown
-            warnings.simplefilter("ignore", SupportWarning)
-            encoded = model.encode_support(support.image, support.mask, quality=True)
+        # A low quality is shown.
+        encoded = model.encode_support(support.image, support.mask, quality=True, warn=False)
         qualities.append(encoded.quality)
         between = time.perf_counter()
         masks[method] = model.segment(query.image, encoded).mask

@@ -64,6 +64,7 @@ class Segmenter(Marking):
         labels: LabelsLike | None = None,
         scribbles: ImageLike | Sequence[ImageLike | None] | None = None,
         quality: bool = False,
+        warn: bool = True,
         mask_threshold: float | None = None,
         mask_value: int | str | None = None,
         invert_mask: bool = False,
@@ -79,9 +80,10 @@ class Segmenter(Marking):
                 sizes. A batch as in `segment` is a list of images.
             masks: of the image's size: bool, 0/1 or 0/255 arrays, PIL, or paths.
             boxes, points, labels, scribbles: as in `mark`.
-            quality: also measure how well the support finds itself (`Support.quality`), and warn
-                where that is low: each image is segmented by the others, or a mirrored close-up
-                of a single image by the whole of it.
+            quality: also measure how well the support finds itself (`Support.quality`): each
+                image is segmented by the others, or a mirrored close-up of a single image by the
+                whole of it.
+            warn: warn (`SupportWarning`) where the quality is low.
             mask_threshold: share of white, in (0, 1), from which a mask's pixel is foreground;
                 for masks with gray areas, which are refused otherwise.
             mask_value: the value, or the colour such as "#ff0000", of the foreground; for masks
@@ -129,8 +131,7 @@ class Segmenter(Marking):
         flags = flags if view is None else [*flags, view.mask]
         found = self._quality(features, flags, [1] if single else range(len(flags)))
         support = replace(support, quality=found)
-        words = doubt(support)
-        if words is not None:
+        if warn and (words := doubt(support)) is not None:
             warnings.warn(f"the support {words}", SupportWarning, stacklevel=3)
         return support
 

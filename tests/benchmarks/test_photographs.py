@@ -373,7 +373,8 @@ def test_what_a_model_says_of_itself() -> None:
     """The support's quality, and a score for queries with the object and for those without."""
 
     class Model:
-        def encode_support(self, images: Any, masks: Any, *, quality: bool = False) -> Any:
+        def encode_support(self, images: Any, masks: Any, *, quality: bool, warn: bool) -> Any:
+            assert not warn
             return SimpleNamespace(quality=0.25 if quality else None)
 
         def segment(self, images: list[Any], support: Any, *, tiles: bool) -> list[Any]:

@@ -707,6 +707,7 @@ def test_a_support_that_does_not_find_itself_warns_once(monkeypatch: pytest.Monk
         support = model.encode_support(picture(40, 60), box_mask(40, 60), quality=True)
     assert len(found) == 1 and support.quality is not None
     assert model.encode_support(picture(40, 60), box_mask(40, 60)).quality is None
+    model.encode_support(picture(40, 60), box_mask(40, 60), quality=True, warn=False)
     monkeypatch.setattr(segmenter, "LEAST_QUALITY", support.quality)
     model.encode_support(picture(40, 60), box_mask(40, 60), quality=True)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsdino.commands.segment.mark_options import ImageMarks, arguments
-from fsdino.errors import SupportWarning, UsageError, listed, shown_path
+from fsdino.errors import UsageError, listed, shown_path
 from fsdino.locks import Lock
 
 if TYPE_CHECKING:
@@ -118,17 +117,16 @@ def encode_marked(
     files = [mask for mask in masks if mask is not None]
     if rule is None or not files or not all(isinstance(mask, Path) for mask in files):
         rule = MaskRule()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SupportWarning)
-        return model.encode_support(
-            images,
-            masks,
-            **arguments(marks),
-            quality=True,
-            mask_threshold=rule.threshold,
-            mask_value=rule.value,
-            invert_mask=rule.invert,
-        )
+    return model.encode_support(
+        images,
+        masks,
+        **arguments(marks),
+        quality=True,
+        warn=False,
+        mask_threshold=rule.threshold,
+        mask_value=rule.value,
+        invert_mask=rule.invert,
+    )
 
 
 def parse(

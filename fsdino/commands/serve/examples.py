@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from fsdino.commands.serve.engine import Engine
 from fsdino.commands.serve.marks import Marks
 from fsdino.commands.serve.names import harmless
 from fsdino.commands.serve.pictures import Pictures
-from fsdino.errors import SupportWarning, UsageError, shown
+from fsdino.errors import UsageError, shown
 from fsdino.images import Flags, ImageLike, Pixels, read_image
 from fsdino.masks import MaskLike, read_mask
 from fsdino.models.segmenter import Segmenter, doubt
@@ -267,9 +266,8 @@ def _encode(model: Segmenter, shots: list[tuple[Path, Path]]) -> Support:
 
 
 def _encoded(model: Segmenter, images: list[Any], masks: list[Any]) -> Support:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SupportWarning)  # the page says it beside the example
-        return model.encode_support(images, masks, quality=True)
+    # The page tells a low quality beside the example.
+    return model.encode_support(images, masks, quality=True, warn=False)
 
 
 def words(quality: float | None) -> str:
