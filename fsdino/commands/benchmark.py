@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from fsdino.commands.options import Dtype, File, Flag, Json, Number, check_range
+from fsdino.commands.options import Device, Dtype, File, Flag, Json, Number, check_range
 from fsdino.devices import check_device, check_dtype, find_device, find_dtype
 from fsdino.errors import UsageError
 
@@ -48,8 +48,7 @@ class Benchmark:
     """Share of support tokens of weight 1, the rest 0; default: weights +1 and -1."""
     memory: Flag = False
     """Also measure peak memory on the CPU, each backend in a separate process."""
-    device: str = "auto"
-    """cpu, cuda or cuda:N; auto takes a GPU if there is one."""
+    device: Device = "auto"
     dtype: Dtype = "float32"
     """Floating type of all inputs; on a CPU the baseline runs float16 by way of float32."""
     rounds: int = 5

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from fsdino.commands.options import (
+    Device,
     Dtype,
     File,
     Flag,
@@ -18,7 +19,7 @@ from fsdino.commands.options import (
     Integer,
     Json,
     Layout,
-    Number,
+    Threshold,
     Value,
     check_model,
     check_range,
@@ -104,14 +105,12 @@ class Evaluate:
     """Of davis17: number of last frames that join the first one as supports."""
     image_size: Integer = None
     """Side in pixels that images are stretched to; default: the model's own."""
-    threshold: Number = None
-    """Probability from which a pixel belongs to a mask; default: the model's own."""
+    threshold: Threshold = None
     batch_size: int = 8
     """Episodes in a forward pass."""
     workers: Integer = None
     """Processes that read ahead; default: by the number of cores."""
-    device: str = "auto"
-    """cpu, cuda or cuda:N; auto takes a GPU if there is one."""
+    device: Device = "auto"
     dtype: Dtype = "float32"
     """Floating type of the forward pass; others than float32 run under autocast."""
     as_json: Json = False

@@ -12,6 +12,7 @@ import tyro
 
 from fsdino.data import names
 from fsdino.errors import FsdinoError, UsageError
+from fsdino.models.names import DEFAULT as DEFAULT_MODEL
 
 Json = Annotated[
     bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(name="json", help_behavior_hint="")
@@ -26,6 +27,58 @@ Value = Annotated[str | None, tyro.conf.arg(metavar="INT|none", help_behavior_hi
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
 Dtype = Annotated[
     str, tyro.conf.arg(metavar="float32|float16|bfloat16", help_behavior_hint="(default: float32)")
+]
+
+# Options that are the same in several commands, with their help.
+Model = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="NAME",
+        help_behavior_hint=f"(default: {DEFAULT_MODEL})",
+        help="Name (see `fsdino models`), folder or hub id (hf:owner/name) of a model.",
+    ),
+]
+Weights = Annotated[
+    File,
+    tyro.conf.arg(
+        help="Weights of --model dinov2-b and the like, instead of a download: Meta's "
+        "dinov2_vit*14*_pretrain.pth or timm's model.safetensors."
+    ),
+]
+Device = Annotated[
+    str, tyro.conf.arg(help="cpu, cuda or cuda:N; auto takes a GPU if there is one.")
+]
+WeightsDtype = Annotated[Dtype, tyro.conf.arg(help="Floating type of the weights.")]
+Threshold = Annotated[
+    Number,
+    tyro.conf.arg(
+        help="Probability from which a pixel belongs to a mask; default: the model's own."
+    ),
+]
+MaskThreshold = Annotated[
+    Number,
+    tyro.conf.arg(
+        help="Brightness from which a pixel of a mask file is foreground, as a share of white; for "
+        "masks with gray areas."
+    ),
+]
+MaskValue = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="INT|#RRGGBB",
+        help="Value or colour of the foreground in mask files that have several.",
+    ),
+]
+InvertMask = Annotated[Flag, tyro.conf.arg(help="The mask files show the background.")]
+Out = Annotated[
+    Path | None,
+    tyro.conf.arg(metavar="DIR", help_behavior_hint="(required)", help="Folder for the results."),
+]
+Overwrite = Annotated[
+    Flag,
+    tyro.conf.arg(
+        help="Start again in a folder that holds the results of another call; other files stay."
+    ),
 ]
 
 

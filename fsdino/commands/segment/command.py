@@ -13,12 +13,21 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from fsdino.commands.options import (
-    Dtype,
+    Device,
     File,
     Flag,
     Integer,
+    InvertMask,
     Json,
+    MaskThreshold,
+    MaskValue,
+    Model,
     Number,
+    Out,
+    Overwrite,
+    Threshold,
+    Weights,
+    WeightsDtype,
     check_folder,
     check_model,
     check_threshold,
@@ -38,7 +47,6 @@ if TYPE_CHECKING:
     from fsdino.commands.segment.queries import Queries
     from fsdino.commands.segment.stream import Outcome
     from fsdino.commands.segment.supports import SupportFiles
-    from fsdino.masks import MaskRule
     from fsdino.models.segmenter import Segmenter
     from fsdino.models.supports import Support
     from fsdino.processes import Processes
@@ -85,38 +93,23 @@ class Segment:
     scribble: ScribbleOption = ()
     """Instead of a mask, an image file of the size of the --support before it: 0 unknown, 1 object,
     2 background."""
-    mask_threshold: Number = None
-    """Brightness from which a pixel of a mask file is foreground, as a share of white; for masks
-    with gray areas."""
-    mask_value: Annotated[str | None, tyro.conf.arg(metavar="INT|#RRGGBB")] = None
-    """Value or colour of the foreground in mask files that have several."""
-    invert_mask: Flag = False
-    """The mask files show the background."""
+    mask_threshold: MaskThreshold = None
+    mask_value: MaskValue = None
+    invert_mask: InvertMask = False
     query: Annotated[
         tuple[Path, ...], tyro.conf.arg(metavar="IMAGE|FOLDER ...", help_behavior_hint="(required)")
     ] = ()
     """Images to segment; folders are searched with their subfolders."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(required)")] = (
-        None
-    )
-    """Folder for the results."""
+    out: Out = None
     check_support: Flag = False
     """Only report how well each support finds itself; needs no --query and no --out."""
-    model: Annotated[
-        str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=f"(default: {DEFAULT_MODEL})")
-    ] = None
-    """Name (see `fsdino models`), folder or hub id (hf:owner/name) of a model."""
-    weights: File = None
-    """Weights of --model dinov2-b and the like, instead of a download: Meta's
-    dinov2_vit*14*_pretrain.pth or timm's model.safetensors."""
+    model: Model = None
+    weights: Weights = None
     image_size: Integer = None
     """Side in pixels that --model dinov2-b and the like resize images to (default: 518)."""
-    device: str = "auto"
-    """cpu, cuda or cuda:N; auto takes a GPU if there is one."""
-    dtype: Dtype = "float32"
-    """Floating type of the weights."""
-    threshold: Number = None
-    """Probability from which a pixel belongs to a mask; default: the model's own."""
+    device: Device = "auto"
+    dtype: WeightsDtype = "float32"
+    threshold: Threshold = None
     tiles: Flag = False
     """Cut large queries into overlapping tiles of the support images' size."""
     max_megapixels: Number = None
@@ -133,8 +126,7 @@ class Segment:
     """Number of pixels from which an object counts for --format."""
     save_support: File = None
     """Also save the encoded support, to pass as --support FILE.safetensors later."""
-    overwrite: Flag = False
-    """Start again in a folder that holds the results of another call; other files stay."""
+    overwrite: Overwrite = False
     as_json: Json = False
     """Print the results as one JSON object."""
 
@@ -154,7 +146,8 @@ class Segment:
             not_point=self.not_point,
             scribble=self.scribble,
         )
-        files = supports.parse(self.support, self._mask_rule(), marks)
+        rule = supports.mask_rule(self.mask_threshold, self.mask_value, self.invert_mask)
+        files = supports.parse(self.support, rule, marks)
         if self.save_support is not None:
             supports.check_saving(self.save_support, files)
         with contextlib.ExitStack() as stack:
@@ -168,13 +161,6 @@ class Segment:
                 self._check_support(files, processes.is_first)
                 return 0
             return self._run(files, queries, formats, processes, stack)
-
-    def _mask_rule(self) -> MaskRule | None:
-        if self.mask_threshold is None and self.mask_value is None and not self.invert_mask:
-            return None
-        from fsdino.masks import MaskRule
-
-        return MaskRule(self.mask_threshold, self.mask_value, self.invert_mask)
 
     def _find_queries(self) -> Queries:
         from fsdino.commands.segment.queries import find_queries

@@ -129,6 +129,14 @@ def encode_marked(
     )
 
 
+def mask_rule(threshold: float | None, value: str | None, invert: bool) -> MaskRule | None:
+    """The rule of --mask-threshold, --mask-value and --invert-mask; None where none is given."""
+    from fsdino.masks import MaskRule
+
+    given = threshold is not None or value is not None or invert
+    return MaskRule(threshold, value, invert) if given else None
+
+
 def parse(
     groups: Sequence[Sequence[str]],
     rule: MaskRule | None = None,

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from fsdino.commands.options import Flag, check_model, check_range, wait_without_spinning
+from fsdino.commands.options import Device, Flag, check_model, check_range, wait_without_spinning
 from fsdino.devices import check_device, find_device
 from fsdino.errors import FsdinoError, UsageError
 from fsdino.models.names import DEFAULT as DEFAULT_MODEL
@@ -45,8 +45,7 @@ class Serve:
     model: Annotated[str, tyro.conf.arg(metavar="NAME")] = DEFAULT_MODEL
     """Model that is chosen at first (see `fsdino models`), also a folder or a hub id. Beside it the
     page offers those that are on this machine."""
-    device: str = "auto"
-    """cpu, cuda or cuda:N; auto takes a GPU if there is one."""
+    device: Device = "auto"
     max_images: Annotated[int, tyro.conf.arg(metavar="INT")] = 100
     """Number of photographs that a visitor searches at a time."""
     max_size: Annotated[int, tyro.conf.arg(metavar="MB")] = 50

@@ -13,12 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from fsdino.commands.options import (
-    Dtype,
-    File,
-    Flag,
+    Device,
     Integer,
+    InvertMask,
     Json,
-    Number,
+    MaskThreshold,
+    MaskValue,
+    Model,
+    Out,
+    Overwrite,
+    Threshold,
+    Weights,
+    WeightsDtype,
     check_folder,
     check_model,
     check_range,
@@ -39,7 +45,6 @@ if TYPE_CHECKING:
     from fsdino.commands.video.marked import MarkedFrames
     from fsdino.commands.video.output import Output
     from fsdino.commands.video.plan import Plan
-    from fsdino.masks import MaskRule
     from fsdino.models.segmenter import Segmenter
     from fsdino.models.supports import Support
 
@@ -86,21 +91,13 @@ class Video:
     """A point that is not on the object, beside --point."""
     scribble: ScribbleOption = ()
     """Instead of a mask, an image file of the frame's size: 0 unknown, 1 object, 2 background."""
-    mask_threshold: Number = None
-    """Brightness from which a pixel of a mask file is foreground, as a share of white; for masks
-    with gray areas."""
-    mask_value: Annotated[str | None, tyro.conf.arg(metavar="INT|#RRGGBB")] = None
-    """Value or colour of the foreground in mask files that have several."""
-    invert_mask: Flag = False
-    """The mask files show the background."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(required)")] = (
-        None
-    )
-    """Folder for the results."""
+    mask_threshold: MaskThreshold = None
+    mask_value: MaskValue = None
+    invert_mask: InvertMask = False
+    out: Out = None
     memory: Annotated[int, tyro.conf.arg(metavar="INT")] = 0
     """Number of last frames that, with the masks found in them, join the examples."""
-    threshold: Number = None
-    """Probability from which a pixel belongs to a mask; default: the model's own."""
+    threshold: Threshold = None
     every: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
     """Take each n-th frame."""
     begin: Annotated[
@@ -113,19 +110,12 @@ class Video:
     """Where to stop; the frame there is left out."""
     max_frames: Integer = None
     """Maximum number of frames."""
-    model: Annotated[
-        str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=f"(default: {DEFAULT_MODEL})")
-    ] = None
-    """Name (see `fsdino models`), folder or hub id (hf:owner/name) of a model."""
-    weights: File = None
-    """Weights of --model dinov2-b and the like, instead of a download: Meta's
-    dinov2_vit*14*_pretrain.pth or timm's model.safetensors."""
+    model: Model = None
+    weights: Weights = None
     image_size: Integer = None
     """Side in pixels that --model dinov2-b and the like resize frames to (default: 518)."""
-    device: str = "auto"
-    """cpu, cuda or cuda:N; auto takes a GPU if there is one."""
-    dtype: Dtype = "float32"
-    """Floating type of the weights."""
+    device: Device = "auto"
+    dtype: WeightsDtype = "float32"
     format: Annotated[
         str, tyro.conf.arg(metavar="NAME,NAME,...", help_behavior_hint="(default: png,overlay)")
     ] = "png,overlay"
@@ -136,8 +126,7 @@ class Video:
     objects."""
     min_area: Annotated[int, tyro.conf.arg(metavar="INT")] = 1
     """Number of pixels from which an object counts for --format coco."""
-    overwrite: Flag = False
-    """Start again in a folder that holds the results of another call; other files stay."""
+    overwrite: Overwrite = False
     as_json: Json = False
     """Print the results as one JSON object."""
 
@@ -159,7 +148,7 @@ class Video:
         from fsdino.commands.video import marked
         from fsdino.commands.video.plan import Plan
 
-        rule = self._mask_rule()
+        rule = supports.mask_rule(self.mask_threshold, self.mask_value, self.invert_mask)
         frames = marked.parse(self.at, self._marks("--at", len(self.at)), rule)
         if not self.support and not frames:
             raise UsageError(
@@ -283,13 +272,6 @@ class Video:
             not_point=self.not_point,
             scribble=self.scribble,
         )
-
-    def _mask_rule(self) -> MaskRule | None:
-        if self.mask_threshold is None and self.mask_value is None and not self.invert_mask:
-            return None
-        from fsdino.masks import MaskRule
-
-        return MaskRule(self.mask_threshold, self.mask_value, self.invert_mask)
 
     def _load(self) -> Segmenter:
         from fsdino.models import zoo
