@@ -176,6 +176,15 @@ class FewShotModel(Identified):
         """
         return None
 
+    def fit_beside(self, fit: TokenFit, others: Sequence[Sequence[Shot]]) -> TokenFit:
+        """A fit for which the objects of other classes are background, too.
+
+        Args:
+            fit: of `fit`, with B = 1.
+            others: the supports of each other class, with B = 1.
+        """
+        return fit
+
     def answer(
         self,
         query: Features,

@@ -104,6 +104,10 @@ class FSDINO(Segmenter):
         """What the training-free score fits to the supports, where the model has that."""
         return None if self.score is None else self.score.fit(shots, places)
 
+    def fit_beside(self, fit: TokenFit, others: Sequence[Sequence[Shot]]) -> TokenFit:
+        """The training-free score's classifier, with the other classes' objects as background."""
+        return fit if self.score is None else self.score.fit_beside(fit, others)
+
     def decode(self, query: Features, support: SupportFeatures) -> tuple[Tensor, Tensor | None]:
         """Logits of the queries' masks: [B, 1, 4h, 4w], or [B, 1, h, w] by prototypes alone.
 

@@ -214,3 +214,16 @@ def unstacked(images: Any) -> list[ImageLike] | None:
     if isinstance(images, Tensor):
         return [*(images if first else images.permute(0, 3, 1, 2))]
     return [*(np.moveaxis(images, 1, 3) if first else images)]
+
+
+def is_several(value: object) -> bool:
+    """Whether a list or batch of images was passed, rather than one image."""
+    return isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 4
+
+
+def as_list(value: ImageLike | Sequence[ImageLike | None]) -> list[ImageLike]:
+    """One image or mask, or several, as a list."""
+    images = unstacked(value)
+    if images is not None:
+        return images
+    return list(value) if isinstance(value, list | tuple) else [value]  # type: ignore[list-item]

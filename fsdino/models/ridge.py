@@ -37,17 +37,27 @@ class Classifier:
 
     Args:
         tokens: [D, N], standardised.
-        sides: [N] in {-1, 0, 1}; both sides weigh the same together, 0 nothing.
+        sides: [N] in {-1, 0, 1}; 0 counts nothing.
         ridge: strength of the penalty.
         layers: L; tokens are divided by its root, so that a penalty means the same for any L.
+        weights: [N] of the tokens, 0 where the side is; None weighs the tokens of a side equally,
+            and both sides together the same.
     """
 
-    def __init__(self, tokens: Tensor, sides: Tensor, ridge: float, layers: int) -> None:
+    def __init__(
+        self,
+        tokens: Tensor,
+        sides: Tensor,
+        ridge: float,
+        layers: int,
+        weights: Tensor | None = None,
+    ) -> None:
         self.root = layers**0.5
         self.tokens, self.sides, self.ridge = tokens / self.root, sides, ridge
         count = (sides != 0).sum()
         halves = [(sides == side).sum().clamp_min(1) for side in (-1, 1)]
-        self.weights = (count / 2) * ((sides < 0) / halves[0] + (sides > 0) / halves[1])
+        even = (count / 2) * ((sides < 0) / halves[0] + (sides > 0) / halves[1])
+        self.weights = even if weights is None else weights
         self.by_tokens = len(self.sides) < len(self.tokens)
         if self.by_tokens:
             self.products = self.tokens.T @ self.tokens

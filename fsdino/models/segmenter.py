@@ -14,7 +14,7 @@ from torch import Tensor
 from fsdino.errors import DataError, FsdinoError, SupportWarning, UsageError
 from fsdino.images import Flags, ImageLike, Pixels, label_of, read_image
 from fsdino.masks import MaskLike, MaskRule, read_mask
-from fsdino.models import mark_arguments, tiling
+from fsdino.models import companions, mark_arguments, tiling
 from fsdino.models import queries as stream
 from fsdino.models.config import ModelConfig
 from fsdino.models.encoders import Encoder, Features, middle
@@ -97,13 +97,13 @@ class Segmenter(Marking):
                 weights that are not finite.
         """
         rule = MaskRule(mask_threshold, mask_value, invert_mask)
-        many, images = _is_several(images), _as_list(images)
+        many, images = stream.is_several(images), stream.as_list(images)
         if not images:
             raise UsageError("no support given: pass at least one image, and its mask or a mark")
         entries = mark_arguments.given(
             len(images),
             many=many,
-            masks=None if masks is None else _as_list(masks),
+            masks=None if masks is None else stream.as_list(masks),
             boxes=boxes,
             points=points,
             labels=labels,
@@ -253,7 +253,8 @@ class Segmenter(Marking):
             query: image, or list of images; any sizes. A batch [B, C, H, W] or [B, H, W, C], an
                 array or a tensor, uint8 or floats in [0, 1], is a list of images.
             support: from `encode_support`, or several by name (N-way), which share one encoder
-                pass per image.
+                pass per image. In models with a training-free score each class has the objects of
+                the others as background, so that its result depends on what it is asked with.
             threshold: probability from which a pixel belongs to the mask, in (0, 1); None takes
                 the model's.
             tiles: cut images larger than the supports into overlapping tiles of the supports'
@@ -279,12 +280,14 @@ class Segmenter(Marking):
         many = isinstance(query, list | tuple)
         if (images := stream.unstacked(query)) is not None:
             query, many = images, True
-        queries = _as_list(query)
+        queries = stream.as_list(query)
         arrays = [read_image(x, _name("query", k)) for k, x in enumerate(queries)]
         dtype = next(self.parameters()).dtype
         supports = {name: s.to(self.device, dtype) for name, s in named.items()}
         for name, encoded in supports.items():
             self._check_content(name, encoded)
+        if arrays:
+            supports = companions.beside(self, named, supports)
         if tiles:
             found = [self._probabilities_tiled(array, supports) for array in arrays]
         else:
@@ -480,19 +483,6 @@ def doubt(support: Support) -> str | None:
 def _levels(levels: Sequence[tuple[int, int]]) -> str:
     """Layers and channels of each level, for people."""
     return " and ".join(f"{layers} layers of {channels} channels" for layers, channels in levels)
-
-
-def _is_several(value: object) -> bool:
-    """Whether a list or batch of images was passed, rather than one image."""
-    return isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 4
-
-
-def _as_list(value: ImageLike | Sequence[ImageLike | None]) -> list[ImageLike]:
-    """One image or mask, or several, as a list."""
-    images = stream.unstacked(value)
-    if images is not None:
-        return images
-    return list(value) if isinstance(value, list | tuple) else [value]  # type: ignore[list-item]
 
 
 def _name(kind: str, index: int) -> str:

@@ -10,7 +10,7 @@ correlation with the supports, and a classifier of its own, fitted to the scores
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ _PLATEAU = 0.95  # of the best IoU: thresholds that do as well
 _ROUNDS = 5  # of expectation and maximisation
 _TRUST = 0.025  # in the support's levels, as a share of the query's tokens
 _SPREAD = 0.05  # least standard deviation of scores
+_OTHERS = 0.3  # share of the background that objects of other classes make up together
+_MOST_OTHERS = 4096  # tokens of these, which bound the time that a class takes among many
 _OWN_RIDGE = 1.0  # of the classifier fitted to a query
 _LEAST_CLEAR = 1.0  # clear tokens of a side, below which it weighs less than the other
 _SURE = 0.3  # score of a query's token at which the odds of its side are e to one
@@ -119,6 +121,54 @@ class TrainingFree:
             if self.own:
                 flat = torch.lerp(flat, self._own_score(query.correlation[0], flat), self.own)
             return flat.view_as(score)[:, None], ((best - _EVEN) * _STEEP).sigmoid()
+
+    @torch.no_grad()
+    def fit_beside(self, fit: TokenFit, others: Sequence[Sequence[Shot]]) -> TokenFit:
+        """Fit the classifier again, with the objects of other classes as further background.
+
+        What else is around them stays out of it, since it may show the class. Threshold and matches
+        stay as they are, and so does the fit where there are no others.
+
+        Args:
+            fit: of this object, with B = 1.
+            others: the supports of each other class, with B = 1; each class weighs the same.
+        """
+        if not others:
+            return fit
+        with torch.autocast(fit.mean.device.type, enabled=False):
+            own = torch.cat([shot.tokens[0].flatten(2) for shot in fit.shots], 2)  # [L, C, N]
+            sides = torch.cat([shot.sides.flatten() for shot in fit.shots])
+            most = max(_MOST_OTHERS // len(others), 1)
+            beside = [self._objects(shots, fit, most) for shots in others]
+            inside, outside = (sides > 0).float(), (sides < 0).float()
+            parts = [
+                inside / inside.sum().clamp_min(1)
+                + (1 - _OTHERS) * outside / outside.sum().clamp_min(1)
+            ]
+            for tokens in beside:
+                share = _OTHERS / len(beside) / tokens.shape[2]
+                parts.append(own.new_full(tokens.shape[2:], share))
+            varied = fit.scale.flatten() > 0
+            found = Classifier(
+                torch.cat([own, *beside], 2).flatten(0, 1)[varied],
+                torch.cat([sides, *(-torch.ones_like(part) for part in parts[1:])]),
+                self.ridge,
+                len(own),
+                torch.cat(parts),
+            )
+            weight = own.new_zeros(fit.scale.numel())
+            weight[varied], bias = found.solve()
+            return replace(fit, weight=weight.view_as(fit.scale), bias=bias[None])
+
+    def _objects(self, shots: Sequence[Shot], fit: TokenFit, most: int) -> Tensor:
+        """Tokens of a class's objects, standardised as those of a fit: [L, C, n], n <= most."""
+        inside = [_sides(shot.masks[0], self.border).flatten() > 0 for shot in shots]
+        rows = [shot.correlation[0][0].flatten(2) for shot in shots]
+        found = torch.cat([row[..., chosen] for row, chosen in zip(rows, inside, strict=True)], 2)
+        count = found.shape[2]
+        if count > most:  # evenly drawn
+            found = found[..., torch.arange(most, device=found.device) * count // most]
+        return _standardise(found[None, ..., None], fit.mean, fit.scale)[0, ..., 0]
 
     def _fit(self, shots: Sequence[Shot], places: Sequence[Tensor]) -> TokenFit:
         """Fit to one episode, whose shots have B = 1."""

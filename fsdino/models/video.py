@@ -12,6 +12,7 @@ import torch
 
 from fsdino.errors import UsageError
 from fsdino.images import ImageLike, read_image
+from fsdino.models import companions
 from fsdino.models.encoders import Features
 from fsdino.models.segmentation import Segmentation
 from fsdino.models.segmenter import Segmenter
@@ -55,10 +56,13 @@ class Tracker:
     """Follows objects through a video.
 
     Each frame is asked for all objects after one encoder pass, and a pixel goes to the object of
-    the highest probability. With a memory, the last frames join an object's support with the masks
-    that were found in them, as in DAVIS evaluation; frames without a pixel of an object do not join
-    it. The memory takes the tokens that the frame was segmented with. It starts empty: the first
-    frame is answered by the supports alone, wherever these come from.
+    the highest probability. Objects that were marked in different photographs are background to
+    each other, as in `Segmenter.segment`.
+
+    With a memory, the last frames join an object's support with the masks that were found in them,
+    as in DAVIS evaluation; frames without a pixel of an object do not join it. The memory takes the
+    tokens that the frame was segmented with. It starts empty: the first frame is answered by the
+    supports alone, wherever these come from.
 
     Args:
         model: in eval mode.
@@ -87,7 +91,9 @@ class Tracker:
         dtype = next(model.parameters()).dtype
         self._model = model
         self._threshold = model.config.threshold if threshold is None else threshold
-        self._supports = {name: s.to(model.device, dtype) for name, s in supports.items()}
+        moved = {name: s.to(model.device, dtype) for name, s in supports.items()}
+        self._supports = companions.beside(model, supports, moved)
+        self._others = companions.others(moved) if memory else {}
         self._memory: deque[Mapping[str, PooledShot]] = deque(maxlen=memory)
 
     @property
@@ -149,7 +155,10 @@ class Tracker:
         if not recent:
             return support.features(1)
         shots = [*support.pooled(), *recent]
-        return SupportFeatures.of(shots, self._model.fit(shots))
+        fit = self._model.fit(shots)
+        if fit is not None:
+            fit = self._model.fit_beside(fit, self._others[name])
+        return SupportFeatures.of(shots, fit)
 
 
 def check_memory(memory: int) -> None:

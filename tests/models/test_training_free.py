@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fsdino.models import training_free
 from fsdino.models.encoders import Features
 from fsdino.models.shots import Shot, SupportFeatures, TokenFit
 from fsdino.models.training_free import TrainingFree, prototype_score
@@ -117,6 +118,55 @@ def test_fit_written_out(channels: int, shots: int) -> None:
                    for level, part in ((upper, share), (lower, 1 - share))]  # fmt: skip
         expected = [cut_by_hand(held, share), upper, lower, *spreads, share.mean()]
         assert levels == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("channels", [6, 60], ids=["by channels", "by tokens"])
+def test_objects_of_other_classes_are_background(channels: int) -> None:
+    """Their clear tokens are 0.3 of it, each class the same; all else of the fit stays."""
+    score = TrainingFree((channels,) * LAYERS)
+    own, *others = (
+        [shot[:1] for shot in random_case(n, seed, channels)[1]] for seed, n in enumerate((2, 1, 3))
+    )
+    fit = score.fit(own)
+    found = score.fit_beside(fit, others)
+    tokens, share = tokens_of(own, 0)
+    mean, spread = tokens.mean(0), tokens.std(0)
+    y = np.where(share >= 0.8, 1.0, np.where(share <= 0.2, -1.0, 0.0))
+    w = np.where(y > 0, 1 / (y > 0).sum(), np.where(y < 0, 0.7 / (y < 0).sum(), 0.0))
+    for shots in others:
+        further, inside = tokens_of(shots, 0)
+        further = further[inside >= 0.8]
+        tokens = np.concatenate([tokens, further])
+        y = np.concatenate([y, -np.ones(len(further))])
+        w = np.concatenate([w, np.full(len(further), 0.15 / len(further))])
+    x = standard(tokens, mean, spread).reshape(len(tokens), -1) / math.sqrt(LAYERS)
+    expected = ridge_by_hand(x, y, w, 0.2)
+    weight = found.weight[0].numpy().ravel() * math.sqrt(LAYERS)
+    assert weight == pytest.approx(expected[:-1], abs=1e-4)
+    assert float(found.bias) == pytest.approx(expected[-1], abs=1e-4)
+    kept = replace(found, weight=fit.weight, bias=fit.bias)
+    assert all(map(torch.equal, kept.tensors(), fit.tensors()))
+    assert score.fit_beside(fit, []) is fit
+
+
+def test_many_objects_of_other_classes_are_drawn_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many of each class as a bound allows; here two, the first and the middle one."""
+    monkeypatch.setattr(training_free, "_MOST_OTHERS", 5)
+    score = TrainingFree((CHANNELS,) * LAYERS)
+    own, *others = ([shot[:1] for shot in random_case(1, seed)[1]] for seed in range(3))
+    fewer = []
+    for (shot,) in others:
+        share = shot.masks[0]
+        inside = (share.flatten() >= 0.8).nonzero().flatten()
+        mask = torch.zeros(share.numel())
+        mask[inside[[0, len(inside) // 2]]] = 1
+        fewer.append([Shot(shot.correlation, (mask.view_as(share),))])
+    fit = score.fit(own)
+    found = score.fit_beside(fit, others)
+    monkeypatch.undo()
+    expected = score.fit_beside(fit, fewer)
+    torch.testing.assert_close(found.weight, expected.weight)
+    torch.testing.assert_close(found.bias, expected.bias)
 
 
 def cut_by_hand(scores: np.ndarray, share: np.ndarray) -> float:

@@ -139,15 +139,15 @@ def _episodes(model: Segmenter, count: int) -> Iterator[tuple[Episode, Episode]]
 
 
 def _answer(methods: Mapping[str, Segmenter], episode: Episode, shown: Episode) -> Answer:
-    """Both methods on one episode; all numbers of shots share the query's encoder pass."""
+    """Both methods on one episode, for each number of shots."""
     images = [sample.image for sample in episode.supports]
     masks = [sample.mask for sample in episode.supports]
     found: dict[Key, Mask] = {}
     for method, model in methods.items():
-        supports = {str(k): model.encode_support(images[:k], masks[:k]) for k in SHOTS}
-        result = model.segment(episode.query.image, supports)
-        for shots, probability in zip(SHOTS, result.probabilities, strict=True):
-            found[method, shots] = probability >= result.threshold
+        for shots in SHOTS:  # not classes beside each other, and so not in one call
+            support = model.encode_support(images[:shots], masks[:shots])
+            result = model.segment(episode.query.image, support)
+            found[method, shots] = result.probability >= result.threshold
     values = {key: iou(mask, episode.query.mask) for key, mask in found.items()}
     return Answer(episode, shown, found, values)
 
