@@ -33,6 +33,7 @@ SETTINGS = (
     *("74 × 74", "T12 is W12", "2 cores", "two Conv2d", "the rest 0"),
     *("DINOv2-S/14 at 518 pixels", "ViT-S/14, 8 images", "medians of 9 steps", "4D", "DINOv2"),
     *("(arXiv 2504.15669 v4)", "1-shot / 5-shot", "stage 1", "stage 2"),
+    "The share of the background, 0.3,",
     # The limits that a warning and its meaning have in fsdino.
     *("quality below 0.7", "mean IoU below 0.5"),
 )
@@ -448,6 +449,18 @@ def video() -> Iterator[str]:
         yield f"| {words} | {rates[objects, 0]:.2f} | {rates[objects, 3]:.2f} |"
 
 
+def several_classes() -> Iterator[str]:
+    found = record("n_way.json")
+    for count in ("2", "3", "4", "6"):
+        for method, title in (("alone", "each asked alone"), ("beside", "in one call")):
+            values = [
+                found["results"][method][count][k] for k in ("iou", "others", "false", "first")
+            ]
+            cells = " | ".join(f"{value:.1f}" for value in values)
+            yield f"| {count} | {title} | {cells} |"
+    yield f"there are {found['calls']} draws"
+
+
 def published() -> Iterator[str]:
     yield from PUBLISHED.strip().splitlines()
 
@@ -455,7 +468,7 @@ def published() -> Iterator[str]:
 SOURCES = (
     photographs, marks, photographs_ablation, photographs_latency, photographs_trained, drawings,
     baselines, ablation, distillation, cpu_kernels, gpu_counts, call_overhead, training,
-    distillation_speed, video, published,
+    distillation_speed, video, several_classes, published,
 )  # fmt: skip
 
 
