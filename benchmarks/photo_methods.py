@@ -184,8 +184,8 @@ def mutual_nearest(
 
 def _match(query: Features, shot: Shot) -> tuple[Tensor, Tensor]:
     """Contrast of the best matches and votes of the mutual ones, [B, 1, h, w] each."""
-    side = torch.where(shot.mask >= 0.5, 1.0, -1.0)  # [B, Hs, Ws]
-    volume = ops.correlation4d(query.correlation, shot.correlation, side.to(query.last.dtype))
+    side = torch.where(shot.masks[0] >= 0.5, 1.0, -1.0)  # [B, Hs, Ws]
+    volume = ops.correlation4d(query.correlation[0], shot.correlation[0], side.to(query.last.dtype))
     volume = volume.float().mean(1).flatten(1, 2).flatten(2)  # [B, N, M]: sign tells the side
     contrast = volume.amax(2).clamp_min(0) + volume.amin(2).clamp_max(0)  # [B, N]
 

@@ -314,10 +314,10 @@ def test_mutual_nearest_by_loops() -> None:
                 votes[row, column] += grid[row : row + 3, column : column + 3].sum() / 9 / 2
 
     tensor = lambda array: torch.from_numpy(np.asarray(array, np.float32))[None]  # noqa: E731
-    features = Features(tensor(query[0]), tensor(query[-1]), tensor(query), torch.empty(0))
+    features = Features(tensor(query[0]), tensor(query[-1]), (tensor(query),), torch.empty(0))
     support = SupportFeatures(
         tensor(fore), tensor(back),
-        [Shot(tensor(s), tensor(m)) for s, m in zip(shots, masks, strict=True)],
+        [Shot((tensor(s),), (tensor(m),)) for s, m in zip(shots, masks, strict=True)],
     )  # fmt: skip
     score = photo_methods.mutual_nearest(features, support)
     assert score[0, 0].numpy() == pytest.approx((cosine - other + matches + votes) / 3, abs=1e-5)
