@@ -13,12 +13,19 @@ float64 and rounded to float32, for its three backbones:
 
 from __future__ import annotations
 
+import functools
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from fsdino.models import hsnet_files, zoo
+from fsdino.models.config import ModelConfig
+from fsdino.models.encoders import Features
+from fsdino.models.hsnet import HSNet
 
 ANSWERS = Path(__file__).parent / "models" / "hsnet_answers.npz"
 SIDE = 160
@@ -50,3 +57,29 @@ def drawn(name: str, shape: tuple[int, ...]) -> Tensor:
     else:
         values *= 0.1
     return torch.from_numpy(values).float()
+
+
+def hsnet(backbone: str = "resnet50", **changes: Any) -> HSNet:
+    model = zoo.assemble(ModelConfig(backbone, variant="hsnet", image_size=SIDE, **changes))
+    assert isinstance(model, HSNet)
+    return model.eval()
+
+
+@functools.lru_cache(maxsize=1)
+def published(backbone: str) -> HSNet:
+    """A model with the weights that HSNet's code was asked with."""
+    model = hsnet(backbone)
+    names = {hsnet_files.own_name(name): name for name in keys(backbone)}
+    state = model.state_dict()
+    assert names.keys() == state.keys()
+    model.load_state_dict({k: drawn(names[k], tuple(t.shape)) for k, t in state.items()})
+    return model
+
+
+def asked(model: HSNet) -> tuple[Features, list[Any], Tensor]:
+    """The answers' query and both supports, encoded; and the masks of these."""
+    query, supports, masks = answers("query", "supports", "masks")
+    mean, std = model.encoder.mean, model.encoder.std  # the inputs are normalised already
+    features = model.encode(torch.cat([query, supports[0]]) * std + mean)
+    shots = [model.pool(features[1 + k : 2 + k], masks[:, k], 1) for k in (0, 1)]
+    return features[:1], shots, masks

@@ -100,7 +100,7 @@ class Train:
                 "the encoder is frozen and has random weights: pass --encoder-weights or "
                 "--encoder-from"
             )
-        has_adapter = config.model.variant != "hsnet_head"
+        has_adapter = config.model.variant not in ("hsnet", "hsnet_head")
         if has_adapter and not config.train_adapter and config.adapter_weights is None:
             logger.warning(
                 "the adapter is frozen and has random weights: pass --adapter-weights, or "

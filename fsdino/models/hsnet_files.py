@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch import Tensor
 from fsdino.errors import CheckpointError, listed
 from fsdino.files import atomic_write
 from fsdino.models.config import ModelConfig
+
+T = TypeVar("T")
 
 IMAGE_SIZE = 400  # pixels of a side, of the published models
 _HEAD = "hpn_learner."
@@ -46,6 +49,12 @@ def config_of(names: Iterable[str]) -> ModelConfig:
         f"HSNet's backbone is ResNet-50, ResNet-101 or VGG-16, and this one has other layers "
         f"({backbone}): save the whole model, as HSNet's code does"
     )
+
+
+def backbone_of(state: Mapping[str, T]) -> dict[str, T]:
+    """The tensors of a published file's backbone, by the network's own names."""
+    start = "backbone."
+    return {name.removeprefix(start): t for name, t in state.items() if name.startswith(start)}
 
 
 def own_name(name: str) -> str:

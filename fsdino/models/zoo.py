@@ -29,7 +29,7 @@ from fsdino.models.checkpoints import (
 )
 from fsdino.models.config import CONFIG_FILE, ModelConfig
 from fsdino.models.decoder import SAM_LEFTOVERS
-from fsdino.models.encoders import Encoder, ViTEncoder, create
+from fsdino.models.encoders import BackboneEncoder, Encoder, ViTEncoder, create
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.hsnet import HSNet
 from fsdino.models.hsnet_head import HSNetHead
@@ -174,14 +174,18 @@ def find_encoder(
     Args:
         config: names the encoder where it is not another model's.
         source: name or folder of a model whose encoder is taken; see `load`.
-        weights: file for `load_dinov2`.
+        weights: file for `load_dinov2`; for HSNet's backbones for `load_backbone`.
 
     Raises:
-        UsageError, CheckpointError: see `load`, `load_dinov2` and `fsdino.models.encoders.create`.
+        UsageError, CheckpointError: see `load`, `load_dinov2`, `load_backbone` and
+            `fsdino.models.encoders.create`.
     """
     encoder = create(config) if source is None else load(source).encoder
     if weights is not None:
-        load_dinov2(encoder, weights)
+        if isinstance(encoder, BackboneEncoder):
+            load_backbone(encoder, weights)
+        else:
+            load_dinov2(encoder, weights)
     return encoder
 
 
@@ -230,6 +234,28 @@ def load_dinov2(encoder: Encoder, path: str | os.PathLike[str]) -> None:
         }
         load_exactly(encoder.vit, renamed, path)
     logger.info("encoder weights from %s (DINOv2, Apache-2.0)", path)
+
+
+def load_backbone(encoder: BackboneEncoder, path: str | os.PathLike[str]) -> None:
+    """Load weights that HSNet's backbone starts from.
+
+    Args:
+        encoder: of "resnet50", "resnet101" or "vgg16".
+        path: torchvision's file of that network (`resnet50-19c8e357.pth` and others, BSD-3-Clause),
+            or a checkpoint of HSNet's code, of which the backbone is taken.
+
+    Raises:
+        UsageError: there is no such file.
+        CheckpointError: the file is damaged, or its weights are not this network's.
+    """
+    with open_state_dict(path) as state:
+        if hsnet_files.is_published(state):
+            state = hsnet_files.backbone_of(state)
+        own = encoder.net.state_dict()
+        # torchvision's older files were written before PyTorch counted batches; nothing reads that.
+        counts = [k for k in own if k.endswith("num_batches_tracked") and k not in state]
+        load_exactly(encoder.net, {**state, **{name: own[name] for name in counts}}, path)
+    logger.info("backbone weights from %s", path)
 
 
 def _fold_first_position(state: dict[str, Stored]) -> None:

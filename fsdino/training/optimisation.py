@@ -29,7 +29,7 @@ def adamw(
     return torch.optim.AdamW(groups, lr=learning_rate)
 
 
-def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.01) -> float:
+def warmup_cosine(step: int, steps: int, warmup: int, floor: float) -> float:
     """Factor of the peak learning rate: linear warm-up, then cosine decay to `floor`."""
     if step < warmup:
         return (step + 1) / warmup
@@ -93,7 +93,8 @@ class Descent:
         processes: those that a step's passes are spread over.
         wrapped: what is trained, from `Processes.wrap`.
         clipped: the part whose gradients' norm is limited.
-        config: `learning_rate`, `warmup`, `weight_decay`, `gradient_clip` and `nan_limit` are read.
+        config: `learning_rate`, `decay`, `warmup`, `weight_decay`, `gradient_clip` and `nan_limit`
+            are read.
 
     Attributes:
         optimizer: for checkpoints.
@@ -136,7 +137,8 @@ class Descent:
             FsdinoError: too many consecutive steps without a finite loss.
         """
         first, last = schedule
-        factor = warmup_cosine(number - first, last - first, self.config.warmup)
+        floor = 0.01 if self.config.decay else 1.0
+        factor = warmup_cosine(number - first, last - first, self.config.warmup, floor)
         set_learning_rate(self.optimizer, self.config.learning_rate * factor)
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.processes.device)

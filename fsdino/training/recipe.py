@@ -50,7 +50,8 @@ class Recipe:
 
     Attributes:
         model: the model that the run is about.
-        learning_rate: peak learning rate; linear warm-up, then cosine decay to 1 % of it.
+        learning_rate: peak learning rate, after a linear warm-up.
+        decay: whether it then decays to 1 % of itself, by a cosine.
         warmup: steps of the warm-up.
         weight_decay: AdamW's weight decay, for matrices only.
         gradient_clip: largest gradient norm.
@@ -76,6 +77,7 @@ class Recipe:
 
     model: ModelConfig
     learning_rate: float = 1e-3
+    decay: bool = True
     warmup: int = 200
     weight_decay: float = 0.05
     gradient_clip: float = 1.0

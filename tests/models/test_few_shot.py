@@ -62,7 +62,7 @@ def in_evaluation(model: FSDINO) -> None:
 
 def in_training(model: FSDINO) -> None:
     supports, masks, _ = episode(2, 2)
-    objective = Objective(model, None, 0.0, 0.0, 0.0, torch.float32)
+    objective = Objective(model, None, 1.0, 0.0, 0.0, 0.0, torch.float32)
     objective(supports.flatten(0, 1), masks.flatten(0, 1), 1, torch.zeros(2, dtype=torch.int64))
 
 

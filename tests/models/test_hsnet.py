@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,36 +19,10 @@ from fsdino.errors import CheckpointError, UsageError
 from fsdino.evaluation import protocols
 from fsdino.models import hsnet_files, zoo
 from fsdino.models.config import BACKBONES, ModelConfig
-from fsdino.models.encoders import BackboneEncoder, Features
+from fsdino.models.encoders import BackboneEncoder
 from fsdino.models.hsnet import HSNet
-from published_hsnet import SIDE, answers, drawn, keys
+from published_hsnet import SIDE, answers, asked, drawn, hsnet, keys, published
 from tiny_models import box_mask, episode, picture
-
-
-def hsnet(backbone: str = "resnet50", **changes: Any) -> HSNet:
-    model = zoo.assemble(ModelConfig(backbone, variant="hsnet", image_size=SIDE, **changes))
-    assert isinstance(model, HSNet)
-    return model.eval()
-
-
-@functools.lru_cache(maxsize=1)
-def published(backbone: str) -> HSNet:
-    """A model with the weights that HSNet's code was asked with."""
-    model = hsnet(backbone)
-    names = {hsnet_files.own_name(name): name for name in keys(backbone)}
-    state = model.state_dict()
-    assert names.keys() == state.keys()
-    model.load_state_dict({k: drawn(names[k], tuple(t.shape)) for k, t in state.items()})
-    return model
-
-
-def asked(model: HSNet) -> tuple[Features, list[Any], Tensor]:
-    """The answers' query and both supports, encoded; and the masks of these."""
-    query, supports, masks = answers("query", "supports", "masks")
-    mean, std = model.encoder.mean, model.encoder.std  # the inputs are normalised already
-    features = model.encode(torch.cat([query, supports[0]]) * std + mean)
-    shots = [model.pool(features[1 + k : 2 + k], masks[:, k], 1) for k in (0, 1)]
-    return features[:1], shots, masks
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ from fsdino.training.optimisation import NanGuard, adamw, set_learning_rate, war
 
 def test_schedule() -> None:
     """Linear to the peak, then half a cosine to 1 %: values by hand."""
-    found = [warmup_cosine(step, 104, 4) for step in (0, 1, 3, 4, 54, 103)]
+    found = [warmup_cosine(step, 104, 4, 0.01) for step in (0, 1, 3, 4, 54, 103)]
     assert found == pytest.approx([0.25, 0.5, 1.0, 1.0, 0.505, 0.01], abs=3e-4)
-    assert warmup_cosine(0, 10, 0) == 1.0
+    assert warmup_cosine(0, 10, 0, 0.01) == 1.0
+    assert [warmup_cosine(step, 104, 4, 1.0) for step in (0, 4, 103)] == [0.25, 1.0, 1.0]
 
 
 def test_only_matrices_decay() -> None:

@@ -52,12 +52,14 @@ class TrainConfig(Recipe):
         start_from: name or folder of a model that the run continues, with all its weights.
         encoder_from: name or folder of a model whose encoder is taken; None starts from the
             model's own (random, or `pretrained`).
-        encoder_weights: DINOv2 file of Meta's for the encoder.
+        encoder_weights: file for the encoder: DINOv2 of Meta's; for HSNet torchvision's file of the
+            backbone, or a checkpoint of HSNet's.
         decoder_weights: official SAM file for the decoder.
         adapter_weights: file that `fsdino distill` wrote.
         train_encoder: whether the encoder learns; for small ones that start from scratch.
         train_adapter: whether the adapter learns.
         train_decoder: whether the decoder learns; that of the variant "comp_frozen" never does.
+        dice_weight: weight of Dice beside the cross entropy of masks; 0 leaves it out, as HSNet.
         prototype_weight: weight of the loss on prototype similarity within an image, for a trained
             encoder.
         class_weight: weight of the loss on the base class of each foreground token (of the episodes
@@ -118,6 +120,7 @@ class TrainConfig(Recipe):
     train_encoder: bool = False
     train_adapter: bool = False
     train_decoder: bool = True
+    dice_weight: float = 1.0
     prototype_weight: float = 0.0
     class_weight: float = 0.0
     contrast_weight: float = 0.0
@@ -136,7 +139,7 @@ class TrainConfig(Recipe):
             at_least_1=("steps", "validation_episodes", "validation_shots"),
             at_least_0=(
                 *("patience", "fold"),
-                *("prototype_weight", "class_weight", "contrast_weight"),
+                *("dice_weight", "prototype_weight", "class_weight", "contrast_weight"),
             ),
         )
         for name in _SHARES:

@@ -11,15 +11,18 @@ from torch import Tensor, nn
 from fsdino.resizing import area_shares
 
 
-def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross entropy plus Dice, equally weighted; the mean over the batch.
+def mask_loss(logits: Tensor, target: Tensor, dice_weight: float = 1.0) -> Tensor:
+    """Binary cross entropy plus Dice; the mean over the batch.
 
     Args:
         logits: [B, 1, H, W].
         target: [B, H, W] in [0, 1].
+        dice_weight: of the latter; 0 leaves the cross entropy alone, which over the two channels
+            of HSNet is that of their difference.
     """
     logits = logits[:, 0].float()
-    return F.binary_cross_entropy_with_logits(logits, target) + dice_loss(logits, target)
+    loss = F.binary_cross_entropy_with_logits(logits, target)
+    return loss + dice_weight * dice_loss(logits, target) if dice_weight else loss
 
 
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:

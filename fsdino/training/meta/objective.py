@@ -17,7 +17,7 @@ class Objective(nn.Module):
     Args:
         model: what is trained.
         classifier: also trained, for `class_weight`.
-        prototype_weight, class_weight, contrast_weight: see `TrainConfig`.
+        dice_weight, prototype_weight, class_weight, contrast_weight: see `TrainConfig`.
         dtype: of the trained part, under autocast where it is not float32.
     """
 
@@ -25,6 +25,7 @@ class Objective(nn.Module):
         self,
         model: Segmenter,
         classifier: TokenClassifier | None,
+        dice_weight: float,
         prototype_weight: float,
         class_weight: float,
         contrast_weight: float,
@@ -33,7 +34,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.classifier = model, classifier
         self.prototype_weight, self.class_weight = prototype_weight, class_weight
-        self.contrast_weight = contrast_weight
+        self.dice_weight, self.contrast_weight = dice_weight, contrast_weight
         self.dtype = dtype
 
     def forward(
@@ -55,7 +56,7 @@ class Objective(nn.Module):
             support = self.model.pool(query[others], masks[others], shots)
             size = (masks.shape[-2], masks.shape[-1])
             answer = self.model.answer(query, [support], size)
-        loss = mask_loss(answer.logits, masks)
+        loss = mask_loss(answer.logits, masks, self.dice_weight)
         if self.prototype_weight:
             score = prototype_score(query, support)
             loss = loss + self.prototype_weight * prototype_loss(score, masks)

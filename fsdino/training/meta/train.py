@@ -91,6 +91,7 @@ class Trainer(Loop[Step, Segmenter]):
         self.objective = Objective(
             self.model,
             classifier,
+            config.dice_weight,
             config.prototype_weight,
             config.class_weight,
             config.contrast_weight,

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fsdino.training.meta.losses import (
     TokenClassifier,
@@ -27,6 +28,17 @@ def test_mask_loss_adds_equal_parts() -> None:
     target = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])
     loss = mask_loss(torch.zeros(1, 1, 2, 2), target)
     assert loss.item() == pytest.approx(math.log(2) + 0.4)
+    half = mask_loss(torch.zeros(1, 1, 2, 2), target, dice_weight=0.5)
+    assert half.item() == pytest.approx(math.log(2) + 0.2)
+
+
+def test_without_dice_it_is_the_cross_entropy_of_two_channels() -> None:
+    """HSNet's loss, of which the logit is foreground minus background."""
+    generator = torch.Generator().manual_seed(0)
+    both = torch.randn(2, 2, 3, 4, generator=generator)
+    target = (torch.rand(2, 3, 4, generator=generator) > 0.5).float()
+    found = mask_loss(both[:, 1:] - both[:, :1], target, dice_weight=0.0)
+    torch.testing.assert_close(found, F.cross_entropy(both, target.long()))
 
 
 def test_prototype_loss_compares_with_the_share_of_each_token() -> None:

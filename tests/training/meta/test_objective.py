@@ -30,10 +30,10 @@ def test_every_image_of_an_episode_is_the_query_once(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(objective.Segmenter, "pool", spy)
     monkeypatch.setattr(
-        objective, "mask_loss", lambda logits, masks: seen.update(truth=masks) or logits.sum()
+        objective, "mask_loss", lambda logits, masks, dice: seen.update(truth=masks) or logits.sum()
     )
     model = zoo.assemble(MODEL).eval()
-    Objective(model, None, 0.0, 0.0, 0.0, torch.float32)(
+    Objective(model, None, 1.0, 0.0, 0.0, 0.0, torch.float32)(
         images, masks.flatten(0, 1), 2, batch.class_ids
     )
     assert torch.equal(seen["truth"], masks.flatten(0, 1))

@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 
 import fsdino
-from fsdino.errors import UsageError
+from fsdino.commands.runs import RECIPES
+from fsdino.errors import CheckpointError, UsageError
+from fsdino.models import zoo
+from fsdino.models.config import ModelConfig
+from fsdino.training.meta.config import TrainConfig
 from fsdino.training.meta.train import Trainer
 from training_work import (
     FROZEN,
@@ -82,6 +87,48 @@ def test_an_hsnet_head_learns_on_a_frozen_encoder(tmp_path: Path, whole: Path) -
             continue  # the four groups of the norm that follows have a channel each: no gradient
         else:
             assert not torch.equal(value, before[name]), name
+
+
+def test_hsnet_learns_by_its_recipe(tmp_path: Path) -> None:
+    """From torchvision's file, which may lack counts of batches; only the head moves."""
+    recipe = TrainConfig.from_yaml(RECIPES / "hsnet-resnet50-pascal5i.yaml")
+    assert (recipe.dice_weight, recipe.decay, recipe.weight_decay) == (0.0, False, 0.0)
+    torch.manual_seed(0)
+    backbone = torchvision.models.resnet50(weights=None).state_dict()
+    torch.save({k: t for k, t in backbone.items() if "num_batches" not in k}, tmp_path / "r50.pth")
+    config = dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, image_size=64),
+        data="procedural",
+        steps=1,
+        images_per_step=2,
+        workers=0,
+        validation=False,
+        select_on="base",
+        encoder_weights=str(tmp_path / "r50.pth"),
+    )
+    trainer = Trainer(config, tmp_path / "run")
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.fit()
+    after = fsdino.load(tmp_path / "run" / "model").state_dict()
+    moved = {
+        name.partition(".")[0] for name, t in after.items() if not torch.equal(t, before[name])
+    }
+    assert moved == {"squeeze", "mix", "before", "after"}
+    assert all(torch.equal(after[f"encoder.net.{name}"], t) for name, t in backbone.items())
+
+
+def test_hsnet_starts_from_another_ones_backbone(tmp_path: Path) -> None:
+    """Of a published checkpoint; weights of another network are refused."""
+    model = zoo.assemble(ModelConfig("resnet50", variant="hsnet", image_size=64))
+    model.save_hsnet(tmp_path / "best_model.pt")
+    config = ModelConfig("resnet50", variant="hsnet", image_size=64)
+    found = zoo.find_encoder(config, weights=tmp_path / "best_model.pt").state_dict()
+    expected = model.encoder.state_dict()
+    assert all(torch.equal(found[name], t) for name, t in expected.items())
+    other = dataclasses.replace(config, encoder="resnet101")
+    with pytest.raises(CheckpointError, match=r"best_model\.pt do not fit this model: missing"):
+        zoo.find_encoder(other, weights=tmp_path / "best_model.pt")
 
 
 def test_weights_to_start_from(tmp_path: Path, whole: Path) -> None:
