@@ -36,7 +36,7 @@ from fsdino.models.segmentation import Segmentation
 
 logger = logging.getLogger("fsdino.commands")
 
-FORMAT = "fsdino-segment-2"
+FORMAT = "fsdino-segment-3"
 CALL_FILE, ROWS_FILE, LOCK_FILE = "segment.json", "results.jsonl", "segment.lock"
 
 _OTHERS = "others"  # key of CALL_FILE for names that files of other programs have
