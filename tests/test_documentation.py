@@ -47,6 +47,7 @@ MISSING = {
     ("docs/pascal5i.md", "fsdino data check pascal5i --root VOC2012"): "need `VOC2012/`",
     ("docs/pascal5i.md", "fsdino evaluate MODEL --data pascal5i"): "need `VOC2012/`",
     ("docs/evaluation.md", "fsdino evaluate MODEL --data pascal5i"): "need `VOC2012/`",
+    ("docs/evaluation.md", "fsdino evaluate best_model.pt"): "Needs `best_model.pt`",
     ("docs/training.md", 'pip install "fsdino[train]"'): "need `sa-1b/`",
     ("docs/distillation.md", 'pip install "fsdino[train]"'): "need `sa-1b/`",
     (
