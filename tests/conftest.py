@@ -11,6 +11,9 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # Read when torch is imported: on a busy machine, threads that spin while they wait slow each other
 # down by more than an order of magnitude.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read when NumPy and SciPy are imported, here and in new processes: their own library for products
+# knows no other way to wait than to spin. PyTorch, and so the kernels, keep their threads.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 import torch

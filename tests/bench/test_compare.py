@@ -275,10 +275,9 @@ def test_only_the_asked_backends_run(monkeypatch):
     assert [timing.name for timing in found.timings] == ["eager", "other"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("backward", "counts"),
-    [(False, (1, 2)), pytest.param(True, (2,), marks=pytest.mark.slow)],
-    ids=["forward", "backward"],
+    ("backward", "counts"), [(False, (1, 2)), (True, (2,))], ids=["forward", "backward"]
 )
 def test_the_compiled_baseline(backward, counts):
     """Checked like the eager one, compiled for each thread count, and timed in the same turns."""

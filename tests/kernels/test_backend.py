@@ -80,7 +80,7 @@ def memory_order(*calls: str) -> list[str]:
 
 def run_interpreted(*arguments: str) -> int:
     """Run tests in a process with the interpreter; how many passed."""
-    options = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+    options = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "patched_once")
     run = new_process(*options, *arguments, TRITON_INTERPRET="1")
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-1000:]
     summary = run.stdout.strip().splitlines()[-1]

@@ -45,28 +45,31 @@ def places_kernel(p_out, first, width, rows, columns, COUNT: tl.constexpr):
     tl.store(p_out + 2 * COUNT + o, c)
     tl.store(p_out + 3 * COUNT + o, d)
 
-width, rows, columns = {sides}
-every = width * rows * columns
-for first in (0, 1, 255, 256, every - 1, every, 2 * every - 3, 5 * every + 7, 10_000_019):
-    found = torch.empty(4, 256, dtype=torch.int32)
-    places_kernel[(1,)](found, first, width, rows, columns, COUNT=256)
-    row = first + torch.arange(256)
-    expected = [
-        row // every, row // (rows * columns) % width, row // columns % rows, row % columns,
-    ]
-    assert torch.equal(found, torch.stack(expected).int()), (first, found)
+for width, rows, columns in [
+    (37, 19, 19), (1, 1, 1), (3, 2, 700), (5, 1_000_003, 1), (41, 47, 55),
+]:
+    every = width * rows * columns
+    for first in (0, 1, 255, 256, every - 1, every, 2 * every - 3, 5 * every + 7, 10_000_019):
+        found = torch.empty(4, 256, dtype=torch.int32)
+        places_kernel[(1,)](found, first, width, rows, columns, COUNT=256)
+        row = first + torch.arange(256)
+        expected = [
+            row // every, row // (rows * columns) % width, row // columns % rows, row % columns,
+        ]
+        right = torch.stack(expected).int()
+        assert torch.equal(found, right), (width, rows, columns, first, found)
 print("right")
 """
 
 
 @needs_triton
-@pytest.mark.parametrize(
-    "sides", [(37, 19, 19), (1, 1, 1), (3, 2, 700), (5, 1_000_003, 1), (41, 47, 55)]
-)
-def test_where_rows_lie(sides: tuple[int, int, int]) -> None:
-    """Only the first row of a block is divided; the others are found by small quotients."""
+def test_where_rows_lie() -> None:
+    """Only the first row of a block is divided; the others are found by small quotients.
+
+    All sizes in one process, since PyTorch's import takes longer than they do.
+    """
     run = subprocess.run(
-        [sys.executable, "-c", PLACES.format(sides=sides)],
+        [sys.executable, "-c", PLACES],
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

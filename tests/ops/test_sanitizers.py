@@ -13,7 +13,7 @@ import fsdino
 from fsdino.csrc import flags
 
 HERE = Path(__file__).resolve().parent
-FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O1"
+FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O0"
 TABLE = ("test_correlation.py", "test_center_pivot.py", "test_fused.py", "test_squeeze.py")
 
 
