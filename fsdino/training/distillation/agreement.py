@@ -1,4 +1,4 @@
-"""How near the student is to the teacher, on the teacher's grid."""
+"""How near the student is to the teacher, on either's grid."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fsdino.models.encoders.pyramid import to_grid
 
 
 def on_teachers_grid(student: Tensor, extents: Tensor, side: int) -> Tensor:
@@ -48,12 +50,21 @@ def stack_targets(targets: Sequence[Tensor], side: int) -> tuple[Tensor, Tensor]
     return stacked, inside
 
 
+def on_students_grid(targets: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
+    """Bring embeddings [C, h, w] of several sizes to one grid: float32 [B, C, *grid].
+
+    Each covers one image to half a cell, as the student's map does exactly. Means over areas where
+    the grid is coarser, bilinear where it is finer.
+    """
+    return torch.cat([to_grid(target[None].float(), grid) for target in targets])
+
+
 def agreement(student: Tensor, target: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
     """Mean squared error and mean cosine of each image, over the cells that are in it.
 
     Args:
-        student, target: [B, C, S, S].
-        inside: bool [B, S, S].
+        student, target: [B, C, h, w].
+        inside: bool [B, h, w].
 
     Returns:
         Two tensors [B].

@@ -8,6 +8,8 @@ from fsdino.errors import UsageError
 from fsdino.training.distillation.architecture import ARCHITECTURES
 from fsdino.training.recipe import AUTO, DTYPES, Recipe, Schedule
 
+GRIDS = ("teacher", "student")
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -51,6 +53,9 @@ class DistillConfig(Recipe):
         batch_size: images of a step, of all processes together.
         images_per_pass: images of one forward and backward pass of a process; the gradients of a
             step's passes add up. None takes all at once.
+        loss_grid: where student and teacher are compared: on the grid of the "teacher", to which
+            the student's maps are brought, or on that of the "student", to which the teacher's are:
+            then a small image has a coarse target. Measurements are on the teacher's in any case.
         use_cache: whether the teacher's embeddings are kept on disk; otherwise they are computed in
             each epoch.
         cache: folder for them, for any number of runs; None is `embeddings` in the run's folder.
@@ -77,6 +82,7 @@ class DistillConfig(Recipe):
     epochs: tuple[int, ...] = (2,)
     batch_size: int = 32
     images_per_pass: int | None = None
+    loss_grid: str = GRIDS[0]
     use_cache: bool = True
     cache: str | None = None
     teacher_dtype: str = AUTO
@@ -84,7 +90,13 @@ class DistillConfig(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_choices({"teacher": (AUTO, *ARCHITECTURES), "teacher_dtype": (AUTO, *DTYPES)})
+        self._check_choices(
+            {
+                "teacher": (AUTO, *ARCHITECTURES),
+                "teacher_dtype": (AUTO, *DTYPES),
+                "loss_grid": GRIDS,
+            }
+        )
         self._check_numbers(at_least_1=("batch_size", "teacher_batch", "images_per_pass"))
         if not self.image_sizes or min(self.image_sizes) < 1:
             raise UsageError(f"image_sizes must be sides in pixels, got {self.image_sizes}")

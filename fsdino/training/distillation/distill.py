@@ -21,7 +21,12 @@ from fsdino.models.adapter import Adapter
 from fsdino.models.checkpoints import weights_hash, write_tensors
 from fsdino.models.encoders import Encoder
 from fsdino.processes import Processes, threads
-from fsdino.training.distillation.agreement import agreement, on_teachers_grid, stack_targets
+from fsdino.training.distillation.agreement import (
+    agreement,
+    on_students_grid,
+    on_teachers_grid,
+    stack_targets,
+)
 from fsdino.training.distillation.config import DistillConfig, Stage
 from fsdino.training.distillation.corpus import Corpus, find_images
 from fsdino.training.distillation.embeddings import EmbeddingCache
@@ -194,28 +199,36 @@ class Distillation(Loop[list[Pair], dict[str, Any]]):
         at_once = self.config.images_per_pass or len(pairs)
 
         def share(first: int) -> Tensor:
-            mse, _ = self._agreement(pairs[first : first + at_once], self.wrapped)
+            grid = self.config.loss_grid
+            mse, _ = self._agreement(pairs[first : first + at_once], self.wrapped, grid)
             return mse.sum() / len(pairs)
 
         return [partial(share, first) for first in range(0, len(pairs), at_once)]
 
-    def _agreement(self, pairs: Sequence[Pair], module: nn.Module) -> tuple[Tensor, Tensor]:
-        """Mean squared error and cosine [B], 0 for images that cannot be used."""
+    def _agreement(
+        self, pairs: Sequence[Pair], module: nn.Module, grid: str
+    ) -> tuple[Tensor, Tensor]:
+        """Mean squared error and cosine [B] on a grid, 0 for images that cannot be used."""
         device, side = self.processes.device, self.teacher.architecture.grid_side
-        targets = self.targets.of(pairs)
-        used = torch.tensor([target is not None for target in targets], device=device)
+        found = self.targets.of(pairs)
+        used = torch.tensor([target is not None for target in found], device=device)
         blank = torch.zeros(self.teacher.architecture.channels, 1, 1, dtype=torch.float16)
-        stacked, inside = stack_targets([blank if t is None else t for t in targets], side)
+        targets = [blank if target is None else target for target in found]
         images = torch.stack([pair.image for pair in pairs]).to(device)
         extents = torch.tensor([pair.extent for pair in pairs], device=device)
         with torch.no_grad(), self._autocast("encoder_dtype"):
             tokens = self.encoder.shallow(images)
         with self._autocast("dtype"):
             answer = module(tokens if self._types["dtype"] == tokens.dtype else tokens.float())
-        found = agreement(
-            on_teachers_grid(answer, extents, side), stacked.to(device), inside.to(device)
-        )
-        mse, cosine = (torch.where(used, value, 0.0) for value in found)
+        if grid == "student":
+            stacked = on_students_grid(targets, (answer.shape[2], answer.shape[3]))
+            inside = torch.ones(len(answer), *answer.shape[2:], dtype=torch.bool)
+            answer = answer.float()
+        else:
+            stacked, inside = stack_targets(targets, side)
+            answer = on_teachers_grid(answer, extents, side)
+        values = agreement(answer, stacked.to(device), inside.to(device))
+        mse, cosine = (torch.where(used, value, 0.0) for value in values)
         return mse, cosine
 
     def _autocast(self, name: str) -> torch.autocast:
@@ -249,7 +262,7 @@ class Distillation(Loop[list[Pair], dict[str, Any]]):
         self.adapter.eval()
         with torch.no_grad(), own_random():
             for batch in read_ahead(pairs, self.config.workers, range(len(pairs))):
-                mse, cosine = self._agreement(batch, self.adapter)
+                mse, cosine = self._agreement(batch, self.adapter, "teacher")
                 usable = sum(not pair.error for pair in batch)
                 sums += torch.tensor([mse.sum(), cosine.sum(), usable], dtype=torch.float64)
         self.adapter.train()

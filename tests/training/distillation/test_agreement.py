@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from fsdino.training.distillation.agreement import agreement, on_teachers_grid, stack_targets
+from fsdino.training.distillation.agreement import (
+    agreement,
+    on_students_grid,
+    on_teachers_grid,
+    stack_targets,
+)
 
 
 def test_whole_cells_are_plain_bilinear_resizing() -> None:
@@ -27,6 +32,16 @@ def test_places_match_where_the_image_ends_within_a_cell() -> None:
     inner = slice(1, 40)  # where a bilinear ramp has not met the border
     torch.testing.assert_close(found[0, inner, 5], rows[inner], rtol=0, atol=1e-5)
     torch.testing.assert_close(found[1, 5, 1:60], columns[1:60], rtol=0, atol=1e-5)
+
+
+def test_embeddings_come_to_the_students_grid() -> None:
+    """By hand: means of areas where it is coarser, PyTorch's bilinear where it is finer."""
+    wide = torch.tensor([[[0.0, 2.0, 4.0, 6.0], [2.0, 4.0, 6.0, 8.0]]], dtype=torch.float16)
+    fine = torch.randn(1, 2, 1)
+    found = on_students_grid([wide, fine], (2, 2))
+    assert found.dtype == torch.float32 and found.shape == (2, 1, 2, 2)
+    assert found[0, 0].tolist() == [[1.0, 5.0], [3.0, 7.0]]
+    torch.testing.assert_close(found[1], F.interpolate(fine[None], (2, 2), mode="bilinear")[0])
 
 
 def test_only_cells_of_the_image_count() -> None:

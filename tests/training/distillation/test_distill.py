@@ -241,6 +241,18 @@ def test_how_it_is_computed_changes_nothing(place, finished, tmp_path, changes) 
     assert (tmp_path / "embeddings").exists() == changes.get("use_cache", True)
 
 
+def test_the_loss_may_be_taken_on_the_students_grid(place, finished, tmp_path) -> None:
+    """Another loss and another adapter, measured in the same way: alike before the first step."""
+    run(config_of(place, loss_grid="student"), tmp_path)
+    first, expected = (next(r for r in rows(f) if r["step"] == 0) for f in (tmp_path, finished))
+    for name in ("held_out_mse", "held_out_cosine"):
+        assert first[name] == expected[name]
+    losses = [next(r["loss"] for r in rows(f) if "loss" in r) for f in (tmp_path, finished)]
+    assert losses[0] != losses[1] and not same_adapter(tmp_path, finished)
+    curve = [row["held_out_mse"] for row in rows(tmp_path) if "held_out_mse" in row]
+    assert curve[-1] < curve[0]
+
+
 def test_runs_share_a_cache(place: Path, tmp_path: Path, monkeypatch) -> None:
     """A second run with the same cache never asks the teacher."""
     config = config_of(place, cache=str(tmp_path / "cache"), epochs=(1,))
