@@ -26,7 +26,7 @@ from fsdino.commands.options import (
     check_threshold,
     wait_without_spinning,
 )
-from fsdino.data.names import DATASETS
+from fsdino.data.names import DATASETS, VIDEO_PROTOCOLS
 from fsdino.devices import check_device, check_dtype, find_device, find_dtype
 from fsdino.errors import UsageError
 from fsdino.models.names import DRAWN as DRAWN_MODEL
@@ -49,7 +49,9 @@ class Evaluate:
 
     Every number states its protocol: hsnet (HSNet's published episodes, K shots by vote), joint
     (the same episodes, one pass with K supports), with -original (scored at the images' own sizes)
-    and -seeded (other seeds or numbers of episodes). Interrupted runs resume where they stopped.
+    and -seeded (other seeds or numbers of episodes). davis17 has first-frame, and
+    first-frame-official, which counts objects as the official code does. Interrupted runs resume
+    where they stopped.
     With `torchrun --nproc-per-node N -m fsdino evaluate ...` processes share the work.
     """
 
@@ -143,7 +145,8 @@ class Evaluate:
         episodic = {
             "--shots": self.shots != 1, "--seeds": bool(self.seeds),
             "--fold": self.fold is not None,
-            "--episodes": self.episodes is not None, "--protocol": self.protocol != "joint",
+            "--episodes": self.episodes is not None,
+            "--protocol": self.protocol not in ("joint", *VIDEO_PROTOCOLS),
             "--fusion": self.fusion is not None, "--splits": self.splits is not None,
             "--layout": self.layout != "auto", "--ignore": self.ignore is not None,
             "--background": self.background is not None,
@@ -176,6 +179,8 @@ class Evaluate:
     def _find_protocol(self) -> Protocol:
         from fsdino.evaluation import protocols
 
+        if self.data == _VIDEOS:
+            return protocols.find("joint")  # of episodes; videos have protocols of their own
         seeded = bool(self.seeds) or self.episodes is not None
         protocol = protocols.find(self.protocol, fusion=self.fusion, seeded=seeded)
         protocol.check(self.data)
@@ -253,14 +258,16 @@ class Evaluate:
         self, model: Segmenter, settings: Settings, processes: Processes
     ) -> dict[str, Any]:
         from fsdino.evaluation import run as evaluation
+        from fsdino.evaluation.video import VideoSettings
 
         assert self.out is not None
+        official = self.protocol == "first-frame-official"
         return evaluation.run_videos(
             model,
             self.model,
             self.root,
             settings,
-            memory=self.memory,
+            videos=VideoSettings(self.memory, settings.threshold, official),
             out=self.out,
             overwrite=self.overwrite,
             processes=processes,

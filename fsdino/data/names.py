@@ -9,6 +9,7 @@ DATASETS = (
     *("folder", "davis17", "procedural"),
 )
 ON_DISK = tuple(name for name in DATASETS if name != "procedural")
+VIDEO_PROTOCOLS = ("first-frame", "first-frame-official")  # of davis17
 SAMPLINGS = ("hsnet", "seeded")
 Layout = Literal["auto", "class-folders", "pairs", "labels"]  # of your own folder
 LAYOUTS: tuple[str, ...] = get_args(Layout)

@@ -129,7 +129,7 @@ def run_videos(
     settings: Settings,
     *,
     out: Path,
-    memory: int = 0,
+    videos: VideoSettings | None = None,
     overwrite: bool = False,
     processes: Processes | None = None,
 ) -> dict[str, Any]:
@@ -139,9 +139,9 @@ def run_videos(
         model: in eval mode, on `settings.device`.
         name: name of the model in the result.
         root: the data set's folder.
-        settings: threshold, device and dtype are read; frames enter at the model's own size.
+        settings: device and dtype are read; frames enter at the model's own size.
         out: result.json.
-        memory: number of last frames that join the first one as supports.
+        videos: how they are segmented and scored; None takes the defaults.
         overwrite: start again if the folder belongs to another call.
         processes: the processes that share the videos.
 
@@ -154,7 +154,9 @@ def run_videos(
     if not out.suffix:
         raise UsageError(f"--out {out}: masks go into a folder of that name; pass {out}.json")
     with _alone(out, processes):
-        return _run_videos(model, name, root, settings, out, memory, overwrite, processes)
+        return _run_videos(
+            model, name, root, settings, out, videos or VideoSettings(), overwrite, processes
+        )
 
 
 def _run_videos(
@@ -163,7 +165,7 @@ def _run_videos(
     root: Path | None,
     settings: Settings,
     out: Path,
-    memory: int,
+    videos: VideoSettings,
     overwrite: bool,
     processes: Processes,
 ) -> dict[str, Any]:
@@ -172,9 +174,9 @@ def _run_videos(
     assert isinstance(davis, Davis)
     call = {
         **asdict(davis.provenance()),
-        "protocol": "first-frame",
+        "protocol": videos.protocol,
         "pixels": "float",
-        "memory": memory,
+        "memory": videos.memory,
         **record.describe_model(model, name),
         **record.describe_settings(replace(settings, size=model.config.image_size)),
     }
@@ -190,7 +192,7 @@ def _run_videos(
             scores = evaluate_videos(
                 model,
                 davis.sequences(),
-                VideoSettings(memory, settings.threshold),
+                videos,
                 folder,
                 call,
                 processes=processes,

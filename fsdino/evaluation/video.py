@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,13 +74,25 @@ class VideoSettings:
         memory: number of last frames that, with the masks found in them, join the first frame as
             supports; 0 uses only the first.
         threshold: probability from which a pixel belongs to an object; None is the model's.
+        official: score the indices 1 to the highest one of the first frame, as the official
+            evaluation does; otherwise those that occur in it.
     """
 
     memory: int = 0
     threshold: float | None = None
+    official: bool = False
 
     def __post_init__(self) -> None:
         check_memory(self.memory)
+
+    @property
+    def protocol(self) -> str:
+        """Its name in results, one of `fsdino.data.names.VIDEO_PROTOCOLS`."""
+        return "first-frame-official" if self.official else "first-frame"
+
+    def scored(self, video: Video) -> tuple[int, ...]:
+        """Indices of the objects that a video's mean is taken over."""
+        return tuple(range(1, max(video.objects) + 1)) if self.official else video.objects
 
 
 def segment_video(
@@ -132,7 +144,11 @@ def evaluate_videos(
         DataError: a frame or annotation cannot be used.
     """
     processes = processes or Processes()
-    found = {video.name: _read_scores(_scores_file(out, video), video, call) for video in videos}
+    found = {
+        video.name: _read_scores(_scores_file(out, video), len(video), asked, call)
+        for video in videos
+        for asked in [{(video.name, number) for number in settings.scored(video)}]
+    }
     processes.gather(None)  # all have read before one continues
     scores = VideoScores()
     for kept in found.values():
@@ -146,7 +162,7 @@ def evaluate_videos(
         for index, labels in segment_video(model, video, settings):
             _write_labels(out / "masks" / video.name, labels, video, index)
             truth = torch.from_numpy(video.annotation(index))
-            own.update(video.name, index, torch.from_numpy(labels), truth, video.objects)
+            own.update(video.name, index, torch.from_numpy(labels), truth, settings.scored(video))
             done += 1
             if report is not None:
                 report(done, total, scores.total()["j_and_f"] if scores.per_object() else None)
@@ -180,7 +196,9 @@ def _write_scores(path: Path, call: Mapping[str, Any], scores: VideoScores) -> N
     write_json(path, {"call": dict(call), "frames": frames})
 
 
-def _read_scores(path: Path, video: Video, call: Mapping[str, Any]) -> VideoScores | None:
+def _read_scores(
+    path: Path, frames: int, asked: Set[tuple[str, int]], call: Mapping[str, Any]
+) -> VideoScores | None:
     """The stored scores of a finished video, or None."""
     if not path.exists():
         return None
@@ -195,12 +213,12 @@ def _read_scores(path: Path, video: Video, call: Mapping[str, Any]) -> VideoScor
         )
     scores = VideoScores()
     try:
-        for name, number, frames in data["frames"]:
-            scores.frames[name, number] = {int(i): (j, f) for i, (j, f) in frames.items()}
-        whole = {key: _are_scores(found, len(video)) for key, found in scores.frames.items()}
+        for name, number, found in data["frames"]:
+            scores.frames[name, number] = {int(i): (j, f) for i, (j, f) in found.items()}
+        whole = {key: _are_scores(found, frames) for key, found in scores.frames.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path} is damaged: {_REMEDY}") from error
-    if whole != dict.fromkeys(((video.name, number) for number in video.objects), True):
+    if whole != dict.fromkeys(asked, True):
         raise DataError(f"{path} is damaged (scores are missing or out of range): {_REMEDY}")
     return scores
 

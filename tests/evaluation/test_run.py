@@ -15,6 +15,7 @@ from fsdino.evaluation import journal, pictures, protocols, results
 from fsdino.evaluation import run as evaluation
 from fsdino.evaluation.evaluate import Settings
 from fsdino.evaluation.request import Request
+from fsdino.evaluation.video import VideoSettings
 from tiny_models import SIDE, tiny_model
 
 GENERATED = Request("procedural", episodes=6)
@@ -160,12 +161,16 @@ def test_davis(tmp_path: Path) -> None:
     write_davis(tmp_path / "DAVIS")
     out = tmp_path / "results" / "r.json"
     out.parent.mkdir()
-    summary = evaluation.run_videos(tiny_model(), "tiny", tmp_path, settings(), out=out, memory=1)
+    summary = evaluation.run_videos(
+        tiny_model(), "tiny", tmp_path, settings(), out=out, videos=VideoSettings(1)
+    )
     assert summary["dataset"] == "davis17" and summary["objects"] == 4 and summary["memory"] == 1
     assert set(summary["per_sequence"]) == {"bear", "dogs"}
     assert summary["j_and_f"] == pytest.approx((summary["j"] + summary["f"]) / 2)
     assert len(list((out.parent / "r" / "masks").rglob("*.png"))) == 6
-    again = evaluation.run_videos(tiny_model(), "tiny", tmp_path, settings(), out=out, memory=1)
+    again = evaluation.run_videos(
+        tiny_model(), "tiny", tmp_path, settings(), out=out, videos=VideoSettings(1)
+    )
     assert again["per_sequence"] == summary["per_sequence"]
     with pytest.raises(UsageError, match="differs in memory"):
         evaluation.run_videos(tiny_model(), "tiny", tmp_path, settings(), out=out)

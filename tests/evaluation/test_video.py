@@ -140,7 +140,7 @@ def test_finished_videos_are_not_done_again(
 def test_gaps_in_the_indices_are_not_objects(
     davis: Davis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As documented: the official code would count index 2 as an object that scores 1."""
+    """The official code counts index 2 as an object that scores 1; so do we, by name."""
     [bear] = davis.sequences()[:1]
     for path in bear.annotations:
         with Image.open(path) as image:
@@ -155,7 +155,17 @@ def test_gaps_in_the_indices_are_not_objects(
     )  # fmt: skip
     scores = evaluate_videos(tiny_model(), [bear], VideoSettings(), tmp_path / "out", {})
     assert scores.per_object() == {("bear", 1): (100, 100), ("bear", 3): (0, 0)}
-    assert scores.total() == {"j": 50, "f": 50, "j_and_f": 50}  # officially 2 / 3 of 100
+    assert scores.total() == {"j": 50, "f": 50, "j_and_f": 50}
+    official = VideoSettings(official=True)
+    scores = evaluate_videos(tiny_model(), [bear], official, tmp_path / "official", {})
+    assert scores.per_object() == {
+        ("bear", 1): (100, 100),
+        ("bear", 2): (100, 100),
+        ("bear", 3): (0, 0),
+    }
+    assert scores.total()["j_and_f"] == pytest.approx(200 / 3)
+    again = evaluate_videos(tiny_model(), [bear], official, tmp_path / "official", {})
+    assert again.frames == scores.frames
 
 
 GOOD = [0.5, 0.25]
