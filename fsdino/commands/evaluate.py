@@ -267,7 +267,7 @@ class Evaluate:
             self.model,
             self.root,
             settings,
-            videos=VideoSettings(self.memory, settings.threshold, official),
+            videos=VideoSettings(self.memory, official=official),
             out=self.out,
             overwrite=self.overwrite,
             processes=processes,

@@ -139,9 +139,9 @@ def run_videos(
         model: in eval mode, on `settings.device`.
         name: name of the model in the result.
         root: the data set's folder.
-        settings: device and dtype are read; frames enter at the model's own size.
+        settings: threshold, device and dtype are read; frames enter at the model's own size.
         out: result.json.
-        videos: how they are segmented and scored; None takes the defaults.
+        videos: memory, and which objects count; None takes the defaults.
         overwrite: start again if the folder belongs to another call.
         processes: the processes that share the videos.
 
@@ -153,10 +153,9 @@ def run_videos(
     processes = processes or Processes()
     if not out.suffix:
         raise UsageError(f"--out {out}: masks go into a folder of that name; pass {out}.json")
+    asked = replace(videos or VideoSettings(), threshold=settings.threshold)
     with _alone(out, processes):
-        return _run_videos(
-            model, name, root, settings, out, videos or VideoSettings(), overwrite, processes
-        )
+        return _run_videos(model, name, root, settings, out, asked, overwrite, processes)
 
 
 def _run_videos(

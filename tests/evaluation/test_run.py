@@ -177,7 +177,7 @@ def test_davis(tmp_path: Path) -> None:
     overwritten = evaluation.run_videos(
         tiny_model(), "tiny", tmp_path, settings(), out=out, overwrite=True
     )
-    assert overwritten["memory"] == 0
+    assert overwritten["memory"] == 0 and overwritten["protocol"] == "first-frame"
 
 
 def damaged_file(folder: Path) -> Path:
