@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,6 +29,7 @@ from fsdino.commands.options import (
 from fsdino.data.names import DATASETS, VIDEO_PROTOCOLS
 from fsdino.devices import check_device, check_dtype, find_device, find_dtype
 from fsdino.errors import UsageError
+from fsdino.evaluation.protocols import SYSTEMS
 from fsdino.models.names import DRAWN as DRAWN_MODEL
 from fsdino.tables import print_table
 
@@ -48,10 +49,10 @@ class Evaluate:
     """Score a model on a benchmark, or compare two results.
 
     Every number states its protocol: hsnet (HSNet's published episodes, K shots by vote), joint
-    (the same episodes, one pass with K supports), with -original (scored at the images' own sizes)
-    and -seeded (other seeds or numbers of episodes). davis17 has first-frame, and
-    first-frame-official, which counts objects as the official code does. Interrupted runs resume
-    where they stopped.
+    (the same episodes, one pass with K supports), joint-rounded (that on images resized by PIL),
+    with -original (scored at the images' own sizes) and -seeded (other seeds or numbers of
+    episodes). davis17 has first-frame, and first-frame-official, which counts objects as the
+    official code does. Interrupted runs resume where they stopped.
     With `torchrun --nproc-per-node N -m fsdino evaluate ...` processes share the work.
     """
 
@@ -81,6 +82,11 @@ class Evaluate:
     """Supports per episode."""
     protocol: str = "joint"
     """Rules of the evaluation; see above."""
+    as_system: Annotated[
+        str | None,
+        tyro.conf.arg(name="as", metavar="|".join(SYSTEMS), help_behavior_hint=""),
+    ] = None
+    """Published evaluation whose protocol and image size are taken."""
     fusion: Annotated[Literal["joint", "vote"] | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Fusion of K shots, in place of the protocol's."""
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="")] = ()
@@ -123,6 +129,8 @@ class Evaluate:
         wait_without_spinning()
         if self.compare is not None:
             return self._compare(*self.compare)
+        if self.as_system is not None:
+            return replace(self._as_published(self.as_system), as_system=None).run()
         self._check_options()
         protocol, request = self._find_protocol(), self._find_request()
         from fsdino import processes as sharing
@@ -137,6 +145,20 @@ class Evaluate:
                 else:
                     _print_result(result, self.out)
         return 0
+
+    def _as_published(self, system: str) -> Evaluate:
+        """The same call with the protocol and image size of a published evaluation."""
+        if system not in SYSTEMS:
+            raise UsageError(f"unknown --as {system!r}: choose from {', '.join(SYSTEMS)}")
+        brought = {"--protocol": self.protocol != "joint", "--fusion": self.fusion is not None}
+        brought["--image-size"] = self.image_size is not None
+        given = [option for option, used in brought.items() if used]
+        if self.data == _VIDEOS:
+            raise UsageError(f"--data {self.data} does not take --as: leave it out")
+        if given:
+            raise UsageError(f"--as {system} brings {', '.join(given)}: leave it out")
+        protocol, side = SYSTEMS[system]
+        return replace(self, protocol=protocol, image_size=side)
 
     def _check_options(self) -> None:
         """Refuse options without effect, and values outside their range."""

@@ -1,9 +1,10 @@
 """Named protocols: how episodes are drawn, how K shots become one mask, and where it is scored.
 
-Numbers can only be compared within one protocol. Its name is composed of three choices:
+Numbers can only be compared within one protocol. Its name is composed of these choices:
 
-* `hsnet` (K masks by vote, and pixels as HSNet's published code computes them) or `joint` (one
-  forward pass with K supports);
+* `hsnet` (K masks by vote, and pixels as HSNet's published code computes them), `joint` (one
+  forward pass with K supports) or `joint-rounded` (the same on images that PIL has resized, as
+  published programs with one pass have it);
 * `-original`: scored at each image's own size rather than at the model's square;
 * `-seeded`: other seeds or episode counts than the published draws.
 
@@ -39,23 +40,26 @@ class Protocol:
         fusion: "joint", or "vote" over the K one-shot masks.
         original_size: score at the images' own sizes.
         sampling: "hsnet" for the published draws, "seeded" for any others.
+        resized_by_pil: images are stretched by PIL in joint protocols, too.
     """
 
     fusion: Fusion = "joint"
     original_size: bool = False
     sampling: Sampling = "hsnet"
+    resized_by_pil: bool = False
 
     @property
     def name(self) -> str:
         """Its name in results."""
         family = next(name for name, fusion in _FAMILIES.items() if fusion == self.fusion)
+        family += "-rounded" if self.resized_by_pil and self.fusion == "joint" else ""
         original = "-original" if self.original_size else ""
         return family + original + ("-seeded" if self.sampling == "seeded" else "")
 
     @property
     def rounded(self) -> bool:
         """Whether images are stretched by PIL, which rounds to bytes, as HSNet's loader does."""
-        return self.fusion == "vote"
+        return self.fusion == "vote" or self.resized_by_pil
 
     @property
     def pixels(self) -> str:
@@ -112,7 +116,19 @@ PROTOCOLS = {
     for protocol in (
         Protocol("vote", original, sampling),
         Protocol("joint", original, sampling),
+        Protocol("joint", original, sampling, resized_by_pil=True),
     )
+}
+
+
+# Protocol and side in pixels of published evaluations. PATNet: Lei et al., ECCV 2022; DCAMA: Shi et
+# al., ECCV 2022; Matcher: Liu et al., ICLR 2024; GF-SAM: Zhang et al., NeurIPS 2024.
+SYSTEMS: dict[str, tuple[str, int]] = {
+    "hsnet": ("hsnet", 400),
+    "patnet": ("hsnet", 400),
+    "dcama": ("joint-rounded", 384),
+    "matcher": ("joint-rounded", 518),
+    "gf-sam": ("joint-rounded", 1024),
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 import data_sets
 from command_line import error_line, evaluate, nothing, offline
 from fsdino import cli
-from fsdino.evaluation import journal
+from fsdino.evaluation import journal, protocols
 from fsdino.models.fsdino import FSDINO
 from tiny_models import tiny_model
 
@@ -28,6 +28,19 @@ BAD_INPUT = {
     ),
     "a floating type to evaluate": (
         nothing, ["evaluate", "model", "--dtype", "float64"], 2, ["'float64'", "bfloat16"]
+    ),
+    "unknown system": (nothing, ["evaluate", "model", "--as", "best"], 2, ["'best'", "gf-sam"]),
+    "protocol of a system": (
+        nothing,
+        ["evaluate", "model", "--as", "matcher", "--protocol", "hsnet", "--image-size", "70"],
+        2,
+        ["--as matcher brings --protocol, --image-size: leave it out"],
+    ),
+    "system for videos": (
+        nothing,
+        ["evaluate", "model", "--as", "matcher", "--data", "davis17", "--out", "r.json"],
+        2,
+        ["davis17 does not take --as"],
     ),
     "unknown protocol": (nothing, ["evaluate", "model", "--protocol", "best"], 2, ["'best'"]),
     "unknown data": (nothing, ["evaluate", "model", "--data", "ade20k"], 2, ["'ade20k'"]),
@@ -168,3 +181,13 @@ def test_evaluate_davis(capsys, tmp_path):
     out = capsys.readouterr().out
     assert "J&F" in out and "bear" in out and "dogs" in out
     assert sorted(path.name for path in Path("d/masks").iterdir()) == ["bear", "dogs"]
+
+
+def test_a_published_evaluation_by_name(monkeypatch):
+    """Protocol, pixels and image size come together, and the result states them."""
+    monkeypatch.setitem(protocols.SYSTEMS, "matcher", ("joint-rounded", 70))
+    call = ["evaluate", "model", "--as", "matcher", "--episodes", "2", "--workers", "0"]
+    assert cli.main([*call, "--out", "r.json"]) == 0
+    result = json.loads(Path("r.json").read_text())
+    assert result["protocol"] == "joint-rounded-seeded" and result["pixels"] == "rounded"
+    assert (result["fusion"], result["image_size"]) == ("joint", 70)

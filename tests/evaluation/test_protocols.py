@@ -6,15 +6,17 @@ import pytest
 import torch
 
 from fsdino.errors import UsageError
-from fsdino.evaluation.protocols import PROTOCOLS, Protocol, find, fuse
+from fsdino.evaluation.protocols import PROTOCOLS, SYSTEMS, Protocol, find, fuse
 
 
 def test_every_combination_has_one_name() -> None:
-    """A name says all three choices, and names are what results record."""
-    assert len(PROTOCOLS) == 8 and all(p.name == name for name, p in PROTOCOLS.items())
+    """A name says all choices, and names are what results record."""
+    assert len(PROTOCOLS) == 12 and all(p.name == name for name, p in PROTOCOLS.items())
     assert find("hsnet") == Protocol("vote", False, "hsnet")
     assert find("hsnet-original") == Protocol("vote", True, "hsnet")
     assert find("joint") == Protocol("joint", False, "hsnet")
+    assert find("joint-rounded-original") == Protocol("joint", True, "hsnet", resized_by_pil=True)
+    assert find("joint-rounded", fusion="vote").name == "hsnet"
 
 
 def test_changes_become_siblings() -> None:
@@ -56,7 +58,7 @@ def test_one_pass_keeps_its_mask() -> None:
 def test_which_protocols_align_corners(name: str) -> None:
     """0, 1 -> 0, 1/3, 2/3, 1 where corners keep their values; else pixels' centres meet."""
     logits = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])
-    centred = name in {"joint", "joint-seeded"}
+    centred = name.startswith("joint") and "original" not in name
     row = [0, 0.25, 0.75, 1] if centred else [0, 1 / 3, 2 / 3, 1]
     found = PROTOCOLS[name].resize(logits, (3, 4))
     torch.testing.assert_close(found, torch.tensor(row).expand(1, 1, 3, 4))
@@ -74,4 +76,11 @@ def test_ties_are_background_by_vote() -> None:
 def test_only_the_published_pixels_are_rounded() -> None:
     """HSNet's loader resizes PIL images; results say which pixels they come from."""
     found = {name: protocol.pixels for name, protocol in PROTOCOLS.items()}
-    assert found == {n: "rounded" if n.startswith("hsnet") else "float" for n in PROTOCOLS}
+    rounded = ("hsnet", "joint-rounded")
+    assert found == {n: "rounded" if n.startswith(rounded) else "float" for n in PROTOCOLS}
+
+
+def test_published_systems_have_protocols() -> None:
+    """By their names, with the size of their images."""
+    assert all(protocol in PROTOCOLS for protocol, _ in SYSTEMS.values())
+    assert SYSTEMS["matcher"] == ("joint-rounded", 518)
