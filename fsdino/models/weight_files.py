@@ -262,8 +262,11 @@ def _without_prefix(state: dict[str, Any], path: str | os.PathLike[str]) -> dict
                 )
         if prefix is None:
             return state
+        # HSNet's published files have it: nothing that its users would wonder about.
+        usual = any(key.removeprefix(prefix).startswith(_WHOLE) for key in state)
         left = f"; left out: {listed({key.split('.')[0] for key in rest})}" if rest else ""
-        logger.warning("weights %s: taken without the prefix %r%s", path, prefix, left)
+        level = logging.DEBUG if usual else logging.WARNING
+        logger.log(level, "weights %s: taken without the prefix %r%s", path, prefix, left)
         state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     return state
 

@@ -87,7 +87,9 @@ def checkpoint(folder: Path, change: Callable[[dict[str, Tensor]], Any] | None =
 
 
 @pytest.mark.parametrize("prefix", ["module.", ""])
-def test_a_published_checkpoint_loads_by_its_path(prefix: str, tmp_path: Path) -> None:
+def test_a_published_checkpoint_loads_by_its_path(
+    prefix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """With the prefix or without, ImageNet's normalisation, 400 pixels; written back as it was."""
     path = checkpoint(tmp_path)
     state = torch.load(path, weights_only=True)
@@ -95,6 +97,7 @@ def test_a_published_checkpoint_loads_by_its_path(prefix: str, tmp_path: Path) -
         torch.save({name.removeprefix("module."): t for name, t in state.items()}, path)
     model = fsdino.load(path)
     assert isinstance(model, HSNet) and not model.training
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
     assert (model.config.encoder, model.config.image_size) == ("resnet50", 400)
     assert model.encoder.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
     assert model.encoder.std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
