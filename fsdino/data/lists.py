@@ -11,16 +11,16 @@ import codecs
 import hashlib
 import json
 import pickle
-import pickletools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from fsdino import files
-from fsdino.errors import DataError, UsageError, first_line, shown
+from fsdino.data.pickles import read_pickle
+from fsdino.errors import DataError, UsageError, shown
 from fsdino.files import read_bytes, write_bytes, write_json
 
 # In a folder of lists: they were derived from annotations, and are not the published ones.
@@ -201,13 +201,9 @@ def read_class_pickle(file: Path, classes: Sequence[int], number: int = 80) -> d
     """
     remedy = "replace it by the published list"
     try:
-        found = _unpickle(read_bytes(file, _MOST_BYTES), file)
+        found = read_pickle(file, _MOST_BYTES, remedy)
     except FileNotFoundError as error:
         raise _missing(file) from error
-    except DataError:
-        raise
-    except Exception as error:  # a damaged pickle raises nearly every type
-        raise DataError(f"{file}: damaged ({first_line(error)}); {remedy}") from error
     if type(found) is not dict or any(type(key) is not int for key in found):
         raise DataError(f"{file}: not a dict of class numbers; {remedy}")
     for class_id, names in found.items():
@@ -227,92 +223,6 @@ def write_class_pickle(file: Path, names: Mapping[int, Sequence[str]], number: i
     """Write what `read_class_pickle` reads, with an empty list for classes that have no images."""
     whole = {class_id: list(names.get(class_id, ())) for class_id in range(number)}
     write_bytes(file, pickle.dumps(whole, protocol=2))
-
-
-# What pickles of dict, list, str and int consist of, by what the opcodes do.
-_PUSHED = frozenset(
-    {"BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4"}
-    | {"UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
-    | {"STRING", "SHORT_BINSTRING", "BINSTRING"}
-)
-_STORED = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
-_FETCHED = frozenset({"GET", "BINGET", "LONG_BINGET"})
-_MARK = object()
-
-
-def _unpickle(content: bytes, file: Path) -> Any:
-    """Read a pickled dict of int -> list of str, opcode by opcode.
-
-    Python's own unpickler recurses in C on nested keys until the process crashes, and creates any
-    object. Here nothing can be nested deeper than the lists, and nothing is called.
-
-    Raises:
-        DataError: it names a global, which could run code.
-        Exception: any; it is damaged or has another content.
-    """
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
-    for opcode, value, _ in pickletools.genops(content):
-        name = opcode.name
-        if name in _PUSHED:
-            stack.append(value)
-        elif name == "MARK":
-            stack.append(_MARK)
-        elif name in ("EMPTY_DICT", "EMPTY_LIST"):
-            stack.append({} if name == "EMPTY_DICT" else [])
-        elif name in ("DICT", "LIST"):
-            items = _above_mark(stack)
-            stack.append({} if name == "DICT" else [])
-            _put_into(stack[-1], items)
-        elif name in ("SETITEMS", "APPENDS"):
-            items = _above_mark(stack)
-            _put_into(stack[-1], items)
-        elif name in ("SETITEM", "APPEND"):
-            items = [stack.pop() for _ in range(2 if name == "SETITEM" else 1)]
-            _put_into(stack[-1], items[::-1])
-        elif name in _STORED or name == "MEMOIZE":
-            memo[len(memo) if value is None else value] = stack[-1]
-        elif name in _FETCHED:
-            stack.append(memo[cast(int, value)])
-        elif name == "STOP":
-            (found,) = stack
-            return found
-        elif name in ("GLOBAL", "STACK_GLOBAL", "INST"):
-            words = value.split(" ", 1) if value else stack[-2:]
-            raise DataError(
-                f"{file}: names {'.'.join(map(str, words))[:200]}, which could run code, and is "
-                "not read; a split list holds nothing but dict, list, str and int"
-            )
-        elif name not in ("PROTO", "FRAME"):
-            raise ValueError(f"{name}, but it holds nothing but dict, list, str and int")
-    raise ValueError("it has no end")
-
-
-def _above_mark(stack: list[Any]) -> list[Any]:
-    """Take what lies above the topmost mark, and the mark."""
-    place = len(stack) - 1
-    while stack[place] is not _MARK:
-        place -= 1
-        if place < 0:
-            raise ValueError("an opcode without its mark")
-    items = stack[place + 1 :]
-    del stack[place:]
-    return items
-
-
-def _put_into(target: Any, items: Sequence[Any]) -> None:
-    """Fill a list of names, or a dict of classes; nothing else is nested."""
-    if type(target) is list:
-        if any(type(item) is not str for item in items):
-            raise ValueError("a list of something else than names")
-        target += items
-    elif type(target) is dict:
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) is not int or type(value) is not list:
-                raise ValueError("a dict of something else than class numbers and lists of names")
-            target[key] = value
-    else:
-        raise ValueError("an opcode without its dict or list")
 
 
 def read_lines(file: Path, *, allow_empty: bool = False) -> list[str]:
