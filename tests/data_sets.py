@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 import expected_hsnet
+import expected_matcher
 
 Labels = npt.NDArray[np.uint8]
 
@@ -153,6 +154,14 @@ def write_fss(root: Path, names: Sequence[str]) -> None:
             gray[8, 8:24] = 127
             gray[9, 8:24] = 128
             Image.fromarray(gray).convert("RGB").save(root / name / f"{number}.png")
+
+
+def write_lvis(root: Path) -> None:
+    """LVIS-92i: the small file of `expected_matcher` with all its images."""
+    expected_matcher.write_lvis(root / "lvis_val.pkl")
+    for place in range(expected_matcher.LVIS_CLASSES):
+        for name in expected_matcher.lvis_images(place):
+            save_jpeg(root / "coco" / name, int(name[-8:-4]))
 
 
 def write_davis(root: Path, sequences: Sequence[str] = ("bear", "dogs")) -> None:

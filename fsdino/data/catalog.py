@@ -13,6 +13,7 @@ from fsdino.data.episodes import EpisodeKey, Episodes, Provenance
 from fsdino.data.folder import Folder
 from fsdino.data.fss1000 import Fss1000
 from fsdino.data.lists import Lists
+from fsdino.data.lvis import Lvis
 from fsdino.data.names import ON_DISK, SAMPLINGS
 from fsdino.data.pascal import Pascal
 from fsdino.data.procedural import ProceduralEpisodes, Split
@@ -28,6 +29,8 @@ _SOURCES: dict[str, Callable[[Path, Path | None], Source]] = {
     "coco20i": Coco,
     "fss1000": Fss1000,
 }
+# Their classes depend on the number of shots, and they have no lists beside their annotations.
+_BY_SHOTS: dict[str, Callable[[Path, int], Source]] = {"lvis92i": Lvis}
 _WITHOUT_DRAWS = ("folder", "procedural")
 
 
@@ -36,6 +39,7 @@ def open_source(
     root: Path | None,
     splits: Path | None = None,
     *,
+    shots: int = 1,
     layout: str = "auto",
     ignore: int | str | None = None,
     background: int | str | None = None,
@@ -48,6 +52,7 @@ def open_source(
         dataset: one of `ON_DISK`.
         root: its folder, or the folder that this is in.
         splits: folder of HSNet's lists; None derives lists.
+        shots: supports per episode, on which the classes of LVIS-92i depend.
         layout, ignore, background: how your own folder is read; see `Folder`.
         skip_bad: leave out unusable files of such a folder.
         incomplete: accept any root, so that `parts` can list what is missing.
@@ -67,7 +72,7 @@ def open_source(
         source = Folder(root, layout, ignore, background, skip_bad)
     else:
         _refuse_folder_settings(dataset, layout, ignore, background)
-        source = Davis(root) if dataset == "davis17" else _SOURCES[dataset](root, splits)
+        source = _open_fixed(dataset, root, splits, shots)
     places = source.places
     if not incomplete and places.find(source.root) is None:
         raise UsageError(
@@ -75,6 +80,17 @@ def open_source(
             f"{places.archive} and unpack it there; `fsdino data check {dataset}` lists all parts"
         )
     return source
+
+
+def _open_fixed(dataset: str, root: Path, splits: Path | None, shots: int) -> Source | Davis:
+    """A data set with a layout of its own."""
+    if dataset == "davis17":
+        return Davis(root)
+    if dataset not in _BY_SHOTS:
+        return _SOURCES[dataset](root, splits)
+    if splits is not None:
+        raise UsageError(f"--splits: {dataset} has no split lists; leave it out")
+    return _BY_SHOTS[dataset](root, shots)
 
 
 def open_episodes(
@@ -104,7 +120,8 @@ def open_episodes(
         fold: the fold whose classes are novel; 0 or None if the data set has no folds.
         shots: supports per episode.
         seed: seed of seeded sampling; the draws of hsnet have none.
-        episodes: number of episodes; None is 1000, or each test image once for FSS-1000.
+        episodes: number of episodes; None is 1000, each test image once for FSS-1000, and 2300 for
+            LVIS-92i.
         sampling: "hsnet", the published draws, or "seeded". Folders and generated episodes have no
             published draws: they are always seeded, as their provenance records.
         root: the data set's folder.
@@ -212,7 +229,7 @@ def _open_numbered(
     if dataset == "davis17":
         raise UsageError("davis17 is scored video by video, not by episodes: `fsdino evaluate`")
     check_numbers(split, shots, seed, episodes)
-    source = open_source(dataset, **where)
+    source = open_source(dataset, shots=shots, **where)
     assert not isinstance(source, Davis)
     if source.folds == 0 and fold not in (None, 0):
         raise UsageError(f"fold {fold}: {dataset} has no folds; pass --fold 0")

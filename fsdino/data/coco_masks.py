@@ -151,18 +151,32 @@ class Annotations:
     ) -> Callable[[], npt.NDArray[np.bool_]]:
         """Check an annotation; returns a function that draws it, bool [H, W]."""
         try:
-            segmentation = annotation.get("segmentation")
-            if isinstance(segmentation, list):
-                polygons = check_polygons(segmentation, size)
-                return lambda: _draw(polygons, size)
-            counts = run_lengths(segmentation, size)
-            return lambda: _fill(counts, size)
+            return outline(annotation.get("segmentation"), size)
         except ValueError as error:
             raise self._damaged(annotation, str(error)) from error
 
     def _damaged(self, annotation: Mapping[str, Any], reason: str) -> DataError:
         number = shown(annotation.get("id"))
         return DataError(f"{self.file}: annotation {number} is damaged ({reason}); {_REMEDY}")
+
+
+def outline(segmentation: Any, size: tuple[int, int]) -> Callable[[], npt.NDArray[np.bool_]]:
+    """Check a segmentation; returns a function that draws it, bool [H, W].
+
+    Drawing polygons raises UsageError where pycocotools is not installed.
+
+    Args:
+        segmentation: polygons or run lengths, as COCO writes them.
+        size: (H, W) of the image.
+
+    Raises:
+        ValueError: damaged; a reason of one line.
+    """
+    if isinstance(segmentation, list):
+        polygons = check_polygons(segmentation, size)
+        return lambda: _draw(polygons, size)
+    counts = run_lengths(segmentation, size)
+    return lambda: _fill(counts, size)
 
 
 def check_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> list[list[float]]:
@@ -328,7 +342,6 @@ def _mask_api() -> Any:
         from pycocotools import mask
     except ImportError as error:
         raise UsageError(
-            "COCO's masks are missing and rasterising them needs pycocotools: "
-            'pip install "fsdino[train]"'
+            'drawing masks from polygons needs pycocotools: pip install "fsdino[train]"'
         ) from error
     return mask

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+EVALUATION_ONLY = ("lvis92i",)  # no base classes to train on
 DATASETS = (
     *("pascal5i", "pascal5i-leak-safe", "coco20i", "fss1000"),
-    *("folder", "davis17", "procedural"),
+    *("lvis92i", "folder", "davis17", "procedural"),
 )
 ON_DISK = tuple(name for name in DATASETS if name != "procedural")
 VIDEO_PROTOCOLS = ("first-frame", "first-frame-official")  # of davis17

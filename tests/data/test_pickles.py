@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import tracemalloc
 from array import array
 from pathlib import Path
 from typing import Any
@@ -109,3 +110,18 @@ def test_a_damaged_file_is_one_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "damaged.pkl").write_bytes(content)
     with pytest.raises(DataError, match=r"damaged\.pkl: damaged .*; get it again"):
         read_pickle(tmp_path / "damaged.pkl", 99, "get it again")
+
+
+def test_a_file_of_polygons_takes_little_memory(tmp_path: Path) -> None:
+    """Python's lists of floats take 32 bytes a number, of which such a file has 9."""
+    polygons = [[[float(i + j) for j in range(200)]] for i in range(1000)]
+    file = tmp_path / "polygons.pkl"
+    file.write_bytes(pickle.dumps(polygons))
+    size = file.stat().st_size
+    assert size > 9 * 200_000
+    tracemalloc.start()
+    found = read_pickle(file, 2 * size, "get it again")
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found[999][0][199] == 1198.0
+    assert kept < 1.2 * size and peak < 2.4 * size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from data_sets import write_davis, write_fss, write_voc
+from data_sets import write_davis, write_fss, write_lvis, write_voc
+from fsdino.data.lvis import Lvis
 from fsdino.errors import DataError, UsageError
 from fsdino.evaluation import journal, pictures, protocols, results
 from fsdino.evaluation import run as evaluation
@@ -74,6 +76,18 @@ def test_fss1000_asks_each_test_image_once(tmp_path: Path) -> None:
     assert (summary["episodes"], summary["fold"], len(summary["per_class"])) == (20, None, 2)
     with pytest.raises(UsageError, match="not defined for fss1000"):
         evaluation.run(tiny_model(), "tiny", request, settings("joint-original"))
+
+
+def test_lvis_92i_asks_for_classes_in_turn(tmp_path: Path) -> None:
+    """Matcher's 2,300 episodes, pooled by the classes of the fold."""
+    write_lvis(tmp_path / "LVIS")
+    request = Request("lvis92i", tmp_path, fold=2, shots=2)
+    assert len(request.open(settings("joint"))[0]) == 2300
+    request = dataclasses.replace(request, episodes=7)
+    summary = evaluation.run(tiny_model(), "tiny", request, settings("joint"))
+    assert (summary["episodes"], summary["fold"], summary["lists"]) == (7, 2, "published")
+    assert list(summary["per_class"]) == list(Lvis(tmp_path, 2).classes(2, "val"))
+    assert summary["undrawn_classes"] == []
 
 
 def test_truncated_images_stop_or_are_skipped(

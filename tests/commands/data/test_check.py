@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_sets import save_jpeg, save_labels, stacked, write_coco, write_davis, write_fss, write_voc
+from data_sets import (
+    save_jpeg,
+    save_labels,
+    stacked,
+    write_coco,
+    write_davis,
+    write_fss,
+    write_lvis,
+    write_voc,
+)
 from fsdino.commands.data.check import check
 from fsdino.commands.data.prepare import prepare
 from fsdino.data.catalog import open_episodes
@@ -23,6 +32,7 @@ from fsdino.errors import DataError, UsageError
         ("pascal5i", ["VOCtrainval_11-May-2012.tar, http://host.robots.ox.ac.uk"]),
         ("coco20i", ["http://images.cocodataset.org/zips/val2014.zip", "annotations_trainval2014"]),
         ("fss1000", ["https://github.com/HKUSTCV/FSS-1000"]),
+        ("lvis92i", ["lvis.zip, linked from", "/zips/val2017.zip", "/zips/train2017.zip"]),
         ("davis17", ["DAVIS-2017-trainval-480p.zip, https://data.vision.ee.ethz.ch"]),
         ("folder", ["CLASS/IMAGE.jpg"]),
     ],
@@ -203,6 +213,7 @@ def test_hidden_leftovers_are_no_data(tmp_path: Path, cache: Path) -> None:
     write_voc(tmp_path / "voc", tmp_path / "splits")
     write_davis(tmp_path / "davis")
     write_fss(tmp_path / "fss", ["a", "b", "c", "d"])
+    write_lvis(tmp_path / "lvis")
     save_jpeg(tmp_path / "mine" / "cup" / "1.jpg")
     save_jpeg(tmp_path / "mine" / "cup" / "2.jpg")
     for number in (1, 2):
@@ -215,6 +226,7 @@ def test_hidden_leftovers_are_no_data(tmp_path: Path, cache: Path) -> None:
         (folder / ".fsdino-0123" / "content.png").write_bytes(b"")
     for dataset, name in (
         ("coco20i", "coco"), ("davis17", "davis"), ("fss1000", "fss"), ("folder", "mine"),
+        ("lvis92i", "lvis"),
     ):  # fmt: skip
         found = check(dataset, tmp_path / name)
         assert found.passed and not found.bad, found.summary()
