@@ -84,8 +84,11 @@ def test_lvis_92i_asks_for_classes_in_turn(tmp_path: Path) -> None:
     request = Request("lvis92i", tmp_path, fold=2, shots=2)
     assert len(request.open(settings("joint"))[0]) == 2300
     request = dataclasses.replace(request, episodes=7)
-    summary = evaluation.run(tiny_model(), "tiny", request, settings("joint"))
+    summary = evaluation.run(tiny_model(), "tiny", request, settings("joint-rounded"))
     assert (summary["episodes"], summary["fold"], summary["lists"]) == (7, 2, "published")
+    assert (summary["fusion"], summary["pixels"], summary["sampling"]) == (
+        "joint", "rounded", "hsnet",
+    )  # fmt: skip
     assert list(summary["per_class"]) == list(Lvis(tmp_path, 2).classes(2, "val"))
     assert summary["undrawn_classes"] == []
 
