@@ -35,6 +35,7 @@ SETTINGS = (
     *("(arXiv 2504.15669 v4)", "1-shot / 5-shot", "stage 1", "stage 2"),
     "The share of the background, 0.3,",
     *("one thread of an AMD EPYC (AVX512_BF16)", "above 1 where fsdino is faster"),
+    "LVIS-92i has the episodes",
     *("VAT and INSID3 were not looked into", "on ResNet-50 at 400 pixels"),
     # The limits that a warning and its meaning have in fsdino.
     *("quality below 0.7", "mean IoU below 0.5"),

@@ -23,7 +23,7 @@ from fsdino.data.episodes import EpisodeKey, Mask, Sample
 from fsdino.data.lists import Lists, safe_name
 from fsdino.data.pickles import read_pickle
 from fsdino.data.source import Found, MasksIncluded, Part, Places
-from fsdino.errors import DataError, FsdinoError, UsageError, printable, shown
+from fsdino.errors import DataError, FsdinoError, UsageError, counted, printable, shown
 from fsdino.progress import Report
 
 FOLDS = 10
@@ -79,7 +79,9 @@ class Annotations:
         try:
             return [outline(_plain(one), size) for one in self.images[class_id][name]]
         except (KeyError, IndexError) as error:
-            raise DataError(f"{self.file}: has no {name} of class {class_id}") from error
+            raise DataError(
+                f"{self.file}: has no {name} of class {class_id}; get {PICKLES}"
+            ) from error
         except ValueError as error:
             raise DataError(
                 f"{self.file}: {self.names[class_id]} in {name} is damaged ({error}); get image "
@@ -126,7 +128,7 @@ class Lvis(MasksIncluded):
 
     @property
     def class_names(self) -> Mapping[int, str]:
-        """The keys of the file, by their places."""
+        """The keys of the file, numbers as "category 7", by their places."""
         return dict(enumerate(self.annotations.names))
 
     @property
@@ -153,8 +155,9 @@ class Lvis(MasksIncluded):
         count = len(kept) // FOLDS
         if count == 0:
             raise DataError(
-                f"{self.root / FILE}: {len(kept)} classes have more than {self.shots} images, ten "
-                f"folds need ten: use fewer shots, or get {PICKLES}"
+                f"{self.root / FILE}: {len(kept)} classes have more than "
+                f"{counted(self.shots, 'image')}, ten folds need ten: use fewer shots, or get "
+                f"{PICKLES}"
             )
         return kept[fold : FOLDS * count : FOLDS]
 
@@ -212,7 +215,7 @@ class Lvis(MasksIncluded):
         except FsdinoError:  # `pairs` raises it
             return {}
         return {
-            "classes": f"{kept:,} of {total:,} have more than {self.shots} images, "
+            "classes": f"{kept:,} of {total:,} have more than {counted(self.shots, 'image')}, "
             f"{kept // FOLDS} in each of {FOLDS} folds; with more shots there are fewer"
         }
 
@@ -275,10 +278,10 @@ def _shape(file: Path, found: Any) -> Annotations:
     seen: set[str] = set()
     total = 0
     for key, records in classes.items():
-        title = printable(str(key))
+        title = f"category {key}" if type(key) is int else printable(str(key))
         own: dict[str, list[Any]] = {}
-        for name, record in _filled(dict, records, f"class {title}").items():
-            where = f"{shown(name)} of class {title}"
+        for name, record in _filled(dict, records, title).items():
+            where = f"{shown(name)} of {title}"
             if type(name) is not str:
                 raise ValueError(f"the name {where} is not a text")
             if name not in seen:

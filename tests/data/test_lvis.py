@@ -45,7 +45,7 @@ def test_episodes_are_matchers(fold: int, shots: int, root: Path) -> None:
     assert len(episodes) == len(expected) == 2300
     for i, (key, names) in enumerate(expected):
         found = episodes.key(i)
-        assert episodes.class_names[found.class_id] == str(key)
+        assert episodes.class_names[found.class_id] == f"category {key}"
         assert found.names == tuple(f"coco/{name}" for name in names)
     first = open_episodes("lvis92i", fold=fold, shots=shots, root=root, episodes=7)
     assert [first.key(i) for i in range(7)] == [episodes.key(i) for i in range(7)]
@@ -119,7 +119,7 @@ def test_the_check_passes_and_counts(root: Path, capsys: pytest.CaptureFixture[s
         (fold, "val", 4) for fold in range(10)
     ]
     assert found.reading["classes"].startswith(
-        "40 of 47 have more than 1 images, 4 in each of 10 folds"
+        "40 of 47 have more than 1 image, 4 in each of 10 folds"
     )
     assert prepare("lvis92i", root) == {}
 
@@ -139,7 +139,7 @@ def test_the_check_names_what_is_missing_or_damaged(root: Path) -> None:
     changed(root, spoil)
     found = check("lvis92i", root)
     assert list(found.bad) == [f"coco/{name}"]
-    assert f"{key} in {name} is damaged (x 1000000000.0 of a polygon" in found.summary()
+    assert f"category {key} in {name} is damaged (x 1000000000.0 of a polygon" in found.summary()
     with pytest.raises(DataError, match="is damaged"):
         Lvis(root).read(f"coco/{name}", 2, query=True)
     (root / "LVIS" / "lvis_val.pkl").unlink()
@@ -165,12 +165,12 @@ def test_missing_files_name_what_to_download(root: Path, tmp_path: Path) -> None
     [
         ([1], r"but the file is \[1\] and not a filled dict"),
         ({}, "but the file is {} and not a filled dict"),
-        ({1: ["a.jpg"]}, r"but class 1 is \['a.jpg'\] and not a filled dict"),
-        ({1: {2: {}}}, "but the name 2 of class 1 is not a text"),
-        ({1: {"a.jpg": []}}, r"but 'a.jpg' of class 1 is \[\] and not a filled dict"),
-        ({1: {"a.jpg": {"annos": [1]}}}, "the annotations of 'a.jpg' of class 1 is None"),
-        ({1: {"a.jpg": {"annotations": []}}}, r"the annotations of 'a.jpg' of class 1 is \[\]"),
-        ({1: {"a.jpg": {"annotations": [5]}}}, "an annotation of 'a.jpg' of class 1 is 5"),
+        ({1: ["a.jpg"]}, r"but category 1 is \['a.jpg'\] and not a filled dict"),
+        ({1: {2: {}}}, "but the name 2 of category 1 is not a text"),
+        ({1: {"a.jpg": []}}, r"but 'a.jpg' of category 1 is \[\] and not a filled dict"),
+        ({1: {"a.jpg": {"annos": [1]}}}, "the annotations of 'a.jpg' of category 1 is None"),
+        ({1: {"a.jpg": {"annotations": []}}}, r"the annotations of 'a.jpg' of category 1 is \[\]"),
+        ({1: {"a.jpg": {"annotations": [5]}}}, "an annotation of 'a.jpg' of category 1 is 5"),
         ({1: {"a.jpg": {"annotations": [{"segmentation": 7}]}}}, "a segmentation of .* is 7"),
     ],
 )
@@ -179,6 +179,9 @@ def test_another_form_is_one_error(content: object, words: str, tmp_path: Path) 
     (tmp_path / "lvis_val.pkl").write_bytes(pickle.dumps(content))
     with pytest.raises(DataError, match=f"expected {{class: .*{words}.*; get lvis.zip"):
         Lvis(tmp_path).lists(0, "val")
+    found = check("lvis92i", tmp_path)
+    assert len(found.problems) == 1 and "expected {class: " in found.summary()
+    assert [part.path for part in found.missing] == ["coco/train2017", "coco/val2017"]
 
 
 @pytest.mark.parametrize("name", ["../a.jpg", "/etc/passwd", "a//b.jpg", "a\\b.jpg", "a\n.jpg"])
@@ -205,7 +208,9 @@ def test_an_empty_mask_is_scored_but_no_support(root: Path) -> None:
 
     changed(root, spoil)
     assert not Lvis(root).read(f"coco/{name}", 2, query=True).mask.any()
-    with pytest.raises(DataError, match=r"74 covers no pixel of coco/.*cannot be a support"):
+    with pytest.raises(
+        DataError, match=r"category 74 covers no pixel of coco/.*cannot be a support"
+    ):
         Lvis(root).read(f"coco/{name}", 2, query=False)
 
 
