@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+CROSS_DOMAIN = ("deepglobe", "isic", "lung")  # evaluated on, never trained on
 DATASETS = (
-    *("pascal5i", "pascal5i-leak-safe", "coco20i", "fss1000"),
+    *("pascal5i", "pascal5i-leak-safe", "coco20i", "fss1000", *CROSS_DOMAIN),
     *("folder", "davis17", "procedural"),
 )
 ON_DISK = tuple(name for name in DATASETS if name != "procedural")

@@ -64,6 +64,24 @@ def hsnet_by_class(
     return tuple(keys)
 
 
+def class_in_turn(
+    classes: Sequence[int], pools: Pools, shots: int, episodes: int
+) -> tuple[EpisodeKey, ...]:
+    """Episode k asks for class k modulo their number; query and supports are drawn (PATNet).
+
+    Args and errors as for `hsnet_by_class`.
+    """
+    check_pools(pools, classes)
+    random = np.random.RandomState(HSNET_SEED)
+    keys = []
+    for k in range(episodes):
+        class_id = classes[k % len(classes)]
+        pool = pools[class_id]
+        query = pool[_draw(random, len(pool))]
+        keys.append(_hsnet_key(random, class_id, query, pool, shots))
+    return tuple(keys)
+
+
 def _hsnet_key(
     random: np.random.RandomState, class_id: int, query: str, pool: Sequence[str], shots: int
 ) -> EpisodeKey:

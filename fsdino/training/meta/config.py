@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from fsdino.data.names import DATASETS, LAYOUTS
+from fsdino.data.names import CROSS_DOMAIN, DATASETS, LAYOUTS
 from fsdino.errors import UsageError
 from fsdino.training.recipe import AUTO, Recipe, Schedule
 
-DATA = tuple(name for name in DATASETS if name != "davis17")
+DATA = tuple(name for name in DATASETS if name not in ("davis17", *CROSS_DOMAIN))
 SELECT_ON = ("base", "novel")
 
 _SHARES = ("invented", "photograph_share", "augment", "crowded")
@@ -134,6 +134,10 @@ class TrainConfig(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.data in CROSS_DOMAIN:
+            raise UsageError(
+                f"data {self.data!r} is evaluated on and never trained on: choose {', '.join(DATA)}"
+            )
         self._check_choices({"data": DATA, "layout": LAYOUTS, "select_on": SELECT_ON})
         self._check_numbers(
             at_least_1=("steps", "validation_episodes", "validation_shots"),
