@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fsdino.data import sampling
 from fsdino.data.disk import any_visible, read_gray, read_rgb, visible
@@ -223,6 +224,14 @@ class CrossDomain(MasksIncluded):
                 f"{path}: no pixel is foreground (128 or more); get {self.places.archive} again"
             )
         return Sample(image, mask, name, class_id)
+
+    def described(self) -> dict[str, Any]:
+        """Images of each class, to be compared with other copies: they decide the episodes."""
+        counts = {
+            name: len(_names(*self._sides(class_id)[0]))
+            for class_id, name in self.class_names.items()
+        }
+        return {"drawn from": ", ".join(f"{name}: {count}" for name, count in counts.items())}
 
     def parts(self) -> list[Part]:
         """The required parts, and whether they exist."""

@@ -84,6 +84,8 @@ def test_a_whole_set_passes_the_check(dataset: str, sets: Path) -> None:
         "deepglobe": [4, 5, 6, 7, 8, 9], "isic": [3, 4, 5], "lung": [7],
     }  # fmt: skip
     assert list(fold.classes.values()) == counts[dataset] and found.read == sum(counts[dataset])
+    words = found.reading["drawn from"].split(", ")
+    assert [int(word.rpartition(" ")[2]) for word in words] == counts[dataset]
     assert prepare(dataset, sets) == {}
 
 
