@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fsdino.data.coco import Coco
+from fsdino.data.cross_domain import LAYOUTS, CrossDomain
 from fsdino.data.davis import Davis
 from fsdino.data.episodes import EpisodeKey, Episodes, Provenance
 from fsdino.data.folder import Folder
@@ -28,6 +29,7 @@ _SOURCES: dict[str, Callable[[Path, Path | None], Source]] = {
     "pascal5i-leak-safe": partial(Pascal, leak_safe=True),
     "coco20i": Coco,
     "fss1000": Fss1000,
+    **{name: partial(CrossDomain, layout) for name, layout in LAYOUTS.items()},
 }
 # Their classes depend on the number of shots, and they have no lists beside their annotations.
 _BY_SHOTS: dict[str, Callable[[Path, int], Source]] = {"lvis92i": Lvis}
@@ -116,12 +118,12 @@ def open_episodes(
         dataset: one of `DATASETS`, except DAVIS-17, whose frames are not episodes.
         split: "val" (novel classes), "train" (base classes) or "base_val" (base classes, images
             that are not trained on; of FSS-1000, the validation classes; of folders with few
-            images, see `Folder`).
+            images, see `Folder`). The cross-domain sets have "val" alone.
         fold: the fold whose classes are novel; 0 or None if the data set has no folds.
         shots: supports per episode.
         seed: seed of seeded sampling; the draws of hsnet have none.
-        episodes: number of episodes; None is 1000, each test image once for FSS-1000, and 2300 for
-            LVIS-92i.
+        episodes: number of episodes; None is 1000, each test image once for FSS-1000, 2300 for
+            LVIS-92i, and 600 for the cross-domain sets.
         sampling: "hsnet", the published draws, or "seeded". Folders and generated episodes have no
             published draws: they are always seeded, as their provenance records.
         root: the data set's folder.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-EVALUATION_ONLY = ("lvis92i",)  # no base classes to train on
+CROSS_DOMAIN = ("deepglobe", "isic", "lung")
+EVALUATION_ONLY = ("lvis92i", *CROSS_DOMAIN)  # never trained on
 DATASETS = (
-    *("pascal5i", "pascal5i-leak-safe", "coco20i", "fss1000"),
-    *("lvis92i", "folder", "davis17", "procedural"),
+    *("pascal5i", "pascal5i-leak-safe", "coco20i", "fss1000", *EVALUATION_ONLY),
+    *("folder", "davis17", "procedural"),
 )
 ON_DISK = tuple(name for name in DATASETS if name != "procedural")
 VIDEO_PROTOCOLS = ("first-frame", "first-frame-official")  # of davis17

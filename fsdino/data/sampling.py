@@ -67,7 +67,7 @@ def hsnet_by_class(
 def class_in_turn(
     classes: Sequence[int], pools: Pools, shots: int, episodes: int
 ) -> tuple[EpisodeKey, ...]:
-    """Episode k asks for class k modulo their number; query and supports are drawn (LVIS-92i).
+    """Episode k asks for class k modulo their number; query, supports are drawn (Matcher, PATNet).
 
     Args and errors as for `hsnet_by_class`.
     """

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from fsdino.data.names import CROSS_DOMAIN
 from fsdino.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ Fusion = Literal["joint", "vote"]
 Sampling = Literal["hsnet", "seeded"]
 
 _FAMILIES: dict[str, Fusion] = {"hsnet": "vote", "joint": "joint"}
-_NO_ORIGINAL = ("fss1000",)
+_NO_ORIGINAL = ("fss1000", *CROSS_DOMAIN)
 
 
 @dataclass(frozen=True)

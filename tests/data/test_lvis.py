@@ -219,7 +219,9 @@ def test_it_is_for_evaluation_only(root: Path) -> None:
     for split in ("train", "base_val"):
         with pytest.raises(UsageError, match="lvis92i is for evaluation only"):
             open_episodes("lvis92i", root=root, split=split, sampling="seeded")
-    with pytest.raises(UsageError, match="data 'lvis92i' is for evaluation only: choose pascal5i"):
+    with pytest.raises(
+        UsageError, match="data 'lvis92i' is evaluated on and never trained on: choose pascal5i"
+    ):
         dataclasses.replace(CONFIG, data="lvis92i", root=str(root))
 
 

@@ -28,11 +28,13 @@ def test_changes_become_siblings() -> None:
         find("pfenet")
 
 
-def test_fss1000_has_no_original_size() -> None:
-    """The published code scores it at the square only."""
+@pytest.mark.parametrize("dataset", ["fss1000", "deepglobe", "isic", "lung"])
+def test_some_sets_have_no_original_size(dataset: str) -> None:
+    """The published code scores them at the square only."""
     find("hsnet-original").check("pascal5i")
-    with pytest.raises(UsageError, match="not defined for fss1000: use hsnet"):
-        find("hsnet-original").check("fss1000")
+    find("hsnet").check(dataset)
+    with pytest.raises(UsageError, match=f"not defined for {dataset}: use hsnet"):
+        find("hsnet-original").check(dataset)
 
 
 def test_vote_divides_by_the_images_own_maximum() -> None:

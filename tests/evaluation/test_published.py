@@ -1,4 +1,4 @@
-"""HSNet's evaluation, written once more without the package's own: the same masks by protocol."""
+"""The evaluation of HSNet and PATNet, written once more without the package's own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import expected_hsnet
+import expected_patnet
 from data_sets import write_voc
 from fsdino.data.catalog import open_episodes
 from fsdino.evaluation import protocols
@@ -66,9 +67,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 # The evaluator: PIL, the model's public parts and PyTorch; nothing of fsdino.data or .evaluation.
 
 
-def read_image(root: Path, stem: str) -> Tensor:
+def read_image(path: Path) -> Tensor:
     """As torchvision's Resize, then ToTensor: float32 [1, 3, SIDE, SIDE]."""
-    with Image.open(root / "JPEGImages" / f"{stem}.jpg") as image:
+    with Image.open(path) as image:
         square = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)[None].float().div(255)
 
@@ -79,12 +80,11 @@ def read_labels(root: Path, stem: str) -> Tensor:
 
 
 def hard_mask(
-    model: Segmenter, root: Path, query: str, support: str, number: int, size: tuple[int, int]
+    model: Segmenter, query: Path, support: Path, mask: Tensor, size: tuple[int, int]
 ) -> Tensor:
-    """One shot: 0 or 1, by the argmax over [background, foreground] at a size."""
-    mask = (F.interpolate(read_labels(root, support), (SIDE, SIDE), mode="nearest") == number)[0]
-    encoded = model.encode(read_image(root, support))
-    asked = model.encode(read_image(root, query))
+    """One shot, of a mask [1, SIDE, SIDE]: 0 or 1, by the argmax over both classes at a size."""
+    encoded = model.encode(read_image(support))
+    asked = model.encode(read_image(query))
     logit = model.answer(asked, [model.pool(encoded, mask.float(), 1)]).logits
     two = torch.cat([torch.zeros_like(logit), logit], dim=1)
     two = F.interpolate(two, size, mode="bilinear", align_corners=True)
@@ -108,7 +108,11 @@ def published(
         if not original:
             truth = F.interpolate(truth, (SIDE, SIDE), mode="nearest")
         size = (truth.shape[2], truth.shape[3])
-        votes = sum(hard_mask(model, root, query, s, number, size).float() for s in supports)
+        votes = torch.zeros(size)
+        for support in supports:
+            labels = F.interpolate(read_labels(root, support), (SIDE, SIDE), mode="nearest")
+            images = [root / "JPEGImages" / f"{stem}.jpg" for stem in (query, support)]
+            votes += hard_mask(model, *images, labels[0] == number, size)
         mask = votes / max(float(votes.max()), 1) >= 0.5
         truth = truth[0, 0]
         found.append((mask.numpy(), (truth == number).numpy(), (truth == 255).numpy()))
@@ -149,3 +153,78 @@ def test_rows_count_the_published_masks(tree: tuple[Path, Path]) -> None:
     for row, (mask, truth, ignore) in zip(rows, expected, strict=True):
         assert row.intersection[1] == np.count_nonzero(mask & truth & ~ignore)
         assert row.union[1] == np.count_nonzero((mask | truth) & ~ignore)
+
+
+# ---------------------------------------------------------------------------------- PATNet's sets
+
+
+def mask_path(root: Path, dataset: str, name: str, class_id: int) -> Path:
+    """The mask of an image, by its name below the set's folder."""
+    stem = Path(name).stem
+    return {
+        "deepglobe": root / f"Deepglobe/{class_id + 1}/test/groundtruth/{stem}.png",
+        "isic": root / f"ISIC/ISIC2018_Task1_Training_GroundTruth/{stem}_segmentation.png",
+        "lung": root / f"LungSegmentation/masks/{stem}_mask.png",
+    }[dataset]
+
+
+def read_binary(path: Path) -> Tensor:
+    """0 or 1 at the square: brightness from 128 on, then nearest; float32 [1, SIDE, SIDE]."""
+    with Image.open(path) as image:
+        gray = torch.from_numpy(np.array(image.convert("L")))
+    binary = torch.where(gray < 128, 0, 1)[None, None].float()
+    return F.interpolate(binary, (SIDE, SIDE), mode="nearest")[0]
+
+
+@torch.inference_mode()
+def patnet(
+    model: Segmenter, root: Path, dataset: str, shots: int, count: int
+) -> tuple[float, float]:
+    """PATNet's mIoU and share of foreground over the first episodes."""
+    classes = expected_patnet.CLASSES[dataset]
+    sums, share = np.zeros((2, classes)), []
+    for class_id, names in expected_patnet.episodes(root, dataset, shots, count):
+        paths = [root / expected_patnet.FOLDERS[dataset] / name for name in names]
+        masks = [read_binary(mask_path(root, dataset, name, class_id)) for name in names]
+        votes = torch.zeros(SIDE, SIDE)
+        for path, mask in zip(paths[1:], masks[1:], strict=True):
+            votes += hard_mask(model, paths[0], path, mask, (SIDE, SIDE))
+        found, truth = votes / max(float(votes.max()), 1) >= 0.5, masks[0][0] == 1
+        sums[:, class_id] += int((found & truth).sum()), int((found | truth).sum())
+        share.append(float(found.float().mean()))
+    return 100 * float(np.mean(sums[0] / np.maximum(sums[1], 1))), float(np.mean(share))
+
+
+@pytest.fixture(scope="module")
+def cross_domain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small sets, images and masks of several sizes."""
+    root = tmp_path_factory.mktemp("cross-domain")
+    for dataset, write in expected_patnet.WRITERS.items():
+        write(root)
+        for class_id in range(expected_patnet.CLASSES[dataset]):
+            for path in expected_patnet.paths(root, dataset, class_id + 1):
+                name = expected_patnet.image(root, dataset, path)
+                code = sum(map(ord, name))
+                size = (90 + 7 * (code % 5), 60 + 11 * (code % 9))
+                image = root / expected_patnet.FOLDERS[dataset] / name
+                for file in (image, mask_path(root, dataset, name, class_id)):
+                    with Image.open(file) as stored:
+                        stored.resize(size, Image.Resampling.NEAREST).save(file)
+    return root
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+@pytest.mark.parametrize("dataset", expected_patnet.CLASSES)
+def test_cross_domain_scores_are_those_of_patnet(
+    cross_domain: Path, dataset: str, shots: int
+) -> None:
+    """In batches of any size; a class that is not drawn, as here of DeepGlobe, counts 0."""
+    model = MODELS["hsnet"]()
+    expected, share = patnet(model, cross_domain, dataset, shots, 4)
+    assert 0.1 < share < 0.9 and expected > 1
+    episodes = open_episodes(dataset, root=cross_domain, shots=shots, episodes=4)
+    for batch_size in (1, 3):
+        settings = Settings(SIDE, protocols.find("hsnet"), batch_size=batch_size)
+        result = evaluate(ModelPredictor(model), episodes, settings)
+        assert result.miou == pytest.approx(expected, abs=1e-4)
+        assert len(result.per_class) == expected_patnet.CLASSES[dataset]

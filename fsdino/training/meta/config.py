@@ -135,7 +135,9 @@ class TrainConfig(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.data in EVALUATION_ONLY:
-            raise UsageError(f"data {self.data!r} is for evaluation only: choose {', '.join(DATA)}")
+            raise UsageError(
+                f"data {self.data!r} is evaluated on and never trained on: choose {', '.join(DATA)}"
+            )
         self._check_choices({"data": DATA, "layout": LAYOUTS, "select_on": SELECT_ON})
         self._check_numbers(
             at_least_1=("steps", "validation_episodes", "validation_shots"),

@@ -73,6 +73,7 @@ def test_bad_recipes(tmp_path: Path, text: str, message: str) -> None:
         ({"images_per_step": 3}, "images_per_step must be greater than the largest of shots"),
         ({"data": "imagenet"}, "unknown data 'imagenet'"),
         ({"data": "davis17"}, "unknown data 'davis17'"),
+        ({"data": "isic"}, "data 'isic' is evaluated on and never trained on: choose pascal5i"),
         ({"select_on": "test"}, "unknown select_on 'test': choose base, novel"),
         ({"select_on": "novel", "data": "folder"}, "has no novel classes"),
         ({"dtype": "float16"}, "unknown dtype 'float16'"),
