@@ -261,7 +261,7 @@ def _step(
     boxes: Tensor,
 ) -> float:
     """Change the weights once; returns the loss."""
-    factor = warmup_cosine(number, recipe.steps, recipe.warmup)
+    factor = warmup_cosine(number, recipe.steps, recipe.warmup, 0.01)
     set_learning_rate(optimizer, recipe.learning_rate * factor)
     logits = predict(sam, images, points, boxes)
     loss = mask_loss(logits, masks.repeat(POINTS + 1, 1, 1))

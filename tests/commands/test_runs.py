@@ -23,7 +23,15 @@ def test_shipped_recipes_are_found_by_name_and_can_be_read():
     sizes = {"s": "small", "b": "base", "l": "large"}
     benchmarks = {f"dinov2-{size}-{data}" for size in sizes for data in ("pascal5i", "coco20i")}
     distilled = (f"distill-dinov2-{size}" for size in sizes)
-    assert names == {*TINY_RUNS, "fsdino-photo", *benchmarks, *distilled}
+    hsnet = {f"hsnet-resnet50-{data}": data for data in ("pascal5i", "coco20i")}
+    assert names == {*TINY_RUNS, "fsdino-photo", *benchmarks, *distilled, *hsnet}
+    for name, data in hsnet.items():
+        recipe = stage_two(name)
+        assert (recipe.model.variant, recipe.model.encoder, recipe.data) == (
+            "hsnet",
+            "resnet50",
+            data,
+        )
     for size, long in sizes.items():
         first = stage_one(f"distill-dinov2-{size}")
         assert first.model.encoder == f"vit_{long}_patch14_dinov2.lvd142m"
