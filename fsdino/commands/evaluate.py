@@ -89,6 +89,11 @@ class Evaluate:
     """Published evaluation whose protocol and image size are taken."""
     fusion: Annotated[Literal["joint", "vote"] | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Fusion of K shots, in place of the protocol's."""
+    average: Annotated[
+        tuple[Literal["classes", "episodes"], ...],
+        tyro.conf.arg(metavar="classes|episodes ...", help_behavior_hint="(default: classes)"),
+    ] = ("classes",)
+    """What the printed mean is taken over, where papers differ; the result has both."""
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="")] = ()
     """Seeds of the draws; the protocol becomes its -seeded variant."""
     episodes: Integer = None
@@ -143,7 +148,7 @@ class Evaluate:
                 elif self.data == _VIDEOS:
                     _print_videos(result, self.out)
                 else:
-                    _print_result(result, self.out)
+                    _print_result(result, self.average, self.out)
         return 0
 
     def _as_published(self, system: str) -> Evaluate:
@@ -296,7 +301,7 @@ class Evaluate:
         )
 
 
-def _print_result(result: Mapping[str, Any], out: Path | None) -> None:
+def _print_result(result: Mapping[str, Any], average: Sequence[str], out: Path | None) -> None:
     """A table on stdout: the metrics, then the classes."""
     seeds = len(result["miou_by_seed"])
     episodes = f"{result['episodes']} episodes" + (f" × {seeds} seeds" if seeds > 1 else "")
@@ -305,9 +310,13 @@ def _print_result(result: Mapping[str, Any], out: Path | None) -> None:
         f"{result['model']} on {result['dataset']}{fold}, {result['shots']}-shot, protocol "
         f"{result['protocol']}, {episodes}, {result['lists']} lists"
     )
-    rows = [["mIoU", f"{result['miou']:.2f}{_plus_minus(result['miou_interval'])}"]]
+    rows = []
+    if "classes" in average:
+        rows.append(["mIoU", f"{result['miou']:.2f}{_plus_minus(result['miou_interval'])}"])
+    if "episodes" in average:
+        rows.append(["mean IoU of episodes", f"{result['episode_iou']:.2f}"])
     over_seeds = result["miou_interval_over_seeds"]
-    if over_seeds is not None:
+    if over_seeds is not None and "classes" in average:
         rows.append(["", f"{_plus_minus(over_seeds)} over seeds"])
     for key, name in (("fb_iou", "FB-IoU"), ("dice", "Dice"), ("boundary_iou", "boundary IoU")):
         rows.append([name, f"{result[key]:.2f}"])

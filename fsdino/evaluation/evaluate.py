@@ -78,6 +78,12 @@ class Result:
         return self.scores.miou()
 
     @property
+    def episode_iou(self) -> float:
+        """Mean over episodes of the foreground's IoU; 0 where no episode could be read."""
+        found = [row.iou for row in self.rows if row.error is None]
+        return 100 * sum(found) / max(len(found), 1)
+
+    @property
     def fb_iou(self) -> float:
         """Mean of background and foreground IoU."""
         return self.scores.fb_iou()

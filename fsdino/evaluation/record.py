@@ -97,6 +97,7 @@ def summarise(
         "miou_interval": intervals.half_width(influences),
         "miou_interval_over_seeds": intervals.seeds_half_width([r.miou for r in results]),
         "miou_by_seed": {e.seed: r.miou for e, r in runs},
+        "episode_iou": _mean([r.episode_iou for r in results]),
         "fb_iou": _mean([r.fb_iou for r in results]),
         "dice": _mean([_mean(list(r.scores.dice().values())) for r in results]),
         "boundary_iou": _mean([_mean(list(r.scores.boundary_iou().values())) for r in results]),

@@ -183,6 +183,21 @@ def test_evaluate_davis(capsys, tmp_path):
     assert sorted(path.name for path in Path("d/masks").iterdir()) == ["bear", "dogs"]
 
 
+def test_the_mean_is_over_classes_or_over_episodes(capsys):
+    """As asked for, or both; by hand from the rows that are kept beside the result."""
+    arguments = evaluate("--episodes", "12", "--out", "r.json")
+    assert cli.main([*arguments, "--average", "episodes"]) == 0
+    out = capsys.readouterr().out
+    rows = [json.loads(line) for line in Path("r.episodes.jsonl").read_text().splitlines()]
+    ious = [row["intersection"][1] / row["union"][1] for row in rows if "union" in row]
+    found = json.loads(Path("r.json").read_text())["episode_iou"]
+    assert len(ious) == 12 and found == pytest.approx(100 * sum(ious) / 12)
+    assert f"mean IoU of episodes {found:.2f}" in " ".join(out.split()) and "mIoU " not in out
+    assert cli.main([*arguments, "--average", "classes", "episodes"]) == 0
+    out = capsys.readouterr().out
+    assert "mIoU " in out and "mean IoU of episodes" in out
+
+
 def test_a_published_evaluation_by_name(monkeypatch):
     """Protocol, pixels and image size come together, and the result states them."""
     monkeypatch.setitem(protocols.SYSTEMS, "matcher", ("joint-rounded", 70))
