@@ -164,6 +164,13 @@ def write_lvis(root: Path) -> None:
             save_jpeg(root / "coco" / name, int(name[-8:-4]))
 
 
+def write_pascal_part(root: Path) -> None:
+    """PASCAL-Part: the small files of `expected_matcher` with all their images."""
+    expected_matcher.write_pascal_part(root)
+    for n in range(expected_matcher.VOC_IMAGES):
+        save_jpeg(root / "JPEGImages" / f"{expected_matcher.voc_name(n)}.jpg", n)
+
+
 def write_davis(root: Path, sequences: Sequence[str] = ("bear", "dogs")) -> None:
     """DAVIS-17: three frames of each sequence, two objects that move, an undecided pixel."""
     for name in sequences:

@@ -1,7 +1,8 @@
-"""Matcher's sampling once more, sharing no code with the package, and a small file to try it on.
+"""Matcher's sampling once more, sharing no code with the package, and small files to try it on.
 
-    python tests/expected_matcher.py                # episodes of the small file below
-    python tests/expected_matcher.py lvis_val.pkl   # of another one, such as Matcher's
+    python tests/expected_matcher.py                # episodes of the small files below
+    python tests/expected_matcher.py lvis_val.pkl   # of another file, such as Matcher's
+    python tests/expected_matcher.py VOC2010        # PASCAL-Part in another folder
 
 Everything is drawn as Matcher's data loader does in one process: `numpy.random.seed(0)`, then
 `numpy.random.choice(LIST, 1, replace=False)[0]` on lists of names, an episode after the other.
@@ -10,6 +11,7 @@ Imports nothing of the package.
 
 from __future__ import annotations
 
+import json
 import pickle
 import sys
 import tempfile
@@ -46,11 +48,17 @@ def _segmentations(place: int) -> list[Any]:
         polygon = [float(left), top, right, top, float(right), bottom, left, float(bottom)]
         found.append([polygon])
         if (place + band) % 5 == 0:
-            import pycocotools.mask
+            found[-1] = _encoded(top, bottom, left, right)
+    return found
 
-            mask = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
-            mask[top:bottom, left:right] = 1
-            found[-1] = pycocotools.mask.encode(mask)
+
+def _encoded(top: int, bottom: int, left: int, right: int) -> dict[str, Any]:
+    """A rectangle as pycocotools' run lengths, which are bytes."""
+    import pycocotools.mask
+
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
+    mask[top:bottom, left:right] = 1
+    found: dict[str, Any] = pycocotools.mask.encode(mask)
     return found
 
 
@@ -96,15 +104,146 @@ def lvis(file: Path, fold: int, shots: int, episodes: int = 2300) -> list[tuple[
     return found
 
 
+VOC_IMAGES = 48
+# Folds, objects and parts in the order of the small index.
+VOC_PARTS: dict[str, dict[str, list[str]]] = {
+    "vehicles": {"bus": ["WHEEL", "BODY"], "aeroplane": ["BODY", "TAIL", "WING"]},
+    "person": {"person": ["HEAD", "ARM"]},
+    "animals": {"cat": ["TAIL", "HEAD", "EYE"], "bird": ["HEAD", "WING"]},
+    "indoor": {"bottle": ["CAP", "BODY"]},
+}
+VOC_FOLDS = ("animals", "indoor", "person", "vehicles")
+_KINDS = [kind for kinds in VOC_PARTS.values() for kind in kinds]
+_KIND_PARTS = {kind: parts for kinds in VOC_PARTS.values() for kind, parts in kinds.items()}
+_ONE_LIST = {("aeroplane", "WING"): "val", ("cat", "EYE"): "train"}  # the other one is empty
+
+
+def voc_name(n: int) -> str:
+    return f"2008_{n:06d}"
+
+
+def voc_objects(n: int) -> list[tuple[str, tuple[int, int, int, int], list[str]]]:
+    """The objects of image n: kind, box and parts. Some lack a part, some boxes leave the image."""
+    found = []
+    for j in range(1 + n % 4):
+        kind = _KINDS[(n // 4 + 3 * (j % 2)) % len(_KINDS)]
+        parts = [part for i, part in enumerate(_KIND_PARTS[kind]) if (n + j + i) % 3]
+        box = (4 + 8 * j, 2 + 6 * j, 90 if j == 2 else 34 + 8 * j, 30 + 6 * j)
+        found.append((kind, box, parts))
+    return found
+
+
+def voc_bands(j: int, part: int) -> list[tuple[int, int, int, int]]:
+    """Rectangles (top, bottom, left, right) of a part of object j, which leave its box."""
+    top, left = 6 + 6 * j + 5 * part, 8 * j
+    return [(top, top + 4, left, left + 14), (top + 2, top + 6, left + 10, left + 50)][: 1 + j % 2]
+
+
+def voc_mask(n: int, j: int, part: str) -> np.ndarray:
+    """A part of object j of image n in that object's box, bool [h, w]."""
+    kind, (x0, y0, x1, y1), _ = voc_objects(n)[j]
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    for top, bottom, left, right in voc_bands(j, _KIND_PARTS[kind].index(part)):
+        mask[top:bottom, left:right] = True
+    return mask[y0 : min(y1, HEIGHT), x0 : min(x1, WIDTH)]
+
+
+def _run_lengths(top: int, bottom: int, left: int, right: int) -> dict[str, Any]:
+    counts = _encoded(top, bottom, left, right)["counts"]
+    return {"size": [HEIGHT, WIDTH], "counts": counts.decode("ascii")}
+
+
+def _voc_annotation(n: int) -> dict[str, Any]:
+    objects = []
+    for j, (kind, box, parts) in enumerate(voc_objects(n)):
+        keys = ("xmin", "ymin", "xmax", "ymax") if n % 3 else ("ymin", "xmin", "ymax", "xmax")
+        values = [str(value) if n % 5 == 0 else value for value in box]
+        masks = [
+            {
+                "name": part,
+                "mask": [_run_lengths(*b) for b in voc_bands(j, _KIND_PARTS[kind].index(part))],
+            }
+            for part in parts
+        ]
+        objects.append(
+            {"name": kind, "bndbox": dict(zip(keys, values, strict=True)), "parts": masks}
+        )
+    return {"filename": f"{voc_name(n)}.jpg", "object": objects}
+
+
+def voc_listed(kind: str, part: str) -> list[str]:
+    """Images with an object that has the part, not in the order of names; the first one twice."""
+    numbers = sorted(range(VOC_IMAGES), key=lambda n: n * 29 % 101)
+    found = [
+        voc_name(n) for n in numbers if any(o[0] == kind and part in o[2] for o in voc_objects(n))
+    ]
+    return [*found, found[0]]
+
+
+def write_pascal_part(root: Path) -> None:
+    """The small index and its annotations in the form of Matcher's, without the images."""
+    index: dict[str, Any] = {}
+    for fold, kinds in VOC_PARTS.items():
+        index[fold] = {"object": {}}
+        for kind, parts in kinds.items():
+            lists = {
+                part: {"train": ["2009_000001"], "val": voc_listed(kind, part)} for part in parts
+            }
+            for part in parts:
+                if (kind, part) in _ONE_LIST:
+                    lists[part]["val" if _ONE_LIST[kind, part] == "train" else "train"] = []
+            index[fold]["object"][kind] = {"part": lists}
+    folder = root / "Annotations_Part_json_merged_part_classes"
+    folder.mkdir(parents=True, exist_ok=True)
+    (root / "all_obj_part_to_image.json").write_text(json.dumps(index))
+    for n in range(VOC_IMAGES):
+        (folder / f"{voc_name(n)}.json").write_text(json.dumps(_voc_annotation(n)))
+
+
+def pascal_part(root: Path, fold: int, shots: int) -> list[tuple[str, list[tuple[str, int]]]]:
+    """Class, then image and number of the object of query and supports, of each episode."""
+    index = json.loads((root / "all_obj_part_to_image.json").read_text())[VOC_FOLDS[fold]]["object"]
+    classes, total = [], 0
+    for kind in index:
+        for part, lists in index[kind]["part"].items():
+            total += len(lists["val"])
+            if lists["train"] and lists["val"] and f"{kind}+{part}" != "aeroplane+TAIL":
+                classes.append((kind, part))
+    state = np.random.get_state()
+    np.random.seed(0)
+    found = []
+    for k in range(min(total, 2500)):
+        kind, part = classes[k % len(classes)]
+        drawn: list[tuple[str, int]] = []
+        while len(drawn) < 1 + shots:
+            names = index[kind]["part"][part]["val"]
+            name = str(np.random.choice(names, 1, replace=False)[0])
+            if name in [image for image, _ in drawn]:
+                continue
+            file = root / "Annotations_Part_json_merged_part_classes" / f"{name}.json"
+            objects = json.loads(file.read_text())["object"]
+            of_kind = [{**one, "number": j} for j, one in enumerate(objects) if one["name"] == kind]
+            chosen = np.random.choice(np.array(of_kind, dtype=object), 1, replace=False)[0]
+            if any(one["name"] == part for one in chosen["parts"]):
+                drawn.append((name, chosen["number"]))
+        found.append((f"{kind} {part}", drawn))
+    np.random.set_state(state)
+    return found
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
-        file = Path(sys.argv[1] if len(sys.argv) > 1 else f"{temporary}/lvis_val.pkl")
-        if len(sys.argv) == 1:
-            write_lvis(file)
-        for fold, shots in ((0, 1), (9, 1), (3, 3)):
-            print(f"# LVIS, fold {fold}, {shots} shots")
-            for key, names in lvis(file, fold, shots, 12):
-                print(f'    ({key}, "{" ".join(names)}"),')
+        given = [Path(argument) for argument in sys.argv[1:]]
+        if not given:
+            given = [Path(temporary) / name for name in ("lvis_val.pkl", "VOC2010")]
+            for path, write in zip(given, (write_lvis, write_pascal_part), strict=True):
+                write(path)
+        for path in given:
+            for fold, shots in ((0, 1), (3, 1), (3, 3)):
+                found: Any = (pascal_part if path.is_dir() else lvis)(path, fold, shots)
+                print(f"# {path.name}, fold {fold}, {shots} shots")
+                for key, names in found[:12]:
+                    print(f"    ({key!r}, {names}),")
 
 
 if __name__ == "__main__":

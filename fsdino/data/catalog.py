@@ -17,6 +17,7 @@ from fsdino.data.lists import Lists
 from fsdino.data.lvis import Lvis
 from fsdino.data.names import ON_DISK, SAMPLINGS
 from fsdino.data.pascal import Pascal
+from fsdino.data.pascal_part import PascalPart
 from fsdino.data.procedural import ProceduralEpisodes, Split
 from fsdino.data.sampling import HSNET_SEED, SPLITS, Seeded, check_numbers, check_pools
 from fsdino.data.source import FileEpisodes, Source
@@ -29,6 +30,7 @@ _SOURCES: dict[str, Callable[[Path, Path | None], Source]] = {
     "pascal5i-leak-safe": partial(Pascal, leak_safe=True),
     "coco20i": Coco,
     "fss1000": Fss1000,
+    "pascal-part": PascalPart,
     **{name: partial(CrossDomain, layout) for name, layout in LAYOUTS.items()},
 }
 # Their classes depend on the number of shots, and they have no lists beside their annotations.
@@ -118,12 +120,12 @@ def open_episodes(
         dataset: one of `DATASETS`, except DAVIS-17, whose frames are not episodes.
         split: "val" (novel classes), "train" (base classes) or "base_val" (base classes, images
             that are not trained on; of FSS-1000, the validation classes; of folders with few
-            images, see `Folder`). The cross-domain sets have "val" alone.
+            images, see `Folder`). Sets for evaluation only have "val" alone.
         fold: the fold whose classes are novel; 0 or None if the data set has no folds.
         shots: supports per episode.
         seed: seed of seeded sampling; the draws of hsnet have none.
         episodes: number of episodes; None is 1000, each test image once for FSS-1000, 2300 for
-            LVIS-92i, and 600 for the cross-domain sets.
+            LVIS-92i, at most 2500 for PASCAL-Part, and 600 for the cross-domain sets.
         sampling: "hsnet", the published draws, or "seeded". Folders and generated episodes have no
             published draws: they are always seeded, as their provenance records.
         root: the data set's folder.
@@ -293,10 +295,11 @@ def _make_ready(
     else:
         names = sorted({name for name, _ in lists.items})
     if not skip_bad and (few or isinstance(keys, tuple)):
-        missing = [name for name in names if not (source.root / name).is_file()]
+        files = dict.fromkeys(map(source.file, names))
+        missing = [file for file in files if not file.is_file()]
         if missing:
             raise DataError(
-                f"{source.root / missing[0]}: missing, with {len(missing) - 1} other images of the "
+                f"{missing[0]}: missing, with {len(missing) - 1} other images of the "
                 f"episodes; `fsdino data check {source.dataset}` lists what to download"
             )
     if source.mask_source(split) == "rasterised":

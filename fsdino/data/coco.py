@@ -256,6 +256,10 @@ class Coco:
             )
         return labels
 
+    def file(self, name: str) -> Path:
+        """A sample is named like its image."""
+        return self.root / name
+
     def unprepared(self) -> str | None:
         """Lists are derived from masks, which may have to be rasterised first."""
         parts = [_PART[year] for year in YEARS if self._lacks(year) is None]

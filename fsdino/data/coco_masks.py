@@ -8,6 +8,7 @@ are checked before anything is drawn. Polygons need pycocotools, the extra `trai
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -177,6 +178,20 @@ def outline(segmentation: Any, size: tuple[int, int]) -> Callable[[], npt.NDArra
         return lambda: _draw(polygons, size)
     counts = run_lengths(segmentation, size)
     return lambda: _fill(counts, size)
+
+
+def plain(segmentation: Any) -> Any:
+    """A pickled segmentation as JSON would hold it: lists for arrays, text for bytes."""
+    if type(segmentation) is list:
+        return [one.tolist() if type(one) is array else one for one in segmentation]
+    if type(segmentation) is not dict:
+        return segmentation
+    found = dict(segmentation)
+    if type(found.get("counts")) is bytes:
+        found["counts"] = found["counts"].decode("latin-1")  # of which only ASCII passes the check
+    if type(found.get("size")) is tuple:
+        found["size"] = list(found["size"])
+    return found
 
 
 def check_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> list[list[float]]:

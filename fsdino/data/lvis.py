@@ -7,7 +7,6 @@ in it is executed, and every segmentation is checked before it is drawn.
 from __future__ import annotations
 
 import contextlib
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from fsdino.data import sampling
-from fsdino.data.coco_masks import outline
+from fsdino.data.coco_masks import outline, plain
 from fsdino.data.disk import read_rgb
 from fsdino.data.episodes import EpisodeKey, Mask, Sample
 from fsdino.data.lists import Lists, safe_name
-from fsdino.data.pickles import read_pickle
-from fsdino.data.source import Found, MasksIncluded, Part, Places
+from fsdino.data.pickles import filled, read_pickle
+from fsdino.data.source import Found, MasksIncluded, Part, Places, evaluation_only
 from fsdino.errors import DataError, FsdinoError, UsageError, counted, printable, shown
 from fsdino.progress import Report
 
@@ -77,7 +76,7 @@ class Annotations:
         Arguments and errors as of `mask`.
         """
         try:
-            return [outline(_plain(one), size) for one in self.images[class_id][name]]
+            return [outline(plain(one), size) for one in self.images[class_id][name]]
         except (KeyError, IndexError) as error:
             raise DataError(
                 f"{self.file}: has no {name} of class {class_id}; get {PICKLES}"
@@ -144,11 +143,7 @@ class Lvis(MasksIncluded):
             UsageError: a fold out of range, a split to train on, or no file.
             DataError: the file cannot be used, or has fewer than ten such classes.
         """
-        if split != "val":
-            raise UsageError(
-                f"{self.dataset} is for evaluation only and has no base classes: train on another "
-                "data set, such as coco20i"
-            )
+        evaluation_only(self.dataset, split)
         if fold is None or not 0 <= fold < FOLDS:
             raise UsageError(f"fold {fold}: LVIS-92i has the folds 0..{FOLDS - 1}")
         kept = self._kept
@@ -272,7 +267,7 @@ def _shape(file: Path, found: Any) -> Annotations:
         ValueError: what is where something else should be.
         DataError: a name that leaves the root.
     """
-    classes = _filled(dict, found, "the file")
+    classes = filled(dict, found, "the file")
     names: list[str] = []
     images: list[Mapping[str, Sequence[Any]]] = []
     seen: set[str] = set()
@@ -280,14 +275,14 @@ def _shape(file: Path, found: Any) -> Annotations:
     for key, records in classes.items():
         title = f"category {key}" if type(key) is int else printable(str(key))
         own: dict[str, list[Any]] = {}
-        for name, record in _filled(dict, records, title).items():
+        for name, record in filled(dict, records, title).items():
             where = f"{shown(name)} of {title}"
             if type(name) is not str:
                 raise ValueError(f"the name {where} is not a text")
             if name not in seen:
                 seen.add(safe_name(name, str(file), name.count("/") + 1))
-            entries = _filled(dict, record, where).get("annotations")
-            entries = _filled(list, entries, f"the annotations of {where}")
+            entries = filled(dict, record, where).get("annotations")
+            entries = filled(list, entries, f"the annotations of {where}")
             total += len(entries)
             if total > _MOST_ANNOTATIONS:
                 raise ValueError(f"it has more than {_MOST_ANNOTATIONS:,} annotations")
@@ -297,26 +292,8 @@ def _shape(file: Path, found: Any) -> Annotations:
     return Annotations(file, tuple(names), tuple(images))
 
 
-def _filled(kind: type[Any], value: Any, name: str) -> Any:
-    if type(value) is not kind or not value:
-        raise ValueError(f"{name} is {shown(value)} and not a filled {kind.__name__}")
-    return value
-
-
 def _segmentation(entry: Any, where: str) -> Any:
-    found = _filled(dict, entry, f"an annotation of {where}").get("segmentation")
+    found = filled(dict, entry, f"an annotation of {where}").get("segmentation")
     if type(found) not in (list, dict):
         raise ValueError(f"a segmentation of {where} is {shown(found)}")
     return found
-
-
-def _plain(segmentation: Any) -> Any:
-    """A segmentation as JSON would hold it: lists for arrays, text for bytes."""
-    if type(segmentation) is list:
-        return [one.tolist() if type(one) is array else one for one in segmentation]
-    plain = dict(segmentation)
-    if type(plain.get("counts")) is bytes:
-        plain["counts"] = plain["counts"].decode("latin-1")  # of which only ASCII passes the check
-    if type(plain.get("size")) is tuple:
-        plain["size"] = list(plain["size"])
-    return plain

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fsdino.errors import DataError, first_line
+from fsdino.errors import DataError, first_line, shown
 from fsdino.files import read_bytes
 
 _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
@@ -68,6 +68,22 @@ def read_pickle(file: Path, most: int, remedy: str) -> Any:
         ) from error
     except Exception as error:  # a damaged pickle raises nearly every type
         raise DataError(f"{file}: damaged ({first_line(error)}); {remedy}") from error
+
+
+def filled(kind: type[Any], value: Any, name: str) -> Any:
+    """Return a value of a type that holds something.
+
+    Args:
+        kind: dict or list.
+        value: the value, of any origin.
+        name: what it is, for the error.
+
+    Raises:
+        ValueError: another type, or empty; a reason of one line.
+    """
+    if type(value) is not kind or not value:
+        raise ValueError(f"{name} is {shown(value)} and not a filled {kind.__name__}")
+    return value
 
 
 class _NamesGlobalError(Exception):

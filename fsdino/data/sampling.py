@@ -8,7 +8,7 @@ and batches cannot change it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,9 @@ SPLITS = ("train", "val", "base_val")
 MIN_IMAGE_SIZE = 32  # side of generated images in pixels
 
 Pools = Mapping[int, Sequence[str]]  # class -> names of its images
+# Class and image -> names of the image's objects, None for those that cannot be used.
+Objects = Callable[[int, str], Sequence[str | None]]
+_MOST_DRAWS = 10_000  # for one episode
 
 
 def hsnet_in_turn(
@@ -79,6 +82,53 @@ def class_in_turn(
         pool = pools[class_id]
         query = pool[_draw(random, len(pool))]
         keys.append(_hsnet_key(random, class_id, query, pool, shots))
+    return tuple(keys)
+
+
+def object_in_turn(
+    classes: Sequence[int], pools: Pools, shots: int, episodes: int, objects: Objects
+) -> tuple[EpisodeKey, ...]:
+    """Classes take turns; an image is drawn, and then one of its objects (PASCAL-Part).
+
+    Both are drawn again if the object cannot be used, and the image alone if it is already in the
+    episode.
+
+    Args and errors as for `class_in_turn`; also a DataError if a class has too few images for an
+    episode, or hardly any with an object that can be used.
+
+    Args:
+        objects: names of the objects in an image that may be of a class, in the order of the draws;
+            None for those that cannot be used.
+    """
+    check_pools(pools, classes)
+    random = np.random.RandomState(HSNET_SEED)
+    keys = []
+    for k in range(episodes):
+        class_id = classes[k % len(classes)]
+        pool = pools[class_id]
+        if len(set(pool)) <= shots:
+            raise DataError(
+                f"class {class_id} has {len(set(pool))} different images, an episode needs "
+                f"{shots + 1}: use fewer shots, or get the lists again"
+            )
+        drawn: dict[str, str] = {}  # object by image
+        for _ in range(_MOST_DRAWS):
+            image = pool[_draw(random, len(pool))]
+            if image in drawn:
+                continue
+            found = objects(class_id, image)
+            name = found[_draw(random, len(found))]
+            if name is not None:
+                drawn[image] = name
+            if len(drawn) > shots:
+                break
+        else:
+            raise DataError(
+                f"class {class_id}: {_MOST_DRAWS} draws found {len(drawn)} of {shots + 1} images "
+                "with an object that can be used: use fewer shots, or get the annotations again"
+            )
+        query, *supports = drawn.values()
+        keys.append(EpisodeKey(class_id, query, tuple(supports)))
     return tuple(keys)
 
 

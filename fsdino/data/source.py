@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from fsdino.data.episodes import Episode, EpisodeKey, Provenance, Sample
 from fsdino.data.lists import Lists
+from fsdino.errors import UsageError
 from fsdino.progress import Report
 
 
@@ -112,6 +113,10 @@ class Source(Protocol):
         """The episodes of protocol hsnet; None is the protocol's own number."""
         ...
 
+    def file(self, name: str) -> Path:
+        """The image file of a sample's name."""
+        ...
+
     def mask_source(self, split: str) -> str:
         """Origin of a split's masks: "published" or "rasterised"."""
         ...
@@ -155,6 +160,12 @@ class Source(Protocol):
 class MasksIncluded:
     """What a `Source` answers whose masks are part of the data set, one file for each image."""
 
+    root: Path
+
+    def file(self, name: str) -> Path:
+        """A sample is named like its image."""
+        return self.root / name
+
     def mask_source(self, split: str) -> str:
         """The masks are those of the data set."""
         return "published"
@@ -173,6 +184,19 @@ class MasksIncluded:
     def problems(self) -> list[str]:
         """No file holds the annotations of many images."""
         return []
+
+
+def evaluation_only(dataset: str, split: str) -> None:
+    """Refuse another split than "val" of a data set without base classes.
+
+    Raises:
+        UsageError: the message names the data set.
+    """
+    if split != "val":
+        raise UsageError(
+            f"{dataset} is for evaluation only and has no base classes: train on another data set, "
+            "such as coco20i"
+        )
 
 
 @dataclass(frozen=True, eq=False)

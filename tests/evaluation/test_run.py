@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from data_sets import write_davis, write_fss, write_lvis, write_voc
+from data_sets import write_davis, write_fss, write_lvis, write_pascal_part, write_voc
 from fsdino.data.lvis import Lvis
 from fsdino.errors import DataError, UsageError
 from fsdino.evaluation import journal, pictures, protocols, results
@@ -91,6 +91,17 @@ def test_lvis_92i_asks_for_classes_in_turn(tmp_path: Path) -> None:
     )  # fmt: skip
     assert list(summary["per_class"]) == list(Lvis(tmp_path, 2).classes(2, "val"))
     assert summary["undrawn_classes"] == []
+
+
+def test_pascal_part_asks_for_objects(tmp_path: Path) -> None:
+    """Rows name the object, and an episode has features of its own for each object of an image."""
+    write_pascal_part(tmp_path)
+    request = Request("pascal-part", tmp_path, fold=0, shots=2, episodes=9)
+    summary = evaluation.run(tiny_model(), "tiny", request, settings("joint-rounded"))
+    assert (summary["episodes"], summary["fold"], summary["lists"]) == (9, 0, "published")
+    assert list(summary["per_class"]) == [0, 1, 2, 3] and summary["undrawn_classes"] == []
+    again = evaluation.run(tiny_model(), "tiny", request, settings("joint-rounded", batch_size=1))
+    assert again["miou"] == summary["miou"]
 
 
 def test_truncated_images_stop_or_are_skipped(

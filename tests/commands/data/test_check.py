@@ -17,6 +17,7 @@ from data_sets import (
     write_davis,
     write_fss,
     write_lvis,
+    write_pascal_part,
     write_voc,
 )
 from fsdino.commands.data.check import check
@@ -36,6 +37,10 @@ from fsdino.errors import DataError, UsageError
         ("deepglobe", ["linked from https://github.com/slei109/PATNet"]),
         ("isic", ["ISIC2018_Task1_Training_GroundTruth.zip", "https://challenge.isic-archive.com"]),
         ("lung", ["https://www.kaggle.com/datasets/nikhilpandey360/chest-xray-masks-and-labels"]),
+        (
+            "pascal-part",
+            ["pascal.zip, linked from", "VOC/voc2010/VOCtrainval_03-May-2010.tar"],
+        ),
         ("davis17", ["DAVIS-2017-trainval-480p.zip, https://data.vision.ee.ethz.ch"]),
         ("folder", ["CLASS/IMAGE.jpg"]),
     ],
@@ -217,6 +222,7 @@ def test_hidden_leftovers_are_no_data(tmp_path: Path, cache: Path) -> None:
     write_davis(tmp_path / "davis")
     write_fss(tmp_path / "fss", ["a", "b", "c", "d"])
     write_lvis(tmp_path / "lvis")
+    write_pascal_part(tmp_path / "parts")
     save_jpeg(tmp_path / "mine" / "cup" / "1.jpg")
     save_jpeg(tmp_path / "mine" / "cup" / "2.jpg")
     for number in (1, 2):
@@ -229,7 +235,7 @@ def test_hidden_leftovers_are_no_data(tmp_path: Path, cache: Path) -> None:
         (folder / ".fsdino-0123" / "content.png").write_bytes(b"")
     for dataset, name in (
         ("coco20i", "coco"), ("davis17", "davis"), ("fss1000", "fss"), ("folder", "mine"),
-        ("lvis92i", "lvis"),
+        ("lvis92i", "lvis"), ("pascal-part", "parts"),
     ):  # fmt: skip
         found = check(dataset, tmp_path / name)
         assert found.passed and not found.bad, found.summary()
