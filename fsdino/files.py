@@ -309,7 +309,7 @@ def read_bytes(path: AnyPath, most: int) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise ValueError(f"it has {size:,} bytes, at most {most:,} can be right")
-        return file.read(most)
+        return file.read(size or most)  # memory for as many is reserved; /proc states a size of 0
 
 
 def sha256(path: AnyPath) -> str:

@@ -448,3 +448,13 @@ def test_hash_of_a_file_of_any_size(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="regular file"):
         files.sha256(tmp_path / "pipe")
+
+
+def test_reading_reserves_what_the_file_has(tmp_path: Path) -> None:
+    """Not what it may have, which can be more than the machine has."""
+    (tmp_path / "file").write_bytes(CONTENT)
+    tracemalloc.start()
+    found = files.read_bytes(tmp_path / "file", 2**28)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == CONTENT and peak < 10**6
