@@ -171,6 +171,13 @@ def write_pascal_part(root: Path) -> None:
         save_jpeg(root / "JPEGImages" / f"{expected_matcher.voc_name(n)}.jpg", n)
 
 
+def write_paco_part(root: Path) -> None:
+    """PACO-Part: the small files of `expected_matcher` with all their images."""
+    expected_matcher.write_paco_part(root)
+    for n in range(60):
+        save_jpeg(root / "coco" / expected_matcher.paco_name(n), n)
+
+
 def write_davis(root: Path, sequences: Sequence[str] = ("bear", "dogs")) -> None:
     """DAVIS-17: three frames of each sequence, two objects that move, an undecided pixel."""
     for name in sequences:

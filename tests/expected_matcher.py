@@ -2,7 +2,7 @@
 
     python tests/expected_matcher.py                # episodes of the small files below
     python tests/expected_matcher.py lvis_val.pkl   # of another file, such as Matcher's
-    python tests/expected_matcher.py VOC2010        # PASCAL-Part in another folder
+    python tests/expected_matcher.py VOC2010        # PASCAL-Part or PACO-Part in another folder
 
 Everything is drawn as Matcher's data loader does in one process: `numpy.random.seed(0)`, then
 `numpy.random.choice(LIST, 1, replace=False)[0]` on lists of names, an episode after the other.
@@ -231,16 +231,146 @@ def pascal_part(root: Path, fold: int, shots: int) -> list[tuple[str, list[tuple
     return found
 
 
+PACO_FOLDERS = ("train2017", "val2017")
+
+
+def paco_category(place: int) -> int:
+    """The category at a place of the training file: numbers in no order."""
+    return 75 + place * 37 % 1009
+
+
+def paco_images(place: int) -> list[int]:
+    """Numbers of a category's validation images, none for most; not in order, some twice."""
+    if place % 11 > 3:
+        return []
+    found = [(place * 13 + 29 * i) % 60 for i in range(1 + place * 5 % 7)]
+    return [*found[:2], found[0], *found[2:]]
+
+
+def paco_name(n: int) -> str:
+    return f"{PACO_FOLDERS[n % 3 % 2]}/{n:012d}.jpg"
+
+
+def paco_objects(n: int, place: int) -> list[int]:
+    """Objects of image n with the part at a place, in the order of their first annotations."""
+    return [9000 + 10 * o for o in ((2, 0, 1), (1, 0), (0,))[(n + place) % 3]]
+
+
+def paco_box(number: int) -> tuple[float, float, float, float]:
+    """x, y, w, h: x + w is 40 or more only by the sum of two fractions."""
+    o = (number - 9000) // 10
+    return 4.6 + 8 * o, 2.3 + 6 * o, 35.5 - 8 * o, 28.8
+
+
+def _paco_bands(number: int, place: int) -> list[tuple[int, int, int, int]]:
+    o = (number - 9000) // 10
+    return [(6 * o, 6 * o + 9, 8 * o, 8 * o + 20), (20, 50, 20, 60)][: 1 + (o + place) % 2]
+
+
+def paco_mask(number: int, place: int) -> np.ndarray:
+    """The part of an object in its box, bool [h, w]; by hand: x1 = 40, y1 = 31 + 6 o."""
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    for top, bottom, left, right in _paco_bands(number, place):
+        mask[top:bottom, left:right] = True
+    o = (number - 9000) // 10
+    return mask[2 + 6 * o : 31 + 6 * o, 4 + 8 * o : 40]
+
+
+def _paco_annotations(n: int) -> list[dict[str, Any]]:
+    """First annotations of all objects, then second ones, whose boxes do not count."""
+    first, second = [], []
+    for place in range(448):
+        if n not in paco_images(place):
+            continue
+        for number in paco_objects(n, place):
+            for i, (top, bottom, left, right) in enumerate(_paco_bands(number, place)):
+                polygon = [left, top, right, top, float(right), float(bottom), left, bottom]
+                found = {
+                    "category_id": paco_category(place),
+                    "obj_ann_id": number,
+                    "obj_bbox": [0.5, 0, 9, 9] if i else list(paco_box(number)),
+                    "segmentation": [polygon] if place % 2 else _encoded(top, bottom, left, right),
+                    "iscrowd": False,
+                }
+                (second if i else first).append(found)
+    return first + second
+
+
+def write_paco_part(root: Path) -> None:
+    """Small files in the form of Matcher's, without the images."""
+    order = sorted(range(448), key=lambda place: place * 29 % 449)
+    val = {
+        "cid2img": {
+            paco_category(place): [
+                {n + 500: f"/data/coco/{paco_name(n)}"} for n in paco_images(place)
+            ]
+            for place in order
+            if paco_images(place)
+        },
+        "img2anno": {n + 500: _paco_annotations(n) for n in range(60)},
+    }
+    train = {
+        "cid2img": {paco_category(place): [{1: "train2017/1.jpg"}] for place in range(448)},
+        "img2anno": {1: [{"obj_bbox": [1.0, 2.0, 3.0, 4.0]}]},
+    }
+    (root / "paco").mkdir(parents=True, exist_ok=True)
+    for name, content in (("train", train), ("val", val)):
+        file = root / "paco" / f"paco_part_{name}.pkl"
+        file.write_bytes(pickle.dumps(content, protocol=4))
+
+
+def paco_part(root: Path, fold: int, shots: int) -> list[tuple[int, list[tuple[str, int]]]]:
+    """Category, then image and object of query and supports, of each of the 2,500 episodes."""
+    train, val = (
+        pickle.loads((root / "paco" / f"paco_part_{name}.pkl").read_bytes())
+        for name in ("train", "val")
+    )
+    images: dict[int, list[dict[int, str]]] = {}
+    for category, entries in val["cid2img"].items():
+        images[category] = []
+        for entry in entries:
+            if all(entry.keys() != one.keys() for one in images[category]):
+                images[category].append(entry)
+    classes = [
+        category
+        for category in list(train["cid2img"])[fold::4]
+        if len(images.get(category, [])) > shots
+    ]
+    state = np.random.get_state()
+    np.random.seed(0)
+    found = []
+    for _ in range(2500):
+        category = int(np.random.choice(classes, 1, replace=False)[0])
+        drawn: list[tuple[str, int]] = []
+        while len(drawn) < 1 + shots:
+            chosen: Any = np.random.choice(np.array(images[category]), 1, replace=False)[0]
+            [(number, path)] = chosen.items()
+            name = "/".join(path.split("/")[-2:])
+            if drawn and name == drawn[0][0]:
+                continue
+            own = [a for a in val["img2anno"][number] if a["category_id"] == category]
+            objects = list(dict.fromkeys(a["obj_ann_id"] for a in own))
+            drawn.append((name, int(np.random.choice(objects, 1, replace=False)[0])))
+        found.append((category, drawn))
+    np.random.set_state(state)
+    return found
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         given = [Path(argument) for argument in sys.argv[1:]]
         if not given:
-            given = [Path(temporary) / name for name in ("lvis_val.pkl", "VOC2010")]
-            for path, write in zip(given, (write_lvis, write_pascal_part), strict=True):
+            given = [Path(temporary) / name for name in ("lvis_val.pkl", "VOC2010", "PACO-Part")]
+            for path, write in zip(
+                given, (write_lvis, write_pascal_part, write_paco_part), strict=True
+            ):
                 write(path)
         for path in given:
             for fold, shots in ((0, 1), (3, 1), (3, 3)):
-                found: Any = (pascal_part if path.is_dir() else lvis)(path, fold, shots)
+                draw = lvis
+                if path.is_dir():
+                    draw = paco_part if (path / "paco").is_dir() else pascal_part
+                found: Any = draw(path, fold, shots)
                 print(f"# {path.name}, fold {fold}, {shots} shots")
                 for key, names in found[:12]:
                     print(f"    ({key!r}, {names}),")

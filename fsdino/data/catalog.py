@@ -16,6 +16,7 @@ from fsdino.data.fss1000 import Fss1000
 from fsdino.data.lists import Lists
 from fsdino.data.lvis import Lvis
 from fsdino.data.names import ON_DISK, SAMPLINGS
+from fsdino.data.paco_part import PacoPart
 from fsdino.data.pascal import Pascal
 from fsdino.data.pascal_part import PascalPart
 from fsdino.data.procedural import ProceduralEpisodes, Split
@@ -34,7 +35,7 @@ _SOURCES: dict[str, Callable[[Path, Path | None], Source]] = {
     **{name: partial(CrossDomain, layout) for name, layout in LAYOUTS.items()},
 }
 # Their classes depend on the number of shots, and they have no lists beside their annotations.
-_BY_SHOTS: dict[str, Callable[[Path, int], Source]] = {"lvis92i": Lvis}
+_BY_SHOTS: dict[str, Callable[[Path, int], Source]] = {"lvis92i": Lvis, "paco-part": PacoPart}
 _WITHOUT_DRAWS = ("folder", "procedural")
 
 
@@ -56,7 +57,7 @@ def open_source(
         dataset: one of `ON_DISK`.
         root: its folder, or the folder that this is in.
         splits: folder of HSNet's lists; None derives lists.
-        shots: supports per episode, on which the classes of LVIS-92i depend.
+        shots: supports per episode, on which the classes of LVIS-92i and PACO-Part depend.
         layout, ignore, background: how your own folder is read; see `Folder`.
         skip_bad: leave out unusable files of such a folder.
         incomplete: accept any root, so that `parts` can list what is missing.
@@ -125,7 +126,8 @@ def open_episodes(
         shots: supports per episode.
         seed: seed of seeded sampling; the draws of hsnet have none.
         episodes: number of episodes; None is 1000, each test image once for FSS-1000, 2300 for
-            LVIS-92i, at most 2500 for PASCAL-Part, and 600 for the cross-domain sets.
+            LVIS-92i, 2500 for PACO-Part, at most as many for PASCAL-Part, and 600 for the
+            cross-domain sets.
         sampling: "hsnet", the published draws, or "seeded". Folders and generated episodes have no
             published draws: they are always seeded, as their provenance records.
         root: the data set's folder.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 CROSS_DOMAIN = ("deepglobe", "isic", "lung")
-EVALUATION_ONLY = ("lvis92i", "pascal-part", *CROSS_DOMAIN)  # never trained on
+EVALUATION_ONLY = ("lvis92i", "pascal-part", "paco-part", *CROSS_DOMAIN)  # never trained on
 DATASETS = (
     *("pascal5i", "pascal5i-leak-safe", "coco20i", "fss1000", *EVALUATION_ONLY),
     *("folder", "davis17", "procedural"),

@@ -132,6 +132,42 @@ def object_in_turn(
     return tuple(keys)
 
 
+def object_by_class(
+    classes: Sequence[int],
+    pools: Pools,
+    shots: int,
+    episodes: int,
+    objects: Callable[[int, str], Sequence[str]],
+) -> tuple[EpisodeKey, ...]:
+    """Class, query, its object, and then each support and its object are drawn (PACO-Part).
+
+    Supports may repeat, but none is of the query's image.
+
+    Args and errors as for `hsnet_by_class`.
+
+    Args:
+        objects: names of the objects in an image that are of a class, in the order of the draws.
+    """
+    check_pools(pools, classes)
+    random = np.random.RandomState(HSNET_SEED)
+    keys = []
+    for _ in range(episodes):
+        class_id = classes[_draw(random, len(classes))]
+        pool = pools[class_id]
+        query = pool[_draw(random, len(pool))]
+        drawn = [_drawn(random, objects(class_id, query))]
+        while len(drawn) <= shots:
+            image = pool[_draw(random, len(pool))]
+            if image != query:
+                drawn.append(_drawn(random, objects(class_id, image)))
+        keys.append(EpisodeKey(class_id, drawn[0], tuple(drawn[1:])))
+    return tuple(keys)
+
+
+def _drawn(random: np.random.RandomState, names: Sequence[str]) -> str:
+    return names[_draw(random, len(names))]
+
+
 def _hsnet_key(
     random: np.random.RandomState, class_id: int, query: str, pool: Sequence[str], shots: int
 ) -> EpisodeKey:

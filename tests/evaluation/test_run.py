@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from data_sets import write_davis, write_fss, write_lvis, write_pascal_part, write_voc
+from data_sets import (
+    write_davis,
+    write_fss,
+    write_lvis,
+    write_paco_part,
+    write_pascal_part,
+    write_voc,
+)
 from fsdino.data.lvis import Lvis
 from fsdino.errors import DataError, UsageError
 from fsdino.evaluation import journal, pictures, protocols, results
@@ -96,6 +103,8 @@ def test_lvis_92i_asks_for_classes_in_turn(tmp_path: Path) -> None:
 def test_pascal_part_asks_for_objects(tmp_path: Path) -> None:
     """Rows name the object, and an episode has features of its own for each object of an image."""
     write_pascal_part(tmp_path)
+    write_paco_part(tmp_path / "PACO-Part")
+    assert len(Request("paco-part", tmp_path, fold=1).open(settings("joint"))[0]) == 2500
     request = Request("pascal-part", tmp_path, fold=0, shots=2, episodes=9)
     summary = evaluation.run(tiny_model(), "tiny", request, settings("joint-rounded"))
     assert (summary["episodes"], summary["fold"], summary["lists"]) == (9, 0, "published")

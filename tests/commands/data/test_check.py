@@ -17,6 +17,7 @@ from data_sets import (
     write_davis,
     write_fss,
     write_lvis,
+    write_paco_part,
     write_pascal_part,
     write_voc,
 )
@@ -41,6 +42,7 @@ from fsdino.errors import DataError, UsageError
             "pascal-part",
             ["pascal.zip, linked from", "VOC/voc2010/VOCtrainval_03-May-2010.tar"],
         ),
+        ("paco-part", ["paco.zip, linked from", "/zips/val2017.zip", "/zips/train2017.zip"]),
         ("davis17", ["DAVIS-2017-trainval-480p.zip, https://data.vision.ee.ethz.ch"]),
         ("folder", ["CLASS/IMAGE.jpg"]),
     ],
@@ -223,6 +225,7 @@ def test_hidden_leftovers_are_no_data(tmp_path: Path, cache: Path) -> None:
     write_fss(tmp_path / "fss", ["a", "b", "c", "d"])
     write_lvis(tmp_path / "lvis")
     write_pascal_part(tmp_path / "parts")
+    write_paco_part(tmp_path / "paco-parts")
     save_jpeg(tmp_path / "mine" / "cup" / "1.jpg")
     save_jpeg(tmp_path / "mine" / "cup" / "2.jpg")
     for number in (1, 2):
@@ -235,7 +238,7 @@ def test_hidden_leftovers_are_no_data(tmp_path: Path, cache: Path) -> None:
         (folder / ".fsdino-0123" / "content.png").write_bytes(b"")
     for dataset, name in (
         ("coco20i", "coco"), ("davis17", "davis"), ("fss1000", "fss"), ("folder", "mine"),
-        ("lvis92i", "lvis"), ("pascal-part", "parts"),
+        ("lvis92i", "lvis"), ("pascal-part", "parts"), ("paco-part", "paco-parts"),
     ):  # fmt: skip
         found = check(dataset, tmp_path / name)
         assert found.passed and not found.bad, found.summary()
