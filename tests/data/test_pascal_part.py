@@ -248,6 +248,19 @@ def test_damaged_annotations_are_one_error(
     assert list(check("pascal-part", root).bad) == [f"JPEGImages/{voc_name(n)}.jpg"]
 
 
+def test_what_no_episode_draws_need_not_be_usable(root: Path) -> None:
+    """Objects of other kinds have no parts in the authors' files, or odd boxes."""
+    n = next(n for n in range(48) if voc_objects(n)[0][0] == "cat" and voc_objects(n)[0][2])
+    others = [{"name": "table"}, {"name": "boat", "bndbox": 3, "parts": [{"name": "X"}]}]
+    changed(annotation(root, n), lambda content: content["object"].extend(others))
+    assert check("pascal-part", root).passed
+    part = voc_objects(n)[0][2][0]
+    found = PascalPart(root).read(
+        sample_name(voc_name(n), 0), CLASSES.index(f"cat {part}"), query=True
+    )
+    assert np.array_equal(found.mask, voc_mask(n, 0, part))
+
+
 def test_an_image_without_its_listed_object_is_told(root: Path) -> None:
     """The authors' loader stops there, too."""
     n = next(n for n in range(48) if [o[0] for o in voc_objects(n)] == ["cat"])
