@@ -35,9 +35,9 @@ class HSNet(Segmenter):
     dims, added to the next and mixed by three more. The mean over the support is decoded to two
     channels, background and foreground. Only this head learns: the backbone stays as it is.
 
-    The logit that other models have is foreground minus background, so that a tie is background.
-    Several shots are asked one by one, and their logits averaged; evaluation by the protocol
-    "hsnet" counts their votes instead, as HSNet does.
+    The one logit that models have is foreground minus background. Several shots are asked one by
+    one, and their logits averaged. Evaluation by the protocol "hsnet" decides as HSNet does: a tie
+    is background, and votes of several shots are counted.
 
     Args:
         config: `encoder` names the backbone, "resnet50", "resnet101" or "vgg16".
