@@ -110,6 +110,23 @@ def labelled(
     return Sample(image, mask, name, class_id, ignore)
 
 
+def file_state(file: Path, archive: str) -> tuple[Path, int, int]:
+    """A file, its size and its time of change, by which what was read of it is kept.
+
+    Args:
+        file: that must exist.
+        archive: where it comes from, for the error.
+
+    Raises:
+        UsageError: it does not exist.
+    """
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise UsageError(f"{file}: no such file; get {archive}") from error
+    return file, status.st_size, status.st_mtime_ns
+
+
 def file_key(files: Sequence[Path]) -> str:
     """Return a short key of files by name, size and modification time."""
     digest = hashlib.sha256()

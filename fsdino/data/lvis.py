@@ -17,7 +17,7 @@ import numpy as np
 
 from fsdino.data import sampling
 from fsdino.data.coco_masks import outline, plain
-from fsdino.data.disk import read_rgb
+from fsdino.data.disk import file_state, read_rgb
 from fsdino.data.episodes import EpisodeKey, Mask, Sample
 from fsdino.data.lists import Lists, safe_name
 from fsdino.data.pickles import filled, read_pickle
@@ -118,12 +118,7 @@ class Lvis(MasksIncluded):
             UsageError: the file does not exist.
             DataError: it is damaged, or of another form.
         """
-        file = self.root / FILE
-        try:
-            status = file.stat()
-        except OSError as error:
-            raise UsageError(f"{file}: no such file; get {PICKLES}") from error
-        return _read(file, status.st_size, status.st_mtime_ns)
+        return _read(*file_state(self.root / FILE, PICKLES))
 
     @property
     def class_names(self) -> Mapping[int, str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fsdino.data import sampling
-from fsdino.data.disk import read_rgb
+from fsdino.data.disk import file_state, read_rgb
 from fsdino.data.episodes import EpisodeKey, Sample
 from fsdino.data.lists import Lists, safe_name
 from fsdino.data.lvis import ARCHIVES
@@ -121,7 +121,7 @@ class PacoPart(PartsOfObjects):
             UsageError: the file does not exist.
             DataError: it is damaged, or of another form.
         """
-        return _read_val(*self._state(VAL))
+        return _read_val(*file_state(self.root / VAL, PICKLES))
 
     @property
     def categories(self) -> tuple[int, ...]:
@@ -130,16 +130,7 @@ class PacoPart(PartsOfObjects):
         Raises:
             UsageError, DataError: as of `annotations`.
         """
-        return _read_order(*self._state(TRAIN))
-
-    def _state(self, name: str) -> tuple[Path, int, int]:
-        """A file, its size and its time of change."""
-        file = self.root / name
-        try:
-            status = file.stat()
-        except OSError as error:
-            raise UsageError(f"{file}: no such file; get {PICKLES}") from error
-        return file, status.st_size, status.st_mtime_ns
+        return _read_order(*file_state(self.root / TRAIN, PICKLES))
 
     @property
     def class_names(self) -> Mapping[int, str]:

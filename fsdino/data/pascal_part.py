@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fsdino.data import sampling
-from fsdino.data.disk import any_visible, read_rgb
+from fsdino.data.disk import any_visible, file_state, read_rgb
 from fsdino.data.episodes import EpisodeKey, Sample
 from fsdino.data.lists import Lists, safe_name
 from fsdino.data.parts import (
@@ -121,12 +121,7 @@ class PascalPart(PartsOfObjects):
             UsageError: the file does not exist.
             DataError: it is damaged, or of another form.
         """
-        file = self.root / INDEX
-        try:
-            status = file.stat()
-        except OSError as error:
-            raise UsageError(f"{file}: no such file; get {JSON_FILES}") from error
-        return _read_index(file, status.st_size, status.st_mtime_ns)
+        return _read_index(*file_state(self.root / INDEX, JSON_FILES))
 
     @property
     def class_names(self) -> Mapping[int, str]:
