@@ -135,7 +135,7 @@ class Evaluate:
         if self.compare is not None:
             return self._compare(*self.compare)
         if self.as_system is not None:
-            return replace(self._as_published(self.as_system), as_system=None).run()
+            return self._as_published(self.as_system).run()
         self._check_options()
         protocol, request = self._find_protocol(), self._find_request()
         from fsdino import processes as sharing
@@ -163,7 +163,7 @@ class Evaluate:
         if given:
             raise UsageError(f"--as {system} brings {', '.join(given)}: leave it out")
         protocol, side = SYSTEMS[system]
-        return replace(self, protocol=protocol, image_size=side)
+        return replace(self, as_system=None, protocol=protocol, image_size=side)
 
     def _check_options(self) -> None:
         """Refuse options without effect, and values outside their range."""

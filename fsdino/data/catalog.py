@@ -31,10 +31,12 @@ _SOURCES: dict[str, Callable[[Path, Path | None], Source]] = {
     "pascal5i-leak-safe": partial(Pascal, leak_safe=True),
     "coco20i": Coco,
     "fss1000": Fss1000,
+}
+_WITHOUT_LISTS: dict[str, Callable[[Path], Source]] = {
     "pascal-part": PascalPart,
     **{name: partial(CrossDomain, layout) for name, layout in LAYOUTS.items()},
 }
-# Their classes depend on the number of shots, and they have no lists beside their annotations.
+# Without lists, too; their classes depend on the number of shots.
 _BY_SHOTS: dict[str, Callable[[Path, int], Source]] = {"lvis92i": Lvis, "paco-part": PacoPart}
 _WITHOUT_DRAWS = ("folder", "procedural")
 
@@ -91,11 +93,13 @@ def _open_fixed(dataset: str, root: Path, splits: Path | None, shots: int) -> So
     """A data set with a layout of its own."""
     if dataset == "davis17":
         return Davis(root)
-    if dataset not in _BY_SHOTS:
+    if dataset in _SOURCES:
         return _SOURCES[dataset](root, splits)
     if splits is not None:
-        raise UsageError(f"--splits: {dataset} has no split lists; leave it out")
-    return _BY_SHOTS[dataset](root, shots)
+        raise UsageError(f"--splits {splits}: {dataset} has no split lists; leave it out")
+    if dataset in _BY_SHOTS:
+        return _BY_SHOTS[dataset](root, shots)
+    return _WITHOUT_LISTS[dataset](root)
 
 
 def open_episodes(

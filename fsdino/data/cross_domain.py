@@ -110,21 +110,14 @@ class CrossDomain(MasksIncluded):
     Args:
         layout: one of `LAYOUTS`.
         root: has the folders of the layout.
-        splits: None; there are no lists, since the folders hold what is drawn from.
-
-    Raises:
-        UsageError: `splits` is given.
     """
 
     layout: Layout
     root: Path
-    splits: Path | None = None
 
     folds = 0
 
     def __post_init__(self) -> None:
-        if self.splits is not None:
-            raise UsageError(f"--splits {self.splits}: {self.dataset} has no lists; leave it out")
         object.__setattr__(self, "root", self.places.find(self.root) or self.root)
 
     @property

@@ -93,14 +93,9 @@ class PascalPart(PartsOfObjects):
 
     Args:
         root: VOC2010 with the authors' files, or a folder above it.
-        splits: None; there are no lists beside the index.
-
-    Raises:
-        UsageError: `splits` is given.
     """
 
     root: Path
-    splits: Path | None = None
 
     dataset = "pascal-part"
     folds = len(FOLDS)
@@ -109,8 +104,6 @@ class PascalPart(PartsOfObjects):
     )
 
     def __post_init__(self) -> None:
-        if self.splits is not None:
-            raise UsageError(f"--splits: {self.dataset} has no split lists; leave it out")
         object.__setattr__(self, "root", self.places.find(self.root) or self.root)
 
     @property

@@ -9,13 +9,13 @@ import tempfile
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub import HfApi
 from torch import Tensor
 
-from fsdino.errors import DataError, UsageError
+from fsdino.errors import DataError, UsageError, counted
 from fsdino.models.checkpoints import write_folder
 from fsdino.models.config import ModelConfig
 from fsdino.models.encoders import Encoder, Features
@@ -67,11 +67,19 @@ class FewShotModel(Identified):
             results; kept by `save_pretrained`.
 
     Raises:
-        UsageError: an `image_size` that is not a multiple of a token's side.
+        UsageError: an `image_size` that is not a multiple of a token's side; an encoder with
+            another number of levels than the model reads.
     """
+
+    level_count: ClassVar[int] = 1  # of `Features.correlation`, that the model reads
 
     def __init__(self, config: ModelConfig, encoder: Encoder) -> None:
         super().__init__()
+        if len(encoder.levels) != self.level_count:
+            raise UsageError(
+                f"variant {config.variant!r} reads tokens of {counted(self.level_count, 'grid')}, "
+                f"and this encoder has {len(encoder.levels)}: choose another encoder"
+            )
         self.config = config
         self.encoder = encoder
         if config.image_size % self.patch_size and not config.keep_aspect:

@@ -15,7 +15,7 @@ from fsdino.models.encoders import Encoder, Features
 from fsdino.models.hypercorrelation import CorrelationPrior
 from fsdino.models.prompts import DensePrompt, VisualPrompt, cosine_map, dense_maps
 from fsdino.models.refinement import refine
-from fsdino.models.segmenter import Segmenter, check_one_level
+from fsdino.models.segmenter import Segmenter
 from fsdino.models.shots import Shot, SupportFeatures, TokenFit
 from fsdino.models.training_free import TrainingFree, prototype_score
 
@@ -50,7 +50,6 @@ class FSDINO(Segmenter):
         super().__init__(config, encoder)
         if config.variant in ("hsnet", "hsnet_head"):
             raise UsageError(f"variant {config.variant!r} is not an FSDINO: use zoo.assemble")
-        check_one_level(config, encoder)
         self.adapter: Adapter | None = None
         self.prior: CorrelationPrior | None = None
         self.visual_prompt: VisualPrompt | None = None

@@ -44,6 +44,8 @@ class HSNet(Segmenter):
         encoder: a `BackboneEncoder`; models may share one.
     """
 
+    level_count = len(_KERNELS)
+
     def __init__(self, config: ModelConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
         width = _CHANNELS[-1]

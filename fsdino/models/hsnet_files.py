@@ -99,7 +99,6 @@ def write(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
         FsdinoError: the folder is missing, not writable or full.
     """
     named = {published_name(name): tensor.detach().cpu() for name, tensor in state.items()}
-    ordered = sorted(named, key=_place)
-    named = {f"module.{name}": named[name] for name in ordered}
+    ordered = {f"module.{name}": named[name] for name in sorted(named, key=_place)}
     with atomic_write(path) as temporary:
-        torch.save(named, temporary)
+        torch.save(ordered, temporary)

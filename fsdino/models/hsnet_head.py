@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fsdino.models.config import ModelConfig
 from fsdino.models.encoders import Encoder, Features
 from fsdino.models.hypercorrelation import CenterPivotBlock4d, correlate
-from fsdino.models.segmenter import Segmenter, check_one_level
+from fsdino.models.segmenter import Segmenter
 from fsdino.models.shots import Shot, SupportFeatures
 
 LEVELS = 3
@@ -34,7 +34,6 @@ class HSNetHead(Segmenter):
 
     def __init__(self, config: ModelConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        check_one_level(config, encoder)
         layers = len(self.encoder.correlation_layers)
         size = -(-layers // min(LEVELS, layers))
         self.levels = [list(range(layers))[i : i + size] for i in range(0, layers, size)]

@@ -16,8 +16,7 @@ from fsdino.images import Flags, ImageLike, Pixels, label_of, read_image
 from fsdino.masks import MaskLike, MaskRule, read_mask
 from fsdino.models import companions, mark_arguments, tiling
 from fsdino.models import queries as stream
-from fsdino.models.config import ModelConfig
-from fsdino.models.encoders import Encoder, Features, middle
+from fsdino.models.encoders import Features, middle
 from fsdino.models.mark_arguments import BoxesLike, LabelsLike, PointsLike
 from fsdino.models.marking import BATCH, Marking
 from fsdino.models.segmentation import Segmentation
@@ -457,19 +456,6 @@ class Segmenter(Marking):
             raise DataError(
                 f"support {name!r} cannot be used: {problem}; encode it again with encode_support"
             )
-
-
-def check_one_level(config: ModelConfig, encoder: Encoder) -> None:
-    """Refuse an encoder whose tokens are on several grids.
-
-    Raises:
-        UsageError: it is HSNet's.
-    """
-    if len(encoder.levels) > 1:
-        raise UsageError(
-            f"variant {config.variant!r} reads tokens on one grid, and HSNet's backbone has "
-            f"{len(encoder.levels)}: choose another encoder"
-        )
 
 
 def doubt(support: Support) -> str | None:

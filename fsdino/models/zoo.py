@@ -89,8 +89,8 @@ def load(
     if entry is not None:
         model = _on_dinov2(entry, weights, image_size)
     else:
-        place_of = _locate(text)
-        model = _read(place_of) if place_of.is_dir() else load_hsnet(place_of)
+        path = _locate(text)
+        model = _read(path) if path.is_dir() else load_hsnet(path)
     model = model.to(device=place, dtype=kind)
     if kind is not None:
         _check_range(model, name, kind)
@@ -113,9 +113,10 @@ def load_hsnet(path: str | os.PathLike[str]) -> HSNet:
                 f"with {CONFIG_FILE} and {WEIGHTS_FILE}, or --weights for an encoder's file"
             )
         try:
-            model = HSNet(config := hsnet_files.config_of(state), create(config))
+            config = hsnet_files.config_of(state)
         except CheckpointError as error:
             raise CheckpointError(f"model {path}: {error}") from error
+        model = HSNet(config, create(config))
         load_exactly(model, {hsnet_files.own_name(k): v for k, v in state.items()}, path)
     logger.info("HSNet's weights from %s, backbone %s", path, config.encoder)
     return model.eval()

@@ -153,7 +153,7 @@ def test_nothing_but_evaluation(dataset: str, sets: Path) -> None:
     for split in ("train", "base_val"):
         with pytest.raises(UsageError, match=f"{dataset} is evaluated on and never trained on"):
             open_episodes(dataset, root=sets, split=split)
-    with pytest.raises(UsageError, match=f"{dataset} has no lists"):
+    with pytest.raises(UsageError, match=f"{dataset} has no split lists"):
         open_episodes(dataset, root=sets, splits=sets)
     with pytest.raises(UsageError, match=f"fold 1: {dataset} has no folds"):
         open_episodes(dataset, root=sets, fold=1)

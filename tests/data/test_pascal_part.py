@@ -368,8 +368,8 @@ def test_it_is_for_evaluation_only(root: Path) -> None:
             open_episodes("pascal-part", root=root, split=split, sampling="seeded")
     with pytest.raises(UsageError, match="data 'pascal-part' is evaluated on and never trained on"):
         dataclasses.replace(CONFIG, data="pascal-part", root=str(root))
-    with pytest.raises(UsageError, match="--splits: pascal-part has no split lists"):
-        PascalPart(root, root)
+    with pytest.raises(UsageError, match=r"--splits .*: pascal-part has no split lists"):
+        open_episodes("pascal-part", fold=0, root=root, splits=root)
 
 
 @pytest.mark.parametrize("fold", [-1, 4, None])

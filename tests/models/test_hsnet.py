@@ -19,10 +19,10 @@ from fsdino.errors import CheckpointError, UsageError
 from fsdino.evaluation import protocols
 from fsdino.models import hsnet_files, zoo
 from fsdino.models.config import BACKBONES, ModelConfig
-from fsdino.models.encoders import BackboneEncoder
+from fsdino.models.encoders import BackboneEncoder, create
 from fsdino.models.hsnet import HSNet
 from published_hsnet import SIDE, answers, asked, drawn, hsnet, keys, published
-from tiny_models import box_mask, episode, picture
+from tiny_models import box_mask, episode, picture, tiny_config
 
 
 @pytest.mark.parametrize(
@@ -215,6 +215,13 @@ def test_what_is_fixed_in_hsnet_cannot_be_chosen(changes: dict[str, Any], words:
     """Silently ignoring it would be worse."""
     with pytest.raises(UsageError, match=words):
         ModelConfig(**{"encoder": "resnet50", "variant": "hsnet", "image_size": SIDE, **changes})
+
+
+def test_another_encoder_is_refused() -> None:
+    """One whose tokens are on a single grid."""
+    config = ModelConfig("resnet50", variant="hsnet", image_size=SIDE)
+    with pytest.raises(UsageError, match="tokens of 3 grids, and this encoder has 1"):
+        HSNet(config, create(tiny_config()))
 
 
 def test_sizes_whose_levels_do_not_meet_are_refused() -> None:

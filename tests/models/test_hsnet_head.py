@@ -102,9 +102,9 @@ def test_variants_build_their_own_kind() -> None:
     with pytest.raises(UsageError, match="is not an FSDINO"):
         FSDINO(tiny_config(variant="hsnet_head"), create(tiny_config()))
     several = create(ModelConfig("resnet50", variant="hsnet", image_size=64))
-    with pytest.raises(UsageError, match="one grid, and HSNet's backbone has 3"):
+    with pytest.raises(UsageError, match="tokens of 1 grid, and this encoder has 3"):
         FSDINO(tiny_config(variant="training_free", image_size=64), several)
-    with pytest.raises(UsageError, match="one grid, and HSNet's backbone has 3"):
+    with pytest.raises(UsageError, match="tokens of 1 grid, and this encoder has 3"):
         HSNetHead(tiny_config(variant="hsnet_head", image_size=64), several)
 
 

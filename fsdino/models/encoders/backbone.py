@@ -33,7 +33,6 @@ class BackboneEncoder(Encoder):
 
     Args:
         config: `encoder`, "resnet50", "resnet101" or "vgg16"; `mean` and `std`, ImageNet's if None.
-
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -66,7 +65,14 @@ class BackboneEncoder(Encoder):
         return self
 
     def forward(self, images: Tensor) -> Features:
-        """Encode images of one size: [B, 3, H, W] RGB in [0, 1], of at least 32 pixels a side."""
+        """Encode images of one size.
+
+        Args:
+            images: [B, 3, H, W] RGB in [0, 1], of at least 32 pixels a side.
+
+        Raises:
+            UsageError: they are smaller.
+        """
         height, width = images.shape[-2:]
         if min(height, width) < _STRIDES[-1]:
             raise UsageError(
