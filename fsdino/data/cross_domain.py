@@ -17,8 +17,8 @@ from fsdino.data import sampling
 from fsdino.data.disk import any_visible, read_gray, read_rgb, visible
 from fsdino.data.episodes import EpisodeKey, Sample
 from fsdino.data.lists import Lists
-from fsdino.data.source import Found, MasksIncluded, Part, Places
-from fsdino.errors import DataError, UsageError
+from fsdino.data.source import Found, MasksIncluded, Part, Places, evaluation_only
+from fsdino.errors import DataError
 from fsdino.progress import Report
 
 EPISODES = 600
@@ -141,10 +141,7 @@ class CrossDomain(MasksIncluded):
         Raises:
             UsageError: another split than "val".
         """
-        if split != "val":
-            raise UsageError(
-                f"split {split!r}: {self.dataset} is evaluated on and never trained on; use val"
-            )
+        evaluation_only(self.dataset, split)
         return tuple(self.class_names)
 
     def lists(self, fold: int | None, split: str) -> Lists:

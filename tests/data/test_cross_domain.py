@@ -151,7 +151,7 @@ def test_unusable_masks_are_named(sets: Path) -> None:
 def test_nothing_but_evaluation(dataset: str, sets: Path) -> None:
     """Training on them would not be cross-domain."""
     for split in ("train", "base_val"):
-        with pytest.raises(UsageError, match=f"{dataset} is evaluated on and never trained on"):
+        with pytest.raises(UsageError, match=f"{dataset} is for evaluation only"):
             open_episodes(dataset, root=sets, split=split)
     with pytest.raises(UsageError, match=f"{dataset} has no split lists"):
         open_episodes(dataset, root=sets, splits=sets)
