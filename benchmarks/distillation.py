@@ -34,7 +34,7 @@ from fsdino.models import zoo
 from fsdino.models.config import VARIANTS, ModelConfig
 from fsdino.models.segmenter import Segmenter
 from fsdino.training.distillation.agreement import agreement
-from fsdino.training.distillation.config import DistillConfig
+from fsdino.training.distillation.config import GRIDS, DistillConfig
 from fsdino.training.distillation.distill import ADAPTER_FILE, Distillation
 from fsdino.training.meta.config import TrainConfig
 from fsdino.training.run import CONFIG, Run
@@ -50,6 +50,7 @@ ARMS = {  # name: whether the adapter is distilled, whether stage 2 trains it
     "distilled, trained": (True, True),
     "random, trained": (False, True),
 }
+SETTINGS = ("variant", "images", "epochs", "loss_grid", "steps", "images_per_step")
 PUBLISHED = "published: distillation adds 6.8 mIoU (COCO-20i, 52.8 to 59.6, simplified model)"
 
 Row = dict[str, Any]
@@ -128,6 +129,7 @@ def stage_1(
         held_out=0.05,
         image_sizes=(size // 2 // patch * patch, size),
         epochs=(options.epochs,),
+        loss_grid=options.loss_grid,
         warmup=50,
         cache=str(options.out / "embeddings"),
         seed=seed,
@@ -290,6 +292,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--teacher-steps", type=int, default=TEACHER.steps)
     parser.add_argument("--images", type=int, default=2000, help="of stage 1")
     parser.add_argument("--epochs", type=int, default=16, help="of each size in stage 1")
+    parser.add_argument("--loss-grid", choices=GRIDS, default=GRIDS[0], help="of stage 1")
     parser.add_argument("--steps", type=int, default=900, help="of stage 2")
     parser.add_argument("--images-per-step", type=int, default=16, help="in stage 2")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw images")
@@ -298,8 +301,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def settle(options: argparse.Namespace, encoder: str, recipe: small_sam.Recipe) -> Row:
     """Settings that the numbers depend on; the folder refuses to continue with others."""
-    names = ("variant", "images", "epochs", "steps", "images_per_step")
-    settings = {name: getattr(options, name) for name in names}
+    settings = {name: getattr(options, name) for name in SETTINGS}
     settings = {"encoder_fingerprint": encoder, "teacher": dataclasses.asdict(recipe), **settings}
     Run(options.out, settings, resume=(options.out / CONFIG).exists())
     return settings
@@ -308,7 +310,7 @@ def settle(options: argparse.Namespace, encoder: str, recipe: small_sam.Recipe) 
 def command(options: argparse.Namespace) -> str:
     """What was called, without names of folders."""
     named = options.encoder if options.encoder in zoo.names() else "MODEL"
-    kept = ("variant", "seeds", "teacher_steps", "images", "epochs", "steps", "images_per_step")
+    kept = ("seeds", "teacher_steps", *SETTINGS)
     shown = " ".join(f"--{name.replace('_', '-')} {getattr(options, name)}" for name in kept)
     return f"python benchmarks/distillation.py --encoder {named} {shown} --out DIR"
 

@@ -174,6 +174,7 @@ def test_one_command_does_all_and_remembers_it(
     monkeypatch.setattr(distillation, "KNOWLEDGE_EPISODES", 2)
     record = tmp_path / "record.json"
     steps = ["--teacher-steps", "1", "--images", "6", "--epochs", "1", "--images-per-step", "2"]
+    steps += ["--loss-grid", "student"]
     folders = ["--out", str(tmp_path / "out"), "--record", str(record)]
     command = ["--encoder", str(tmp_path / "model"), *folders, *steps, "--seeds", "1"]
     distillation.main([*command, "--steps", "2"])
@@ -181,6 +182,9 @@ def test_one_command_does_all_and_remembers_it(
     assert set(first["arms"]) == set(distillation.ARMS)
     assert {row["steps"] for found in first["arms"].values() for row in found} == {2}
     assert str(tmp_path) not in record.read_text()
+    assert first["settings"]["loss_grid"] == "student" and "--loss-grid student" in first["command"]
+    kept = yaml.safe_load((tmp_path / "out/0/distil/config.yaml").read_text())
+    assert kept["loss_grid"] == "student"
     stages = first["stage_1"][0]["stages"]
     assert [stage["image_size"] for stage in stages] == [16, 32]
     assert "adapter trained: distillation adds" in capsys.readouterr().out
