@@ -19,7 +19,7 @@ COMPILED = ("sources", "extra_compile_args", "include_dirs", "library_dirs", "li
 
 
 def extension() -> dict[str, Any]:
-    """Arguments of `setup` that compile csrc/ as fsdino._C; none without PyTorch."""
+    """Arguments of `setup` that compile csrc/ into fsdino/; none without PyTorch."""
     try:
         import torch
     except (ImportError, OSError):
@@ -36,18 +36,24 @@ def extension() -> dict[str, Any]:
     compiler = flags.compiler()
     openmp = flags.openmp(compiler) if compiler else []
 
-    def native(cuda: Any) -> Any:
-        """The extension, with CUDA's kernels or, where that is a reason against them, without."""
+    def native(cuda: Any) -> list[Any]:
+        """Both libraries, with CUDA's kernels or, where that is a reason against them, without."""
         with_cuda = not isinstance(cuda, str)
         described = flags.defines(torch.__version__) + (cuda.defines() if with_cuda else [])
         own = [*flags.COMPILE, *openmp, *described, *flags.extra()]
-        return (CUDAExtension if with_cuda else CppExtension)(
-            "fsdino._C",
-            [os.path.relpath(path) for path in flags.sources(with_cuda)],
-            extra_compile_args={"cxx": own, "nvcc": [*flags.CUDA_COMPILE]},
-            extra_link_args=[*openmp, *flags.extra()],
-            optional=True,
-        )
+        libraries = [
+            (CUDAExtension if with_cuda else CppExtension)(
+                f"fsdino.{name}",
+                [os.path.relpath(path) for path in sources],
+                extra_compile_args={"cxx": own, "nvcc": [*flags.CUDA_COMPILE]},
+                extra_link_args=[*openmp, *flags.extra()],
+                optional=True,
+            )
+            for name, sources in flags.sources(with_cuda).items()
+        ]
+        for library in libraries:
+            library.libraries.remove("torch_python")  # neither uses it, and it needs Python
+        return libraries
 
     class OptionalBuild(BuildExtension):
         """Reports what does not compile, and continues without it."""
@@ -58,16 +64,24 @@ def extension() -> dict[str, Any]:
             except Exception as error:
                 reason = str(error).strip().splitlines()[-1]
                 alone = native("")
-                left = "C++" if self.extensions[0].sources == alone.sources else "CUDA"
+                same = self.extensions[0].sources == alone[0].sources
+                left = "C++" if same else "CUDA"
                 self.warn(f"without fsdino's {left} kernels (`fsdino build` retries): {reason}")
                 if left == "C++":
                     self.extensions.clear()
                 else:
-                    for name in COMPILED:
-                        setattr(self.extensions[0], name, getattr(alone, name))
+                    for library, other in zip(self.extensions, alone, strict=True):
+                        for name in COMPILED:
+                            setattr(library, name, getattr(other, name))
                     self.build_extensions()
 
-    return {"ext_modules": [native(cuda)], "cmdclass": {"build_ext": OptionalBuild}}
+        def get_ext_filename(self, name: str) -> str:
+            """The kernels are not a Python module, and so have no suffix of a Python."""
+            if name.rpartition(".")[2] == flags.KERNELS:
+                return os.path.join(*name.split(".")) + ".so"
+            return super().get_ext_filename(name)
+
+    return {"ext_modules": native(cuda), "cmdclass": {"build_ext": OptionalBuild}}
 
 
 setup(**extension())

@@ -18,10 +18,17 @@ from typing import NamedTuple
 
 FOLDER = Path(__file__).resolve().parent
 
+# The two libraries of a build: the Python module, and the kernels, which a process without Python
+# can load. They are linked apart, and lie in one folder.
+MODULE = "_C"
+KERNELS = "libfsdino_ops"
+
 # No -march: the kernels choose their instructions at run time. No -std: PyTorch's helper sets it.
 COMPILE = ("-O3", "-DNDEBUG")
 WARNINGS = ("-Wall", "-Wextra", "-Wno-unused-parameter")
 OPENMP = "-fopenmp"  # at::parallel_for is compiled into the extension and needs it
+# Links what is used alone: PyTorch's helper also names libtorch_python, which needs Python.
+LINK = "-Wl,-dead_strip_dylibs" if sys.platform == "darwin" else "-Wl,--as-needed"
 
 # Of nvcc. PyTorch's helper adds -std and the architectures.
 CUDA_COMPILE = ("-O3", "-DNDEBUG")
@@ -61,12 +68,17 @@ class Cuda(NamedTuple):
         }
 
 
-def sources(cuda: bool = False) -> list[Path]:
-    """What is compiled; with `cuda` also for GPUs."""
-    found = [*FOLDER.glob("*.cpp"), *FOLDER.glob("cpu/*.cpp")]
+def sources(cuda: bool = False) -> dict[str, list[Path]]:
+    """What is compiled for each library, in the order of loading; with `cuda` also for GPUs."""
+    kernels = [FOLDER / "ops.cpp", *FOLDER.glob("cpu/*.cpp")]
     if cuda:
-        found += [*FOLDER.glob("cuda/*.cpp"), *FOLDER.glob("cuda/*.cu")]
-    return sorted(found)
+        kernels += [*FOLDER.glob("cuda/*.cpp"), *FOLDER.glob("cuda/*.cu")]
+    return {KERNELS: sorted(kernels), MODULE: [FOLDER / "python.cpp"]}
+
+
+def steps(cuda: bool = False) -> int:
+    """Calls of compilers and linkers in a build."""
+    return sum(len(compiled) + 1 for compiled in sources(cuda).values())
 
 
 def source_hash() -> str:

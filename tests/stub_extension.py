@@ -9,12 +9,17 @@ import pytest
 
 from fsdino.ops import build, native
 
-_SOURCE = """
-#include <Python.h>
+_MARK = """
 #define TEXT(...) TEXT_OF(__VA_ARGS__)
 #define TEXT_OF(...) #__VA_ARGS__
 __attribute__((used)) static const char mark[] =
     "fsdino-extension torch=" TEXT(FSDINO_TORCH) " sources=" TEXT(FSDINO_SOURCES) " end";
+"""
+_MODULE = """
+#include <Python.h>
+"""
+_MODULE += _MARK
+_MODULE += """
 static PyObject *build_info(PyObject *self, PyObject *none) {
   return Py_BuildValue("{s:s}", "compiler", "stub");
 }
@@ -28,18 +33,19 @@ extern "C" __attribute__((visibility("default"))) PyObject *PyInit__C(void) {
 # Takes the place of the process that runs PyTorch's helper; notes each run in the file COMPILED.
 CHILD = f"""
 import json, os, pathlib, subprocess, sys, sysconfig
-options = json.loads(sys.argv[1])
-if options["with_cuda"]:
-    sys.exit("error: the stub has no kernels for GPUs")
-place = pathlib.Path(options["build_directory"])
-(place / "stub.cpp").write_text({_SOURCE!r})
-own = [flag for flag in options["extra_cflags"] if flag.startswith("-DFSDINO_")]
-command = [os.environ.get("CXX", "c++"), "-shared", "-fPIC", "-undefined", "dynamic_lookup"]
-command = command if sys.platform == "darwin" else command[:3]
-command += [*own, "-I" + sysconfig.get_path("include"), "stub.cpp", "-o", "_C.so"]
-subprocess.run(command, check=True, cwd=place)
-steps = len(options["sources"]) + 1
-print(f"[{{steps}}/{{steps}}] linked")
+contents = dict(_C={_MODULE!r}, libfsdino_ops={_MARK!r})
+for options in json.loads(sys.argv[1]):
+    if options["with_cuda"]:
+        sys.exit("error: the stub has no kernels for GPUs")
+    name, place = options["name"], pathlib.Path(options["build_directory"])
+    (place / "stub.cpp").write_text(contents[name])
+    own = [flag for flag in options["extra_cflags"] if flag.startswith("-DFSDINO_")]
+    command = [os.environ.get("CXX", "c++"), "-shared", "-fPIC", "-undefined", "dynamic_lookup"]
+    command = command if sys.platform == "darwin" else command[:3]
+    command += [*own, "-I" + sysconfig.get_path("include"), "stub.cpp", "-o", name + ".so"]
+    subprocess.run(command, check=True, cwd=place)
+    steps = len(options["sources"]) + 1
+    print(f"[{{steps}}/{{steps}}] linked")
 with open(os.environ["COMPILED"], "a") as file:
     file.write("x")
 print("fsdino-built", json.dumps(dict(compiler="stub")))
@@ -55,6 +61,7 @@ def use(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr(build, "_CHILD", CHILD)
     monkeypatch.setattr(build, "cuda", lambda: "the stub has none")  # whatever GPU is here
     monkeypatch.setattr(native, "_state", native._State())
+    monkeypatch.setattr(native, "_registered_by_another", lambda kernels: False)  # it has no ops
     package = folder / "package"
     package.mkdir()
     monkeypatch.setattr(native, "PACKAGE", package)

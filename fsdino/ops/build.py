@@ -29,8 +29,8 @@ from fsdino.progress import Report
 
 logger = logging.getLogger("fsdino.ops")
 
-NAME = "_C"
-LIBRARY = f"{NAME}.so"
+LIBRARY = f"{flags.MODULE}.so"
+KERNELS = f"{flags.KERNELS}.so"
 RECORD = "build.json"
 
 # A process of its own compiles: PyTorch's helper loads what it has built, and one process cannot
@@ -39,7 +39,8 @@ _CHILD = """
 import json, os, sys
 os.environ.pop("LD_PRELOAD", None)
 from torch.utils import cpp_extension
-module = cpp_extension.load(verbose=True, **json.loads(sys.argv[1]))
+for options in json.loads(sys.argv[1]):
+    module = cpp_extension.load(verbose=True, **options)
 print("fsdino-built", json.dumps(module.build_info()), flush=True)
 """
 _STEP = re.compile(r"\[(\d+)/(\d+)\] ")
@@ -97,8 +98,17 @@ def cached() -> list[Path]:
     return [folder / LIBRARY for folder in sorted(folders, key=lambda folder: folder != own)]
 
 
+def kernels(library: Path) -> Path:
+    """The library of the kernels that belongs to a Python module: it is beside it."""
+    return library.with_name(KERNELS)
+
+
 def mismatch(library: Path) -> str | None:
-    """Why this file must not be loaded; None if it fits this PyTorch and these sources."""
+    """Why a build must not be loaded; None if it fits this PyTorch and these sources."""
+    return _mismatch(library) or _mismatch(kernels(library))
+
+
+def _mismatch(library: Path) -> str | None:
     try:
         found = _MARK.search(library.read_bytes())
     except OSError as error:
@@ -129,9 +139,9 @@ class Record:
     """The record of a build in the cache.
 
     Attributes:
-        sha256: of the library.
+        sha256: of the Python module followed by the kernels.
         seconds: time that compiling took.
-        build_info: description by the library itself.
+        build_info: description by the module itself.
         without_cuda: why there are no CUDA kernels in it, if there are none.
     """
 
@@ -175,7 +185,7 @@ def compile_extension(*, force: bool = False, report: Report | None = None) -> P
         report: called at the start, after each file, and after linking.
 
     Returns:
-        The path of the library.
+        The path of the Python module; the kernels are beside it.
 
     Raises:
         BackendError: no compiler, no ninja, an error of the compiler, a cache that cannot be
@@ -244,21 +254,22 @@ def _compile_with(
     logger.info("compiling the C++ kernels into %s", folder)
     began = time.monotonic()
     if report is not None:
-        report(0, len(flags.sources(toolkit is not None)) + 1)
+        report(0, flags.steps(toolkit is not None))
     prefix = f"{folder.name}.building-"
     for left in folder.parent.glob(f"{prefix}*"):  # by a build that was killed
         shutil.rmtree(left, ignore_errors=True)
     place = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     try:
         info = _run(
-            _options(compiler, toolkit, place), toolkit,
+            _options(compiler, toolkit, place), place, toolkit,
             folder.with_name(f"{folder.name}.log"), report,
         )  # fmt: skip
         kept = place / "kept"
         kept.mkdir()
         kept.chmod(0o755)  # under any umask: a folder that others can write is not loaded from
-        library = (place / LIBRARY).rename(kept / LIBRARY)
-        library.chmod(0o755)
+        for name in (KERNELS, LIBRARY):
+            library = (place / name).rename(kept / name)
+            library.chmod(0o755)
         noted = {
             "sha256": _sha256(library),
             "seconds": round(time.monotonic() - began, 1),
@@ -275,27 +286,32 @@ def _compile_with(
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _options(compiler: str, toolkit: flags.Cuda | None, place: Path) -> dict[str, Any]:
-    """Arguments of torch.utils.cpp_extension.load."""
+def _options(compiler: str, toolkit: flags.Cuda | None, place: Path) -> list[dict[str, Any]]:
+    """Arguments of torch.utils.cpp_extension.load for each library, in the order of loading."""
     openmp, extra = flags.openmp(compiler), flags.extra()
     described = flags.defines(torch.__version__)
     if toolkit is not None:
         described += toolkit.defines()
-    return {
-        "name": NAME,
-        "sources": [str(path) for path in flags.sources(toolkit is not None)],
-        "extra_cflags": [*flags.COMPILE, *flags.WARNINGS, *openmp, *described, *extra],
-        "extra_cuda_cflags": [*flags.CUDA_COMPILE, *flags.CUDA_WARNINGS],
-        "extra_ldflags": [*openmp, *extra],
-        "with_cuda": toolkit is not None,
-        "build_directory": str(place),
-    }
+    return [
+        {
+            "name": name,
+            "sources": [str(path) for path in compiled],
+            "extra_cflags": [*flags.COMPILE, *flags.WARNINGS, *openmp, *described, *extra],
+            "extra_cuda_cflags": [*flags.CUDA_COMPILE, *flags.CUDA_WARNINGS],
+            "extra_ldflags": [flags.LINK, *openmp, *extra],
+            "with_cuda": toolkit is not None,
+            "build_directory": str(place),
+            "is_python_module": name == flags.MODULE,
+        }
+        for name, compiled in flags.sources(toolkit is not None).items()
+    ]
 
 
 def _run(
-    options: dict[str, Any], toolkit: flags.Cuda | None, log: Path, report: Report | None
-) -> dict[str, Any]:
-    """Run the compilers in a process of their own; returns the library's description of itself."""
+    options: list[dict[str, Any]], place: Path, toolkit: flags.Cuda | None, log: Path,
+    report: Report | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Run the compilers in a process of their own; returns the module's description of itself."""
     environment = {
         **os.environ,
         **({} if toolkit is None else toolkit.environment()),
@@ -306,6 +322,8 @@ def _run(
     if shutil.which("ninja", path=environment["PATH"]) is None:
         raise BackendError("ninja, which the build needs, is missing: pip install ninja")
     lines = []
+    before = 0  # steps of the libraries that are finished
+    total = flags.steps(toolkit is not None)
     with (
         log.open("w", encoding="utf-8") as copy,
         subprocess.Popen(
@@ -315,7 +333,7 @@ def _run(
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            cwd=options["build_directory"],
+            cwd=place,
             env=environment,
             start_new_session=True,
         ) as child,
@@ -325,8 +343,10 @@ def _run(
             for line in child.stdout:
                 copy.write(line)
                 lines.append(line)
-                if report is not None and (step := _STEP.match(line)):
-                    report(int(step[1]), int(step[2]))
+                if step := _STEP.match(line):
+                    if report is not None:
+                        report(before + int(step[1]), total)
+                    before += int(step[2]) if step[1] == step[2] else 0
         except BaseException:  # Ctrl-C reaches this process alone
             os.killpg(child.pid, signal.SIGTERM)
             raise
@@ -337,8 +357,10 @@ def _run(
     raise BackendError(f"compiling failed: {reason.strip()[:300]}; the whole output is in {log}")
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(library: Path) -> str:
+    digest = hashlib.sha256(library.read_bytes())
+    digest.update(kernels(library).read_bytes())
+    return digest.hexdigest()
 
 
 def _digest(text: str) -> str:

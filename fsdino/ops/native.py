@@ -38,7 +38,7 @@ class Extension:
     """A build of csrc/.
 
     Attributes:
-        path: the library.
+        path: the Python module; the library of the kernels is beside it.
         ahead_of_time: compiled when fsdino was installed.
         build_info: compiler, torch, C++ ABI, CPU capability, OpenMP, sources, CUDA and its archs.
         seconds: that compiling took; None ahead of time.
@@ -193,6 +193,22 @@ def extension() -> Extension | None:
     return _state.loaded
 
 
+def library() -> Path:
+    """The library of the kernels, which registers the ops of `fsdino_cpp` and needs no Python.
+
+    A process without fsdino loads it before a graph with these ops: with
+    `torch.ops.load_library` in Python, with `dlopen` in C++. It must be of the PyTorch that
+    runs the graph. This process has already loaded it.
+
+    Raises:
+        BackendError: nothing is built that this process can use.
+    """
+    if (reason := _missing()) is not None:
+        raise BackendError(f"there is no library of the C++ kernels: {reason}")
+    assert _state.loaded is not None
+    return builder.kernels(_state.loaded.path)
+
+
 def problems() -> tuple[str, ...]:
     """Why each file that was found cannot be used, and why building failed."""
     _decide()
@@ -266,34 +282,48 @@ def _search() -> None:
 
 
 def _ahead_of_time() -> list[Path]:
-    """Libraries that setup.py has compiled for this Python; none if other flags are set."""
+    """Modules that setup.py has compiled for this Python; none if other flags are set."""
     if flags.extra():
         return []
-    names = [builder.NAME + suffix for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    names = [flags.MODULE + suffix for suffix in importlib.machinery.EXTENSION_SUFFIXES]
     return [PACKAGE / name for name in names if (PACKAGE / name).is_file()]
 
 
 def _load(library: Path, *, ahead_of_time: bool) -> Extension:
-    """Load a library that fits.
+    """Load a build that fits: the kernels, and then the module that describes them.
 
     Raises:
-        BackendError: it cannot be loaded on this machine.
+        BackendError: it cannot be loaded on this machine, or not in this process.
     """
-    name = f"fsdino.{builder.NAME}"
+    name = f"fsdino.{flags.MODULE}"
+    kernels = builder.kernels(library)
+    if _registered_by_another(kernels):
+        raise BackendError(
+            f"{kernels} cannot be loaded: this process has its ops from another file; import "
+            "fsdino and call fsdino.ops.native.library() instead of loading that"
+        )
     try:
+        torch.ops.load_library(kernels)
         spec = importlib.util.spec_from_file_location(name, library)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         build_info = module.build_info()
     except (ImportError, OSError, AttributeError) as error:
-        raise BackendError(f"{library} cannot be loaded: {error}") from error
+        reason = error.__cause__ or error  # PyTorch wraps the system's own
+        raise BackendError(f"{library} cannot be loaded: {reason}") from error
     if ahead_of_time:
         _state.loaded = Extension(library, True, build_info, None)
     else:
         _state.loaded = _from_cache(library, build_info)
     _state.reason = None
     return _state.loaded
+
+
+def _registered_by_another(kernels: Path) -> bool:
+    """Whether loading the kernels would register their ops twice, which ends the process."""
+    registered = torch._C._dispatch_has_kernel("fsdino_cpp::correlation4d")
+    return registered and str(kernels.resolve()) not in torch.ops.loaded_libraries
 
 
 def _from_cache(library: Path, build_info: dict[str, Any]) -> Extension:

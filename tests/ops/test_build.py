@@ -80,7 +80,7 @@ def test_the_source_hash_covers_what_is_compiled(monkeypatch, tmp_path):
     seen = [flags.source_hash()]
     (copy / "README.md").write_text("another text")
     assert flags.source_hash() == seen[0]
-    for name in ("ops.cpp", "ops.inc", "cpu/new.h", "cpu/new.cpp", "flags.py"):
+    for name in ("ops.cpp", "python.cpp", "ops.inc", "cpu/new.h", "cpu/new.cpp", "flags.py"):
         (copy / name).write_text("another text")
         seen.append(flags.source_hash())
     assert len(set(seen)) == len(seen)
@@ -135,8 +135,10 @@ def test_compiles_once_and_again_by_force():
     """A second call finds the first one's build; nothing but it and its log is left."""
     steps = []
     library = build.compile_extension(report=lambda done, total: steps.append((done, total)))
-    total = len(flags.sources()) + 1
-    assert steps == [(0, total), (total, total)]
+    sources = flags.sources()
+    total = sum(len(compiled) + 1 for compiled in sources.values())
+    first = len(sources[flags.KERNELS]) + 1
+    assert steps == [(0, total), (first, total), (total, total)]
     assert build.damage(library) is None
     assert build.record(library).build_info == {"compiler": "stub"}
     assert build.cached() == [library]
@@ -146,7 +148,9 @@ def test_compiles_once_and_again_by_force():
     assert stub_extension.times_compiled() == 2
     name = library.parent.name
     assert {path.name for path in cache().iterdir()} == {name, f"{name}.log"}
-    assert {path.name for path in library.parent.iterdir()} == {"_C.so", "build.json"}
+    assert {path.name for path in library.parent.iterdir()} == {
+        "_C.so", "libfsdino_ops.so", "build.json",
+    }  # fmt: skip
 
 
 def test_a_build_is_found_without_its_compiler(monkeypatch, tmp_path):
@@ -168,10 +172,10 @@ def spoilt_record(library: Path) -> None:
     library.with_name("build.json").write_text("[]")
 
 
-def other_torch(library: Path) -> None:
+def other_torch(library: Path, changed: Path | None = None) -> None:
     """As if the folder had been renamed by hand: whole, but for another PyTorch."""
-    found = torch.__version__.encode()
-    library.write_bytes(library.read_bytes().replace(b"torch=" + found, b"torch=9" + found[1:]))
+    found, changed = torch.__version__.encode(), changed or library
+    changed.write_bytes(changed.read_bytes().replace(b"torch=" + found, b"torch=9" + found[1:]))
     record = {**asdict(build.record(library)), "sha256": build._sha256(library)}
     library.with_name("build.json").write_text(json.dumps(record))
 
@@ -195,6 +199,12 @@ SPOILT = {
     "truncated": (truncate, "is damaged"),
     "foreign": (foreign, "is damaged"),
     "no library": (Path.unlink, "is damaged"),
+    "truncated kernels": (lambda library: truncate(build.kernels(library)), "is damaged"),
+    "no kernels": (lambda library: build.kernels(library).unlink(), "is damaged"),
+    "kernels for other torch": (
+        lambda library: other_torch(library, build.kernels(library)),
+        r"libfsdino_ops.so was built for torch 9\..*, you have ",
+    ),
     "no record": (lambda library: library.with_name("build.json").unlink(), "is damaged"),
     "spoilt record": (spoilt_record, "is damaged"),
     "a record of nothing": (lambda library: write_record(library, "null"), "is damaged"),

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
+import shutil
+import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -38,7 +42,9 @@ def why_not() -> str | None:
 
 def write_ahead_of_time(torch_version: str, sources: str) -> Path:
     library = native.PACKAGE / "_C.so"
-    library.write_bytes(f"fsdino-extension torch={torch_version} sources={sources} end".encode())
+    mark = f"fsdino-extension torch={torch_version} sources={sources} end"
+    for file in (library, build.kernels(library)):
+        file.write_text(mark)
     return library
 
 
@@ -57,6 +63,69 @@ def test_the_real_extension_reports_itself() -> None:
     for function in contract.FUNCTIONS:
         assert hasattr(torch.ops.fsdino_cpp, function)
         assert callable(getattr(native, function))
+
+
+def fresh(code: str, *arguments: object) -> str:
+    """What a new process prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        check=False, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_kernels_need_no_python() -> None:
+    """Their library can be linked and loaded where no symbol of Python's is."""
+    if native.extension() is None:
+        pytest.skip("cpp is not built: run `fsdino build`")
+    if sys.platform != "linux" or shutil.which("nm") is None:
+        pytest.skip("needs nm of binutils")
+    undefined = subprocess.run(
+        ["nm", "-D", "--undefined-only", native.library()],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    assert " U " in undefined
+    assert not re.findall(r"\b_?Py\w+", undefined)
+    needed = subprocess.run(["ldd", native.library()], check=True, capture_output=True, text=True)
+    assert "libtorch_cpu" in needed.stdout
+    assert not re.findall(r"libpython|libtorch_python", needed.stdout)
+
+
+def test_the_kernels_load_by_themselves() -> None:
+    """A process that has nothing of fsdino runs an op; one that has fsdino may load them, too."""
+    if native.extension() is None:
+        pytest.skip("cpp is not built: run `fsdino build`")
+    alone = (
+        "import sys, torch; torch.ops.load_library(sys.argv[1]); ones = torch.ones(1, 1, 4, 1, 1);"
+        "print(torch.ops.fsdino_cpp.correlation4d(ones, ones, None, 1e-9).item(),"
+        " 'fsdino' in sys.modules)"
+    )
+    assert fresh(alone, native.library()) == "1.0 False\n"
+    torch.ops.load_library(native.library())
+
+
+def test_kernels_from_another_file_are_not_joined_by_ours(tmp_path: Path) -> None:
+    """The same ops registered twice would end the process; now they are a reason to do without."""
+    if native.extension() is None:
+        pytest.skip("cpp is not built: run `fsdino build`")
+    copy = shutil.copy(native.library(), tmp_path)
+    code = (
+        "import sys, torch; torch.ops.load_library(sys.argv[1])\n"
+        "from fsdino.ops import native; print(native.extension(), *native.problems())"
+    )
+    said = fresh(code, copy)
+    assert said.startswith("None ") and "this process has its ops from another file" in said
+    assert fresh(code, native.library()).startswith("Extension(")
+
+
+def test_the_library_of_an_unbuilt_extension(stub: None) -> None:
+    """There is none, and the error says how to get it; afterwards it is beside the module."""
+    with pytest.raises(BackendError, match="it is not built: run `fsdino build`"):
+        native.library()
+    assert native.build().path.with_name("libfsdino_ops.so") == native.library()
+    assert native.library().is_file()
 
 
 def test_unbuilt_says_how_to_build(stub: None) -> None:
@@ -108,11 +177,14 @@ def test_a_damaged_build_is_reported_and_mended(stub: None, new_process) -> None
     assert why_not() is None
 
 
-def test_a_build_that_cannot_be_loaded_is_mended(stub: None) -> None:
+@pytest.mark.parametrize("part", ["_C.so", "libfsdino_ops.so"])
+def test_a_build_that_cannot_be_loaded_is_mended(stub: None, part: str) -> None:
     """Whole but useless, as a cache that came from another machine may be."""
     library = build.compile_extension()
     text = f"fsdino-extension torch={torch.__version__} sources={flags.source_hash()} end"
-    library.write_text(text)
+    spoilt = library if part == "_C.so" else build.kernels(library)
+    spoilt.unlink()
+    spoilt.write_text(text)
     record = {**asdict(build.record(library)), "sha256": build._sha256(library)}
     library.with_name("build.json").write_text(json.dumps(record))
     assert f"{library} cannot be loaded: " in why_not()
@@ -144,6 +216,10 @@ def test_ahead_of_time_comes_first(stub: None, new_process, monkeypatch) -> None
     library = native.build().path
     ahead = native.PACKAGE / "_C.so"
     ahead.write_bytes(library.read_bytes())
+    new_process()
+    kernels = build.kernels(ahead)
+    assert f"{kernels} cannot be read: No such file" in native.problems()[0]
+    kernels.write_bytes(build.kernels(library).read_bytes())
     new_process()
     assert why_not() is None
     assert native.extension() == native.Extension(ahead, True, {"compiler": "stub"}, None)

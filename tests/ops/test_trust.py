@@ -45,7 +45,7 @@ def why_not(monkeypatch: pytest.MonkeyPatch) -> str | None:
     return native.why_not("correlation4d", CPU, torch.float32)
 
 
-@pytest.mark.parametrize("part", ["_C.so", "build.json", "."])
+@pytest.mark.parametrize("part", ["_C.so", "libfsdino_ops.so", "build.json", "."])
 def test_what_another_user_put_there_does_not_run(
     part: str, give_away: Giver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
