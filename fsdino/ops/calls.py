@@ -93,12 +93,17 @@ class Kernel:
             return self.overload(*arguments)
 
 
+# The kernel of each op and of each `_backward`, by its name.
+KERNELS: dict[str, Kernel] = {}
+
+
 def implements(name: str) -> Callable[[Callable[..., Any]], Kernel]:
     """Register a function as the op `fsdino::name`, which has been defined, on every device."""
 
     def register(function: Callable[..., Any]) -> Kernel:
         torch.library.impl(f"fsdino::{name}", "CompositeExplicitAutograd", function)
-        return Kernel(name, function)
+        kernel = KERNELS[name] = Kernel(name, function)
+        return kernel
 
     return register
 
