@@ -22,6 +22,7 @@ FLOORS = (
     ("commands",),
     ("training",),
     ("evaluation",),
+    ("export",),
     ("models",),
     ("bench",),
     ("ops", "data"),

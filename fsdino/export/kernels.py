@@ -40,7 +40,6 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
-from torch.torch_version import TorchVersion
 
 from fsdino import contract
 from fsdino.errors import FsdinoError, UsageError, listed
@@ -140,8 +139,8 @@ def portable_options() -> dict[str, Any]:
 
     if not hasattr(config.cpp, "march"):
         raise UsageError(
-            f"torch {TorchVersion(torch.__version__)} compiles packages for this machine's "
-            "processor only: update PyTorch to 2.14"
+            f"torch {torch.__version__} compiles packages for this machine's processor only: "
+            "update PyTorch to 2.14"
         )
     x86 = platform.machine() in {"x86_64", "AMD64"}
     return {

@@ -264,8 +264,9 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_package_runs_without_python(example: Path, tmp_path: Path) -> None:
     """A C++ program runs other batches; it holds nothing of Python and of this processor."""
     name, package = "every op", tmp_path / "model.pt2"
+    options = {**kernels.portable_options(), "cpp.threads": 7}
     torch._inductor.aoti_compile_and_package(
-        exported(name), package_path=str(package), inductor_configs=kernels.portable_options()
+        exported(name), package_path=str(package), inductor_configs=options
     )
     for batch in (1, 3):
         torch.save(MODELS[name][1](batch), tmp_path / "inputs.pt")
@@ -282,7 +283,8 @@ def test_a_package_runs_without_python(example: Path, tmp_path: Path) -> None:
     assert not re.findall(r"file=\S*(?:libpython|libtorch_python)", loaded)
     zipfile.ZipFile(package).extractall(tmp_path / "package")
     sources = [*(tmp_path / "package").rglob("*.cpp")]
-    assert sources and not any("num_threads(" in source.read_text() for source in sources)
+    assert "#pragma omp parallel" in "".join(source.read_text() for source in sources)
+    assert not any("num_threads(7)" in source.read_text() for source in sources)
     if platform.machine() == "x86_64" and shutil.which("objdump"):
         [code] = (tmp_path / "package").rglob("*.so")
         listing = subprocess.run(["objdump", "-d", code], check=True, capture_output=True).stdout
