@@ -1,1 +1,1 @@
-"""Models as graphs for other runtimes."""
+"""Models without Python: exported graphs, and the runtimes that run them."""

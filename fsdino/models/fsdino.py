@@ -123,7 +123,7 @@ class FSDINO(Segmenter):
             return start / temperature, presence
         maps = self._dense_maps(query, support, score)
         image = self.adapter(query.shallow)  # [B, width, h, w]
-        sparse = image.new_empty(len(image), 0, self.config.width)  # [B, T, width]
+        sparse = image.new_empty(image.shape[0], 0, self.config.width)  # [B, T, width]
         if self.visual_prompt is not None:
             sparse = self.visual_prompt(support.foreground.to(query.last.dtype))
         dense = self.dense_prompt(maps)  # [B, width, h, w]
@@ -144,8 +144,7 @@ class FSDINO(Segmenter):
         if score is not None:
             maps.append(score.clamp(-_LIMIT, _LIMIT).to(dtype))
         if self.prior is not None:
-            shots = [self._prior(query, shot) for shot in support.shots]
-            maps.append(torch.stack(shots).mean(0))
+            maps.append(support.each(query, self._prior).mean(0))
         return torch.cat(maps, dim=1)
 
     def _prior(self, query: Features, shot: Shot) -> Tensor:

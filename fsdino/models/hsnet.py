@@ -87,8 +87,7 @@ class HSNet(Segmenter):
 
     def decode(self, query: Features, support: SupportFeatures) -> tuple[Tensor, None]:
         """Logits of the queries' masks: [B, 1, 2h, 2w] of the fine level's h and w."""
-        shots = [self.channels(query, shot) for shot in support.shots]
-        mean = torch.stack(shots).mean(0)
+        mean = support.each(query, self.channels).mean(0)
         return mean[:, 1:] - mean[:, :1], None
 
     def channels(self, query: Features, shot: Shot) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -51,8 +50,7 @@ class HSNetHead(Segmenter):
 
     def decode(self, query: Features, support: SupportFeatures) -> tuple[Tensor, None]:
         """Logits of the queries' masks: [B, 1, 2h, 2w]."""
-        shots = [self._squeezed(query, shot) for shot in support.shots]
-        maps = self.before(torch.stack(shots).mean(0))
+        maps = self.before(support.each(query, self._squeezed).mean(0))
         maps = F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=True)
         return self.after(maps), None
 

@@ -32,6 +32,16 @@ def fitted_scores(tokens: Tensor, sides: Tensor, share: Tensor, ridge: float) ->
     return (tokens.mT @ _over_channels(covariance, mixed, ridge))[:, :, 0] + level
 
 
+def even_weights(sides: Tensor) -> Tensor:
+    """Weights [N] by which both sides have the same total, of tokens with sides [N].
+
+    Their sum is the number of tokens on a side; those on none weigh nothing.
+    """
+    count = (sides != 0).sum()
+    halves = [(sides == side).sum().clamp_min(1) for side in (-1, 1)]
+    return (count / 2) * ((sides < 0) / halves[0] + (sides > 0) / halves[1])
+
+
 class Classifier:
     """A classifier of one set of tokens, solved again without parts of them.
 
@@ -54,10 +64,7 @@ class Classifier:
     ) -> None:
         self.root = layers**0.5
         self.tokens, self.sides, self.ridge = tokens / self.root, sides, ridge
-        count = (sides != 0).sum()
-        halves = [(sides == side).sum().clamp_min(1) for side in (-1, 1)]
-        even = (count / 2) * ((sides < 0) / halves[0] + (sides > 0) / halves[1])
-        self.weights = even if weights is None else weights
+        self.weights = even_weights(sides) if weights is None else weights
         self.by_tokens = len(self.sides) < len(self.tokens)
         if self.by_tokens:
             self.products = self.tokens.T @ self.tokens
@@ -152,9 +159,11 @@ def _solve(systems: Tensor, sides: Tensor) -> Tensor:
     """`torch.linalg.solve`, for systems on a CPU one after another.
 
     Two threads that each solve a large system fail inside of oneMKL on some processors ("Pivots
-    given to lu_solve must all be greater or equal to 1", PyTorch 2.14).
+    given to lu_solve must all be greater or equal to 1", PyTorch 2.14). Exported graphs have one
+    call for any number of systems.
     """
-    if systems.ndim == 2 or systems.device.type != "cpu":
+    whole = systems.ndim == 2 or systems.device.type != "cpu" or torch.compiler.is_exporting()
+    if whole:
         found: Tensor = torch.linalg.solve(systems, sides)
         return found
     return torch.stack([_solve(*pair) for pair in zip(systems, sides, strict=True)])

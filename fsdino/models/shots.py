@@ -118,6 +118,15 @@ class TokenFit:
         """The episodes of all parts, in their order."""
         return cls.of([*map(torch.cat, zip(*(part.tensors() for part in parts), strict=True))])
 
+    def each(self, tokens: Tensor, ask: Callable[[Tensor, FittedShot], Tensor]) -> Tensor:
+        """What queries get from each of the M shots: [M, B, ...].
+
+        Args:
+            tokens: of the queries, [B, ...].
+            ask: gives [B, ...] of them and one shot.
+        """
+        return torch.stack([ask(tokens, shot) for shot in self.shots])
+
     def tensors(self) -> list[Tensor]:
         """All of them, in the order of the fields; of each shot, tokens and sides."""
         own = [self.mean, self.scale, self.weight, self.bias, self.levels]
@@ -153,6 +162,15 @@ class SupportFeatures:
             shots,
             fit,
         )
+
+    def each(self, query: Features, ask: Callable[[Features, Shot], Tensor]) -> Tensor:
+        """What queries get from each of the K shots: [K, B, ...].
+
+        Args:
+            query: B queries.
+            ask: gives [B, ...] of them and one shot.
+        """
+        return torch.stack([ask(query, shot) for shot in self.shots])
 
     def tensors(self) -> list[Tensor]:
         """All tensors: prototypes, tokens, masks and what was fitted to them."""

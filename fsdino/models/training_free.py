@@ -21,7 +21,7 @@ from fsdino.models.prompts import cosine_map
 from fsdino.models.ridge import Classifier, fitted_scores
 from fsdino.models.shots import FittedShot, Shot, SupportFeatures, TokenFit, positions
 
-_FOLDS = 4  # vertical strips of a single support
+FOLDS = 4  # vertical strips of a single support
 _PLATEAU = 0.95  # of the best IoU: thresholds that do as well
 _ROUNDS = 5  # of expectation and maximisation
 _TRUST = 0.025  # in the support's levels, as a share of the query's tokens
@@ -34,7 +34,7 @@ _SURE = 0.3  # score of a query's token at which the odds of its side are e to o
 _TOP = 4  # best tokens, which tell whether a query shows the object
 # Their mean above the support's background at which presence is even odds, and the slope there.
 _EVEN, _STEEP = 1.25, 7.0
-_TINY = 1e-6
+TINY = 1e-6
 
 
 def prototype_score(query: Features, support: SupportFeatures) -> Tensor:
@@ -109,18 +109,18 @@ class TrainingFree:
         fit = support.fit
         assert fit is not None
         with torch.autocast(query.correlation[0].device.type, enabled=False):
-            tokens = _standardise(query.correlation[0], fit.mean, fit.scale)  # [B, L, C, h, w]
+            tokens = standardise(query.correlation[0], fit.mean, fit.scale)  # [B, L, C, h, w]
             score = torch.einsum("blchw,blc->bhw", tokens, fit.weight) + fit.bias[:, None, None]
             if self.matches:
-                found = [self._best(tokens, shot) for shot in fit.shots]
-                score = score + self.matches * _contrast(found).view_as(score)
+                best = fit.each(tokens, self._best)
+                score = score + self.matches * _contrast(best).view_as(score)
             flat = score.flatten(1)
-            best = flat.topk(min(_TOP, flat.shape[1])).values.mean(1) - fit.levels[:, _BACKGROUND]
+            top = flat.topk(min(_TOP, flat.shape[1])).values.mean(1) - fit.levels[:, _BACKGROUND]
             cut = _adapted(flat, fit) if self.adapt else fit.levels[:, 0]
             flat = flat - cut[:, None]
             if self.own:
                 flat = torch.lerp(flat, self._own_score(query.correlation[0], flat), self.own)
-            return flat.view_as(score)[:, None], ((best - _EVEN) * _STEEP).sigmoid()
+            return flat.view_as(score)[:, None], ((top - _EVEN) * _STEEP).sigmoid()
 
     @torch.no_grad()
     def fit_beside(self, fit: TokenFit, others: Sequence[Sequence[Shot]]) -> TokenFit:
@@ -162,13 +162,13 @@ class TrainingFree:
 
     def _objects(self, shots: Sequence[Shot], fit: TokenFit, most: int) -> Tensor:
         """Tokens of a class's objects, standardised as those of a fit: [L, C, n], n <= most."""
-        inside = [_sides(shot.masks[0], self.border).flatten() > 0 for shot in shots]
+        inside = [sides_of(shot.masks[0], self.border).flatten() > 0 for shot in shots]
         rows = [shot.correlation[0][0].flatten(2) for shot in shots]
         found = torch.cat([row[..., chosen] for row, chosen in zip(rows, inside, strict=True)], 2)
         count = found.shape[2]
         if count > most:  # evenly drawn
             found = found[..., torch.arange(most, device=found.device) * count // most]
-        return _standardise(found[None, ..., None], fit.mean, fit.scale)[0, ..., 0]
+        return standardise(found[None, ..., None], fit.mean, fit.scale)[0, ..., 0]
 
     def _fit(self, shots: Sequence[Shot], places: Sequence[Tensor]) -> TokenFit:
         """Fit to one episode, whose shots have B = 1."""
@@ -176,11 +176,11 @@ class TrainingFree:
             raw = torch.cat([s.correlation[0][0].float().flatten(2) for s in shots], 2)  # [L, C, N]
             share = torch.cat([s.masks[0].flatten() for s in shots]).float()  # [N]
             mean, spread = raw.mean(2), raw.std(2, correction=0)
-            scale = torch.where(spread > _TINY, 1 / spread.clamp_min(_TINY), 0)  # [L, C]
+            scale = torch.where(spread > TINY, 1 / spread.clamp_min(TINY), 0)  # [L, C]
             own = [
                 FittedShot(
-                    _standardise(s.correlation[0], mean[None], scale[None]),
-                    _sides(s.masks[0], self.border),
+                    standardise(s.correlation[0], mean[None], scale[None]),
+                    sides_of(s.masks[0], self.border),
                 )
                 for s in shots
             ]
@@ -193,7 +193,7 @@ class TrainingFree:
             scores = classifier.held_out(folds)
             if self.matches:
                 scores = scores + self.matches * self._own_matches(own, folds)
-            levels = _levels(scores, share)
+            levels = levels_of(scores, share)
             return TokenFit(
                 mean[None], scale[None], weight.view_as(scale)[None], bias[None], levels[None],
                 tuple(own),
@@ -213,7 +213,7 @@ class TrainingFree:
                 if parts is not None:
                     same = (parts[k][:, None] == parts[n]) & (parts[k] >= 0)[:, None]
                 found.append(self._best(asked.tokens, shot, same))
-            scores.append(_contrast(found)[0])
+            scores.append(_contrast(torch.stack(found))[0])
         return torch.cat(scores)
 
     def _own_score(self, tokens: Tensor, score: Tensor) -> Tensor:
@@ -228,16 +228,16 @@ class TrainingFree:
         rows = torch.cat(layers, 1).float()  # [B, D, N]
         rows = rows - rows.mean(2, keepdim=True)
         spread = rows.square().mean(2, keepdim=True).sqrt()
-        rows = rows / spread.where(spread > _TINY, torch.inf) / len(layers) ** 0.5
+        rows = rows / spread.where(spread > TINY, torch.inf) / len(layers) ** 0.5
         clear = (score / (2 * _SURE)).tanh()  # in [-1, 1]
         halves = torch.stack([clear, -clear]).clamp_min(0)
         weight = (halves / halves.sum(2, keepdim=True).clamp_min(_LEAST_CLEAR)).sum(0)
-        weight = weight / weight.sum(1, keepdim=True).clamp_min(_TINY)
+        weight = weight / weight.sum(1, keepdim=True).clamp_min(TINY)
         side = clear.sign()
         return fitted_scores(rows, side, weight, _OWN_RIDGE)
 
     def _best(self, query: Tensor, shot: FittedShot, unseen: Tensor | None = None) -> Tensor:
-        """Cosines of the best foreground and the best background match: [2, B, L, n].
+        """Cosines of the best foreground and the best background match: [B, 2, L, n].
 
         Args:
             query: standardised tokens [B, L, C, h, w].
@@ -249,7 +249,7 @@ class TrainingFree:
             signed = volume.flatten(4).flatten(2, 3)  # [B, l, n, m]; the sign tells the side
             if unseen is not None:
                 signed = signed.masked_fill(unseen, 0)
-            found.append(torch.stack([signed.amax(3), -signed.amin(3)]))
+            found.append(torch.stack([signed.amax(3), -signed.amin(3)], 1))
         return torch.cat(found, 2).clamp_min(0)
 
 
@@ -258,18 +258,18 @@ _LEVELS = ("cut", "foreground", "background", "foreground_spread", "background_s
 _BACKGROUND = _LEVELS.index("background")
 
 
-def _standardise(tokens: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+def standardise(tokens: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     """[B, L, C, h, w] by mean and 1 / spread [B, L, C]; each token is then as long as unit noise.
 
     That is the root of the number of its layer's channels that vary. In float32.
     """
     centred = (tokens.float() - mean[..., None, None]) * scale[..., None, None]
     length = (scale > 0).sum(2).sqrt()[:, :, None, None, None]
-    found: Tensor = centred * (length / centred.norm(dim=2, keepdim=True).clamp_min(_TINY))
+    found: Tensor = centred * (length / centred.norm(dim=2, keepdim=True).clamp_min(TINY))
     return found
 
 
-def _sides(mask: Tensor, border: float) -> Tensor:
+def sides_of(mask: Tensor, border: float) -> Tensor:
     """Sides [B, h, w] by shares of foreground: 1 foreground, -1 background, 0 ambiguous.
 
     The token with the least foreground is background, unless that is as good as covered.
@@ -288,7 +288,7 @@ def _folds(places: Sequence[Tensor], sides: Tensor) -> Tensor:
     where = torch.cat([place.flatten() for place in places])
     folds = where.floor()
     if folds.max() == folds.min():
-        folds = ((where - folds) * _FOLDS).floor()
+        folds = ((where - folds) * FOLDS).floor()
     for fold in folds.unique().tolist():
         left = sides[folds != fold]
         if not ((left > 0).any() and (left < 0).any()):
@@ -296,27 +296,32 @@ def _folds(places: Sequence[Tensor], sides: Tensor) -> Tensor:
     return folds
 
 
-def _contrast(best: Sequence[Tensor]) -> Tensor:
-    """Best foreground minus best background cosine over all shots, mean over layers: [B, n]."""
-    foreground, background = torch.stack(list(best)).amax(0).mean(2)
-    return foreground - background  # type: ignore[no-any-return]
+def _contrast(best: Tensor) -> Tensor:
+    """Best foreground minus best background cosine over all shots, mean over layers: [B, n].
+
+    Args:
+        best: [M, B, 2, L, n], of each shot, see `TrainingFree._best`.
+    """
+    foreground, background = best.amax(0).mean(2).unbind(1)
+    return foreground - background
 
 
-def _levels(scores: Tensor, share: Tensor) -> Tensor:
+def levels_of(scores: Tensor, share: Tensor) -> Tensor:
     """The statistics of `_LEVELS` of the scores [N] of tokens with these shares of foreground."""
     order = scores.argsort(descending=True, stable=True)
     ordered, inside = scores[order], share[order].cumsum(0)
-    counts = torch.arange(1, len(scores) + 1, device=scores.device)
+    counts = torch.arange(1, scores.shape[0] + 1, device=scores.device)
     iou = inside / (share.sum() + counts - inside)
     good = iou >= _PLATEAU * iou.max()
+    highest = ordered.where(good, -torch.inf).amax(0)
     upper, lower = (
-        (scores * weight).sum() / weight.sum().clamp_min(_TINY) for weight in (share, 1 - share)
+        (scores * weight).sum() / weight.sum().clamp_min(TINY) for weight in (share, 1 - share)
     )
     # Where even the lowest score is good, there is no background that could bound the cut.
-    least = lower if good[-1] else ordered[good].min()
-    found = [(ordered[good].max() + least) / 2, upper, lower]
+    least = torch.where(good[-1], lower, ordered.where(good, torch.inf).amin(0))
+    found = [(highest + least) / 2, upper, lower]
     for weight, level in zip((share, 1 - share), found[1:], strict=True):
-        variance = ((scores - level) ** 2 * weight).sum() / weight.sum().clamp_min(_TINY)
+        variance = ((scores - level) ** 2 * weight).sum() / weight.sum().clamp_min(TINY)
         found.append(variance.sqrt().clamp_min(_SPREAD))
     return torch.stack([*found, share.mean().clamp(0.02, 0.9)])
 

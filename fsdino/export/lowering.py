@@ -1,0 +1,152 @@
+"""What stands in exported graphs for operations that other runtimes lack or compute differently."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsdino.export import resampling
+from fsdino.ops import reference
+
+STEPS = 96  # of conjugate gradients: twice what leaves no more than float32 resolves
+
+
+def plain() -> dict[Any, Callable[..., Any]]:
+    """The 4D ops as matrix products and convolutions, by their overloads."""
+    return {getattr(torch.ops.fsdino, name).default: _plain(name) for name in (
+        "correlation4d", "center_pivot_conv4d", "center_pivot_block4d",
+        "correlation_center_pivot4d", "squeeze4d",
+    )}  # fmt: skip
+
+
+def _plain(name: str) -> Callable[..., Any]:
+    formulation = getattr(reference, name)
+
+    def run(*arguments: Any) -> Any:
+        *rest, _ = arguments  # the backend
+        return formulation(*rest)
+
+    return run
+
+
+def shared() -> dict[Any, Callable[..., Any]]:
+    """Resizing and linear systems, by their overloads."""
+    aten = torch.ops.aten
+    return {
+        aten.linalg_solve.default: _solve,
+        aten._linalg_solve_ex.default: lambda a, b, **_: (_solve(a, b),) * 4,
+        aten.upsample_bilinear2d.vec: _bilinear,
+        aten._upsample_bilinear2d_aa.vec: _bilinear,
+        aten.upsample_bicubic2d.vec: _bicubic,
+        aten._upsample_bicubic2d_aa.vec: _bicubic_antialiased,
+        aten.sort.stable: _sorted,
+        aten.adaptive_avg_pool2d.default: _pooled,
+        aten._adaptive_avg_pool2d.default: _pooled,
+    }
+
+
+def conjugate_gradients(
+    product: Callable[[Tensor], Tensor], sides: Tensor, steps: int = STEPS
+) -> Tensor:
+    """Solve symmetric positive definite systems by products with them alone.
+
+    Args:
+        product: of the systems with [..., D, R].
+        sides: [..., D, R], of R systems beside each other.
+        steps: a system whose residual reaches 0 stays as it is.
+    """
+    found = torch.zeros_like(sides)
+    residual = direction = sides
+    size = sides.square().sum(-2, keepdim=True)
+    for _ in range(steps):
+        along = product(direction)
+        curve = (direction * along).sum(-2, keepdim=True)
+        step = torch.where(curve > 0, size / curve.clamp_min(1e-30), 0)
+        found = found + step * direction
+        residual = residual - step * along
+        rest = residual.square().sum(-2, keepdim=True)
+        direction = residual + torch.where(size > 0, rest / size.clamp_min(1e-30), 0) * direction
+        size = rest
+    return found
+
+
+def _solve(
+    systems: Tensor, sides: Tensor, *, left: bool = True, check_errors: bool = True
+) -> Tensor:
+    """Solutions of symmetric positive definite systems [..., D, D] for [..., D] or [..., D, R]."""
+    flat = sides.ndim == systems.ndim - 1
+    right = sides[..., None] if flat else sides
+    if systems.shape[-1] <= 4:
+        found = _eliminate(systems, right)
+    else:
+        found = conjugate_gradients(lambda x: systems @ x, right)
+    return found[..., 0] if flat else found
+
+
+def _eliminate(systems: Tensor, sides: Tensor) -> Tensor:
+    """Small systems by elimination, whose order is safe where they are positive definite."""
+    count = systems.shape[-1]
+    rows = [torch.cat([systems[..., n, :], sides[..., n, :]], -1) for n in range(count)]
+    for n in range(count):
+        rows[n] = rows[n] / rows[n][..., n : n + 1]
+        for m in range(count):
+            if m != n:
+                rows[m] = rows[m] - rows[m][..., n : n + 1] * rows[n]
+    return torch.stack([row[..., count:] for row in rows], -2)
+
+
+def _bilinear(
+    maps: Tensor, size: Sequence[int] | None, align_corners: bool, scales: Sequence[float] | None
+) -> Tensor:
+    wanted = _target(maps, size, scales)
+    lines = []
+    for cells, pixels in zip(wanted, maps.shape[-2:], strict=True):
+        if align_corners:
+            lines.append(resampling.aligned(cells, pixels))
+        else:
+            lines.append(resampling.bilinear(cells, pixels, torch.tensor([pixels]))[0])
+    return resampling.resize(maps, *lines)
+
+
+def _bicubic(
+    maps: Tensor, size: Sequence[int] | None, align_corners: bool, scales: Sequence[float] | None
+) -> Tensor:
+    wanted = _target(maps, size, scales)
+    sides = [*zip(wanted, maps.shape[-2:], strict=True)]
+    steps = [1 / s for s in scales] if scales else [pixels / cells for cells, pixels in sides]
+    lines = [resampling.bicubic(*side, step) for side, step in zip(sides, steps, strict=True)]
+    return resampling.resize(maps, *lines)
+
+
+def _bicubic_antialiased(
+    maps: Tensor, size: Sequence[int] | None, align_corners: bool, scales: Sequence[float] | None
+) -> Tensor:
+    sides = zip(_target(maps, size, scales), maps.shape[-2:], strict=True)
+    lines = [resampling.bicubic_antialiased(*side) for side in sides]
+    return resampling.resize(maps, *lines)
+
+
+def _sorted(
+    values: Tensor, *, stable: bool, dim: int = -1, descending: bool = False
+) -> tuple[Tensor, Tensor]:
+    """What ONNX has for it; equal values may change places."""
+    return torch.topk(values, values.shape[dim], dim, largest=descending)
+
+
+def _pooled(maps: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps.clone()
+    sides = zip(size, maps.shape[-2:], strict=True)
+    return resampling.resize(maps, *(resampling.windows(*side) for side in sides))
+
+
+def _target(
+    maps: Tensor, size: Sequence[int] | None, scales: Sequence[float] | None
+) -> tuple[int, ...]:
+    if size is not None:
+        return tuple(size)
+    assert scales is not None
+    return tuple(int(side * scale) for side, scale in zip(maps.shape[-2:], scales, strict=True))
