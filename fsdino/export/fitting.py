@@ -87,7 +87,7 @@ def _solved(
         layers: L, see `ridge.Classifier`.
 
     Returns:
-        Scores [F + 1, N] of the tokens by each of them, the last by all; weights [D] and bias [1]
+        Scores [F + 1, N] of the tokens by each of them, the last by all; weights [D] and bias []
         of the last.
     """
     root = layers**0.5
@@ -98,16 +98,26 @@ def _solved(
     level = sides @ share  # [F + 1]
     mean = tokens @ share  # [D, F + 1]
 
-    def product(x: Tensor) -> Tensor:
-        """The centred, weighted covariances with [D, F + 1], and the penalty."""
-        along = share * (tokens.mT @ x - (mean * x).sum(0))
-        return tokens @ along - mean * along.sum(0) + ridge * x
-
     target = share * (sides[:, None] - level)
-    found = conjugate_gradients(product, tokens @ target - mean * target.sum(0))
+    right = tokens @ target - mean * target.sum(0)
+    found = conjugate_gradients(_covariance, right, tokens, share, mean, right.new_tensor(ridge))
     bias = level - (mean * found).sum(0)
     scores = (tokens.mT @ found + bias).mT
-    return scores, found[:, -1] / root, bias[-1:]
+    return scores, found[:, -1] / root, bias[-1]
+
+
+def _covariance(x: Tensor, tokens: Tensor, share: Tensor, mean: Tensor, ridge: Tensor) -> Tensor:
+    """Centred and weighted covariances, each with its column of x [D, F], and the penalty.
+
+    Args:
+        x: [D, F].
+        tokens: [D, N].
+        share: [N, F], weights of the tokens.
+        mean: [D, F], the weighted means of the tokens.
+        ridge: [], strength of the penalty.
+    """
+    along = share * (tokens.mT @ x - (mean * x).sum(0))
+    return tokens @ along - mean * along.sum(0) + ridge * x
 
 
 def _own_matches(score: TrainingFree, tokens: Tensor, sides: Tensor, folds: Tensor) -> Tensor:

@@ -136,8 +136,7 @@ def _over_channels(covariance: Tensor, mixed: Tensor, ridge: float) -> Tensor:
         mixed: of the tokens with the sides, [..., D] or [..., D, 1].
         ridge: strength of the penalty.
     """
-    covariance.diagonal(dim1=-2, dim2=-1).add_(ridge)
-    return _solve(covariance, mixed)
+    return _solve(_penalised(covariance, ridge), mixed)
 
 
 def _over_tokens(kernel: Tensor, share: Tensor, sides: Tensor, ridge: float) -> Tensor:
@@ -151,8 +150,15 @@ def _over_tokens(kernel: Tensor, share: Tensor, sides: Tensor, ridge: float) -> 
     """
     root = share.sqrt()
     system = root[..., :, None] * kernel * root[..., None, :]
-    system.diagonal(dim1=-2, dim2=-1).add_(ridge)
-    return root * _solve(system, root * sides)
+    return root * _solve(_penalised(system, ridge), root * sides)
+
+
+def _penalised(systems: Tensor, ridge: float) -> Tensor:
+    """Systems [..., D, D] with `ridge` on their diagonals: changed in place, but in exports."""
+    if torch.compiler.is_exporting():
+        return systems + ridge * torch.eye(systems.shape[-1])
+    systems.diagonal(dim1=-2, dim2=-1).add_(ridge)
+    return systems
 
 
 def _solve(systems: Tensor, sides: Tensor) -> Tensor:
