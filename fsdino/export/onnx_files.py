@@ -55,7 +55,7 @@ class Weights:
                     self._places[key],
                     len(content),
                     tensor.dtype,
-                    shape=onnx_ir.Shape(tensor.shape),
+                    shape=onnx_ir.Shape(tensor.shape.numpy()),
                     name=tensor.name or value.name or "",
                     base_dir=self.path.parent,
                 )
@@ -71,7 +71,7 @@ def write(
     """Write a graph, with the names of its slots and of their dims.
 
     Args:
-        program: of `tracing.lower`, with plain operations only.
+        program: of `tracing.trace`, with plain operations only.
         graph: that it was traced from.
         path: of the file.
         weights: takes the weights of large models.

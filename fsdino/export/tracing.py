@@ -13,6 +13,7 @@ from fsdino import ops
 from fsdino.export import lowering
 from fsdino.export.folder import Slot
 from fsdino.export.graphs import CLASSES, HEIGHT, SHOTS, VIEWS, WIDTH, QueryGraph
+from fsdino.export.kernels import check, decompositions
 
 if TYPE_CHECKING:
     from fsdino.export.graphs import SupportGraph
@@ -29,39 +30,30 @@ _DIMS = {
 _LENGTHS = {CLASSES: 2, SHOTS: 3, VIEWS: 4, HEIGHT: 150, WIDTH: 170}
 
 
-def trace(graph: SupportGraph | QueryGraph) -> ExportedProgram:
-    """A graph as torch.export has it, with operations of PyTorch's and of this package's.
+def trace(graph: SupportGraph | QueryGraph, kernels: str) -> ExportedProgram:
+    """A graph as torch.export has it, with operations that every runtime has.
 
     Args:
         graph: in eval mode, on the CPU, in float32.
+        kernels: "plain" leaves matrix products and convolutions in place of the 4D ops, "fsdino"
+            the kernels of csrc/.
+
+    Raises:
+        BackendError: the kernels are not built.
     """
+    own = kernels == "fsdino"
+    table: dict[Any, Any] = dict(torch.export.default_decompositions())
+    table |= decompositions() if own else lowering.plain()
+    table |= lowering.shared()
     arguments = tuple(_example(slot) for slot in graph.inputs)
     dims: tuple[Any, ...] = tuple(_dynamic(slot) for slot in graph.inputs)
     if isinstance(graph, QueryGraph):  # whose supports are one argument of several
         dims = (dims[0], dims[1:])
-    with torch.no_grad(), ops.use_backend("reference"):
-        return torch.export.export(graph, arguments, dynamic_shapes=dims)
-
-
-def lower(program: ExportedProgram, kernels: str) -> ExportedProgram:
-    """The same with what every runtime has.
-
-    Args:
-        program: of `trace`.
-        kernels: "plain" leaves matrix products and convolutions in place of the 4D ops, "fsdino"
-            the kernels of csrc/.
-    """
-    table: dict[Any, Any] = dict(torch.export.default_decompositions())
-    if kernels == "fsdino":
-        from fsdino.export.kernels import own
-
-        table |= own()
-    else:
-        table |= lowering.plain()
-    table |= lowering.shared()
-    with torch.no_grad():
-        lowered: ExportedProgram = program.run_decompositions(table)
-        return lowered
+    with torch.no_grad(), ops.use_backend("cpp" if own else "reference"):
+        program = torch.export.export(graph, arguments, dynamic_shapes=dims)
+        program = program.run_decompositions(table)
+    check(program)
+    return program
 
 
 def _example(slot: Slot) -> Tensor:

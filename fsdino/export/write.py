@@ -28,7 +28,8 @@ from fsdino.export.folder import (
     GraphFile,
 )
 from fsdino.export.graphs import QueryGraph, SupportGraph
-from fsdino.export.tracing import lower, trace
+from fsdino.export.kernels import portable_options
+from fsdino.export.tracing import trace
 from fsdino.models.hsnet import HSNet
 from fsdino.models.registry import list_models
 from fsdino.models.segmenter import Segmenter
@@ -110,7 +111,7 @@ def export_model(
             write = _writer(found, place)
             for key, graph in graphs.items():
                 report(f"{key}: tracing")
-                program = lower(trace(graph), kernels)
+                program = trace(graph, kernels)
                 report(f"{key}: writing {key}{suffix}")
                 write(program, graph, key)
             written = sorted(path.name for path in place.iterdir())
@@ -203,7 +204,7 @@ def _writer(found: Exported, place: Path) -> Callable[[ExportedProgram, Graph, s
             torch._inductor.aoti_compile_and_package(
                 program,
                 package_path=path,
-                inductor_configs={"aot_inductor.metadata": described},
+                inductor_configs={**portable_options(), "aot_inductor.metadata": described},
             )
 
     return write_program
