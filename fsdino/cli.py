@@ -28,6 +28,7 @@ from fsdino.commands.data.command import DataCommand
 from fsdino.commands.demo.command import Demo
 from fsdino.commands.distill import Distill
 from fsdino.commands.evaluate import Evaluate
+from fsdino.commands.export import Export
 from fsdino.commands.info import Info
 from fsdino.commands.models import Models
 from fsdino.commands.segment.command import Segment
@@ -61,6 +62,7 @@ _COMMANDS: dict[str, Any] = {
     "segment": Segment,
     "serve": Serve,
     "video": Video,
+    "export": Export,
     "distill": Distill,
     "train": Train,
     "evaluate": Evaluate,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import platform
 import shutil
@@ -39,6 +40,7 @@ from fsdino.version import __version__
 Graph = SupportGraph | QueryGraph
 
 _MOST = 4096  # pixels of a side
+_STRIDE = 16  # of HSNet's sides: with others its levels do not fit together
 _OURS = {".onnx", ".pt2", ".so", ".data"}  # ends of the files of an export
 
 
@@ -78,10 +80,10 @@ def export_model(
         FsdinoError: the folder cannot be written.
     """
     size = size or (model.config.image_size, model.config.image_size)
-    _check(model, format, kernels, size, output)
     folder = Path(out)
+    check_arguments(format, kernels, output, folder, overwrite=overwrite)
+    _check_model(model, size)
     files.make_folder(folder, "export the model elsewhere")
-    _check_folder(folder, overwrite=overwrite)
     model.eval()
     graphs: dict[str, Graph] = {
         "support": SupportGraph(model, size),
@@ -125,34 +127,56 @@ def export_model(
     return found
 
 
-def _check(model: Segmenter, format: str, kernels: str, size: tuple[int, int], output: str) -> None:
+def check_arguments(
+    format: str, kernels: str, output: str, folder: Path, *, overwrite: bool
+) -> None:
+    """Refuse what `export_model` would refuse before it has a model.
+
+    Raises:
+        UsageError: an unknown or impossible choice, a missing package, a folder that holds
+            something else.
+    """
     for argument, value, known in (
         ("format", format, FORMATS), ("kernels", kernels, KERNELS), ("output", output, OUTPUTS),
     ):  # fmt: skip
         if value not in known:
-            raise UsageError(f"{argument} must be {listed(known)}, got {shown(value)}")
+            raise UsageError(f"{argument} must be one of {listed(known)}, got {shown(value)}")
     if format == "onnx" and kernels == "fsdino":
         raise UsageError(
-            "kernels fsdino are for the formats pt2 and aoti: runtimes of ONNX files do not load "
-            "them; use kernels plain"
+            "kernels fsdino are for the formats pt2 and aoti, since runtimes of ONNX files cannot "
+            "load them: use kernels plain"
         )
+    if format == "onnx":
+        for package in ("onnx", "onnxscript"):
+            if importlib.util.find_spec(package) is None:
+                raise UsageError(
+                    f"ONNX files need the extra export ({package} is missing): "
+                    "pip install 'fsdino[export]'"
+                )
+    _check_folder(folder, overwrite=overwrite)
+
+
+def _check_model(model: Segmenter, size: tuple[int, int]) -> None:
+    """Refuse a model that is not on the CPU in float32, and a size that it cannot take."""
     first = next(model.parameters())
     if first.dtype != torch.float32 or first.device.type != "cpu":
         raise UsageError(
             f"the model is in {str(first.dtype).removeprefix('torch.')} on {first.device.type}: "
             "export it in float32 on the CPU"
         )
-    unit = 1 if isinstance(model, HSNet) else model.patch_size
+    unit = _STRIDE if isinstance(model, HSNet) else model.patch_size
     for side in size:
         if not unit <= side <= _MOST or side % unit:
             raise UsageError(
-                f"size must be multiples of {unit} pixels, the side of this model's tokens, from "
-                f"{unit} to {_MOST}, got {size[0]} x {size[1]}"
+                f"size must be multiples of {unit} pixels, from {unit} to {_MOST}, for this "
+                f"model, got {size[0]} x {size[1]}"
             )
 
 
 def _check_folder(folder: Path, *, overwrite: bool) -> None:
     """Refuse to mix an export with other files, or to replace one unasked."""
+    if not folder.is_dir():
+        return
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     if not names:
         return
@@ -177,13 +201,8 @@ def _take_over(folder: Path, place: Path) -> None:
 def _writer(found: Exported, place: Path) -> Callable[[ExportedProgram, Graph, str], None]:
     """What writes a lowered graph to a folder, in the format that is asked for."""
     if found.format == "onnx":
-        try:
-            from fsdino.export import onnx_files
-        except ImportError as error:
-            raise UsageError(
-                f"ONNX files need the extra export ({error.name} is missing): "
-                "pip install 'fsdino[export]'"
-            ) from error
+        from fsdino.export import onnx_files
+
         weights = onnx_files.Weights(place / onnx_files.WEIGHTS)
 
         def write_onnx(program: ExportedProgram, graph: Graph, key: str) -> None:
