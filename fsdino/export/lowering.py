@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsdino.export import resampling
-from fsdino.ops import reference
+from fsdino.export import plain4d, resampling
 
 STEPS = 256  # of conjugate gradients; 25 to 60 are usual
 _ENOUGH = 1e-14  # of the sides' squared length, at which a residual is small enough
@@ -18,18 +17,19 @@ _TINY = 1e-30
 
 def plain() -> dict[Any, Callable[..., Any]]:
     """The 4D ops as matrix products and convolutions, by their overloads."""
-    return {getattr(torch.ops.fsdino, name).default: _plain(name) for name in (
-        "correlation4d", "center_pivot_conv4d", "center_pivot_block4d",
-        "correlation_center_pivot4d", "squeeze4d",
-    )}  # fmt: skip
+    ops = torch.ops.fsdino
+    found = {
+        ops.correlation4d.default: plain4d.correlation4d,
+        ops.center_pivot_block4d.default: plain4d.center_pivot_block4d,
+        ops.squeeze4d.default: plain4d.squeeze4d,
+    }
+    return {overload: _without_backend(function) for overload, function in found.items()}
 
 
-def _plain(name: str) -> Callable[..., Any]:
-    formulation = getattr(reference, name)
-
+def _without_backend(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
-        *rest, _ = arguments  # the backend
-        return formulation(*rest)
+        *rest, _ = arguments
+        return function(*rest)
 
     return run
 

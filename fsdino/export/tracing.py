@@ -29,6 +29,9 @@ _DIMS = {
 # No length is that of another dim, or one that PyTorch would take for a constant.
 _LENGTHS = {CLASSES: 2, SHOTS: 3, VIEWS: 4, HEIGHT: 150, WIDTH: 170}
 
+# Operations that stay whole: their parts would take several times the memory.
+_WHOLE = (torch.ops.aten.scaled_dot_product_attention.default,)
+
 
 def trace(graph: SupportGraph | QueryGraph, kernels: str) -> ExportedProgram:
     """A graph as torch.export has it, with operations that every runtime has.
@@ -45,6 +48,8 @@ def trace(graph: SupportGraph | QueryGraph, kernels: str) -> ExportedProgram:
     table: dict[Any, Any] = dict(torch.export.default_decompositions())
     table |= decompositions() if own else lowering.plain()
     table |= lowering.shared()
+    for overload in _WHOLE:
+        table.pop(overload, None)
     arguments = tuple(_example(slot) for slot in graph.inputs)
     dims: tuple[Any, ...] = tuple(_dynamic(slot) for slot in graph.inputs)
     if isinstance(graph, QueryGraph):  # whose supports are one argument of several

@@ -1,0 +1,130 @@
+"""The 4D ops in operations that every runtime has, for little memory.
+
+Volumes are planes over the support, [B, Hq, Wq, C, Hs, Ws], which convolutions over the support
+read as they are. Only what a convolution over the query reads is put in another order, and that has
+the support positions that the stride keeps. The ops' own order is a view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def correlation4d(query: Tensor, support: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """`fsdino.ops.correlation4d`: [B, L, Hq, Wq, Hs, Ws]."""
+    return _as_volume(_correlation(query, support, weight, eps))
+
+
+def center_pivot_block4d(
+    x: Tensor,
+    weight_query: Tensor,
+    weight_support: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    num_groups: int,
+    norm_eps: float,
+    support_stride: int,
+    reduce_support: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`fsdino.ops.center_pivot_block4d`, without what a backward pass would need."""
+    parameters = (weight_query, weight_support, bias, norm_weight, norm_bias)
+    planes = x.permute(0, 2, 3, 1, 4, 5)
+    y = _block(planes, *parameters, num_groups, norm_eps, support_stride)
+    nothing = y.new_empty(0)
+    found = _reduced(y) if reduce_support else _as_volume(y)
+    return found, nothing, nothing, nothing
+
+
+def squeeze4d(query: Tensor, support: Tensor, weight: Tensor | None, *rest: Any) -> Tensor:
+    """`fsdino.ops.squeeze4d`: [B, Co, Hq, Wq]."""
+    *blocks, num_groups, norm_eps, eps = rest
+    planes = _correlation(query, support, weight, eps)
+    for *parameters, stride in zip(*blocks, strict=True):
+        planes = _block(planes, *parameters, num_groups, norm_eps, stride)
+    return _reduced(planes)
+
+
+def _correlation(query: Tensor, support: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """Layer by layer, so that of all layers together there is only the result.
+
+    Args:
+        query: [B, L, C, Hq, Wq].
+        support: [B, L, C, Hs, Ws], finite.
+        weight: [B, Hs, Ws] or None.
+        eps: added to the tokens' lengths.
+
+    Returns:
+        Planes [B, Hq, Wq, L, Hs, Ws].
+    """
+    layers = []
+    for layer in range(query.shape[1]):
+        asked, shown = (_unit(tokens[:, layer], eps) for tokens in (query, support))
+        volume = (asked.mT @ shown).relu()  # [B, N, M]
+        layers.append(volume if weight is None else volume * weight.flatten(1)[:, None])
+    planes: Tensor = torch.stack(layers, 2).unflatten(3, support.shape[3:])
+    return planes.unflatten(1, query.shape[3:])  # type: ignore[no-any-return]
+
+
+def _block(
+    planes: Tensor,
+    weight_query: Tensor,
+    weight_support: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    num_groups: int,
+    norm_eps: float,
+    stride: int,
+) -> Tensor:
+    """Center-pivot 4D convolution, group normalisation and ReLU, of planes and to planes."""
+    batch, hq, wq = planes.shape[:3]
+    pad_query, pad_support = weight_query.shape[-1] // 2, weight_support.shape[-1] // 2
+    kept = planes[..., ::stride, ::stride]
+    hs, ws = kept.shape[4:]
+    over_query = F.conv2d(
+        kept.permute(0, 4, 5, 3, 1, 2).flatten(0, 2), weight_query, bias, padding=pad_query
+    )  # [B * hs * ws, Co, Hq, Wq]
+    over_support = F.conv2d(
+        planes.flatten(0, 2), weight_support, stride=stride, padding=pad_support
+    )  # [B * Hq * Wq, Co, hs, ws]
+    moved = over_query.unflatten(0, (batch, hs, ws)).permute(0, 4, 5, 3, 1, 2)
+    y = over_support.unflatten(0, (batch, hq, wq)) + moved
+    scale, shift = _normalising(y, norm_weight, norm_bias, num_groups, norm_eps)
+    return (y * scale + shift).relu()
+
+
+def _normalising(
+    y: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """What group normalisation of planes multiplies by and adds: each [B, 1, 1, C, 1, 1]."""
+    dims = (1, 2, 4, 5, 6)
+    grouped = y.unflatten(3, (groups, -1))  # [B, Hq, Wq, G, C / G, hs, ws]
+    mean = grouped.mean(dims, keepdim=True)
+    variance = (grouped - mean).square().mean(dims, keepdim=True)
+    shape: Sequence[int] = (1, 1, 1, groups, -1, 1, 1)
+    scale = (variance + eps).rsqrt() * weight.view(shape)
+    shift = bias.view(shape) - mean * scale
+    return scale.flatten(3, 4), shift.flatten(3, 4)
+
+
+def _unit(tokens: Tensor, eps: float) -> Tensor:
+    """Tokens over their length plus eps: [B, C, h, w] -> [B, C, h * w]."""
+    flat = tokens.flatten(2)
+    return flat / (flat.norm(dim=1, keepdim=True) + eps)
+
+
+def _reduced(planes: Tensor) -> Tensor:
+    """The mean over the support: [B, C, Hq, Wq]."""
+    return planes.mean((4, 5)).permute(0, 3, 1, 2)
+
+
+def _as_volume(planes: Tensor) -> Tensor:
+    """[B, Hq, Wq, C, Hs, Ws] -> [B, C, Hq, Wq, Hs, Ws]."""
+    return planes.permute(0, 3, 1, 2, 4, 5)
