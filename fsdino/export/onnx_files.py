@@ -77,15 +77,16 @@ def write(
         weights: takes the weights of large models.
         metadata: for the file.
     """
-    exported = torch.onnx.export(
-        program,
-        (),
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=[slot.name for slot in graph.inputs],
-        output_names=[slot.name for slot in graph.outputs],
-        verbose=False,
-    )
+    with torch.no_grad():
+        exported = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[slot.name for slot in graph.inputs],
+            output_names=[slot.name for slot in graph.outputs],
+            verbose=False,
+        )
     assert exported is not None
     model = exported.model
     _name_dims(model, graph)

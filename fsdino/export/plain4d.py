@@ -43,12 +43,26 @@ def center_pivot_block4d(
 
 
 def squeeze4d(query: Tensor, support: Tensor, weight: Tensor | None, *rest: Any) -> Tensor:
-    """`fsdino.ops.squeeze4d`: [B, Co, Hq, Wq]."""
+    """`fsdino.ops.squeeze4d`, one sample after another: [B, Co, Hq, Wq]."""
     *blocks, num_groups, norm_eps, eps = rest
-    planes = _correlation(query, support, weight, eps)
-    for *parameters, stride in zip(*blocks, strict=True):
-        planes = _block(planes, *parameters, num_groups, norm_eps, stride)
-    return _reduced(planes)
+    *parameters, strides = blocks
+    flat = [tensor for kind in parameters for tensor in kind]
+    count = len(strides)
+
+    def sample(
+        number: Tensor, asked: Tensor, shown: Tensor, share: Tensor, *flat: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        planes = _correlation(asked[None], shown[None], share[None], eps)
+        for index, stride in enumerate(strides):
+            planes = _block(planes, *flat[index::count], num_groups, norm_eps, stride)
+        return number + 1, _reduced(planes)[0]
+
+    if weight is None:
+        weight = support.new_ones(support.shape[0], *support.shape[3:])
+    start = torch.zeros((), dtype=torch.int64)
+    scan = torch.ops.higher_order.scan
+    found: Tensor = scan(sample, [start], [query, support, weight], flat)[1]
+    return found
 
 
 def _correlation(query: Tensor, support: Tensor, weight: Tensor | None, eps: float) -> Tensor:
