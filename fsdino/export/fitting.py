@@ -61,7 +61,10 @@ def _folds(places: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
     count, _, width = sides.shape
     across = (torch.arange(width) + 0.5) / width
     photograph, left, right = places.unbind(1)
-    column = left[:, None] + across * (right - left)[:, None]  # [M, w]
+    # In the very steps of `views.View.places`: a column may lie on the border of two strips.
+    across = torch.where((left > right)[:, None], 1 - across, across)
+    least, length = torch.minimum(left, right), (right - left).abs()
+    column = least[:, None] + across * length[:, None]  # [M, w]
     strips = (column * training_free.FOLDS).floor()
     single = photograph.max() == photograph.min()
     chosen = torch.where(single, strips, photograph[:, None].expand_as(strips))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch.export import ExportedProgram
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def write(
     model.doc_string = model.graph.doc_string = ""
     for node in model.graph.all_nodes():  # where in Python each came from, and on which machine
         node.metadata_props.clear()
+    RemoveUnusedNodesPass()(model)
     weights.move(model)
     onnx_ir.save(model, path)
 

@@ -1,0 +1,76 @@
+"""What exported graphs compute in place of PyTorch's operations and of ours."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fsdino.bench import formulation
+from fsdino.export import lowering, plain4d
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("size", [3, 40])
+def test_linear_systems_are_solved(size: int) -> None:
+    root = draw(2, size, 3 * size)
+    systems, sides = root @ root.mT / size + torch.eye(size), draw(2, size, 4, seed=1)
+    table = lowering.shared()
+    solve = table[torch.ops.aten.linalg_solve.default]
+    assert torch.allclose(solve(systems, sides), torch.linalg.solve(systems, sides), atol=1e-4)
+    alone = solve(systems, sides[..., 0])
+    assert torch.allclose(alone, torch.linalg.solve(systems, sides[..., 0]), atol=1e-4)
+
+
+def test_conjugate_gradients_end_where_there_is_nothing_to_solve() -> None:
+    systems = torch.diag(torch.tensor([1.0, 2.0, 4.0]))
+    sides = torch.tensor([[1.0, 0.0], [2.0, 0.0], [4.0, 0.0]])
+    found = lowering.conjugate_gradients(lambda x, a: a @ x, sides, systems)
+    assert torch.allclose(found, torch.tensor([[1.0, 0.0]] * 3), atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("reduced", [False, True])
+def test_blocks(stride: int, reduced: bool) -> None:
+    x, weight_query, weight_support = draw(2, 3, 4, 5, 6, 7), draw(8, 3, 3, 3), draw(8, 3, 5, 5)
+    rest = [draw(8, seed=seed) for seed in (1, 2, 3)]
+    found, *_ = plain4d.center_pivot_block4d(
+        x, weight_query, weight_support, *rest, 4, 1e-5, stride, reduced, False
+    )
+    expected = formulation.center_pivot_block4d(
+        *(tensor.double() for tensor in (x, weight_query, weight_support, *rest)),
+        num_groups=4,
+        norm_eps=1e-5,
+        support_stride=stride,
+        reduce_support=reduced,
+    )
+    assert torch.allclose(found.double(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_squeezing(weighted: bool) -> None:
+    query, support = draw(2, 3, 6, 4, 5), draw(2, 3, 6, 6, 7, seed=1)
+    weight = draw(2, 6, 7, seed=2).clamp(-1, 1) if weighted else None
+    kinds = [
+        [draw(4, 3, 3, 3, seed=3), draw(8, 4, 3, 3, seed=4)],
+        [draw(4, 3, 3, 3, seed=5), draw(8, 4, 3, 3, seed=6)],
+        *([draw(4, seed=seed), draw(8, seed=seed)] for seed in (7, 8, 9)),
+    ]
+    found = plain4d.squeeze4d(query, support, weight, *kinds, [2, 2], 4, 1e-5, 1e-5)
+    doubled = None if weight is None else weight.double()
+    expected = formulation.correlation4d(query.double(), support.double(), doubled, eps=1e-5)
+    volume = plain4d.correlation4d(query, support, weight, 1e-5)
+    assert torch.allclose(volume.double(), expected, atol=1e-6)
+    for index in range(2):
+        expected = formulation.center_pivot_block4d(
+            expected,
+            *(kind[index].double() for kind in kinds),
+            num_groups=4,
+            norm_eps=1e-5,
+            support_stride=2,
+            reduce_support=index == 1,
+        )
+    assert torch.allclose(found.double(), expected, atol=1e-5)
