@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
 
-from fsdino.models.few_shot import FewShotModel
-from fsdino.models.shots import Shot
+from fsdino.models.shots import Shot, TokenFit
 from fsdino.models.supports import Support
 
 _SAMPLE = 256  # values of a photograph's tokens that tell it from others
@@ -19,6 +19,17 @@ _NEAR = 1e-3  # relative difference of these, below which two photographs are on
 # Of each support the last classifier beside others: these, where it was fitted, weight and bias.
 _Kept = tuple[tuple[ref[Support], ...], tuple[torch.device, torch.dtype], Tensor, Tensor]
 _kept: WeakKeyDictionary[Support, _Kept] = WeakKeyDictionary()
+
+
+class Fitting(Protocol):
+    """A model, as far as its fit to supports counts; see `FewShotModel`."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits something to its supports."""
+
+    def fit_beside(self, fit: TokenFit, others: Sequence[Sequence[Shot]]) -> TokenFit:
+        """A fit for which the objects of other classes are background, too."""
 
 
 def others(supports: Mapping[str, Support]) -> dict[str, list[Sequence[Shot]]]:
@@ -42,7 +53,7 @@ def others(supports: Mapping[str, Support]) -> dict[str, list[Sequence[Shot]]]:
 
 
 def beside(
-    model: FewShotModel, given: Mapping[str, Support], moved: Mapping[str, Support]
+    model: Fitting, given: Mapping[str, Support], moved: Mapping[str, Support]
 ) -> dict[str, Support]:
     """Supports whose classifiers have the objects of the others as background.
 
@@ -55,12 +66,13 @@ def beside(
     """
     if len(given) < 2 or not model.fits:
         return dict(moved)
-    where = (model.device, next(model.parameters()).dtype)
     found: dict[str, Support] = {}
     rest: dict[str, list[Sequence[Shot]]] | None = None
     for name, support in moved.items():
         around = tuple(ref(given[other]) for other in given if other != name)
         assert support.fit is not None
+        tokens = support.correlation[0][0]
+        where = (tokens.device, tokens.dtype)
         kept = _kept.get(given[name])
         if kept is None or kept[:2] != (around, where):
             rest = others(moved) if rest is None else rest

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fsdino.errors import DataError, UsageError
-from fsdino.models import segmenter, zoo
+from fsdino.models import segmenting, zoo
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmentation import Segmentation
 from fsdino.models.shots import FittedShot
@@ -702,7 +702,7 @@ def test_quality_of_several_leaves_each_out_in_turn() -> None:
 def test_a_support_that_does_not_find_itself_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Below the limit, with the number and what may help; above it, or unasked, not at all."""
     model = tiny_model()
-    monkeypatch.setattr(segmenter, "LEAST_QUALITY", 1.01)
+    monkeypatch.setattr(segmenting, "LEAST_QUALITY", 1.01)
     with pytest.warns(
         UserWarning, match=r"finds itself with an IoU of 0\.\d\d only: .*help"
     ) as found:
@@ -710,7 +710,7 @@ def test_a_support_that_does_not_find_itself_warns_once(monkeypatch: pytest.Monk
     assert len(found) == 1 and support.quality is not None
     assert model.encode_support(picture(40, 60), box_mask(40, 60)).quality is None
     model.encode_support(picture(40, 60), box_mask(40, 60), quality=True, warn=False)
-    monkeypatch.setattr(segmenter, "LEAST_QUALITY", support.quality)
+    monkeypatch.setattr(segmenting, "LEAST_QUALITY", support.quality)
     model.encode_support(picture(40, 60), box_mask(40, 60), quality=True)
 
 

@@ -30,7 +30,7 @@ from fsdino.models.queries import (
     reason,
 )
 from fsdino.models.segmentation import Segmentation
-from fsdino.models.segmenter import Segmenter
+from fsdino.models.segmenting import Segmenting
 from fsdino.models.supports import Support
 from fsdino.processes import Processes
 from fsdino.progress import Progress
@@ -60,7 +60,7 @@ class Outcome:
 
 
 def segment_files(
-    model: Segmenter,
+    model: Segmenting[Any],
     supports: Mapping[str, Support],
     queries: Sequence[Path],
     output: Output,
@@ -93,7 +93,7 @@ def segment_files(
 class _Asking:
     """What queries are asked."""
 
-    model: Segmenter
+    model: Segmenting[Any]
     supports: Mapping[str, Support]
     threshold: float | None
     tiles: bool

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fsdino.commands.segment.mark_options import ImageMarks, arguments
 from fsdino.errors import UsageError, listed, shown_path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fsdino.data.labelled import Labelled
     from fsdino.images import Flags, ImageLike
     from fsdino.masks import MaskRule
-    from fsdino.models.segmenter import Segmenter
+    from fsdino.models.segmenting import Segmenting
     from fsdino.models.supports import Support
 
 UNNAMED = "foreground"
@@ -65,7 +65,7 @@ class SupportFiles:
             digest.update(hashlib.sha256(content).digest())
         return digest.hexdigest()[:16]
 
-    def encode(self, model: Segmenter) -> Support:
+    def encode(self, model: Segmenting[Any]) -> Support:
         """The support as `model` sees it, with its quality.
 
         A file that was saved without a quality gives None for it.
@@ -94,7 +94,7 @@ class SupportFiles:
 
 
 def encode_marked(
-    model: Segmenter,
+    model: Segmenting[Any],
     images: Sequence[ImageLike],
     masks: Sequence[Path | Flags | None],
     marks: Sequence[ImageMarks | None],
@@ -110,7 +110,7 @@ def encode_marked(
         rule: which pixels of mask files are foreground; None where they say so themselves.
 
     Raises:
-        UsageError, DataError: as in `Segmenter.encode_support`.
+        UsageError, DataError: as in `Segmenting.encode_support`.
     """
     from fsdino.masks import MaskRule
 
@@ -195,7 +195,7 @@ def quality(name: str, support: Support) -> str:
 
 def warning(name: str, support: Support) -> str | None:
     """What is to be said of a support that hardly finds itself, in a line; else None."""
-    from fsdino.models.segmenter import doubt
+    from fsdino.models.segmenting import doubt
 
     words = doubt(support)
     return None if words is None else f"{_called(name)} {words}"

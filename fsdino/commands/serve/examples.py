@@ -19,7 +19,8 @@ from fsdino.commands.serve.pictures import Pictures
 from fsdino.errors import UsageError, shown
 from fsdino.images import Flags, ImageLike, Pixels, read_image
 from fsdino.masks import MaskLike, read_mask
-from fsdino.models.segmenter import Segmenter, doubt
+from fsdino.models.segmenter import Segmenter
+from fsdino.models.segmenting import doubt
 from fsdino.models.supports import Support
 
 MOST_CLASSES, MOST_SHOTS = 20, 20

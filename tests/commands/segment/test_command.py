@@ -36,7 +36,7 @@ from command_line import (
 )
 from fsdino import cli
 from fsdino.commands.segment import supports
-from fsdino.models import segmenter
+from fsdino.models import segmenting
 from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmenter
 from fsdino.models.supports import Support
@@ -479,7 +479,7 @@ def test_each_supports_quality_is_told_and_stored(capsys):
 
 def test_a_poor_support_is_warned_of_in_the_command_lines_way(capsys, monkeypatch):
     """Once for each support, also for a saved one, without Python's own warning."""
-    monkeypatch.setattr(segmenter, "LEAST_QUALITY", 1.01)
+    monkeypatch.setattr(segmenting, "LEAST_QUALITY", 1.01)
     assert cli.main(segment("--query", "b.png", "--save-support", "kept.safetensors")) == 0
     [line, _progress] = capsys.readouterr().err.splitlines()
     assert line.startswith("fsdino: warning: the support finds itself with an IoU of 0.")

@@ -15,7 +15,7 @@ from fsdino.commands.segment.mark_options import ImageMarks
 from fsdino.commands.segment.supports import SupportFiles
 from fsdino.errors import DataError, UsageError
 from fsdino.masks import MaskRule
-from fsdino.models.segmenter import LEAST_QUALITY, LEAST_QUALITY_OF_SEVERAL
+from fsdino.models.segmenting import LEAST_QUALITY, LEAST_QUALITY_OF_SEVERAL
 from fsdino.models.supports import Support
 from tiny_models import box_mask, picture, tiny_model
 
