@@ -16,6 +16,7 @@ DESCRIPTION = "export.json"
 FORMATS = ("onnx", "pt2", "aoti")
 KERNELS = ("plain", "fsdino")
 OUTPUTS = ("image", "model")
+RUNTIMES = ("onnx", "openvino")  # of the format onnx
 LIBRARY = "libfsdino_ops.so"  # the kernels of csrc/
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".pt2"}
 _AGAIN = "export the model again with `fsdino export`"

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from fsdino.commands.segment.queries import Queries
     from fsdino.commands.segment.stream import Outcome
     from fsdino.commands.segment.supports import SupportFiles
-    from fsdino.models.segmenter import Segmenter
+    from fsdino.models.segmenting import Segmenting
     from fsdino.models.supports import Support
     from fsdino.processes import Processes
 
@@ -104,6 +104,11 @@ class Segment:
     check_support: Flag = False
     """Only report how well each support finds itself; needs no --query and no --out."""
     model: Model = None
+    runtime: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="onnx|openvino DIR", help_behavior_hint="")
+    ] = ()
+    """Instead of --model, a folder of `fsdino export --format onnx`, run by onnxruntime or OpenVINO
+    on the CPU."""
     weights: Weights = None
     image_size: Integer = None
     """Side in pixels that --model dinov2-b and the like resize images to (default: 518)."""
@@ -136,7 +141,10 @@ class Segment:
         check_dtype(self.dtype)
         check_device(self.device)
         check_threshold(self.threshold)
-        check_model(self.model or DEFAULT_MODEL, self.weights, self.image_size)
+        if self.runtime:
+            self._check_runtime()
+        else:
+            check_model(self.model or DEFAULT_MODEL, self.weights, self.image_size)
         formats = Formats.parse(self.format, self.split, self.min_area)
         marks = mark_options.by_owner(
             "--support",
@@ -146,6 +154,11 @@ class Segment:
             not_point=self.not_point,
             scribble=self.scribble,
         )
+        if self.runtime and any(marks):
+            raise UsageError(
+                "--box, --point and --scribble are for models of PyTorch: pass a mask beside "
+                "--runtime; `fsdino segment` with the mark and without --runtime makes one"
+            )
         rule = supports.mask_rule(self.mask_threshold, self.mask_value, self.invert_mask)
         files = supports.parse(self.support, rule, marks)
         if self.save_support is not None:
@@ -185,7 +198,7 @@ class Segment:
         out, is_first = self.out, processes.is_first
         if queries.left_out and is_first:
             logger.warning("%s", queries.summary())
-        model = self._load()
+        model, name, called = self._load()
         encoded, threshold = self._encode(model, files, is_first)
         call = {
             "format": folder.FORMAT,
@@ -194,6 +207,7 @@ class Segment:
             "threshold": threshold,
             "tiles": self.tiles,
             "dtype": self.dtype,
+            **called,
             **formats.call(),
         }
         if self.save_support is not None and is_first:
@@ -220,7 +234,7 @@ class Segment:
             processes=processes,
         )
         if is_first:
-            found = {"model_name": self.model or DEFAULT_MODEL, "quality": _qualities(encoded)}
+            found = {"model_name": name, "quality": _qualities(encoded)}
             self._report(outcome, {**call, **found}, queries, output, formats)
         return 0
 
@@ -250,11 +264,11 @@ class Segment:
             raise DataError(f"{failed}: {reasons}")
 
     def _encode(
-        self, model: Segmenter, files: Sequence[SupportFiles], is_first: bool
+        self, model: Segmenting[Any], files: Sequence[SupportFiles], is_first: bool
     ) -> tuple[dict[str, Support], float]:
         """The supports and the threshold, both checked; tells the supports' quality."""
         encoded = {support.name: support.encode(model) for support in files}
-        threshold = model.config.threshold if self.threshold is None else self.threshold
+        threshold = model.default_threshold if self.threshold is None else self.threshold
         model.segment([], encoded, threshold=threshold)  # checks both before anything is written
         for name, support in encoded.items() if is_first else ():
             if not self.as_json:
@@ -266,7 +280,7 @@ class Segment:
 
     def _check_support(self, files: Sequence[SupportFiles], is_first: bool) -> None:
         """Tell the supports' quality, and save what --save-support asks for."""
-        model = self._load()
+        model, name, _ = self._load()
         encoded, _ = self._encode(model, files, is_first)
         if not is_first:
             return
@@ -274,7 +288,7 @@ class Segment:
             with supports.saving(self.save_support):
                 encoded[files[0].name].save(self.save_support)
         if self.as_json:
-            called = {"model": model.fingerprint(), "model_name": self.model or DEFAULT_MODEL}
+            called = {"model": model.fingerprint(), "model_name": name}
             digests = {support.name: support.digest() for support in files}
             print(json.dumps({**called, "support": digests, "quality": _qualities(encoded)}))
 
@@ -287,7 +301,42 @@ class Segment:
             )
         return image_files.pixel_limit(max(int(megapixels * 1e6), 1))
 
-    def _load(self) -> Segmenter:
+    def _check_runtime(self) -> None:
+        """Refuse a --runtime without its folder, and options that an exported model does not take.
+
+        Raises:
+            UsageError: names the option.
+        """
+        from fsdino.export.folder import RUNTIMES
+
+        if len(self.runtime) != 2 or self.runtime[0] not in RUNTIMES:
+            given = printable(" ".join(self.runtime))
+            raise UsageError(
+                f"--runtime {given}: pass {' or '.join(RUNTIMES)}, and a folder of `fsdino export`"
+            )
+        for option, refused in (
+            ("--model", self.model is not None),
+            ("--weights", self.weights is not None),
+            ("--image-size", self.image_size is not None),
+            ("--device", self.device != "auto"),
+            ("--dtype", self.dtype != "float32"),
+        ):
+            if refused:
+                raise UsageError(
+                    f"{option} is for models of PyTorch: leave it out beside --runtime, which runs "
+                    "an exported model on the CPU in float32"
+                )
+
+    def _load(self) -> tuple[Segmenting[Any], str, dict[str, Any]]:
+        """The model, its name, and what a call notes about it beside its fingerprint."""
+        if self.runtime:
+            from fsdino.export.segmenter import ExportedSegmenter
+
+            exported = ExportedSegmenter(self.runtime[1], self.runtime[0])
+            described = exported.exported
+            return exported, described.model, {
+                "runtime": self.runtime[0], "image_size": [*described.size],
+            }  # fmt: skip
         from fsdino.models import zoo
         from fsdino.processes import local_device
 
@@ -298,13 +347,14 @@ class Segment:
                 "pass another one",
                 name,
             )
-        return zoo.load(
+        model = zoo.load(
             name,
             device=local_device(find_device(self.device)),
             dtype=self.dtype,
             weights=self.weights,
             image_size=self.image_size,
         )
+        return model, name, {}
 
 
 def _qualities(encoded: Mapping[str, Support]) -> dict[str, float | None]:
