@@ -229,6 +229,7 @@ NOT_IMPORTED = {
     "mypy": "a program",
     "myst-parser": "reads Markdown, named in docs/conf.py",
     "ninja": "a program that torch.utils.cpp_extension runs",
+    "onnxscript": "torch.onnx.export writes with it",
     "pybind11": "headers",
     "pytest-benchmark": "a plugin of pytest",
     "ruff": "a program",

@@ -1,0 +1,42 @@
+"""Small models with their exports, made once for all tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fsdino.export.write import export_model
+from fsdino.models.segmenter import Segmenter
+from pyramids import NETWORKS
+from tiny_models import tiny_model
+
+SIDE = 64  # pixels that images are resized to: 4 x 4 tokens
+
+
+@dataclass(frozen=True)
+class TinyExport:
+    """A model with random weights, and the folder that it was exported to as ONNX."""
+
+    model: Segmenter
+    folder: Path
+
+
+def _exported(folder: Path, **changes: object) -> TinyExport:
+    name, arguments = NETWORKS["ResNet"]
+    model = tiny_model(encoder=name, encoder_args=arguments, image_size=SIDE, **changes)
+    export_model(model, folder, name="tiny")
+    return TinyExport(model, folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> TinyExport:
+    """A training-free model, which fits a classifier to its supports."""
+    return _exported(tmp_path_factory.mktemp("free"), variant="training_free")
+
+
+@pytest.fixture(scope="session")
+def tiny_full_export(tmp_path_factory: pytest.TempPathFactory) -> TinyExport:
+    """A model with all parts of the paper's, which fits nothing."""
+    return _exported(tmp_path_factory.mktemp("full"), correlation_channels=(4,))
