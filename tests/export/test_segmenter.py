@@ -13,11 +13,16 @@ import torch
 import fsdino
 from fsdino import cli
 from fsdino.errors import DataError, UsageError
-from fsdino.export.folder import RUNTIMES
+from fsdino.export import segmenter
+from fsdino.export.folder import RUNTIMES, Exported, GraphFile
+from fsdino.export.graphs import QueryGraph, SupportGraph
 from fsdino.export.segmenter import ExportedSegmenter
+from fsdino.models import zoo
+from fsdino.models.config import ModelConfig
 from fsdino.models.segmentation import Segmentation
+from fsdino.models.segmenter import Segmenter
 from fsdino.models.supports import Support
-from tiny_models import tiny_model
+from tiny_models import randomise, tiny_model
 
 # Of probabilities: to the threshold, and between runtimes. Random networks amplify the rounding of
 # float32: PyTorch itself is 5e-5 from the same with a float64 encoder, OpenVINO at worst 4e-4.
@@ -125,6 +130,47 @@ def test_classes_beside_each_other(exported, tiny_export, monkeypatch, close) ->
 def test_classes_of_full_models(full, tiny_full_export, close) -> None:
     query, model = fsdino.samples()["log-mill"].image, tiny_full_export.model
     assert_alike(full.segment(query, classes(full)), model.segment(query, classes(model)), close)
+
+
+class InPython:
+    """The graphs of a model as they are before they are exported."""
+
+    def __init__(self, model: Segmenter, size: tuple[int, int]) -> None:
+        self.modules = {"support": SupportGraph(model, size), "query": QueryGraph(model, size)}
+        graphs = {
+            name: GraphFile(f"{name}.onnx", tuple(graph.inputs), tuple(graph.outputs))
+            for name, graph in self.modules.items()
+        }
+        self.exported = Exported(
+            "onnx", "plain", "tiny", model.fingerprint(), "", model.config.threshold, size,
+            model.fits, "image", graphs, {}, {},
+        )  # fmt: skip
+
+    def run(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        graph = self.modules[name]
+        found = graph(*(torch.from_numpy(inputs[slot.name]) for slot in graph.inputs))
+        return {slot.name: t.numpy() for slot, t in zip(graph.outputs, found, strict=True)}
+
+    def support(self, inputs):
+        return self.run("support", inputs)
+
+    def query(self, inputs):
+        return self.run("query", inputs)
+
+
+def test_supports_of_several_levels(monkeypatch) -> None:
+    """HSNet's have three, each with names of its own in the graphs."""
+    torch.manual_seed(0)
+    model = zoo.assemble(ModelConfig("resnet50", image_size=64, variant="hsnet")).eval()
+    randomise(model.after, 0)  # a map that is not flat
+    graphs = InPython(model, (64, 64))
+    monkeypatch.setattr(segmenter, "Graphs", lambda *_: graphs)
+    exported = ExportedSegmenter("folder")
+    supports = [shown(m, "coins", "teacup") for m in (exported, model)]
+    assert repr(supports[0]) == repr(supports[1])
+    query = fsdino.samples()["more-coins"].image
+    assert_alike(exported.segment(query, supports[0]), model.segment(query, supports[1]), 1e-5)
+    assert_alike(exported.segment(query, supports[1]), model.segment(query, supports[1]), 1e-5)
 
 
 def test_tiles_and_streams(exported, tiny_export, close) -> None:
