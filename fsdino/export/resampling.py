@@ -1,7 +1,6 @@
 """Resizing as two matrix products, for graphs whose images have any size.
 
-The weights are computed in the graph from the sizes, in whole numbers as far as possible, and are
-those of PyTorch's `interpolate`. No runtime's own Resize is trusted with it: OpenVINO ignores
+The weights are computed in the graph from the sizes, and are those of PyTorch's `interpolate`. No runtime's own Resize is trusted with it: OpenVINO ignores
 antialiasing.
 """
 
@@ -26,11 +25,11 @@ def bilinear(cells: int, pixels: int, length: Tensor) -> Tensor:
         pixels: of the lines that are resized.
         length: int64 [B], how many of a line's first pixels are those of the image.
     """
-    cell, pixel = positions(cells)[:, None], positions(pixels)
-    whole = length[:, None, None]
-    distance = ((2 * pixel + 1) * cells - (2 * cell + 1) * whole).abs()
-    reach = 2 * whole.clamp_min(cells)
-    weights = (1 - distance.float() / reach.float()).clamp_min(0) * (pixel < whole)
+    cell, pixel = positions(cells).float()[:, None], positions(pixels)
+    scale = length.float()[:, None, None] / cells
+    # PyTorch's own steps, in float32: at the far end of a large image their rounding shows.
+    distance = ((pixel.float() - scale * (cell + 0.5)) + 0.5) * (1 / scale.clamp_min(1))
+    weights = (1 - distance.abs()).clamp_min(0) * (pixel < length[:, None, None])
     return weights / weights.sum(2, keepdim=True)
 
 
