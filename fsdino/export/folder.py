@@ -94,6 +94,8 @@ class Exported:
             "fsdino.threshold": repr(self.threshold),
             "fsdino.size": "x".join(map(str, self.size)),
             "fsdino.output": self.output,
+            "fsdino.inputs": " ".join(slot.name for slot in self.graphs[graph].inputs),
+            "fsdino.outputs": " ".join(slot.name for slot in self.graphs[graph].outputs),
         }
 
     def to_dict(self) -> dict[str, Any]:
