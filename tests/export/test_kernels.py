@@ -29,7 +29,7 @@ from fsdino.models.hypercorrelation import CenterPivotBlock4d, CenterPivotConv4d
 from fsdino.ops import native
 from tiny_models import randomise
 
-EXAMPLE = Path(kernels.__file__).parent / "examples" / "aoti.cpp"
+PROGRAM = Path(__file__).with_name("run_package.cpp")
 
 
 @pytest.fixture(autouse=True)
@@ -247,21 +247,23 @@ def test_without_a_choice_of_processor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program, compiled with the command at its head, but for optimisation."""
     if shutil.which("g++") is None or sys.platform != "linux":
         pytest.skip("needs g++ on Linux")
-    program = tmp_path_factory.mktemp("example") / "aoti"
-    command = re.search(r"g\+\+ (.+)\n//  (.+)\n", EXAMPLE.read_text(encoding="utf-8"))
+    program = tmp_path_factory.mktemp("program") / "run_package"
+    command = re.search(r"g\+\+ (.+)\n//  (.+)\n", PROGRAM.read_text(encoding="utf-8"))
     assert command is not None
     flags = " ".join(command.groups()).replace("$TORCH", torch.__path__[0]).replace("-O2", "-O0")
-    flags = flags.replace("aoti.cpp", str(EXAMPLE)).replace("-o aoti", f"-o {program}")
+    flags = flags.replace("run_package.cpp", str(PROGRAM)).replace(
+        "-o run_package", f"-o {program}"
+    )
     subprocess.run(["g++", *flags.split()], check=True)
     return program
 
 
 @pytest.mark.slow
-def test_a_package_runs_without_python(example: Path, tmp_path: Path) -> None:
+def test_a_package_runs_without_python(runner: Path, tmp_path: Path) -> None:
     """A C++ program runs other batches; it holds nothing of Python and of this processor."""
     name, package = "every op", tmp_path / "model.pt2"
     options = {**kernels.portable_options(), "cpp.threads": 7}
@@ -271,7 +273,7 @@ def test_a_package_runs_without_python(example: Path, tmp_path: Path) -> None:
     for batch in (1, 3):
         torch.save(MODELS[name][1](batch), tmp_path / "inputs.pt")
         done = subprocess.run(
-            [example, package, native.library(), "inputs.pt", "outputs.pt"],
+            [runner, package, native.library(), "inputs.pt", "outputs.pt"],
             check=False, capture_output=True, text=True, cwd=tmp_path,
             env={"LD_DEBUG": "files", "LD_DEBUG_OUTPUT": str(tmp_path / "loaded")},
         )  # fmt: skip
@@ -300,8 +302,8 @@ def test_a_package_runs_without_python(example: Path, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.slow
-def test_mistakes_of_the_example(example: Path, arguments: list, status: int, words: str) -> None:
+def test_mistakes_of_its_caller(runner: Path, arguments: list, status: int, words: str) -> None:
     """One message, and no result."""
     arguments = [native.library() if each is None else each for each in arguments]
-    done = subprocess.run([example, *arguments], check=False, capture_output=True, text=True)
+    done = subprocess.run([runner, *arguments], check=False, capture_output=True, text=True)
     assert done.returncode == status and words in done.stderr

@@ -1,10 +1,11 @@
-// Runs a package of AOTInductor that holds fsdino's C++ kernels, in a process without Python.
+// Runs a package of AOTInductor that holds fsdino's C++ kernels on any tensors, in a process without
+// Python.
 //
 //   TORCH=$(python -c 'import torch; print(torch.__path__[0])')
 //   OPS=$(python -c 'from fsdino.ops import native; print(native.library())')
-//   g++ -std=c++20 -O2 aoti.cpp -o aoti -I$TORCH/include -I$TORCH/include/torch/csrc/api/include
-//       -L$TORCH/lib -ltorch -ltorch_cpu -lc10 -ldl -Wl,-rpath,$TORCH/lib
-//   ./aoti model.pt2 $OPS inputs.pt outputs.pt
+//   g++ -std=c++20 -O2 run_package.cpp -o run_package -I$TORCH/include
+//       -I$TORCH/include/torch/csrc/api/include -L$TORCH/lib -ltorch -ltorch_cpu -lc10 -ldl -Wl,-rpath,$TORCH/lib
+//   ./run_package model.pt2 $OPS inputs.pt outputs.pt
 //
 // inputs.pt: torch.save of a list of tensors, in the order of the model's arguments. outputs.pt: a
 // tuple of what the model returns, for torch.load. Python is only needed to find the paths above.
