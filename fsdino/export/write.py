@@ -119,7 +119,7 @@ def export_model(
             written = sorted(path.name for path in place.iterdir())
             hashes = {file: files.sha256(place / file) for file in written}
             found = dataclasses.replace(found, hashes=hashes)
-            files.write_text(place / "README.md", manual.readme(found))
+            manual.write(found, place)
             files.write_json(place / DESCRIPTION, found.to_dict())
             _take_over(folder, place)
         except OSError as error:
@@ -192,10 +192,15 @@ def _take_over(folder: Path, place: Path) -> None:
     """Move an export from its hidden folder; the description goes first and comes last."""
     (folder / DESCRIPTION).unlink(missing_ok=True)
     for path in folder.iterdir():
-        if path.is_file() and (path.suffix in _OURS or path.name == "README.md"):
+        if path.is_file() and (path.suffix in _OURS or path.name == manual.README):
             path.unlink()
-    for path in sorted(place.iterdir(), key=lambda path: path.name == DESCRIPTION):
-        path.replace(folder / path.name)
+    examples = folder / manual.EXAMPLES
+    examples.mkdir(exist_ok=True)
+    for name in manual.ALL_EXAMPLES:
+        (examples / name).unlink(missing_ok=True)
+    written = [path for path in place.rglob("*") if path.is_file()]
+    for path in sorted(written, key=lambda path: path.name == DESCRIPTION):
+        path.replace(folder / path.relative_to(place))
 
 
 def _writer(found: Exported, place: Path) -> Callable[[ExportedProgram, Graph, str], None]:
