@@ -18,7 +18,7 @@ _TINY = 1e-30
 def plain() -> dict[Any, Callable[..., Any]]:
     """The 4D ops as matrix products and convolutions, by their overloads."""
     ops = torch.ops.fsdino
-    found = {
+    found: dict[Any, Callable[..., Any]] = {
         ops.correlation4d.default: plain4d.correlation4d,
         ops.center_pivot_block4d.default: plain4d.center_pivot_block4d,
         ops.squeeze4d.default: plain4d.squeeze4d,

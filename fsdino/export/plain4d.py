@@ -34,9 +34,17 @@ def center_pivot_block4d(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`fsdino.ops.center_pivot_block4d`, without what a backward pass would need."""
-    parameters = (weight_query, weight_support, bias, norm_weight, norm_bias)
-    planes = x.permute(0, 2, 3, 1, 4, 5)
-    y = _block(planes, *parameters, num_groups, norm_eps, support_stride)
+    y = _block(
+        x.permute(0, 2, 3, 1, 4, 5),
+        weight_query,
+        weight_support,
+        bias,
+        norm_weight,
+        norm_bias,
+        num_groups,
+        norm_eps,
+        support_stride,
+    )
     nothing = y.new_empty(0)
     found = _reduced(y) if reduce_support else _as_volume(y)
     return found, nothing, nothing, nothing
@@ -82,8 +90,9 @@ def _correlation(query: Tensor, support: Tensor, weight: Tensor | None, eps: flo
         asked, shown = (_unit(tokens[:, layer], eps) for tokens in (query, support))
         volume = (asked.mT @ shown).relu()  # [B, N, M]
         layers.append(volume if weight is None else volume * weight.flatten(1)[:, None])
-    planes: Tensor = torch.stack(layers, 2).unflatten(3, support.shape[3:])
-    return planes.unflatten(1, query.shape[3:])  # type: ignore[no-any-return]
+    stacked: Tensor = torch.stack(layers, 2).unflatten(3, support.shape[3:])
+    planes: Tensor = stacked.unflatten(1, query.shape[3:])
+    return planes
 
 
 def _block(
@@ -131,7 +140,8 @@ def _normalising(
 def _unit(tokens: Tensor, eps: float) -> Tensor:
     """Tokens over their length plus eps: [B, C, h, w] -> [B, C, h * w]."""
     flat = tokens.flatten(2)
-    return flat / (flat.norm(dim=1, keepdim=True) + eps)
+    length: Tensor = flat.norm(dim=1, keepdim=True)
+    return flat / (length + eps)
 
 
 def _reduced(planes: Tensor) -> Tensor:

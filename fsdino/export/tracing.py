@@ -55,7 +55,7 @@ def trace(graph: SupportGraph | QueryGraph, kernels: str) -> ExportedProgram:
     if isinstance(graph, QueryGraph):  # whose supports are one argument of several
         dims = (dims[0], dims[1:])
     with torch.no_grad(), ops.use_backend("cpp" if own else "reference"):
-        program = torch.export.export(graph, arguments, dynamic_shapes=dims)
+        program: ExportedProgram = torch.export.export(graph, arguments, dynamic_shapes=dims)
         program = program.run_decompositions(table)
     check(program)
     return program
