@@ -12,6 +12,7 @@ DINOv2-B at 518 pixels in onnxruntime. Prints tables and writes a JSON file.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -243,15 +244,15 @@ def peak_memory(folder: Path, shots: int) -> float:
 # ------------------------------------------------------------------------------------------ the run
 
 
-class openvino_bfloat16:
+@contextlib.contextmanager
+def openvino_bfloat16() -> Iterator[None]:
     """Within, OpenVINO computes as it would unasked on processors that have bfloat16."""
-
-    def __enter__(self) -> None:
-        self.hint = runtimes.OPENVINO_OPTIONS["INFERENCE_PRECISION_HINT"]
-        runtimes.OPENVINO_OPTIONS["INFERENCE_PRECISION_HINT"] = "bf16"
-
-    def __exit__(self, *_: object) -> None:
-        runtimes.OPENVINO_OPTIONS["INFERENCE_PRECISION_HINT"] = self.hint
+    hint = runtimes.OPENVINO_OPTIONS["INFERENCE_PRECISION_HINT"]
+    runtimes.OPENVINO_OPTIONS["INFERENCE_PRECISION_HINT"] = "bf16"
+    try:
+        yield
+    finally:
+        runtimes.OPENVINO_OPTIONS["INFERENCE_PRECISION_HINT"] = hint
 
 
 def sizes(folder: Path) -> dict[str, float]:

@@ -62,7 +62,10 @@ def squeeze4d(query: Tensor, support: Tensor, weight: Tensor | None, *rest: Any)
     ) -> tuple[Tensor, Tensor]:
         planes = _correlation(asked[None], shown[None], share[None], eps)
         for index, stride in enumerate(strides):
-            planes = _block(planes, *flat[index::count], num_groups, norm_eps, stride)
+            wq, ws, bias, norm_weight, norm_bias = flat[index::count]
+            planes = _block(
+                planes, wq, ws, bias, norm_weight, norm_bias, num_groups, norm_eps, stride
+            )
         return number + 1, _reduced(planes)[0]
 
     if weight is None:
@@ -146,7 +149,8 @@ def _unit(tokens: Tensor, eps: float) -> Tensor:
 
 def _reduced(planes: Tensor) -> Tensor:
     """The mean over the support: [B, C, Hq, Wq]."""
-    return planes.mean((4, 5)).permute(0, 3, 1, 2)
+    mean: Tensor = planes.mean((4, 5))
+    return mean.permute(0, 3, 1, 2)
 
 
 def _as_volume(planes: Tensor) -> Tensor:

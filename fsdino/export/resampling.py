@@ -1,7 +1,7 @@
 """Resizing as two matrix products, for graphs whose images have any size.
 
-The weights are computed in the graph from the sizes, and are those of PyTorch's `interpolate`. No runtime's own Resize is trusted with it: OpenVINO ignores
-antialiasing.
+The weights are computed in the graph from the sizes, and are those of PyTorch's `interpolate`. No
+runtime's own Resize is trusted with it: OpenVINO ignores antialiasing.
 """
 
 from __future__ import annotations

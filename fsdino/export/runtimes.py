@@ -21,6 +21,12 @@ _MOST_REASON = 300  # characters of a runtime's own message
 _ONNX_TYPES = {"uint8": "tensor(uint8)", "int64": "tensor(int64)", "float32": "tensor(float)"}
 _OPENVINO_TYPES = {"uint8": "u8", "int64": "i64", "float32": "f32"}
 
+OPENVINO_OPTIONS = {
+    "INFERENCE_PRECISION_HINT": "f32",  # unasked, it is bfloat16 where the processor has that
+    "PERFORMANCE_HINT": "LATENCY",
+    "ENABLE_CPU_PINNING": False,  # processes beside each other would share a core
+}
+
 Arrays = Mapping[str, npt.NDArray[Any]]
 Ends = list[tuple[str, str, tuple[str | int, ...]]]  # names, types and dims
 
@@ -198,13 +204,7 @@ def _openvino() -> tuple[str, Callable[[Path], _Opened]]:
             "the runtime openvino needs OpenVINO, an extra: pip install 'fsdino[openvino]'"
         ) from error
     core = openvino.Core()
-    # Where a processor has bfloat16, OpenVINO would take that unasked.
-    options = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
-        "ENABLE_CPU_PINNING": False,  # processes beside each other would share a core
-    }
+    options = {**OPENVINO_OPTIONS, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
 
     def open_graph(path: Path) -> _Opened:
         model = core.read_model(path)
