@@ -150,7 +150,8 @@ def _unit(tokens: Tensor, eps: float) -> Tensor:
 def _reduced(planes: Tensor) -> Tensor:
     """The mean over the support: [B, C, Hq, Wq]."""
     mean: Tensor = planes.mean((4, 5))
-    return mean.permute(0, 3, 1, 2)
+    reduced: Tensor = mean.permute(0, 3, 1, 2)
+    return reduced
 
 
 def _as_volume(planes: Tensor) -> Tensor:

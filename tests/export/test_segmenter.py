@@ -25,9 +25,9 @@ from fsdino.models.supports import Support
 from tiny_models import randomise, tiny_model
 
 # Of probabilities: to the threshold, and between runtimes. Random networks amplify the rounding of
-# float32: PyTorch itself is 5e-5 from the same with a float64 encoder, OpenVINO at worst 4e-4.
+# float32: OpenVINO comes to 1.7e-4 with five shots, where PyTorch's own rounding is 5e-5.
 NEAR = 1e-3
-CLOSE = {"onnx": 1e-4, "openvino": 5e-4}
+CLOSE = {"onnx": 1e-4, "openvino": 2e-4}
 SHOTS = ("coins", "teacup", "post-mill", "log-mill", "espresso-cup")  # of five sizes
 PHOTOGRAPHS = Path(fsdino.__file__).parent / "photographs"
 
@@ -296,3 +296,12 @@ def test_marks_of_the_command_are_refused(tmp_path, capsys) -> None:
     arguments += ["--runtime", "onnx", str(tmp_path), "--out", str(tmp_path / "out")]
     assert cli.main(arguments) == 2
     assert "pass a mask beside --runtime" in capsys.readouterr().err
+
+
+def test_a_runtime_that_has_run_often_takes_another_number_of_shots(exported, tiny_export) -> None:
+    one, two = (shown(tiny_export.model, *SHOTS[:count]) for count in (1, 2))
+    query = fsdino.samples()["coins"].image
+    expected = tiny_export.model.segment(query, two).probabilities
+    for _ in range(12):
+        exported.segment(query, one)
+    assert np.abs(exported.segment(query, two).probabilities - expected).max() < NEAR
