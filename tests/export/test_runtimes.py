@@ -14,6 +14,7 @@ import torch
 
 from fsdino import files
 from fsdino.errors import CheckpointError, DataError, FsdinoError, UsageError
+from fsdino.export import runtimes
 from fsdino.export.folder import DESCRIPTION, RUNTIMES
 from fsdino.export.runtimes import Graphs
 from fsdino.export.segmenter import ExportedSegmenter
@@ -214,3 +215,11 @@ def test_runtimes_take_as_many_threads_as_pytorch(tiny_export, monkeypatch) -> N
     finally:
         torch.set_num_threads(before)
     assert taken == [3, 3]
+
+
+def test_only_images_change_their_sizes_within_a_compiled_graph() -> None:
+    """OpenVINO gives wrong maps where other lengths change, but only with larger models."""
+    assert _sized("image", (480, 640, 3)) == (-1, -1, 3)
+    assert _sized("image", (5, 480, 640, 3)) == (5, -1, -1, 3)
+    assert _sized("mask", (5, 480, 640)) == (5, -1, -1)
+    assert _sized("fit_tokens", (1, 2, 3, 8, 4, 4)) == (1, 2, 3, 8, 4, 4)
