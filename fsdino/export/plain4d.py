@@ -121,7 +121,7 @@ def _block(
         planes.flatten(0, 2), weight_support, stride=stride, padding=pad_support
     )  # [B * Hq * Wq, Co, hs, ws]
     moved = over_query.unflatten(0, (batch, hs, ws)).permute(0, 4, 5, 3, 1, 2)
-    y = over_support.unflatten(0, (batch, hq, wq)) + moved
+    y: Tensor = over_support.unflatten(0, (batch, hq, wq)) + moved
     scale, shift = _normalising(y, norm_weight, norm_bias, num_groups, norm_eps)
     return (y * scale + shift).relu()
 

@@ -14,9 +14,8 @@ import torch
 
 from fsdino import files
 from fsdino.errors import CheckpointError, DataError, FsdinoError, UsageError
-from fsdino.export import runtimes
 from fsdino.export.folder import DESCRIPTION, RUNTIMES
-from fsdino.export.runtimes import Graphs
+from fsdino.export.runtimes import Graphs, _sized
 from fsdino.export.segmenter import ExportedSegmenter
 
 runtimes = pytest.mark.parametrize("runtime", RUNTIMES)
