@@ -35,6 +35,7 @@ import fsdino
 from fsdino import files, resizing
 from fsdino import processes as sharing
 from fsdino.bench.record import machine, write_record
+from fsdino.errors import FsdinoError
 from fsdino.export import runtimes
 from fsdino.export.folder import DESCRIPTION, Exported
 from fsdino.export.segmenter import ExportedSegmenter
@@ -179,26 +180,54 @@ def measure(
     rows: Sequence[tuple[str, Ask]], pairs: Sequence[Pair], rounds: int, threshold: float
 ) -> list[Row]:
     """Time, IoU and difference of each row."""
-    found = {name: [ask(pair) for pair in pairs] for name, ask in rows}
-    seconds: dict[str, list[float]] = {name: [] for name, _ in rows}
+    found: dict[str, list[npt.NDArray[np.float32]]] = {}
+    failed = []
+    for name, ask in rows:
+        try:
+            found[name] = [ask(pair) for pair in pairs]
+        except FsdinoError as error:
+            failed.append({"row": name, "error": str(error)})
+    able = [(name, ask) for name, ask in rows if name in found]
+    seconds: dict[str, list[float]] = {name: [] for name in found}
     for _ in range(rounds):
         for pair in pairs:
-            for name, ask in rows:
+            for name, ask in able:
                 began = time.perf_counter()
                 ask(pair)
                 seconds[name].append(time.perf_counter() - began)
     exact = found[TORCH32]
-    return [
+    measured = [
         {
             "row": name,
             "milliseconds": round(1000 * statistics.median(seconds[name]), 2),
-            "iou": round(100 * mean_iou(found[name], pairs, threshold), 2),
-            "largest_difference": float(max(
-                np.abs(a - b).max() for a, b in zip(found[name], exact, strict=True)
-            )),
+            "iou": round(100 * mean_iou(maps, pairs, threshold), 2),
+            "differences": differences(maps, exact, threshold),
         }
-        for name, _ in rows
-    ]  # fmt: skip
+        for name, maps in found.items()
+    ]
+    return [*measured, *failed]
+
+
+def differences(
+    maps: Sequence[npt.NDArray[np.float32]],
+    exact: Sequence[npt.NDArray[np.float32]],
+    threshold: float,
+) -> Row:
+    """How far probabilities are from those of PyTorch in float32, over pairs.
+
+    `flipped` counts pixels on the other side of the threshold, but for those within 1e-3 of it.
+    """
+    largest = [float(np.abs(a - b).max()) for a, b in zip(maps, exact, strict=True)]
+    flipped = sum(
+        int((((a >= threshold) != (b >= threshold)) & (np.abs(b - threshold) > 1e-3)).sum())
+        for a, b in zip(maps, exact, strict=True)
+    )
+    return {
+        "largest": float(f"{max(largest):.2g}"),
+        "median": float(f"{statistics.median(largest):.2g}"),
+        "above_1e-4": sum(value > 1e-4 for value in largest),
+        "flipped": flipped,
+    }
 
 
 def mean_iou(
@@ -283,7 +312,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print_table(
             ["", "ms a query", "mean IoU", "largest difference"],
             [[row["row"], f"{row['milliseconds']:.1f}", f"{row['iou']:.2f}",
-              f"{row['largest_difference']:.1e}"] for row in rows],
+              f"{row['differences']['largest']:.1e}"] if "iou" in row
+             else [row["row"], "fails", "", ""] for row in rows],
         )  # fmt: skip
     large = options.out / "dinov2-b"
     with torch.random.fork_rng():
