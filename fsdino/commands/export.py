@@ -14,6 +14,7 @@ from fsdino.commands.options import Json, Out, Overwrite, Weights, check_folder,
 from fsdino.errors import UsageError, shown
 from fsdino.export.folder import FORMATS, KERNELS, OUTPUTS
 from fsdino.models.names import DEFAULT as DEFAULT_MODEL
+from fsdino.progress import Progress
 from fsdino.tables import print_table
 
 if TYPE_CHECKING:
@@ -71,16 +72,19 @@ class Export:
         from fsdino.models import zoo
 
         check_arguments(self.format, self.kernels, self.output, self.out, overwrite=self.overwrite)
-        found = export_model(
-            zoo.load(self.model, weights=self.weights),
-            self.out,
-            format=self.format,
-            kernels=self.kernels,
-            size=size,
-            output=self.output,
-            name=self.model,
-            overwrite=self.overwrite,
-        )
+        model = zoo.load(self.model, weights=self.weights)
+        with Progress("export", unit="steps") as progress:
+            found = export_model(
+                model,
+                self.out,
+                format=self.format,
+                kernels=self.kernels,
+                size=size,
+                output=self.output,
+                name=self.model,
+                overwrite=self.overwrite,
+                report=progress.report,
+            )
         if self.as_json:
             print(json.dumps(found.to_dict()))
         else:

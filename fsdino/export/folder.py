@@ -17,6 +17,7 @@ FORMATS = ("onnx", "pt2", "aoti")
 KERNELS = ("plain", "fsdino")
 OUTPUTS = ("image", "model")
 RUNTIMES = ("onnx", "openvino")  # of the format onnx
+WEIGHTS = "weights.data"  # of both ONNX graphs of a large model
 LIBRARY = "libfsdino_ops.so"  # the kernels of csrc/
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".pt2"}
 _AGAIN = "export the model again with `fsdino export`"

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from fsdino.export.graphs import QueryGraph, SupportGraph
 
 OPSET = 20
-WEIGHTS = "weights.data"
 _BESIDE = 2**26  # bytes of weights from which they lie in a file of their own
 _SMALL = 2**10  # bytes of a tensor that stays in the graph in any case
 _ALIGNED = 4096  # bytes, so that runtimes can map a file

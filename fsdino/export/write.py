@@ -25,6 +25,7 @@ from fsdino.export.folder import (
     LIBRARY,
     OUTPUTS,
     SUFFIXES,
+    WEIGHTS,
     Exported,
     GraphFile,
 )
@@ -35,13 +36,15 @@ from fsdino.models.hsnet import HSNet
 from fsdino.models.registry import list_models
 from fsdino.models.segmenter import Segmenter
 from fsdino.ops import native
+from fsdino.progress import Report
 from fsdino.version import __version__
 
 Graph = SupportGraph | QueryGraph
 
 _MOST = 4096  # pixels of a side
 _STRIDE = 16  # of HSNet's sides: with others its levels do not fit together
-_OURS = {".onnx", ".pt2", ".so", ".data"}  # ends of the files of an export
+# Files of any export, which one in another format replaces.
+_OURS = ("support.onnx", "query.onnx", WEIGHTS, "support.pt2", "query.pt2", LIBRARY)
 
 
 def export_model(
@@ -54,7 +57,7 @@ def export_model(
     output: str = "image",
     name: str | None = None,
     overwrite: bool = False,
-    report: Callable[[str], None] = lambda _: None,
+    report: Report | None = None,
 ) -> Exported:
     """Write a model as two graphs, `support` and `query`, that need neither Python nor fsdino.
 
@@ -69,7 +72,7 @@ def export_model(
         output: whether probabilities have the "image"'s size, or that of the "model"'s own maps.
         name: what export.json calls the model; None names its encoder.
         overwrite: replace an export that is in the folder.
-        report: called with a line when a step begins.
+        report: called with (finished, all) steps.
 
     Returns:
         What export.json says.
@@ -111,11 +114,13 @@ def export_model(
         place = Path(hidden)
         try:
             write = _writer(found, place)
-            for key, graph in graphs.items():
-                report(f"{key}: tracing")
+            for done, (key, graph) in enumerate(graphs.items()):
                 program = trace(graph, kernels)
-                report(f"{key}: writing {key}{suffix}")
+                if report is not None:
+                    report(2 * done + 1, 2 * len(graphs))
                 write(program, graph, key)
+                if report is not None:
+                    report(2 * done + 2, 2 * len(graphs))
             written = sorted(path.name for path in place.iterdir())
             hashes = {file: files.sha256(place / file) for file in written}
             found = dataclasses.replace(found, hashes=hashes)
@@ -191,9 +196,8 @@ def _check_folder(folder: Path, *, overwrite: bool) -> None:
 def _take_over(folder: Path, place: Path) -> None:
     """Move an export from its hidden folder; the description goes first and comes last."""
     (folder / DESCRIPTION).unlink(missing_ok=True)
-    for path in folder.iterdir():
-        if path.is_file() and (path.suffix in _OURS or path.name == manual.README):
-            path.unlink()
+    for name in (*_OURS, manual.README):
+        (folder / name).unlink(missing_ok=True)
     examples = folder / manual.EXAMPLES
     examples.mkdir(exist_ok=True)
     for name in manual.ALL_EXAMPLES:
@@ -208,7 +212,7 @@ def _writer(found: Exported, place: Path) -> Callable[[ExportedProgram, Graph, s
     if found.format == "onnx":
         from fsdino.export import onnx_files
 
-        weights = onnx_files.Weights(place / onnx_files.WEIGHTS)
+        weights = onnx_files.Weights(place / WEIGHTS)
 
         def write_onnx(program: ExportedProgram, graph: Graph, key: str) -> None:
             path = place / found.graphs[key].file
