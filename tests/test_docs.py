@@ -25,7 +25,8 @@ DOCUMENTS = sorted(
 FOLDERS = ("fsdino", "kernels", "csrc", "benchmarks", "tests", "docs", ".ci")
 # Options of other programs: pip, pytest, torchrun, mypy and LabelMe.
 FOREIGN = {
-    "--no-build-isolation", "--benchmark-only", "--nproc-per-node", "--strict", "--output",
+    "--no-build-isolation", "--benchmark-only", "--nnodes", "--nproc-per-node", "--output",
+    "--strict",
 }  # fmt: skip
 
 

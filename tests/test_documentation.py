@@ -35,10 +35,12 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["p
     "optional-dependencies"
 ]
 PAGES = ["README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))]
-# Run elsewhere: the first two of the README by .ci/run, the tutorial by tests/test_tutorial.py.
+# Run elsewhere: the first two of the README by .ci/run, the tutorial by tests/test_tutorial.py, the
+# program for Ray by tests/export/test_many_machines.py.
 ELSEWHERE = {
     ("README.md", "pip install . && fsdino demo --out demo"),
     ("README.md", 'pip install -e ".[test]" && pytest'),
+    ("docs/many-machines.md", '"""Segment a folder of photographs'),
 }
 # Blocks that cannot run here, by their first line, and what their page says about it.
 MISSING = {

@@ -235,6 +235,7 @@ NOT_IMPORTED = {
     "onnxscript": "torch.onnx.export writes with it",
     "pybind11": "headers",
     "pytest-benchmark": "a plugin of pytest",
+    "ray": "imported by the program in docs/many-machines.md",
     "ruff": "a program",
 }
 # What a user has who asks for it; without it there is an error that names the package.
