@@ -23,20 +23,22 @@ class TinyExport:
     folder: Path
 
 
-def _exported(folder: Path, **changes: object) -> TinyExport:
-    name, arguments = NETWORKS["ResNet"]
-    model = tiny_model(encoder=name, encoder_args=arguments, image_size=SIDE, **changes)
+def _exported(model: Segmenter, folder: Path) -> TinyExport:
     export_model(model, folder, name="tiny")
     return TinyExport(model, folder)
 
 
 @pytest.fixture(scope="session")
 def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> TinyExport:
-    """A training-free model, which fits a classifier to its supports."""
-    return _exported(tmp_path_factory.mktemp("free"), variant="training_free")
+    """A training-free model on a ResNet, which fits a classifier to its supports."""
+    name, arguments = NETWORKS["ResNet"]
+    model = tiny_model(
+        encoder=name, encoder_args=arguments, image_size=SIDE, variant="training_free"
+    )
+    return _exported(model, tmp_path_factory.mktemp("free"))
 
 
 @pytest.fixture(scope="session")
 def tiny_full_export(tmp_path_factory: pytest.TempPathFactory) -> TinyExport:
-    """A model with all parts of the paper's, which fits nothing."""
-    return _exported(tmp_path_factory.mktemp("full"), correlation_channels=(4,))
+    """A model with all parts of the paper's, on a DINOv2, which fits nothing."""
+    return _exported(tiny_model(correlation_channels=(4,)), tmp_path_factory.mktemp("full"))

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 import fsdino
-from fsdino import cli
+from fsdino import cli, resizing
 from fsdino.errors import DataError, UsageError
 from fsdino.export import segmenter
 from fsdino.export.folder import RUNTIMES, Exported, GraphFile
 from fsdino.export.graphs import QueryGraph, SupportGraph
 from fsdino.export.segmenter import ExportedSegmenter
+from fsdino.export.write import export_model
 from fsdino.models import zoo
 from fsdino.models.config import ModelConfig
 from fsdino.models.segmentation import Segmentation
@@ -103,6 +104,39 @@ def test_a_small_object_is_fitted_with_its_close_up(exported, tiny_export, close
     )
 
 
+def hsnet() -> Segmenter:
+    """HSNet as the paper has it, with random weights, and a map that is not flat."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = zoo.assemble(ModelConfig("resnet50", image_size=64, variant="hsnet")).eval()
+    randomise(model.after, 0)
+    return model
+
+
+def photo() -> Segmenter:
+    """The default model, with images resized to the size of the export below."""
+    model = fsdino.load("fsdino-photo")
+    model._prepare = lambda array: resizing.to_tensor(array, (128, 128))
+    return model
+
+
+MODELS = {"fsdino-tiny": lambda: fsdino.load("fsdino-tiny"), "fsdino-photo": photo, "hsnet": hsnet}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_bundled_and_published_models(name, tmp_path) -> None:
+    model = MODELS[name]()
+    export_model(model, tmp_path / name, size=(128, 128) if name == "fsdino-photo" else None)
+    queries = [fsdino.samples()[name].image for name in ("more-coins", "espresso-cup")]
+    for runtime in RUNTIMES:
+        exported = ExportedSegmenter(tmp_path / name, runtime)
+        for shots in (1, 5):
+            own, other = (shown(m, *SHOTS[:shots]) for m in (exported, model))
+            for query in queries:
+                assert_alike(exported.segment(query, own), model.segment(query, other), 1e-4)
+
+
 CLASSES = {"coins": ("coins",), "cup": ("teacup", "espresso-cup"), "mill": ("post-mill",)}
 
 
@@ -160,9 +194,7 @@ class InPython:
 
 def test_supports_of_several_levels(monkeypatch) -> None:
     """HSNet's have three, each with names of its own in the graphs."""
-    torch.manual_seed(0)
-    model = zoo.assemble(ModelConfig("resnet50", image_size=64, variant="hsnet")).eval()
-    randomise(model.after, 0)  # a map that is not flat
+    model = hsnet()
     graphs = InPython(model, (64, 64))
     monkeypatch.setattr(segmenter, "Graphs", lambda *_: graphs)
     exported = ExportedSegmenter("folder")
