@@ -148,12 +148,12 @@ g++ -std=c++17 -O2 {EXAMPLES}/openvino.cpp -o find-openvino \\
 ```
 
 With onnxruntime, where `ONNXRUNTIME_ROOT` is the folder of a release of it for C++ (its Python
-wheel has no headers):
+wheel has no headers), or `/usr` with Debian's package `libonnxruntime-dev`:
 
 ```sh
 g++ -std=c++17 -O2 {EXAMPLES}/onnxruntime.cpp -o find-onnxruntime \\
-    -I$ONNXRUNTIME_ROOT/include -L$ONNXRUNTIME_ROOT/lib -lonnxruntime \\
-    -Wl,-rpath,$ONNXRUNTIME_ROOT/lib
+    -I$ONNXRUNTIME_ROOT/include -I$ONNXRUNTIME_ROOT/include/onnxruntime \\
+    -L$ONNXRUNTIME_ROOT/lib -lonnxruntime -Wl,-rpath,$ONNXRUNTIME_ROOT/lib
 ./find-onnxruntime . support.ppm support-mask.pgm query.ppm mask.pgm
 ```
 """

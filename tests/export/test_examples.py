@@ -116,8 +116,10 @@ def test_openvino_in_cpp(onnx_folder: Path, model: FSDINO, query: str) -> None:
 def onnxruntime_root() -> str | None:
     """Folder of onnxruntime's headers and library."""
     for place in filter(None, (os.environ.get("ONNXRUNTIME_ROOT"), "/usr/local", "/usr")):
-        if (Path(place) / "include" / "onnxruntime_cxx_api.h").is_file():
-            return place
+        include = Path(place) / "include"
+        for folder in (include, include / "onnxruntime"):  # the latter is Debian's
+            if (folder / "onnxruntime_cxx_api.h").is_file():
+                return place
     return None
 
 
