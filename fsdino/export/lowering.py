@@ -35,11 +35,12 @@ def _without_backend(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def shared() -> dict[Any, Callable[..., Any]]:
-    """Resizing and linear systems, by their overloads."""
+    """Resizing, linear systems and what they need, by their overloads."""
     aten = torch.ops.aten
     return {
         aten.linalg_solve.default: _solve,
         aten._linalg_solve_ex.default: lambda a, b, **_: (_solve(a, b),) * 4,
+        aten.eye.default: _identity,
         aten.upsample_bilinear2d.vec: _bilinear,
         aten._upsample_bilinear2d_aa.vec: _bilinear,
         aten.upsample_bicubic2d.vec: _bicubic,
@@ -99,6 +100,12 @@ def _solve(
     else:
         found = conjugate_gradients(_times, right, systems)
     return found[..., 0] if flat else found
+
+
+def _identity(count: int, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    """PyTorch's own counts large ones in uint16, which `arange` does not have."""
+    places = torch.arange(count)
+    return (places[:, None] == places).to(dtype or torch.float32)
 
 
 def _times(x: Tensor, systems: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fsdino.bench import formulation
 from fsdino.export import lowering, plain4d
@@ -30,6 +30,19 @@ def test_conjugate_gradients_end_where_there_is_nothing_to_solve() -> None:
     sides = torch.tensor([[1.0, 0.0], [2.0, 0.0], [4.0, 0.0]])
     found = lowering.conjugate_gradients(lambda x, a: a @ x, sides, systems)
     assert torch.allclose(found, torch.tensor([[1.0, 0.0]] * 3), atol=1e-5)
+
+
+class Identity(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.eye(x.shape[-1])
+
+
+def test_large_identities() -> None:
+    """PyTorch's own decomposition counts 256 rows and more in uint16, which its arange lacks."""
+    x = draw(300, 300)
+    table = {**torch.export.default_decompositions(), **lowering.shared()}
+    program = torch.export.export(Identity(), (x,)).run_decompositions(table)
+    assert torch.equal(program.module()(x), torch.diag(x.diagonal()))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
