@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fsdino.errors import DataError, UsageError
-from fsdino.export.runtimes import Graphs
+from fsdino.export.folder import Exported
+from fsdino.export.runtimes import Arrays, Graphs
 from fsdino.images import Flags, ImageLike, Pixels
 from fsdino.masks import MaskRule, read_mask
 from fsdino.models import companions
@@ -25,6 +26,20 @@ from fsdino.models.training_free import TrainingFree
 from fsdino.models.views import View
 
 _FIT = ("fit_mean", "fit_scale", "fit_weight", "fit_bias", "fit_levels")
+
+
+class GraphRunner(Protocol):
+    """Runs the two graphs of an export, as `fsdino.export.runtimes.Graphs` does."""
+
+    @property
+    def exported(self) -> Exported:
+        """What their folder says of itself."""
+
+    def support(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """The outputs of the graph `support` by name, on inputs by name."""
+
+    def query(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """The outputs of the graph `query` by name, on inputs by name."""
 
 
 class ExportedSegmenter(Segmenting[Pixels]):
@@ -45,11 +60,29 @@ class ExportedSegmenter(Segmenting[Pixels]):
     """
 
     def __init__(self, folder: str | os.PathLike[str], runtime: str = "onnx") -> None:
-        self._graphs = Graphs(folder, runtime)
-        self.exported = self._graphs.exported
+        self._use(Graphs(folder, runtime), os.fspath(folder))
+
+    @classmethod
+    def of(cls, graphs: GraphRunner) -> ExportedSegmenter:
+        """A segmenter on graphs that run elsewhere, such as those of `--format pt2` in PyTorch.
+
+        Args:
+            graphs: runs an export of any format.
+
+        Raises:
+            UsageError: the export's maps have the model's size.
+        """
+        made = cls.__new__(cls)
+        made._use(graphs, "the export")
+        return made
+
+    def _use(self, graphs: GraphRunner, name: str) -> None:
+        """Take graphs; `name` is what an error calls them."""
+        self._graphs = graphs
+        self.exported = graphs.exported
         if self.exported.output != "image":
             raise UsageError(
-                f"{os.fspath(folder)} gives maps of the model's own size, without the resizing to "
+                f"{name} gives maps of the model's own size, without the resizing to "
                 "an image: export the model with --output image"
             )
         self._dims = {slot.name: slot.dims for slot in self.exported.graphs["support"].outputs}

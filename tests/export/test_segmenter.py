@@ -13,7 +13,6 @@ import torch
 import fsdino
 from fsdino import cli, resizing
 from fsdino.errors import DataError, UsageError
-from fsdino.export import segmenter
 from fsdino.export.folder import RUNTIMES, Exported, GraphFile
 from fsdino.export.graphs import QueryGraph, SupportGraph
 from fsdino.export.segmenter import ExportedSegmenter
@@ -192,12 +191,10 @@ class InPython:
         return self.run("query", inputs)
 
 
-def test_supports_of_several_levels(monkeypatch) -> None:
+def test_supports_of_several_levels() -> None:
     """HSNet's have three, each with names of its own in the graphs."""
     model = hsnet()
-    graphs = InPython(model, (64, 64))
-    monkeypatch.setattr(segmenter, "Graphs", lambda *_: graphs)
-    exported = ExportedSegmenter("folder")
+    exported = ExportedSegmenter.of(InPython(model, (64, 64)))
     supports = [shown(m, "coins", "teacup") for m in (exported, model)]
     assert repr(supports[0]) == repr(supports[1])
     query = fsdino.samples()["more-coins"].image
