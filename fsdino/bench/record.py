@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,24 @@ from fsdino.ops import measured
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def write_record(path: Path, command: str, **facts: Any) -> None:
-    """Write facts as JSON, with the command, the versions, the machine and the commit."""
+def write_record(path: Path, command: str, *, packages: Sequence[str] = (), **facts: Any) -> None:
+    """Write facts as JSON, with the command, the versions, the machine and the commit.
+
+    Args:
+        path: of the file.
+        command: that measured them.
+        packages: that were measured beside PyTorch, whose versions are recorded as well.
+        facts: by name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, make_record(command, **facts))
+    write_json(path, make_record(command, packages=packages, **facts))
 
 
-def make_record(command: str, **facts: Any) -> dict[str, Any]:
-    """Facts with the command, the versions, the machine and the commit."""
-    return {"command": command, **facts, "environment": environment(), "source": source()}
+def make_record(command: str, *, packages: Sequence[str] = (), **facts: Any) -> dict[str, Any]:
+    """Facts with the command, the versions, the machine and the commit; see `write_record`."""
+    versions = {package: metadata.version(package) for package in packages}
+    found = {**environment(), **versions}
+    return {"command": command, **facts, "environment": found, "source": source()}
 
 
 def write_comparisons(path: Path, command: str, comparisons: Sequence[Comparison]) -> None:

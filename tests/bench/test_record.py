@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,6 +31,11 @@ def test_comparisons(tmp_path: Path) -> None:
     capability = torch.backends.cpu.get_cpu_capability()
     assert found["machine"]["instruction_set"] in (capability, "AVX512_BF16", "AMX")
     assert found["machine"]["processor"] in found["environment"]["processor"]
+
+
+def test_versions_of_packages() -> None:
+    plain, found = record.make_record("x"), record.make_record("x", packages=["numpy"])
+    assert found["environment"] == {**plain["environment"], "numpy": np.__version__}
 
 
 def test_an_installation_has_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
