@@ -4,9 +4,11 @@ Exports models into a folder and measures them on the held-out pairs of tests/ph
 milliseconds for a query (medians; all rows take turns in each round), mean IoU, and how far the
 probabilities are from those of PyTorch in float32. The rows are PyTorch in float32 and bfloat16,
 onnxruntime in float32 and in int8 (static quantisation of the encoder's convolutions and products,
-calibrated on the other pairs, which share no picture with those that are measured), and OpenVINO in
-float32 and with its own bfloat16. Then the peak memory of a process that answers one query with
-DINOv2-B at 518 pixels in onnxruntime. Prints tables and writes a JSON file.
+calibrated on the other pairs, which share no picture with those that are measured), OpenVINO in
+float32 and with its own bfloat16, and in float32 the programs of torch.export and the packages of
+AOTInductor, each with matrix products and with the C++ kernels. Then one OpenVINO graph for all
+numbers of photographs (`one_graph.py`), and the peak memory of a process that answers one query
+with DINOv2-B at 518 pixels in onnxruntime. Prints tables and writes a JSON file.
 """
 
 from __future__ import annotations
@@ -20,14 +22,17 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import one_graph
 import onnx
 import torch
+import torch._inductor
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from photo_pairs import FOLDER, HELD_OUT, Pair, load_pairs
 
@@ -42,6 +47,7 @@ from fsdino.export.segmenter import ExportedSegmenter
 from fsdino.export.write import export_model
 from fsdino.models import zoo
 from fsdino.models.segmenter import Segmenter
+from fsdino.ops import native
 from fsdino.tables import print_table
 
 PHOTO, SIZE = "fsdino-photo", 448
@@ -51,6 +57,9 @@ QUANTISED = ["Conv", "MatMul", "Gemm"]
 TORCH32, TORCH16 = "PyTorch, float32", "PyTorch, bfloat16"
 ONNX32, ONNX8 = "onnxruntime, float32", "onnxruntime, int8"
 OPENVINO32, OPENVINO16 = "OpenVINO, float32", "OpenVINO, bfloat16"
+PROGRAMS = {"pt2": "torch.export", "aoti": "AOTInductor"}
+WITH = {"plain": "matrix products", "fsdino": "C++ kernels"}
+PACKAGES = ("onnx", "onnxruntime", "openvino")
 
 Row = dict[str, Any]
 Ask = Callable[[Pair], npt.NDArray[np.float32]]
@@ -59,17 +68,52 @@ Ask = Callable[[Pair], npt.NDArray[np.float32]]
 # ---------------------------------------------------------------------------------- the models
 
 
-def exported(model: Segmenter, size: int, name: str, folder: Path) -> Exported:
-    """The export of a model; one that is there is taken."""
+def export(model: Segmenter, folder: Path, size: int, name: str, **options: str) -> None:
+    """Export a model; an export that is there is taken."""
     if not (folder / DESCRIPTION).exists():
-        export_model(model, folder, size=(size, size), name=name)
-    return Exported.read(folder)
+        export_model(model, folder, size=(size, size), name=name, **options)
 
 
 def at_size(model: Segmenter, size: int) -> Segmenter:
     """A PyTorch model whose images have the size of the export, whatever their aspect ratio."""
     model._prepare = lambda array: resizing.to_tensor(array, (size, size))  # type: ignore[method-assign]
     return model
+
+
+class Programs:
+    """The graphs of an export for PyTorch, run in this process.
+
+    Args:
+        folder: of `fsdino export --format pt2` or `--format aoti`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.exported = Exported.read(folder)
+        if self.exported.kernels == "fsdino":
+            native.library()  # of which the folder has a copy; a process can load only one
+        self._programs: dict[str, Callable[..., Sequence[torch.Tensor]]] = {}
+        for name, graph in self.exported.graphs.items():
+            path = str(folder / graph.file)
+            self._programs[name] = (
+                torch._inductor.aoti_load_package(path)
+                if self.exported.format == "aoti"
+                else torch.export.load(path).module()
+            )
+
+    def support(self, inputs: runtimes.Arrays) -> dict[str, npt.NDArray[Any]]:
+        """The tensors of a support."""
+        return self._run("support", inputs)
+
+    def query(self, inputs: runtimes.Arrays) -> dict[str, npt.NDArray[Any]]:
+        """`probability` and `score` of the classes."""
+        return self._run("query", inputs)
+
+    def _run(self, name: str, inputs: runtimes.Arrays) -> dict[str, npt.NDArray[Any]]:
+        graph = self.exported.graphs[name]
+        with torch.inference_mode():
+            given = [np.ascontiguousarray(inputs[slot.name]) for slot in graph.inputs]
+            found = self._programs[name](*map(torch.from_numpy, given))
+        return {slot.name: t.numpy() for slot, t in zip(graph.outputs, found, strict=True)}
 
 
 class Calibration(CalibrationDataReader):  # type: ignore[misc]
@@ -147,8 +191,17 @@ def inputs_of_support(pair: Pair) -> dict[str, npt.NDArray[Any]]:
 # --------------------------------------------------------------------------------- what is measured
 
 
-def asks(model: Segmenter, folder: Path, quantised: Path) -> Iterator[tuple[str, Ask]]:
-    """A function for each row, which gives the probabilities [H, W] of a pair's query."""
+def asks(
+    model: Segmenter, folder: Path, quantised: Path, programs: Mapping[str, Path]
+) -> Iterator[tuple[str, Ask]]:
+    """A function for each row, which gives the probabilities [H, W] of a pair's query.
+
+    Args:
+        model: that was exported.
+        folder: of its ONNX export.
+        quantised: of the one in int8.
+        programs: folders of those for PyTorch, by the names of their rows.
+    """
     yield TORCH32, ask_segmenter(model)
     half = fsdino.load(PHOTO, dtype="bfloat16")
     yield TORCH16, ask_segmenter(at_size(half, SIZE))
@@ -157,6 +210,8 @@ def asks(model: Segmenter, folder: Path, quantised: Path) -> Iterator[tuple[str,
     yield OPENVINO32, ask_segmenter(ExportedSegmenter(folder, "openvino"))
     with openvino_bfloat16():
         yield OPENVINO16, ask_segmenter(ExportedSegmenter(folder, "openvino"))
+    for name, place in programs.items():
+        yield name, ask_segmenter(ExportedSegmenter.of(Programs(place)))
 
 
 def ask_segmenter(segmenter: Any) -> Ask:
@@ -301,12 +356,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     model = at_size(fsdino.load(PHOTO), SIZE)
     folder, quantised = options.out / "photo", options.out / "photo-int8"
-    exported(model, SIZE, PHOTO, folder)
+    export(model, folder, SIZE, PHOTO)
     quantise(folder, quantised, load_pairs(FOLDER))
+    programs = {}
+    for (format, program), (kernels, name) in product(PROGRAMS.items(), WITH.items()):
+        place = programs[f"{program}, {name}"] = options.out / f"photo-{format}-{kernels}"
+        export(model, place, SIZE, PHOTO, format=format, kernels=kernels)
     pairs, results = load_pairs(HELD_OUT), {}
     for threads in options.threads:
         with sharing.threads(threads):
-            rows = measure([*asks(model, folder, quantised)], pairs, options.rounds,
+            rows = measure([*asks(model, folder, quantised, programs)], pairs, options.rounds,
                            model.config.threshold)  # fmt: skip
         results[str(threads)] = rows
         print(f"{PHOTO} at {SIZE} pixels, {len(pairs)} held-out pairs, threads: {threads}")
@@ -316,21 +375,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
               f"{row['differences']['largest']:.1e}"] if "iou" in row
              else [row["row"], "fails", "", ""] for row in rows],
         )  # fmt: skip
+    threads = max(options.threads)
+    sequences = one_graph.measure(folder, threads)
+    print(f"One OpenVINO graph for all numbers of photographs, threads: {threads}")
+    print_table(
+        ["photographs in each run", "first wrong run", "signal", "largest difference"],
+        [[str(value) for value in row.values()] for row in sequences],
+    )
     large = options.out / "dinov2-b"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        exported(zoo.assemble(LARGE), LARGE.image_size, "dinov2-b, full", large)
+        export(zoo.assemble(LARGE), large, LARGE.image_size, "dinov2-b, full")
     memory = {str(shots): peak_memory(large, shots) for shots in SHOTS}
     for shots, peak in memory.items():
         print(f"DINOv2-B full at 518 pixels in onnxruntime, shots: {shots}, peak {peak:.2f} GB")
     write_record(
         options.record,
         "python benchmarks/exported.py --out DIR",
+        packages=PACKAGES,
         model=PHOTO,
         size=SIZE,
         pairs=len(pairs),
         rounds=options.rounds,
         results=results,
+        one_graph={"threads": threads, "sequences": sequences},
         megabytes={"float32": sizes(folder), "int8": sizes(quantised)},
         memory={"model": dataclasses.asdict(LARGE)["encoder"], "gigabytes": memory},
         machine=machine(),
