@@ -226,8 +226,9 @@ def _openvino() -> tuple[str, Callable[[Path], _Opened]]:
             ]
 
         # For each number of classes, shots and views a graph of its own. One graph for all of them
-        # gave wrong maps, or ended the process, when such a number changed after nine runs
-        # (OpenVINO 2026.4.1); images of changing sizes are not affected.
+        # gives wrong maps, or ends the process, in a run with more views than in all runs before,
+        # from the third run on (OpenVINO 2026.4.1, `benchmarks/one_graph.py`); images of changing
+        # sizes are not affected.
         @functools.lru_cache(maxsize=_OPENVINO_GRAPHS)
         def compiled(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Any:
             sized = core.read_model(path)
