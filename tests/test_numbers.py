@@ -41,6 +41,7 @@ SETTINGS = (
     *("quality below 0.7", "mean IoU below 0.5"),
     *("in turns in one process, 5 rounds", "AVX512_VNNI and AVX512_BF16", "1 thread | 2 threads"),
     *("above 1e-4", "within 1e-3", "was 1e-4 everywhere", "int8", "was 1.5 times as fast"),
+    *("supports of 1 to 5 photographs", "by more than 0.01"),
     *("at 518 pixels, one query of 600 × 800 pixels",),
 )
 
@@ -346,8 +347,16 @@ def distilled_rows(found: Any) -> Iterator[str]:
         )
 
 
+PROGRAMS = ("torch.export", "AOTInductor")
+WITH = ("matrix products", "C++ kernels")
+
+
 def exported() -> Iterator[str]:
     found = record("exported.json")
+    versions = found["environment"]
+    yield f"with PyTorch {versions['torch'].partition('+')[0]},"
+    yield f"onnxruntime {versions['onnxruntime']}, OpenVINO {versions['openvino']}"
+    yield f"files of onnx {versions['onnx']}"
     one, two = found["results"]["1"], found["results"]["2"]
     for single, double in zip(one, two, strict=True):
         if "error" in single:
@@ -360,6 +369,10 @@ def exported() -> Iterator[str]:
             f"| {apart['flipped']} |"
         )
     rows = {row["row"]: row for row in one}
+    slowest = max(row["milliseconds"] for row in one if "error" not in row)
+    assert slowest in [rows[f"{PROGRAMS[0]}, {name}"]["milliseconds"] for name in WITH]
+    exact = ("onnxruntime, float32", *(f"{p}, {name}" for p in PROGRAMS for name in WITH))
+    assert not any(rows[name]["differences"]["flipped"] for name in exact)
     whole, small = rows["onnxruntime, float32"], rows["onnxruntime, int8"]
     faster = whole["milliseconds"] / small["milliseconds"]
     yield f"{faster:.1f} times as fast as float32 in one thread, and costs"
@@ -370,6 +383,14 @@ def exported() -> Iterator[str]:
     yield f"a peak of {peaks['1']:.2f} GB with one shot and {peaks['5']:.2f} GB with five"
     yield f"the {found['pairs']} held-out pairs"
     yield f"`fsdino-photo` at {found['size']} pixels"
+    yield f"{found['one_graph']['threads']} threads, each sequence"
+    for row in found["one_graph"]["sequences"]:
+        outcome = f"run {row['first_wrong']} is wrong: up to {row['largest']:.2f}"
+        if row["first_wrong"] is None:
+            outcome = f"right: {row['largest']:.1e} at most"
+        elif row["signal"]:
+            outcome = f"run {row['first_wrong']} ends the process (signal {row['signal']})"
+        yield f"| {row['photographs']} | {outcome} |"
 
 
 def cpu_kernels() -> Iterator[str]:
