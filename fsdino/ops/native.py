@@ -321,7 +321,7 @@ def _load(library: Path, *, ahead_of_time: bool) -> Extension:
 
 
 def _registered_by_another(kernels: Path) -> bool:
-    """Whether loading the kernels would register their ops twice, which ends the process."""
+    """Whether the ops are another file's, which may be of another version; they would stay."""
     registered = torch._C._dispatch_has_kernel("fsdino_cpp::correlation4d")
     return registered and str(kernels.resolve()) not in torch.ops.loaded_libraries
 

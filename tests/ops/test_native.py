@@ -107,7 +107,7 @@ def test_the_kernels_load_by_themselves() -> None:
 
 
 def test_kernels_from_another_file_are_not_joined_by_ours(tmp_path: Path) -> None:
-    """The same ops registered twice would end the process; now they are a reason to do without."""
+    """They may be of another version: they are a reason to do without."""
     if native.extension() is None:
         pytest.skip("cpp is not built: run `fsdino build`")
     copy = shutil.copy(native.library(), tmp_path)
@@ -118,6 +118,19 @@ def test_kernels_from_another_file_are_not_joined_by_ours(tmp_path: Path) -> Non
     said = fresh(code, copy)
     assert said.startswith("None ") and "this process has its ops from another file" in said
     assert fresh(code, native.library()).startswith("Extension(")
+
+
+def test_a_second_copy_leaves_the_kernels_in_place(tmp_path: Path) -> None:
+    """Such as that of an exported folder. The same ops registered twice would end the process."""
+    if native.extension() is None:
+        pytest.skip("cpp is not built: run `fsdino build`")
+    copy = shutil.copy(native.library(), tmp_path)
+    code = (
+        "import sys, torch; from fsdino.ops import native; assert native.extension()\n"
+        "torch.ops.load_library(sys.argv[1]); ones = torch.ones(1, 1, 4, 1, 1)\n"
+        "print(torch.ops.fsdino_cpp.correlation4d(ones, ones, None, 1e-9).item())"
+    )
+    assert fresh(code, copy) == "1.0\n"
 
 
 def test_the_library_of_an_unbuilt_extension(stub: None) -> None:
