@@ -36,7 +36,8 @@ def fit(score: TrainingFree, tokens: Tensor, share: Tensor, places: Tensor) -> S
     unit = training_free.standardise(tokens, mean[None], scale[None])  # [M, L, C, h, w]
     sides = training_free.sides_of(share, score.border)  # [M, h, w]
     folds, inside = _folds(places, sides)
-    flat = unit.permute(1, 2, 0, 3, 4).flatten(2).flatten(0, 1)  # [L * C, N]
+    # L and C first: PyTorch 2.11 exports no flattening of them after that of M, which varies.
+    flat = unit.flatten(1, 2).transpose(0, 1).flatten(1)  # [L * C, N]
     by_fold, weight, bias = _solved(flat, sides.flatten(), inside, score.ridge, len(score.widths))
     scores = torch.where(folds < 0, by_fold[-1], (by_fold[:-1] * inside).sum(0))
     if score.matches:

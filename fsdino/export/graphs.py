@@ -119,7 +119,7 @@ class SupportGraph(nn.Module):
             places: float32 [K, 3], of models that fit something: see `fitting.fit`.
         """
         features = self.model.encode(resampling.image(image, self.size, sizes))
-        flags = (mask > 0).float()
+        flags = mask.float().clamp(max=1)  # onnxruntime before 1.21 cannot compare uint8
         if isinstance(self.model, HSNet):
             lines = resampling.nearest
             grid = self.size

@@ -133,7 +133,8 @@ def _bilinear(
         if align_corners:
             lines.append(resampling.aligned(cells, pixels))
         else:
-            lines.append(resampling.bilinear(cells, pixels, torch.tensor([pixels]))[0])
+            length = torch.full((1,), pixels)  # PyTorch 2.11 loses constants made here
+            lines.append(resampling.bilinear(cells, pixels, length)[0])
     return resampling.resize(maps, *lines)
 
 
