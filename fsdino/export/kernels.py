@@ -140,7 +140,7 @@ def portable_options() -> dict[str, Any]:
     if not hasattr(config.cpp, "march"):
         raise UsageError(
             f"torch {torch.__version__} compiles packages for this machine's processor only: "
-            "update PyTorch to 2.14"
+            "update PyTorch to 2.13 or newer"
         )
     x86 = platform.machine() in {"x86_64", "AMD64"}
     return {

@@ -78,8 +78,8 @@ def export_model(
         What export.json says.
 
     Raises:
-        UsageError: an invalid argument; a package of the extra `export` is missing; the folder
-            holds something else.
+        UsageError: an invalid argument; a package of the extra `export` is missing; this PyTorch
+            cannot compile packages; the folder holds something else.
         FsdinoError: the folder cannot be written.
     """
     size = size or (model.config.image_size, model.config.image_size)
@@ -138,8 +138,8 @@ def check_arguments(
     """Refuse what `export_model` would refuse before it has a model.
 
     Raises:
-        UsageError: an unknown or impossible choice, a missing package, a folder that holds
-            something else.
+        UsageError: an unknown or impossible choice, a missing package, a PyTorch that cannot
+            compile packages, a folder that holds something else.
     """
     for argument, value, known in (
         ("format", format, FORMATS), ("kernels", kernels, KERNELS), ("output", output, OUTPUTS),
@@ -158,6 +158,8 @@ def check_arguments(
                     f"ONNX files need the extra export ({package} is missing): "
                     "pip install 'fsdino[export]'"
                 )
+    if format == "aoti":
+        portable_options()
     _check_folder(folder, overwrite=overwrite)
 
 

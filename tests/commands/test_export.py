@@ -6,12 +6,14 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+import torch._inductor
 
 import fsdino
 from fsdino import cli, resizing
@@ -126,3 +128,13 @@ def test_a_missing_package(folders, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", without_onnx)
     assert cli.main(["export", str(folders[0]), "--out", str(tmp_path / "new")]) == 2
     assert "pip install 'fsdino[export]'" in capsys.readouterr().err
+
+
+def test_an_older_pytorch_writes_no_packages(folders, tmp_path, monkeypatch, capsys) -> None:
+    """It is refused before the model is loaded and traced."""
+    monkeypatch.setattr(torch._inductor, "config", SimpleNamespace(cpp=object()))
+    out = tmp_path / "new"
+    assert cli.main(["export", str(folders[0]), "--format", "aoti", "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "update PyTorch to 2.13 or newer" in error and error.count("\n") == 1
+    assert not out.exists()

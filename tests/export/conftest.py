@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from torch.torch_version import TorchVersion
 
 from fsdino.export.write import export_model
 from fsdino.models.segmenter import Segmenter
@@ -21,6 +23,13 @@ class TinyExport:
 
     model: Segmenter
     folder: Path
+
+
+@pytest.fixture
+def compiles_packages() -> None:
+    """Packages of AOTInductor for other processors than this one."""
+    if TorchVersion(torch.__version__) < "2.13":
+        pytest.skip("PyTorch before 2.13 compiles packages for this processor only")
 
 
 def _exported(model: Segmenter, folder: Path) -> TinyExport:

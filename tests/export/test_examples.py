@@ -239,6 +239,7 @@ def test_a_program_of_pt2(model: FSDINO, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiles_packages")
 def test_packages_of_aoti(model: FSDINO, tmp_path: Path) -> None:
     """In Python and in C++, with fsdino's kernels."""
     compiler()

@@ -263,6 +263,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiles_packages")
 def test_a_package_runs_without_python(runner: Path, tmp_path: Path) -> None:
     """A C++ program runs other batches; it holds nothing of Python and of this processor."""
     name, package = "every op", tmp_path / "model.pt2"
