@@ -17,7 +17,9 @@ from fsdino.errors import CheckpointError, DataError, UsageError, listed, one_li
 from fsdino.export.folder import RUNTIMES, Exported, GraphFile
 
 _AGAIN = "export the model again with `fsdino export`"
-_MOST_REASON = 300  # characters of a runtime's own message
+# Characters of a runtime's own message. onnxruntime puts a file, a line and a signature of its
+# source before the reason.
+_MOST_REASON = 600
 # Types of slots, as each runtime calls them.
 _ONNX_TYPES = {"uint8": "tensor(uint8)", "int64": "tensor(int64)", "float32": "tensor(float)"}
 _OPENVINO_TYPES = {"uint8": "u8", "int64": "i64", "float32": "f32"}
