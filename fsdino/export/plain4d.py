@@ -57,22 +57,30 @@ def squeeze4d(query: Tensor, support: Tensor, weight: Tensor | None, *rest: Any)
     flat = [tensor for kind in parameters for tensor in kind]
     count = len(strides)
 
-    def sample(
-        number: Tensor, asked: Tensor, shown: Tensor, share: Tensor, *flat: Tensor
+    def goes_on(number: Tensor, found: Tensor, *_: Tensor) -> Tensor:
+        return number < found.shape[0]
+
+    def advance(
+        number: Tensor, found: Tensor, asked: Tensor, shown: Tensor, share: Tensor, *flat: Tensor
     ) -> tuple[Tensor, Tensor]:
-        planes = _correlation(asked[None], shown[None], share[None], eps)
+        here = number[None]
+        query, support, weight = (t.index_select(0, here) for t in (asked, shown, share))
+        planes = _correlation(query, support, weight, eps)
         for index, stride in enumerate(strides):
             wq, ws, bias, norm_weight, norm_bias = flat[index::count]
             planes = _block(
                 planes, wq, ws, bias, norm_weight, norm_bias, num_groups, norm_eps, stride
             )
-        return number + 1, _reduced(planes)[0]
+        own = torch.arange(found.shape[0])[:, None, None, None] == number
+        return number + 1, torch.where(own, _reduced(planes), found).contiguous()
 
     if weight is None:
         weight = support.new_ones(support.shape[0], *support.shape[3:])
     start = torch.zeros((), dtype=torch.int64)
-    scan = torch.ops.higher_order.scan
-    found: Tensor = scan(sample, [start], [query, support, weight], flat)[1]
+    empty = query.new_zeros(query.shape[0], parameters[0][-1].shape[0], *query.shape[3:])
+    # Not `scan`, which AOTInductor cannot compile where the length is a product (classes x shots).
+    loop = torch.ops.higher_order.while_loop
+    found: Tensor = loop(goes_on, advance, (start, empty), (query, support, weight, *flat))[1]
     return found
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import torch._inductor
 from torch import Tensor, nn
+from torch.export import Dim
 
+from fsdino import ops
 from fsdino.bench import formulation
 from fsdino.export import lowering, plain4d
+from fsdino.models.hypercorrelation import CorrelationPrior
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -87,3 +93,32 @@ def test_squeezing(weighted: bool) -> None:
             reduce_support=index == 1,
         )
     assert torch.allclose(found.double(), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiles_packages")
+def test_squeezing_in_a_package(tmp_path: Path) -> None:
+    """AOTInductor compiles it where the batch is a product of two lengths, as in `QueryGraph`."""
+
+    class Flattened(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.prior = CorrelationPrior(3, (4, 8))
+
+        def forward(self, *tensors: Tensor) -> Tensor:
+            return self.prior(*(tensor.flatten(0, 1) for tensor in tensors))
+
+    def inputs(*batch: int) -> tuple[Tensor, ...]:
+        shapes = (3, 6, 4, 5), (3, 6, 6, 7), (6, 7)
+        return tuple(draw(*batch, *shape, seed=len(shape)).clamp(-1, 1) for shape in shapes)
+
+    model = Flattened().eval()
+    free = {0: Dim("classes", min=1), 1: Dim("shots", min=1)}
+    with torch.no_grad(), ops.use_backend("reference"):
+        program = torch.export.export(model, inputs(2, 3), dynamic_shapes=((free,) * 3,))
+        package = torch._inductor.aoti_compile_and_package(
+            program.run_decompositions(lowering.plain()),
+            package_path=str(tmp_path / "squeeze.pt2"),
+        )
+        run = torch._inductor.aoti_load_package(package)
+        assert torch.allclose(run(*inputs(1, 2)), model(*inputs(1, 2)), atol=1e-5)
