@@ -42,12 +42,11 @@ from fsdino import processes as sharing
 from fsdino.bench.record import machine, write_record
 from fsdino.errors import FsdinoError
 from fsdino.export import runtimes
-from fsdino.export.folder import DESCRIPTION, Exported
+from fsdino.export.folder import DESCRIPTION, LIBRARY, Exported
 from fsdino.export.segmenter import ExportedSegmenter
 from fsdino.export.write import export_model
 from fsdino.models import zoo
 from fsdino.models.segmenter import Segmenter
-from fsdino.ops import native
 from fsdino.tables import print_table
 
 PHOTO, SIZE = "fsdino-photo", 448
@@ -90,7 +89,7 @@ class Programs:
     def __init__(self, folder: Path) -> None:
         self.exported = Exported.read(folder)
         if self.exported.kernels == "fsdino":
-            native.library()  # of which the folder has a copy; a process can load only one
+            torch.ops.load_library(folder / LIBRARY)
         self._programs: dict[str, Callable[..., Sequence[torch.Tensor]]] = {}
         for name, graph in self.exported.graphs.items():
             path = str(folder / graph.file)
