@@ -1,4 +1,4 @@
-"""Small models with their exports, made once for all tests."""
+"""Two models with their exports, made once for all tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch.torch_version import TorchVersion
 
+import fsdino
 from fsdino.export.write import export_model
+from fsdino.models.fsdino import FSDINO
 from fsdino.models.segmenter import Segmenter
 from pyramids import NETWORKS
 from tiny_models import tiny_model
@@ -19,7 +21,7 @@ SIDE = 64  # pixels that images are resized to: 4 x 4 tokens
 
 @dataclass(frozen=True)
 class TinyExport:
-    """A model with random weights, and the folder that it was exported to as ONNX."""
+    """A small model, and the folder that it was exported to as ONNX."""
 
     model: Segmenter
     folder: Path
@@ -38,16 +40,21 @@ def _exported(model: Segmenter, folder: Path) -> TinyExport:
 
 
 @pytest.fixture(scope="session")
-def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> TinyExport:
-    """A training-free model on a ResNet, which fits a classifier to its supports."""
+def training_free() -> FSDINO:
+    """A model on a ResNet, which fits a classifier to its supports."""
     name, arguments = NETWORKS["ResNet"]
-    model = tiny_model(
+    return tiny_model(
         encoder=name, encoder_args=arguments, image_size=SIDE, variant="training_free"
     )
-    return _exported(model, tmp_path_factory.mktemp("free"))
+
+
+@pytest.fixture(scope="session")
+def tiny_export(training_free: FSDINO, tmp_path_factory: pytest.TempPathFactory) -> TinyExport:
+    """The training-free model."""
+    return _exported(training_free, tmp_path_factory.mktemp("free"))
 
 
 @pytest.fixture(scope="session")
 def tiny_full_export(tmp_path_factory: pytest.TempPathFactory) -> TinyExport:
-    """A model with all parts of the paper's, on a DINOv2, which fits nothing."""
-    return _exported(tiny_model(correlation_channels=(4,)), tmp_path_factory.mktemp("full"))
+    """A bundled model with all parts of the paper's, which fits nothing."""
+    return _exported(fsdino.load("fsdino-tiny"), tmp_path_factory.mktemp("full"))

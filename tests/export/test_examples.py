@@ -17,22 +17,22 @@ from PIL import Image
 from fsdino.export import manual, write
 from fsdino.export.folder import Exported
 from fsdino.models.fsdino import FSDINO
-from tiny_models import box_mask, picture, tiny_model
+from tiny_models import picture
 
 NEAR = 1e-3  # of the threshold, where rounding decides
 QUERIES = ("query", "other")
 
 
 @pytest.fixture(scope="module")
-def model() -> FSDINO:
+def model(training_free: FSDINO) -> FSDINO:
     """One that fits something to its supports, and so has every input."""
-    return tiny_model(1, variant="training_free")
+    return training_free
 
 
-def fill(folder: Path, model: FSDINO, **options: str) -> Path:
-    """Export the model, and lay photographs beside it: `query` has the object, `other` has not."""
-    write.export_model(model, folder, **options)
-    box = box_mask(90, 120)
+def add_photographs(folder: Path) -> Path:
+    """Lay photographs beside an export: `query` has the object, `other` has not."""
+    box = np.zeros((90, 120), bool)
+    box[20:70, 25:88] = True
     shown, asked = picture(90, 120, 1), picture(100, 80, 2)
     shown[box] //= 4
     asked[30:70, 20:60] //= 4
@@ -47,9 +47,11 @@ def fill(folder: Path, model: FSDINO, **options: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def onnx_folder(model: FSDINO, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("onnxscript")
-    return fill(tmp_path_factory.mktemp("onnx"), model)
+def onnx_folder(tiny_export, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy, which the commands write to."""
+    folder = tmp_path_factory.mktemp("onnx")
+    shutil.copytree(tiny_export.folder, folder, dirs_exist_ok=True)
+    return add_photographs(folder)
 
 
 def blocks(folder: Path, language: str) -> list[str]:
@@ -62,6 +64,8 @@ def run(folder: Path, words: str, query: str) -> str:
     """Run the one command of the README that has these words; returns what it prints."""
     [command] = [block for block in blocks(folder, "sh") if words in block]
     command = command.replace("query", query)
+    if (folder / command.partition(" -o ")[2].partition(" ")[0]).is_file():  # compiled before
+        command = command[command.index("./find") :]
     # The commands' python is this one; it finds fsdino only if it is installed.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
@@ -233,7 +237,8 @@ def test_another_format_leaves_no_examples_behind(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_program_of_pt2(model: FSDINO, tmp_path: Path) -> None:
-    folder = fill(tmp_path, model, format="pt2")
+    write.export_model(model, tmp_path, format="pt2")
+    folder = add_photographs(tmp_path)
     for query in QUERIES:
         check(folder, model, "torch_example.py", query)
 
@@ -243,7 +248,8 @@ def test_a_program_of_pt2(model: FSDINO, tmp_path: Path) -> None:
 def test_packages_of_aoti(model: FSDINO, tmp_path: Path) -> None:
     """In Python and in C++, with fsdino's kernels."""
     compiler()
-    folder = fill(tmp_path, model, format="aoti", kernels="fsdino")
+    write.export_model(model, tmp_path, format="aoti", kernels="fsdino")
+    folder = add_photographs(tmp_path)
     for query in QUERIES:
         check(folder, model, "torch_example.py", query)
         check(folder, model, "aoti.cpp", query)

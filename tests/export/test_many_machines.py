@@ -23,7 +23,7 @@ from fsdino import cli
 from fsdino.export.segmenter import ExportedSegmenter
 
 ROOT = Path(__file__).resolve().parents[2]
-TASK, PHOTOGRAPHS, DAMAGED = 4, 63, "damaged.jpg"
+TASK, PHOTOGRAPHS, DAMAGED = 4, 47, "damaged.jpg"
 LIMIT = 120  # seconds, for whatever is waited for
 BUSY = re.compile(rb"ray::(MapWorker\()?MapBatches\(Worker\)\)?\.submit\b")  # a process's title
 
@@ -40,10 +40,10 @@ def program(**constants: str) -> str:
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch, tiny_export) -> Path:
+def place(tmp_path, monkeypatch, tiny_full_export) -> Path:
     """What the program reads: an export, an example, and photographs, of which one is damaged."""
     monkeypatch.chdir(tmp_path)
-    Path("photo-onnx").symlink_to(tiny_export.folder)
+    Path("photo-onnx").symlink_to(tiny_full_export.folder)
     samples = fsdino.samples()
     samples["coins"].image.save("cat.jpg")
     samples["coins"].mask.save("cat_mask.png")
@@ -124,7 +124,7 @@ def kill_one_of_two(place: Path, names: list[str]) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes in /proc")
-def test_a_worker_that_is_killed_costs_no_result(place, run, tiny_export, capsys) -> None:
+def test_a_worker_that_is_killed_costs_no_result(place, run, tiny_full_export, capsys) -> None:
     """Its photographs may be segmented twice; each has one whole result, and the report says so."""
     names = sorted(path.relative_to("photos").as_posix() for path in Path("photos").rglob("*.jpg"))
     good = [name for name in names if name != DAMAGED]
@@ -141,7 +141,7 @@ def test_a_worker_that_is_killed_costs_no_result(place, run, tiny_export, capsys
     rows = [json.loads(line) for line in table.read_text().split("\n") if line]
     assert sorted(row["name"] for row in rows) == good
     assert sum(row["again"] for row in rows) == again
-    model = ExportedSegmenter(tiny_export.folder)
+    model = ExportedSegmenter(tiny_full_export.folder)
     support = model.encode_support("cat.jpg", "cat_mask.png", warn=False)
     for row in rows:
         folder = Path("found", row["name"])

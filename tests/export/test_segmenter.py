@@ -119,12 +119,12 @@ def photo() -> Segmenter:
     return model
 
 
-MODELS = {"fsdino-tiny": lambda: fsdino.load("fsdino-tiny"), "fsdino-photo": photo, "hsnet": hsnet}
+MODELS = {"fsdino-photo": photo, "hsnet": hsnet}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-def test_bundled_and_published_models(name, tmp_path) -> None:
+def test_larger_models(name, tmp_path) -> None:
     model = MODELS[name]()
     export_model(model, tmp_path / name, size=(128, 128) if name == "fsdino-photo" else None)
     queries = [fsdino.samples()[name].image for name in ("more-coins", "espresso-cup")]
