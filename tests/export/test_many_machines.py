@@ -23,8 +23,8 @@ from fsdino import cli
 from fsdino.export.segmenter import ExportedSegmenter
 
 ROOT = Path(__file__).resolve().parents[2]
-TASK, PHOTOGRAPHS, DAMAGED = 4, 47, "damaged.jpg"
-LIMIT = 120  # seconds, for whatever is waited for
+TASK, PHOTOGRAPHS, DAMAGED = 4, 63, "damaged.jpg"
+LIMIT = 300  # seconds, for whatever is waited for
 BUSY = re.compile(rb"ray::(MapWorker\()?MapBatches\(Worker\)\)?\.submit\b")  # a process's title
 
 
