@@ -62,12 +62,11 @@ def _folds(places: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
     count, _, width = sides.shape
     across = (torch.arange(width) + 0.5) / width
     photograph, left, right = places.unbind(1)
-    # In the very steps of `views.View.places`: a column may lie on the border of two strips.
     across = torch.where((left > right)[:, None], 1 - across, across)
     least, length = torch.minimum(left, right), (right - left).abs()
     column = least[:, None] + across * length[:, None]  # [M, w]
-    strips = (column * training_free.FOLDS).floor()
     single = photograph.max() == photograph.min()
+    strips = training_free.strips_of(column)
     chosen = torch.where(single, strips, photograph[:, None].expand_as(strips))
     folds = chosen[:, None].expand_as(sides).flatten()
     numbers = torch.arange(count + training_free.FOLDS - 1, dtype=folds.dtype)

@@ -35,6 +35,7 @@ _TOP = 4  # best tokens, which tell whether a query shows the object
 # Their mean above the support's background at which presence is even odds, and the slope there.
 _EVEN, _STEEP = 1.25, 7.0
 TINY = 1e-6
+ROUNDING = 1e-4  # of shares: as near to a limit, a share is on it, however a runtime rounds
 
 
 def prototype_score(query: Features, support: SupportFeatures) -> Tensor:
@@ -275,8 +276,9 @@ def sides_of(mask: Tensor, border: float) -> Tensor:
     The token with the least foreground is background, unless that is as good as covered.
     """
     share = mask.float()
-    sides = torch.where(share <= border, -1.0, (share >= 1 - border).float())
-    clearest = (share == share.amin((1, 2), keepdim=True)) & (share < 1 - border)
+    covered = share >= 1 - border - ROUNDING
+    sides = torch.where(share <= border + ROUNDING, -1.0, covered.float())
+    clearest = (share <= share.amin((1, 2), keepdim=True) + ROUNDING) & ~covered
     return torch.where(clearest, -1.0, sides)
 
 
@@ -288,12 +290,17 @@ def _folds(places: Sequence[Tensor], sides: Tensor) -> Tensor:
     where = torch.cat([place.flatten() for place in places])
     folds = where.floor()
     if folds.max() == folds.min():
-        folds = ((where - folds) * FOLDS).floor()
+        folds = strips_of(where - folds)
     for fold in folds.unique().tolist():
         left = sides[folds != fold]
         if not ((left > 0).any() and (left < 0).any()):
             folds[folds == fold] = -1
     return folds
+
+
+def strips_of(columns: Tensor) -> Tensor:
+    """Numbers of the vertical strips that columns in [0, 1) lie in."""
+    return (columns * FOLDS + ROUNDING).floor()
 
 
 def _contrast(best: Tensor) -> Tensor:
@@ -312,7 +319,7 @@ def levels_of(scores: Tensor, share: Tensor) -> Tensor:
     ordered, inside = scores[order], share[order].cumsum(0)
     counts = torch.arange(1, scores.shape[0] + 1, device=scores.device)
     iou = inside / (share.sum() + counts - inside)
-    good = iou >= _PLATEAU * iou.max()
+    good = iou >= (_PLATEAU - ROUNDING) * iou.max()
     highest = ordered.where(good, -torch.inf).amax(0)
     upper, lower = (
         (scores * weight).sum() / weight.sum().clamp_min(TINY) for weight in (share, 1 - share)

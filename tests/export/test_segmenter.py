@@ -22,7 +22,7 @@ from fsdino.models.config import ModelConfig
 from fsdino.models.segmentation import Segmentation
 from fsdino.models.segmenter import Segmenter
 from fsdino.models.supports import Support
-from tiny_models import randomise, tiny_model
+from tiny_models import box_mask, picture, randomise, tiny_model
 
 # Of probabilities: to the threshold, and between runtimes. Random networks amplify the rounding of
 # float32: OpenVINO comes to 1.7e-4 with five shots, where PyTorch's own rounding is 5e-5.
@@ -88,6 +88,17 @@ def test_full_models_are_those_of_pytorch(full, tiny_full_export, close) -> None
     assert supports[0].fit is None
     assert supports[0].quality == pytest.approx(supports[1].quality, abs=1e-3)
     assert_alike(full.segment(query, supports[0]), model.segment(query, supports[1]), close)
+
+
+def test_a_box_whose_share_of_a_token_is_on_a_limit(exported, tiny_export, close) -> None:
+    """A fifth of a token: rounding decided its side, and the score was half of PyTorch's."""
+    shown, mask, query = picture(90, 120, 1), box_mask(90, 120), picture(100, 80, 2)
+    shown[mask] //= 4
+    query[30:70, 20:60] //= 4
+    model = tiny_export.model
+    own, other = (m.encode_support(shown, mask, warn=False) for m in (exported, model))
+    assert torch.equal(own.fit.shots[0].sides, other.fit.shots[0].sides)
+    assert_alike(exported.segment(query, own), model.segment(query, other), close)
 
 
 def test_a_small_object_is_fitted_with_its_close_up(exported, tiny_export, close) -> None:

@@ -321,6 +321,42 @@ def test_own_classifier_does_not_learn_from_noise() -> None:
     assert below.max() < 0
 
 
+ROUNDED = pytest.mark.parametrize("rounded", [1 - 1e-6, 1 + 1e-6])  # as by other runtimes
+
+
+@ROUNDED
+@pytest.mark.parametrize("rest", [(0.2, 0.0), (0.5, 0.5)], ids=["a fifth", "the least"])
+def test_rounding_does_not_choose_sides(rounded: float, rest: tuple[float, float]) -> None:
+    """A box on a grid covers exact fifths, and several tokens least of all."""
+    mask = torch.tensor([1.0, 0.8, *rest]).repeat(1, 4, 1)
+    other = mask.clone()
+    other[:, 0] *= rounded
+    sides = training_free.sides_of(mask, 0.2)
+    assert torch.equal(sides[0, 0], torch.tensor([1.0, 1, -1, -1]))
+    assert torch.equal(sides, training_free.sides_of(other, 0.2))
+
+
+@ROUNDED
+def test_rounding_does_not_choose_folds(rounded: float) -> None:
+    """A close-up's columns may lie between two strips."""
+    _, shots = random_case(1)
+    shot = shots[0][:1]
+    columns = torch.tensor([0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.8, 0.9]).expand(4, 8)
+    exact, other = (plain().fit([shot], [columns * factor]) for factor in (1, rounded))
+    assert torch.equal(exact.levels, other.levels)
+
+
+@ROUNDED
+def test_rounding_does_not_choose_the_cut(rounded: float) -> None:
+    """19 of 20 tokens are found above a threshold: 0.95 of the best IoU."""
+    scores = torch.linspace(1, -1, 100)
+    share = torch.cat([torch.ones(20), torch.zeros(80)])
+    exact = training_free.levels_of(scores, share)
+    assert exact[0] == pytest.approx(cut_by_hand(scores.numpy(), share.numpy()))
+    other = training_free.levels_of(scores, share * torch.ones(100).where(scores < 0.9, rounded))
+    assert torch.allclose(exact, other, atol=1e-5)
+
+
 def test_own_matches_leave_out_a_tokens_own_part() -> None:
     """A support token that has no like outside of its strip finds no match, though it is there."""
     tokens = torch.full((1, 1, 4, 1, 8), 0.0)
