@@ -6,8 +6,6 @@ runtime's own Resize is trusted with it: OpenVINO ignores antialiasing.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -35,10 +33,11 @@ def bilinear(cells: int, pixels: int, length: Tensor) -> Tensor:
 
 def aligned(cells: int, pixels: int) -> Tensor:
     """Weights of bilinear resizing with aligned corners: [cells, pixels]."""
-    cell, pixel = positions(cells)[:, None], positions(pixels)
-    steps: Any = torch.sym_max(cells - 1, 1)
-    distance: Tensor = (pixel * steps - cell * (pixels - 1)).abs()
-    weights: Tensor = (1 - distance.float() / steps).clamp_min(0)
+    cell, pixel = positions(cells).float(), positions(pixels).float()
+    # PyTorch's own steps, in float32: HSNet takes what has the least weight of its object in.
+    step = pixel[-1] / cell[-1].clamp_min(1)
+    source = torch.minimum(cell * step, pixel[-1])
+    weights: Tensor = (1 - (pixel - source[:, None]).abs()).clamp_min(0)
     return weights
 
 
@@ -69,7 +68,9 @@ def nearest(cells: int, pixels: int, length: Tensor) -> Tensor:
     Args:
         cells, pixels, length: see `bilinear`.
     """
-    step = length.float()[:, None] / cells
+    # OpenVINO multiplies by the reciprocal of a constant, and takes the pixel before the right one.
+    count = length.clamp(cells, cells)
+    step = (length.float() / count.float())[:, None]
     place = (positions(cells).float() * step).floor().long()
     place = torch.minimum(place, length[:, None] - 1)
     return (positions(pixels) == place[..., None]).float()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnxruntime
+import openvino
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.export import Dim
 
 from fsdino import resizing
 from fsdino.export import resampling
@@ -77,6 +80,14 @@ def test_aligned_corners(size: tuple[int, int]) -> None:
     assert torch.allclose(resampling.resize(maps, *lines), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("cells", [50, 25, 13])
+def test_what_rounding_adds_at_aligned_corners(cells: int) -> None:
+    """HSNet's masks: to it, 3e-5 is as good as 1, and PyTorch gives it where 0 is due."""
+    lines = torch.eye(400)[:, None, None]
+    expected = F.interpolate(lines, (1, cells), mode="bilinear", align_corners=True)[:, 0, 0].T
+    assert torch.equal(resampling.aligned(cells, 400) > 0, expected > 0)
+
+
 @pytest.mark.parametrize("size", [(20, 24), (7, 5), (1, 3)])
 def test_windows_of_adaptive_pooling(size: tuple[int, int]) -> None:
     maps = torch.randn(2, 20, 24, generator=torch.Generator().manual_seed(0))
@@ -97,3 +108,32 @@ def test_bicubic_resizing_of_positions(size: tuple[int, int]) -> None:
     lines = [resampling.bicubic_antialiased(side, 37) for side in size]
     expected = F.interpolate(maps, size, mode="bicubic", antialias=True)
     assert torch.allclose(resampling.resize(maps, *lines), expected, atol=1e-5)
+
+
+class Nearest(nn.Module):
+    """Lines resized to 400 values, as masks for HSNet."""
+
+    def forward(self, lines: Tensor) -> Tensor:
+        length = torch.full((1,), lines.shape[1])
+        return lines @ resampling.nearest(400, lines.shape[1], length)[0].mT
+
+
+def test_single_pixels_are_those_of_pytorch_in_each_runtime(tmp_path) -> None:
+    """Where the lengths are in a simple ratio, many pixels begin exactly where a cell does."""
+    path = str(tmp_path / "nearest.onnx")
+    dims = ({1: Dim("pixels", min=2, max=9999)},)
+    torch.onnx.export(
+        Nearest().eval(),
+        (torch.zeros(1, 77),),
+        path,
+        dynamic_shapes=dims,
+        opset_version=20,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(path)
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for length in (200, 333, 400, 420, 472, 600, 1000):  # 420: PyTorch's rounding takes ten others
+        lines = np.arange(length, dtype=np.float32)[None]
+        expected = F.interpolate(torch.from_numpy(lines)[None], 400, mode="nearest")[0].numpy()
+        assert np.array_equal(session.run(None, {"lines": lines})[0], expected)
+        assert np.array_equal(compiled(lines)[0], expected)
