@@ -21,6 +21,8 @@ from PIL import Image
 import fsdino
 from fsdino import cli
 from fsdino.export.segmenter import ExportedSegmenter
+from fsdino.export.write import export_model
+from tiny_models import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK, PHOTOGRAPHS, DAMAGED = 4, 63, "damaged.jpg"
@@ -39,11 +41,19 @@ def program(**constants: str) -> str:
     return code
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of a model with few operations, which is written in half the time of others."""
+    folder = tmp_path_factory.mktemp("export")
+    export_model(tiny_model(variant="training_free", matcher="prototype"), folder, name="tiny")
+    return folder
+
+
 @pytest.fixture
-def place(tmp_path, monkeypatch, tiny_full_export) -> Path:
+def place(tmp_path, monkeypatch, exported) -> Path:
     """What the program reads: an export, an example, and photographs, of which one is damaged."""
     monkeypatch.chdir(tmp_path)
-    Path("photo-onnx").symlink_to(tiny_full_export.folder)
+    Path("photo-onnx").symlink_to(exported)
     samples = fsdino.samples()
     samples["coins"].image.save("cat.jpg")
     samples["coins"].mask.save("cat_mask.png")
@@ -124,7 +134,7 @@ def kill_one_of_two(place: Path, names: list[str]) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes in /proc")
-def test_a_worker_that_is_killed_costs_no_result(place, run, tiny_full_export, capsys) -> None:
+def test_a_worker_that_is_killed_costs_no_result(place, run, exported, capsys) -> None:
     """Its photographs may be segmented twice; each has one whole result, and the report says so."""
     names = sorted(path.relative_to("photos").as_posix() for path in Path("photos").rglob("*.jpg"))
     good = [name for name in names if name != DAMAGED]
@@ -141,7 +151,7 @@ def test_a_worker_that_is_killed_costs_no_result(place, run, tiny_full_export, c
     rows = [json.loads(line) for line in table.read_text().split("\n") if line]
     assert sorted(row["name"] for row in rows) == good
     assert sum(row["again"] for row in rows) == again
-    model = ExportedSegmenter(tiny_full_export.folder)
+    model = ExportedSegmenter(exported)
     support = model.encode_support("cat.jpg", "cat_mask.png", warn=False)
     for row in rows:
         folder = Path("found", row["name"])
