@@ -72,12 +72,12 @@ def test_every_triton_kernel_keeps_to_its_registers_and_its_tensor_cores() -> No
     """No spills, shared memory within the GPU's, tensor cores for half precision, and beside their
     products neither integer divisions nor loads of 2 bytes.
 
-    float16 differs from bfloat16 in conversions alone, so that one architecture stands for the
-    others; and float32, which uses no tensor cores, is as sm_90 has it on what comes after.
+    float16 differs from bfloat16 in conversions alone, so that each architecture has one of them;
+    and float32, which uses no tensor cores, is as sm_90 has it on what comes after.
     """
     dtypes = {
-        "80": ("bfloat16", "float32"),
-        "90": ("bfloat16", "float16", "float32"),
+        "80": ("float16", "float32"),
+        "90": ("bfloat16", "float32"),
         "100": ("bfloat16",),
     }
 
