@@ -35,7 +35,7 @@ _TOP = 4  # best tokens, which tell whether a query shows the object
 # Their mean above the support's background at which presence is even odds, and the slope there.
 _EVEN, _STEEP = 1.25, 7.0
 TINY = 1e-6
-ROUNDING = 1e-5  # of shares: as near to a limit, a share is on it, however a runtime rounds
+ROUNDING = 1e-5  # a share within this of a limit lies on it, however a runtime rounds
 
 
 def prototype_score(query: Features, support: SupportFeatures) -> Tensor:
