@@ -34,7 +34,7 @@ def bilinear(cells: int, pixels: int, length: Tensor) -> Tensor:
 def aligned(cells: int, pixels: int) -> Tensor:
     """Weights of bilinear resizing with aligned corners: [cells, pixels]."""
     cell, pixel = positions(cells).float(), positions(pixels).float()
-    # PyTorch's own steps, in float32: HSNet takes what has the least weight of its object in.
+    # PyTorch's own steps, in float32: to HSNet, a token with any weight at all is the object's.
     step = pixel[-1] / cell[-1].clamp_min(1)
     source = torch.minimum(cell * step, pixel[-1])
     weights: Tensor = (1 - (pixel - source[:, None]).abs()).clamp_min(0)
@@ -68,7 +68,7 @@ def nearest(cells: int, pixels: int, length: Tensor) -> Tensor:
     Args:
         cells, pixels, length: see `bilinear`.
     """
-    # OpenVINO multiplies by the reciprocal of a constant, and takes the pixel before the right one.
+    # Not a constant: OpenVINO would multiply by its reciprocal, and round to the pixel before.
     count = length.clamp(cells, cells)
     step = (length.float() / count.float())[:, None]
     place = (positions(cells).float() * step).floor().long()
